@@ -1,0 +1,334 @@
+"""AtomBank: what is stored of each task, kept apart from what all tasks share; one safetensors file on disk."""
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from fscl.atoms.entries import copied, entry_kinds, fingerprint_of, live_state, point_entries, put_entries
+from fscl.atoms.layers import atom_layers
+from fscl.errors import FsclError
+from fscl.files import write_atomically
+from fscl.similarity.subspace import similarity_matrix
+
+__all__ = ["KINDS", "AtomBank"]
+
+KINDS = ("atoms", "normalisation", "head", "other")
+FORMAT = 1
+
+
+class AtomBank:
+    """The atoms of each task, with the normalisation, biases and head that belong to them, over shared coefficients.
+
+    Create it from a network whose coefficients are frozen (:func:`fscl.atoms.freeze_coefficients`), :meth:`store` the
+    network's present state as a task, and :meth:`restore` any task later: outputs are then bit for bit what they were.
+
+    Per task are: atoms, normalisation layers (affine and running statistics), biases of convolutions, and the head.
+    Everything else is shared, is kept once, and must not be trained after the bank is made.
+
+    Args:
+        model: a network with atom layers.
+        heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``.
+
+    References:
+        Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
+
+    Example:
+        >>> from fscl.atoms import decompose, freeze_coefficients
+        >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
+        >>> model = decompose(net).model
+        >>> freeze_coefficients(model)
+        >>> bank = AtomBank(model)
+        >>> bank.store(model, task=0, name="cats")
+        >>> bank.tasks, bank.layers, tuple(bank.stack("0").shape)
+        ([0], ['0'], (1, 4, 3, 3))
+        >>> bank.memory()["atoms"]
+        144
+    """
+
+    def __init__(self, model: nn.Module, heads: Sequence[str] | None = None) -> None:
+        if not atom_layers(model):
+            raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
+        self._kinds = entry_kinds(model, heads)
+        self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
+        self._layers = list(atom_layers(model))
+        self._entries: dict[int, dict[str, Tensor]] = {}
+        self._task_kinds: dict[int, dict[str, str]] = {}
+        self._names: dict[int, str] = {}
+        self._fingerprint = fingerprint_of(
+            {f"{n}.coefficients": self._shared[f"{n}.coefficients"] for n in self._layers}
+        )
+
+    # what is in it
+
+    @property
+    def tasks(self) -> list[int]:
+        """Task labels in the order in which they were first stored."""
+        return list(self._entries)
+
+    @property
+    def layers(self) -> list[str]:
+        """Dotted names of the atom layers, from input to output."""
+        return list(self._layers)
+
+    @property
+    def names(self) -> list[str]:
+        """What each task is called, in the order of :attr:`tasks`."""
+        return [self._names[t] for t in self.tasks]
+
+    @property
+    def shared(self) -> dict[str, Tensor]:
+        """What all tasks share: coefficients and every other frozen entry of the network."""
+        return dict(self._shared)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the shared coefficients: atoms of two banks can be compared only where it is the same."""
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, task: object) -> bool:
+        return task in self._entries
+
+    def __repr__(self) -> str:
+        return f"AtomBank({len(self)} tasks, {len(self._layers)} layers, {sum(self.memory().values())} bytes a task)"
+
+    def entries(self, task: int) -> dict[str, Tensor]:
+        """All tensors stored for one task, by their names in the network's ``state_dict``."""
+        return dict(self._task(task))
+
+    def atoms(self, task: int) -> dict[str, Tensor]:
+        """The atoms of one task: layer name -> (m, height, width)."""
+        entries = self._task(task)
+        return {layer: entries[f"{layer}.atoms"] for layer in self._layers}
+
+    def stack(self, layer: str) -> Tensor:
+        """The atoms of one layer for all tasks, (tasks, m, height, width), in the order of :attr:`tasks`."""
+        self._check_layer(layer)
+        if not self._entries:
+            raise FsclError("the bank is empty; store a task first")
+        return torch.stack([entries[f"{layer}.atoms"] for entries in self._entries.values()])
+
+    def gram(self, layer: str) -> Tensor:
+        """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
+        self._check_layer(layer)
+        flat = self._shared[f"{layer}.coefficients"].flatten(0, 1).double()
+        return flat.T @ flat
+
+    # storing and restoring
+
+    def store(self, model: nn.Module, task: int, name: str | None = None, head: Sequence[str] | None = None) -> None:
+        """Keeps the network's present state as a task; a task stored before is replaced.
+
+        Args:
+            model: the network, with the coefficients that the bank was made with.
+            task: its label.
+            name: what to call it on axes; the label by default.
+            head: names of the modules or entries that are this task's head, where the heads of several tasks live in
+                one network (multi-head); all heads by default.
+
+        Raises:
+            FsclError: the network's coefficients are not the bank's.
+        """
+        state = live_state(model)
+        self._check_coefficients(state)
+        kinds = entry_kinds(model, head) if head is not None else entry_kinds(model, self._heads())
+        ours = {n: k for n, k in kinds.items() if k == "head" or self._kinds.get(n) != "head"}
+        self._entries[task] = {n: copied(state[n]) for n in ours}
+        self._task_kinds[task] = ours
+        self._names[task] = str(task) if name is None else name
+
+    @torch.no_grad()
+    def restore(self, model: nn.Module, task: int) -> None:
+        """Puts a task and the shared entries into a network in place; its outputs are then as they were when stored.
+
+        A head that the network lacks (``ModuleDict`` heads made as tasks arrive) is made after a sibling.
+
+        Raises:
+            FsclError: the task is unknown, or the network has no place for an entry.
+        """
+        entries = self._task(task)
+        put_entries(model, {**self._shared, **entries})
+
+    @contextmanager
+    def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
+        """Within the block the network is a task's; nothing is copied, and after it all is as before.
+
+        Raises:
+            FsclError: the task is unknown, or the network lacks one of its entries.
+        """
+        before = point_entries(model, self._task(task))
+        try:
+            yield model
+        finally:
+            point_entries(model, before)
+
+    # comparing
+
+    def similarity(self, metric: str = "cosine", aggregate: str = "product", **options: Any) -> Tensor:
+        """Task-to-task similarity without data, (tasks, tasks): :func:`fscl.similarity.similarity_matrix`."""
+        return similarity_matrix(self, metric=metric, aggregate=aggregate, **options)
+
+    def nearest(self, task: int, k: int = 1, metric: str = "cosine", aggregate: str = "product") -> list[int]:
+        """The k tasks most similar to a task, most similar first.
+
+        Raises:
+            FsclError: the task is unknown, or there are not k others.
+        """
+        self._task(task)
+        if not 1 <= k < len(self):
+            raise FsclError(f"k is {k}; the bank holds {len(self) - 1} other tasks")
+        row = self.similarity(metric, aggregate)[self.tasks.index(task)]
+        order = [t for i in row.argsort(descending=True, stable=True).tolist() if (t := self.tasks[i]) != task]
+        return order[:k]
+
+    def memory(self, task: int | None = None) -> dict[str, int]:
+        """Bytes stored for one task by kind (atoms, normalisation, head, other); the mean over tasks by default.
+
+        What the tasks share is not in it: :meth:`shared_memory`.
+        """
+        chosen = self.tasks if task is None else [task]
+        total = dict.fromkeys(KINDS, 0)
+        for t in chosen:
+            for name, tensor in self._task(t).items():
+                total[self._task_kinds[t][name]] += tensor.nbytes
+        return {kind: round(total[kind] / max(len(chosen), 1)) for kind in KINDS}
+
+    def shared_memory(self) -> dict[str, int]:
+        """Bytes stored once for all tasks: coefficients, and every other shared entry."""
+        sizes = {"coefficients": 0, "other": 0}
+        names = {f"{layer}.coefficients" for layer in self._layers}
+        for name, tensor in self._shared.items():
+            sizes["coefficients" if name in names else "other"] += tensor.nbytes
+        return sizes
+
+    def merge(self, *others: "AtomBank") -> "AtomBank":
+        """A bank with the tasks of this one and of others that were learned over the same coefficients.
+
+        Tasks of the others whose labels are taken get the next free ones.
+
+        Raises:
+            FsclError: the coefficients differ, so that their atoms cannot be compared.
+        """
+        merged = self._blank()
+        merged._fill(self)
+        for other in others:
+            if other.fingerprint != self.fingerprint:
+                raise FsclError(
+                    f"these banks have different coefficients (fingerprints {self.fingerprint[:12]} and "
+                    f"{other.fingerprint[:12]}), so their atoms cannot be compared; compare tasks of one bank, or "
+                    "train the second from the first one's network"
+                )
+            merged._fill(other)
+        return merged
+
+    # on disk
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes one safetensors file: to a temporary name first, so that a failure leaves the old file whole.
+
+        Raises:
+            FsclError: it cannot be written.
+        """
+        tensors = {f"shared/{name}": t for name, t in self._shared.items()}
+        for task, entries in self._entries.items():
+            tensors |= {f"task/{task}/{name}": t for name, t in entries.items()}
+        meta = {
+            "tasks": [{"id": t, "name": self._names[t], "kinds": self._task_kinds[t]} for t in self.tasks],
+            "layers": self._layers,
+            "kinds": self._kinds,
+            "fingerprint": self.fingerprint,
+        }
+        header = {"format": "fscl.AtomBank", "version": str(FORMAT), "bank": json.dumps(meta)}
+        cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+
+        def write(temporary: os.PathLike[str]) -> None:
+            try:
+                save_file(cpu, temporary, header)
+            except SafetensorError as error:  # a full disk arrives wrapped
+                raise OSError(None, str(error)) from error
+
+        write_atomically(path, write)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
+        """Reads a bank that :meth:`save` wrote. No code in the file is executed.
+
+        Raises:
+            FsclError: there is no such file, it is damaged, not a bank, or of a newer format.
+        """
+        if not os.path.isfile(path):
+            raise FsclError(f"{path}: no such bank")
+        try:
+            with safe_open(path, framework="pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                if header.get("format") != "fscl.AtomBank":
+                    raise FsclError(f"{path}: a safetensors file, but not an atom bank")
+                if int(header["version"]) > FORMAT:
+                    raise FsclError(
+                        f"{path}: bank format {header['version']}, and this fscl reads up to {FORMAT}; upgrade fscl"
+                    )
+                meta = json.loads(header["bank"])
+                bank = cls.__new__(cls)
+                bank._layers, bank._kinds = meta["layers"], meta["kinds"]
+                bank._fingerprint = meta["fingerprint"]
+                bank._shared, bank._entries, bank._task_kinds, bank._names = {}, {}, {}, {}
+                for task in meta["tasks"]:
+                    bank._names[task["id"]] = task["name"]
+                    bank._task_kinds[task["id"]] = task["kinds"]
+                    bank._entries[task["id"]] = {
+                        name: file.get_tensor(f"task/{task['id']}/{name}") for name in task["kinds"]
+                    }
+                for key in file.keys():  # noqa: SIM118 - not a dict
+                    if key.startswith("shared/"):
+                        bank._shared[key.removeprefix("shared/")] = file.get_tensor(key)
+        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+            raise FsclError(f"{path}: damaged or truncated, not readable as a bank ({error})") from error
+        return bank
+
+    # inside
+
+    def _task(self, task: int) -> dict[str, Tensor]:
+        if task not in self._entries:
+            known = ", ".join(map(str, self.tasks)) or "none yet"
+            raise FsclError(f"task {task!r} is not in the bank; tasks: {known}")
+        return self._entries[task]
+
+    def _check_layer(self, layer: str) -> None:
+        if layer not in self._layers:
+            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._layers)}")
+
+    def _check_coefficients(self, state: dict[str, Tensor]) -> None:
+        for layer in self._layers:
+            name = f"{layer}.coefficients"
+            ours = self._shared[name]
+            if name not in state or not torch.equal(state[name], ours.to(state[name].device)):
+                raise FsclError(
+                    f"{name} of this network differs from the bank's; freeze the coefficients before the bank is made, "
+                    "and make a new bank for a network with others"
+                )
+
+    def _heads(self) -> list[str]:
+        return [name for name, kind in self._kinds.items() if kind == "head"]
+
+    def _blank(self) -> "AtomBank":
+        bank = AtomBank.__new__(AtomBank)
+        bank._layers, bank._kinds, bank._shared = self._layers, self._kinds, self._shared
+        bank._fingerprint = self._fingerprint
+        bank._entries, bank._task_kinds, bank._names = {}, {}, {}
+        return bank
+
+    def _fill(self, other: "AtomBank") -> None:
+        for task in other.tasks:
+            label = task if task not in self._entries else max(self._entries) + 1
+            self._entries[label] = other._entries[task]
+            self._task_kinds[label] = other._task_kinds[task]
+            self._names[label] = other._names[task]

@@ -1,0 +1,123 @@
+"""Any convolutional network as a network of atom layers, and back."""
+
+import copy
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from torch import nn
+
+from fscl.atoms.entries import within
+from fscl.atoms.layers import AtomConv2d
+from fscl.errors import FsclError
+
+__all__ = ["Decomposition", "decompose", "recompose"]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A network of atom layers and how well it stands for the original.
+
+    Attributes:
+        model: a copy of the original whose spatial convolutions are :class:`AtomConv2d`.
+        errors: per atom layer, the relative error ``|W - coefficients x atoms| / |W|`` (Frobenius norm).
+    """
+
+    model: nn.Module
+    errors: dict[str, float]
+
+    @property
+    def error(self) -> float:
+        """The largest relative error of a layer."""
+        return max(self.errors.values())
+
+
+def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) -> Decomposition:
+    """Writes every spatial convolution of a network as coefficients times atoms; the original is left as it was.
+
+    Stride, padding, dilation, groups, bias, device and dtype are kept. Exact to float precision when ``num_atoms`` is
+    at least the number of pixels of a filter (9 for 3x3). 1x1 convolutions have no spatial part and stay as they are.
+
+    Args:
+        model: any module with ``nn.Conv2d`` layers.
+        num_atoms: atoms a layer.
+        skip: dotted names of modules to leave as they are, with all below them.
+
+    Raises:
+        FsclError: there is nothing to decompose, a name in ``skip`` is unknown, or a convolution cannot be replaced
+            (its class overrides ``forward``, it is lazy, or its weight is parametrised).
+
+    References:
+        Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1))
+        >>> result = decompose(net, num_atoms=9)
+        >>> list(result.errors), result.error < 1e-6
+        (['0'], True)
+    """
+    names = {name for name, _ in model.named_modules()}
+    if unknown := sorted(set(skip) - names):
+        raise FsclError(f"skip names no module {unknown[0]!r}; modules: {', '.join(sorted(names - {''}))}")
+    result = copy.deepcopy(model)
+    if type(result) is nn.Conv2d:
+        raise FsclError("the model is a single nn.Conv2d; use AtomConv2d.from_conv")
+    errors: dict[str, float] = {}
+
+    def atoms_of(name: str, conv: nn.Module) -> nn.Module | None:
+        if within(name, skip) or not _is_spatial(name, conv):
+            return None
+        assert isinstance(conv, nn.Conv2d)
+        layer = AtomConv2d.from_conv(conv, num_atoms)
+        norm = float(conv.weight.detach().norm())
+        errors[name] = float((layer.weight - conv.weight).detach().norm()) / norm if norm else 0.0
+        return layer
+
+    _replace(result, atoms_of)
+    if not errors and not any(isinstance(m, AtomConv2d) for m in result.modules()):
+        raise FsclError(
+            f"{type(model).__name__} has no spatial convolutions (nn.Conv2d with a kernel larger than 1x1) to decompose"
+        )
+    return Decomposition(result, errors)
+
+
+def recompose(model: nn.Module) -> nn.Module:
+    """A copy of the model with ordinary convolutions in place of atom layers; the same function.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3))
+        >>> recompose(decompose(net).model)
+        Sequential(
+          (0): Conv2d(1, 8, kernel_size=(3, 3), stride=(1, 1))
+        )
+    """
+    result = copy.deepcopy(model)
+    _replace(result, lambda _, module: module.to_conv() if isinstance(module, AtomConv2d) else None)
+    return result
+
+
+def _is_spatial(name: str, module: nn.Module) -> bool:
+    if not isinstance(module, nn.Conv2d) or isinstance(module, nn.LazyConv2d):
+        if isinstance(module, nn.LazyConv2d):
+            raise FsclError(f"{name}: a lazy convolution has no filters yet; run the model once, then decompose it")
+        return False
+    if module.kernel_size == (1, 1):
+        return False
+    if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
+        raise FsclError(f"{name}: its weight is parametrised; remove the parametrisation first, or add it to skip")
+    if type(module).forward is not nn.Conv2d.forward or type(module)._conv_forward is not nn.Conv2d._conv_forward:
+        raise FsclError(f"{name}: {type(module).__name__} overrides nn.Conv2d's forward; add it to skip")
+    return True
+
+
+def _replace(model: nn.Module, new: Callable[[str, nn.Module], nn.Module | None]) -> None:
+    """Puts ``new(name, module)`` in place of each module for which it is not None, once for modules used twice."""
+    done: dict[int, nn.Module | None] = {}
+    for path, parent in list(model.named_modules(remove_duplicate=True)):
+        for key, child in list(parent._modules.items()):  # named_children() would leave out a second name
+            if child is None:
+                continue
+            if id(child) not in done:
+                done[id(child)] = new(f"{path}.{key}" if path else key, child)
+            replacement = done[id(child)]
+            if replacement is not None:
+                setattr(parent, key, replacement)

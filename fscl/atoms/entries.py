@@ -1,0 +1,138 @@
+"""The entries of a network's state: which belong to a task, and how a task's are put back."""
+
+import copy
+import hashlib
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from fscl.atoms.layers import AtomConv2d
+from fscl.errors import FsclError
+
+__all__ = ["copied", "entry_kinds", "fingerprint_of", "live_state", "point_entries", "put_entries", "within"]
+
+NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def within(name: str, owners: Collection[str]) -> bool:
+    """Whether an entry, or module, is one of the owners or lies below one."""
+    return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
+
+
+def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None) -> dict[str, str]:
+    """The per-task entries of a network's ``state_dict`` with their kinds; what is missing is shared.
+
+    Args:
+        model: a network with atom layers.
+        heads: modules or entries that are heads; None takes the last ``nn.Linear``.
+
+    Raises:
+        FsclError: a head is neither a module nor an entry of the network.
+    """
+    modules = dict(model.named_modules())
+    state = live_state(model)
+    if heads is None:
+        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
+        heads = linear[-1:]
+    kinds: dict[str, str] = {}
+    for name in state:
+        owner, _, leaf = name.rpartition(".")
+        module = modules.get(owner)
+        if within(name, heads):
+            kinds[name] = "head"
+        elif isinstance(module, AtomConv2d) and leaf == "atoms":
+            kinds[name] = "atoms"
+        elif isinstance(module, NORMALISATION):
+            kinds[name] = "normalisation"
+        elif isinstance(module, AtomConv2d | nn.Conv2d) and leaf == "bias":
+            kinds[name] = "other"
+    for head in heads:
+        if not any(within(name, [head]) for name in state):
+            raise FsclError(f"head {head!r} is no module or entry of {type(model).__name__}")
+    return kinds
+
+
+def put_entries(model: nn.Module, entries: dict[str, Tensor]) -> None:
+    """Copies entries into a network in place, making heads that it lacks.
+
+    Raises:
+        FsclError: the network has no place for an entry.
+    """
+    state = live_state(model)
+    for name, tensor in entries.items():
+        target = state.get(name)
+        if target is None or target.shape != tensor.shape:
+            _grow(model, name, tensor)
+        else:
+            target.copy_(tensor)
+
+
+def point_entries(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Makes a network use other tensors, without copying, and returns those it used; giving them back undoes it.
+
+    The network's own parameters keep their identity, so that an optimizer that holds them is not disturbed.
+
+    Raises:
+        FsclError: the network has no such entry.
+    """
+    modules = dict(model.named_modules())
+    before: dict[str, Tensor] = {}
+    for name, tensor in entries.items():
+        owner, _, leaf = name.rpartition(".")
+        module = modules.get(owner)
+        table: dict[str, Any] = {} if module is None else module._parameters | module._buffers
+        if module is None or table.get(leaf) is None:
+            raise FsclError(f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?")
+        before[name] = table[leaf]
+        if leaf in module._parameters:
+            is_parameter = isinstance(tensor, nn.Parameter)
+            module._parameters[leaf] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
+        else:
+            module._buffers[leaf] = tensor
+    return before
+
+
+def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
+    """Makes a place for an entry of a head that was created, or grew, as tasks arrived."""
+    *path, leaf = name.split(".")
+    owner: nn.Module = model
+    for key in path:
+        child = owner._modules.get(key)
+        if child is None and isinstance(owner, nn.ModuleDict) and len(owner):
+            child = copy.deepcopy(next(iter(owner.values())))
+            owner[key] = child
+        if child is None:
+            raise FsclError(f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?")
+        owner = child
+    device = next((t.device for t in live_state(model).values()), tensor.device)
+    value = tensor.detach().to(device, copy=True)
+    if isinstance(owner, nn.Linear) and leaf in ("weight", "bias"):
+        owner.out_features = tensor.shape[0]
+        setattr(owner, leaf, nn.Parameter(value))
+    elif leaf in owner._buffers or not tensor.is_floating_point():
+        owner.register_buffer(leaf, value)
+    else:
+        raise FsclError(
+            f"{name} of {type(model).__name__} has no place for a tensor of shape {tuple(tensor.shape)}; "
+            "is it the network that it was stored from?"
+        )
+
+
+def live_state(model: nn.Module) -> dict[str, Tensor]:
+    """``state_dict`` of the live tensors; entries that are not tensors are no part of a network's function."""
+    return {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+
+
+def copied(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def fingerprint_of(coefficients: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in coefficients.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

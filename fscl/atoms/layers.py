@@ -1,0 +1,245 @@
+"""A convolution whose filters are a product of shared coefficients and a few spatial atoms."""
+
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.utils import _pair, _reverse_repeat_tuple
+
+from fscl.errors import FsclError
+
+__all__ = ["AtomConv2d", "atom_layers", "freeze_coefficients"]
+
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class AtomConv2d(nn.Module):
+    """A 2-D convolution with filters ``W[o, i] = sum_k coefficients[o, i, k] * atoms[k]``.
+
+    Takes what ``torch.nn.Conv2d`` takes, gives the same output shapes, and adds ``num_atoms``. The coefficients mix
+    channels and are meant to be shared by all tasks; the atoms do the spatial filtering and are a few hundred numbers.
+
+    Args:
+        in_channels: channels of the input (N, in_channels, H, W).
+        out_channels: channels of the output.
+        kernel_size: side of the filters in pixels, or (height, width).
+        num_atoms: number m of atoms; with ``m >= kernel height x width`` every filter bank can be written.
+        stride, padding, dilation, groups, bias, padding_mode, device, dtype: as in ``torch.nn.Conv2d``.
+
+    Attributes:
+        coefficients: parameter (out_channels, in_channels / groups, m).
+        atoms: parameter (m, height, width).
+        bias: parameter (out_channels) or None.
+
+    Raises:
+        FsclError: ``num_atoms``, ``groups`` or ``padding_mode`` does not fit.
+
+    References:
+        Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
+
+    Example:
+        >>> layer = AtomConv2d(3, 16, 3, num_atoms=6, padding=1)
+        >>> layer(torch.zeros(2, 3, 8, 8)).shape
+        torch.Size([2, 16, 8, 8])
+        >>> layer.weight.shape, layer.atoms.numel()
+        (torch.Size([16, 3, 3, 3]), 54)
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        num_atoms: int = 9,
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if num_atoms < 1:
+            raise FsclError(f"num_atoms is {num_atoms}; it must be at least 1")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise FsclError(f"groups is {groups}; it must divide in_channels={in_channels} and {out_channels=}")
+        if padding_mode not in PADDING_MODES:
+            raise FsclError(f"padding_mode is {padding_mode!r}; known: {', '.join(PADDING_MODES)}")
+        self.in_channels = in_channels
+        self.out_channels = out_channels
+        self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        self.num_atoms = num_atoms
+        self.stride: tuple[int, int] = _pair(stride)
+        self.dilation: tuple[int, int] = _pair(dilation)
+        self.padding: tuple[int, int] | str = padding if isinstance(padding, str) else _pair(padding)
+        self.groups = groups
+        self.padding_mode = padding_mode
+        if isinstance(self.padding, str) and self.padding not in ("same", "valid"):
+            raise FsclError(f"padding is {padding!r}; known words: same, valid")
+        if self.padding == "same" and self.stride != (1, 1):
+            raise FsclError("padding 'same' works with stride 1 only, as in torch.nn.Conv2d")
+        factory = {"device": device, "dtype": dtype}
+        self.coefficients = nn.Parameter(torch.empty(out_channels, in_channels // groups, num_atoms, **factory))
+        self.atoms = nn.Parameter(torch.empty(num_atoms, *self.kernel_size, **factory))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_channels, **factory))
+        else:
+            self.register_parameter("bias", None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws filters with the variance that ``torch.nn.Conv2d`` starts from, the same in both factors' gauge."""
+        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
+        nn.init.orthogonal_(self.atoms.view(self.num_atoms, -1))
+        with torch.no_grad():  # the variance of one composed filter value must be 1 / (3 fan_in)
+            energy = self.atoms.square().sum() / math.prod(self.kernel_size)
+            nn.init.normal_(self.coefficients, std=float((3 * fan_in * energy).rsqrt()))
+        if self.bias is not None:
+            nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
+
+    @property
+    def weight(self) -> Tensor:
+        """The composed filters (out_channels, in_channels / groups, height, width)."""
+        filters = self.coefficients.flatten(0, 1) @ self.atoms.flatten(1)
+        return filters.view(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+
+    def gram(self) -> Tensor:
+        """The (m, m) matrix ``sum_oi coefficients[o, i] coefficients[o, i]^T``: inner products of atoms as filters."""
+        flat = self.coefficients.detach().flatten(0, 1).double()
+        return (flat.T @ flat).to(self.coefficients.dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_channels, H, W) -> (N, out_channels, H', W'), H' and W' as ``torch.nn.Conv2d`` has them."""
+        padding = self.padding
+        if self.padding_mode != "zeros" and padding != "valid":
+            x = F.pad(x, self._border(), mode=self.padding_mode)
+            padding = 0
+        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+
+    def _border(self) -> tuple[int, ...]:
+        """Pixels to add (left, right, top, bottom); "same" puts the odd one right and below, as torch does."""
+        if isinstance(self.padding, str):
+            totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
+            return tuple(side for total in reversed(totals) for side in (total // 2, total - total // 2))
+        return tuple(_reverse_repeat_tuple(self.padding, 2))
+
+    @torch.no_grad()
+    def fix_gauge(self) -> None:
+        """Makes the coefficients orthogonal to one common scale without changing the filters.
+
+        ``(coefficients @ inv(M), M @ atoms)`` is the same layer for every invertible M, so atoms can be compared only
+        once M is fixed. Here ``coefficients^T coefficients`` becomes ``s^2 I`` with the mean square norm s^2 that the
+        coefficients had; then the plain cosine of two atom sets *is* the cosine of their filters. Where there are
+        fewer filters than atoms, the surplus atoms and their coefficients become zero.
+        """
+        flat, atoms = self.coefficients.flatten(0, 1).double(), self.atoms.flatten(1).double()
+        q, r = torch.linalg.qr(flat)
+        scale = float(flat.norm()) / math.sqrt(q.shape[1]) or 1.0
+        # QR leaves the signs free; a positive diagonal makes the gauge unique, so that it is the same on every machine
+        signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
+        new_coefficients, new_atoms = torch.zeros_like(flat), torch.zeros_like(atoms)
+        new_coefficients[:, : q.shape[1]] = q * signs * scale
+        new_atoms[: q.shape[1]] = signs[:, None] * (r @ atoms) / scale
+        self.coefficients.copy_(new_coefficients.view_as(self.coefficients))
+        self.atoms.copy_(new_atoms.view_as(self.atoms))
+
+    @classmethod
+    @torch.no_grad()
+    def from_conv(cls, conv: nn.Conv2d, num_atoms: int = 9) -> Self:
+        """The atom layer nearest to an ordinary convolution, by truncated SVD of its filters (out * in, k * k).
+
+        Exact to float precision when ``num_atoms >= k * k``. A layer with fewer filters than ``num_atoms`` gets as
+        many atoms as it has filters: more would be surplus. Atoms beyond ``k * k`` start at random with coefficients
+        zero, so that they change nothing until they are trained.
+
+        Example:
+            >>> conv = nn.Conv2d(3, 8, 3, padding=1)
+            >>> layer = AtomConv2d.from_conv(conv)
+            >>> torch.allclose(layer.weight, conv.weight, atol=1e-6)
+            True
+        """
+        out_channels, in_per_group, *kernel = conv.weight.shape
+        layer = cls(
+            conv.in_channels,
+            conv.out_channels,
+            (kernel[0], kernel[1]),
+            min(num_atoms, out_channels * in_per_group),
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+            conv.padding_mode,
+            conv.weight.device,
+            conv.weight.dtype,
+        )
+        flat = conv.weight.flatten(2).flatten(0, 1)
+        u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
+        rank = min(layer.num_atoms, len(s))
+        # orthonormal atoms: an SGD step on the coefficients is then one on the filters, as in the original network
+        layer.atoms.view(layer.num_atoms, -1)[:rank] = vh[:rank].to(flat.dtype)
+        layer.coefficients.zero_()
+        layer.coefficients.view(-1, layer.num_atoms)[:, :rank] = (u[:, :rank] * s[:rank]).to(flat.dtype)
+        if layer.bias is not None and conv.bias is not None:
+            layer.bias.copy_(conv.bias)
+        for mine, theirs in ((layer.coefficients, conv.weight), (layer.atoms, conv.weight), (layer.bias, conv.bias)):
+            if mine is not None and theirs is not None:
+                mine.requires_grad_(theirs.requires_grad)
+        return layer.train(conv.training)
+
+    @torch.no_grad()
+    def to_conv(self) -> nn.Conv2d:
+        """The ordinary convolution with this layer's composed filters."""
+        conv = nn.Conv2d(
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.groups,
+            self.bias is not None,
+            self.padding_mode,  # type: ignore[arg-type]
+            self.coefficients.device,
+            self.coefficients.dtype,
+        )
+        conv.weight.copy_(self.weight)
+        if self.bias is not None and conv.bias is not None:
+            conv.bias.copy_(self.bias)
+        return conv.train(self.training)
+
+    def extra_repr(self) -> str:
+        text = f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, num_atoms={self.num_atoms}"
+        defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
+        text += "".join(f", {k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v)
+        return text + ("" if self.bias is not None else ", bias=False")
+
+
+def atom_layers(model: nn.Module) -> dict[str, AtomConv2d]:
+    """The atom convolutions of a model by their dotted names, in the order in which they are registered."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, AtomConv2d)}
+
+
+def freeze_coefficients(model: nn.Module) -> None:
+    """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
+
+    Raises:
+        FsclError: the model has no atom layers.
+
+    Example:
+        >>> model = nn.Sequential(AtomConv2d(1, 8, 3, num_atoms=4))
+        >>> freeze_coefficients(model)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['0.atoms', '0.bias']
+    """
+    layers = atom_layers(model)
+    if not layers:
+        raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
+    for layer in layers.values():
+        layer.fix_gauge()
+        layer.coefficients.requires_grad_(False)
+        layer.coefficients.grad = None

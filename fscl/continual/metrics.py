@@ -1,0 +1,222 @@
+"""Task-to-task subspace similarity as Avalanche metrics, for any strategy that trains convolutions."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.evaluation import PluginMetric
+from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
+from torch import Tensor, nn
+
+from fscl.atoms.bank import AtomBank
+from fscl.atoms.layers import AtomConv2d
+from fscl.continual.strategy import AtomSwappingPlugin
+from fscl.continual.transfer import forgetting_matrix
+from fscl.errors import FsclError
+from fscl.similarity.correlation import Correlation, mantel
+from fscl.similarity.subspace import atoms_of_filters, similarity_matrix
+
+__all__ = ["FilterHistory", "SubspaceSimilarity", "subspace_similarity_metrics"]
+
+METRICS = ("cosine", "filter", "grassmann", "projection")
+
+
+def subspace_similarity_metrics(
+    metric: str = "cosine", aggregate: str = "product", heatmap: bool = True, correlate: bool = True
+) -> list[PluginMetric]:
+    """Metrics for ``EvaluationPlugin``: how alike the networks of the tasks are, without any data.
+
+    After each training experience t: a value for each earlier experience i (``.../exp_i`` at step t), their mean, and
+    a heatmap figure. After each evaluation: the Mantel correlation of similarity with forgetting, as soon as all
+    experiences so far have been evaluated after each training experience.
+
+    With :class:`~fscl.continual.AtomSwapping` or its plugin the atoms are read from the bank. For any other strategy
+    the filters are remembered after each experience and projected on coefficients that span the first ones.
+
+    Args:
+        metric: ``cosine``, ``filter``, ``grassmann`` or ``projection``, see :func:`fscl.similarity.similarity_matrix`.
+        aggregate: over layers, ``product`` (of squares) or ``mean``.
+        heatmap: whether to emit figures (TensorBoard and W&B draw them; text and CSV loggers take the scalars).
+        correlate: whether to correlate with forgetting.
+
+    Raises:
+        FsclError: the metric or the aggregate is unknown.
+
+    References:
+        Chen, Miao, Qiu. Exploring Neural Network Representational Similarity using Filter Subspaces. 2023.
+
+    Example:
+        >>> from avalanche.training.plugins import EvaluationPlugin
+        >>> evaluator = EvaluationPlugin(subspace_similarity_metrics())
+    """
+    return [SubspaceSimilarity(metric, aggregate, heatmap, correlate)]
+
+
+class SubspaceSimilarity(PluginMetric[Tensor]):
+    """The metric behind :func:`subspace_similarity_metrics`; ``result()`` is the (T, T) matrix so far."""
+
+    def __init__(
+        self, metric: str = "cosine", aggregate: str = "product", heatmap: bool = True, correlate: bool = True
+    ) -> None:
+        super().__init__()
+        for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, ("product", "mean"))):
+            if value not in known:
+                raise FsclError(f"{what} is {value!r}; known: {', '.join(known)}")
+        self.metric, self.aggregate = metric, aggregate
+        self.heatmap, self.correlate = heatmap, correlate
+        self.reset()
+
+    def reset(self) -> None:
+        self._history = FilterHistory()
+        self._names: list[str] = []
+        self._bank: AtomBank | None = None
+        self._accuracy: dict[tuple[int, int], float] = {}  # (experiences trained, experience evaluated)
+        self._right: dict[int, tuple[float, int]] = {}
+        self._order: list[int] = []  # current_experience of each training experience, in order
+
+    def result(self) -> Tensor | None:
+        """(T, T) similarity of the experiences trained so far, or None before two."""
+        if len(self._order) < 2:
+            return None
+        if self._bank is None:
+            return self._history.similarity(self.metric, self.aggregate)
+        return similarity_matrix(self._bank, self.metric, self.aggregate)
+
+    def correlation(self) -> Correlation | None:
+        """Mantel correlation of similarity with forgetting; None until the accuracies that it needs are there."""
+        similarity = self.result()
+        if similarity is None:
+            return None
+        n = len(self._order)
+        accuracy = np.full((n, n), np.nan)
+        for (trained, experience), value in self._accuracy.items():
+            if experience in self._order:
+                accuracy[trained - 1, self._order.index(experience)] = value
+        if similarity.shape[0] != n or np.isnan(accuracy[np.tril_indices(n)]).any():
+            return None
+        return mantel(similarity, forgetting_matrix(accuracy), pairs="lower", names=("similarity", "forgetting"))
+
+    # training
+
+    def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
+        experience = strategy.experience
+        if experience.current_experience in self._order:  # trained again: its row is made anew
+            at = self._order.index(experience.current_experience)
+            for history in (self._order, self._names, self._history.atoms):
+                del history[at : at + 1]
+        self._order.append(experience.current_experience)
+        self._names.append(getattr(experience, "task_name", f"task {experience.current_experience}"))
+        self._bank = _bank(strategy)
+        if self._bank is None:
+            self._history.add(strategy.model)
+        similarity = self.result()
+        if similarity is None:
+            return None
+        step = strategy.clock.train_iterations
+        names = self._names if self._bank is None else self._bank.names
+        row = similarity[-1] if self._bank is None else similarity[self._bank.tasks.index(experience.task_labels[0])]
+        values = [
+            MetricValue(self, f"{self}/exp_{i:03d}", float(v), step)
+            for i, v in zip(self._order[:-1], row.tolist(), strict=False)
+        ]
+        off_diagonal = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
+        values.append(MetricValue(self, f"{self}/mean", float(off_diagonal.mean()), step))
+        if self.heatmap:
+            figure = similarity_figure(similarity, names)
+            values.append(MetricValue(self, f"{self}/heatmap", AlternativeValues(figure, similarity.clone()), step))
+        return values
+
+    # evaluation
+
+    def before_eval(self, strategy: Any) -> None:
+        self._right = {}
+
+    def after_eval_iteration(self, strategy: Any) -> None:
+        right, n = self._right.get(strategy.experience.current_experience, (0.0, 0))
+        right += float((strategy.mb_output.argmax(1) == strategy.mb_y).sum())
+        self._right[strategy.experience.current_experience] = right, n + len(strategy.mb_y)
+
+    def after_eval(self, strategy: Any) -> list[MetricValue] | None:
+        mid_training = strategy.clock.train_exp_counter != len(self._order)
+        if not self._order or mid_training:
+            return None
+        for experience, (right, n) in self._right.items():
+            self._accuracy[len(self._order), experience] = right / n
+        if not self.correlate:
+            return None
+        correlation = self.correlation()
+        if correlation is None:
+            return None
+        step = strategy.clock.train_iterations
+        name = f"{self}/forgetting"
+        if not correlation.defined:
+            return [MetricValue(self, f"{name}_rho", str(correlation), step)]
+        return [
+            MetricValue(self, f"{name}_rho", correlation.statistic, step),
+            MetricValue(self, f"{name}_p", correlation.p_value, step),
+        ]
+
+    def __str__(self) -> str:
+        return f"SubspaceSimilarity_{self.metric}"
+
+
+class FilterHistory:
+    """The filters of any network after each task, kept as atoms over coefficients that span the first task's filters.
+
+    Example:
+        >>> history = FilterHistory()
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3))
+        >>> history.add(net), history.add(net)
+        (None, None)
+        >>> history.similarity()
+        tensor([[1., 1.],
+                [1., 1.]])
+    """
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
+        self.atoms: list[dict[str, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self.atoms)
+
+    def add(self, model: nn.Module) -> None:
+        """Remembers a network.
+
+        Raises:
+            FsclError: it has no spatial convolutions.
+        """
+        filters = {
+            name: module.weight.detach().cpu()
+            for name, module in model.named_modules()
+            if isinstance(module, nn.Conv2d | AtomConv2d) and module.kernel_size != (1, 1)
+        }
+        if not filters:
+            raise FsclError(f"{type(model).__name__} has no spatial convolutions whose filters could be compared")
+        if not self.first:
+            self.first = {name: w.clone() for name, w in filters.items()}
+        pairs = {name: atoms_of_filters(torch.stack([self.first[name], w])) for name, w in filters.items()}
+        self.atoms.append({name: pair.atoms[1] for name, pair in pairs.items()})
+
+    def similarity(self, metric: str = "cosine", aggregate: str = "product", per_layer: bool = False) -> Tensor:
+        """(T, T), or (L, T, T) with ``per_layer``."""
+        stacks = {name: torch.stack([atoms[name] for atoms in self.atoms]) for name in self.first}
+        grams = {name: torch.eye(stack.shape[1], dtype=stack.dtype) for name, stack in stacks.items()}  # orthonormal
+        return similarity_matrix(stacks, metric, aggregate, grams=grams, per_layer=per_layer)
+
+
+def similarity_figure(similarity: Tensor, names: list[str]) -> Any:
+    """A figure of its own for loggers to draw; it is not registered with pyplot, so nothing keeps it alive."""
+    from matplotlib.figure import Figure
+
+    from fscl.plots import similarity_heatmap
+
+    size = 2.8 + 0.28 * len(names)
+    figure = Figure(figsize=(size + 1, size), layout="constrained")
+    similarity_heatmap(similarity.detach().cpu().double().numpy(), names, ax=figure.subplots())
+    return figure
+
+
+def _bank(strategy: Any) -> AtomBank | None:
+    plugins = [p for p in strategy.plugins if isinstance(p, AtomSwappingPlugin)]
+    return plugins[0].bank if plugins else None

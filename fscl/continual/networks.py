@@ -1,0 +1,126 @@
+"""Networks by name, ours or another library's, with a head a task."""
+
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from avalanche.models import MultiTaskModule, as_multitask
+from torch import Tensor, nn
+
+from fscl.errors import FsclError
+
+__all__ = ["ConvNet", "build_network"]
+
+LIBRARIES = ("torchvision", "pytorchcv", "avalanche")
+
+
+class ConvNet(nn.Module):
+    """3x3 convolutions with batch normalisation and ReLU, some followed by max-pooling, and a linear classifier.
+
+    Args:
+        in_channels: channels of the images.
+        num_classes: outputs.
+        widths: output channels of each convolution.
+        pool_after: indices of the convolutions that are followed by 2x2 max-pooling.
+        grid: side of the average-pooled map that the classifier sees.
+        dropout: probability of dropping a feature before the classifier.
+
+    Example:
+        >>> ConvNet(3, 5)(torch.zeros(2, 3, 32, 32)).shape
+        torch.Size([2, 5])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        widths: Sequence[int] = (32, 64, 128, 128),
+        pool_after: Sequence[int] = (0, 1, 2),
+        grid: int = 2,
+        dropout: float = 0.3,
+    ) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        channels = in_channels
+        for i, width in enumerate(widths):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            if i in pool_after:
+                layers.append(nn.MaxPool2d(2))
+            channels = width
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Dropout(dropout))
+        self.classifier = nn.Linear(channels * grid * grid, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(self.pool(self.features(x)))
+
+
+def build_network(
+    name: str, image_shape: tuple[int, int, int], num_classes: int, arguments: Mapping[str, Any] | None = None
+) -> nn.Module:
+    """A freshly initialised network with Avalanche's multi-head module in the place of its last linear layer.
+
+    Args:
+        name: ``convnet`` (ours), ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``,
+            or ``package.module:callable`` of your own that returns a module and takes ``num_classes``.
+        image_shape: (C, H, W) of the images.
+        num_classes: outputs of each head.
+        arguments: further keyword arguments of the network.
+
+    Raises:
+        FsclError: there is no such network, it does not take the arguments, or it has no linear layer to replace.
+
+    Example:
+        >>> net = build_network("convnet", (1, 8, 8), 2, {"widths": [8, 16], "pool_after": [0]})
+        >>> net(torch.zeros(3, 1, 8, 8), 0).shape
+        torch.Size([3, 2])
+    """
+    options = dict(arguments or {})
+    try:
+        if name == "convnet":
+            model: nn.Module = ConvNet(image_shape[0], num_classes, **options)
+        else:
+            model = _factory(name)(**_argument_names(name, num_classes, image_shape), **options)
+    except TypeError as error:
+        raise FsclError(f"network {name!r} cannot be built with {options}: {error}") from error
+    if isinstance(model, MultiTaskModule):
+        return model
+    return as_multitask(model, _classifier(model, name))
+
+
+def _factory(name: str) -> Any:
+    library, _, attribute = name.partition(":")
+    try:
+        if not attribute:
+            raise ImportError
+        if library == "pytorchcv":
+            from pytorchcv.model_provider import get_model
+
+            return lambda **options: get_model(attribute, **options)
+        module = {"torchvision": "torchvision.models", "avalanche": "avalanche.models"}.get(library, library)
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise FsclError(
+            f"unknown network {name!r}; known: convnet, {', '.join(f'{n}:NAME' for n in LIBRARIES)}, "
+            "or package.module:callable"
+        ) from error
+
+
+def _argument_names(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """How each library calls the number of classes."""
+    if name.startswith("avalanche:"):
+        return {"nclasses": num_classes} if name.endswith("SlimResNet18") else {"num_classes": num_classes}
+    if name.startswith("pytorchcv:"):
+        return {"num_classes": num_classes, "in_channels": image_shape[0], "in_size": image_shape[1:]}
+    return {"num_classes": num_classes}
+
+
+def _classifier(model: nn.Module, name: str) -> str:
+    """The attribute that ends in the last linear layer, as ``as_multitask`` wants it."""
+    children = list(model.named_children())
+    for attribute, child in reversed(children):
+        if isinstance(child, nn.Linear) or (isinstance(child, nn.Sequential) and isinstance(child[-1], nn.Linear)):
+            return attribute
+    raise FsclError(
+        f"network {name!r} has no linear layer to replace by heads; its parts: {', '.join(n for n, _ in children)}"
+    )

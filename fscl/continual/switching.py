@@ -1,0 +1,129 @@
+"""What the learners that keep a network a task have in common: each sample is evaluated by its own task's network."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import MultiHeadClassifier, avalanche_forward
+from torch import Tensor, nn
+
+from fscl.atoms.entries import point_entries
+
+__all__ = ["TaskSwitchPlugin", "head_names"]
+
+
+class TaskSwitchPlugin(SupervisedPlugin):
+    """Base of plugins that store a network, or part of one, for each task.
+
+    During evaluation the network points at the stored tensors of the mini-batch's task. A task in training is
+    evaluated as it stands; one that was never learned, with what is in the network. Mini-batches may mix tasks.
+    Evaluation leaves no trace: not in the network, not in the heads, not in the random number generators.
+    """
+
+    supports_distributed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._training: set[int] = set()  # labels of the experience in training
+        self._before: dict[str, Tensor] = {}  # what the network held before it was pointed elsewhere
+        self._shown: int | None = None
+        self._random: list[Tensor] = []
+        self._heads: dict[str, tuple[set[str], int]] = {}
+
+    def stored(self, task: int) -> Mapping[str, Tensor] | None:
+        """The tensors of a task, or None if it was never learned."""
+        raise NotImplementedError
+
+    # evaluation
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        self._show(strategy.model, None)  # an interrupted evaluation may have left the network pointed elsewhere
+        self._random = [torch.get_rng_state()]
+        if strategy.device.type == "cuda":
+            self._random.append(torch.cuda.get_rng_state(strategy.device))
+        self._heads = {n: (set(m.classifiers), m.max_class_label) for n, m in _multi_heads(strategy.model).items()}
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        labels = self._labels(strategy)
+        if len(labels) == 1:
+            self._show(strategy.model, labels[0])
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        labels = self._labels(strategy)
+        if len(labels) < 2:
+            return
+        for label in labels:  # the outputs so far are of one network for all tasks: take each from its own
+            self._show(strategy.model, label)
+            mask = strategy.mb_task_id == label
+            part = avalanche_forward(strategy.model, strategy.mb_x[mask], strategy.mb_task_id[mask])
+            strategy.mb_output[mask, : part.shape[1]] = part
+
+    def after_eval(self, strategy: Any, **kwargs: Any) -> None:
+        self._show(strategy.model, None)
+        for name, module in _multi_heads(strategy.model).items():
+            if name in self._heads:
+                known, module.max_class_label = self._heads[name]
+                for task in set(module.classifiers) - known:  # Avalanche made them for tasks it had not seen
+                    del module.classifiers[task]
+                    del module._buffers[f"active_units_T{task}"]
+        torch.set_rng_state(self._random[0])
+        if len(self._random) > 1:
+            torch.cuda.set_rng_state(self._random[1], strategy.device)
+
+    # training
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        self._show(strategy.model, None)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._training = set(strategy.experience.task_labels)
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Leaves out samples of other tasks that are already stored (a replay plugin's): nothing may change there."""
+        if len(self._labels(strategy)) > 1:
+            task_ids = strategy.mb_task_id
+            ours = torch.tensor([int(t) in self._training or self.stored(int(t)) is None for t in task_ids])
+            if bool(ours.any()) and not bool(ours.all()):
+                keep = ours.to(task_ids.device)
+                strategy.mbatch = [part[keep] for part in strategy.mbatch]
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._training = set()
+
+    # inside
+
+    def _labels(self, strategy: Any) -> list[int]:
+        """Task labels of the mini-batch; of an experience with one task without looking at the device."""
+        labels = list(strategy.experience.task_labels)
+        if len(labels) == 1 and not (strategy.is_training and strategy.adapted_dataset is not None):
+            return labels
+        return [int(t) for t in torch.unique(strategy.mb_task_id)]
+
+    def _show(self, model: nn.Module, task: int | None) -> None:
+        """Points the network at a task's tensors; None, or a task in training or unknown, at its own."""
+        entries = None if task is None or task in self._training else self.stored(task)
+        if entries is None:
+            task = None
+        if task == self._shown:
+            return
+        if self._before:
+            point_entries(model, self._before)
+            self._before = {}
+        if entries is not None:
+            self._before = point_entries(model, dict(entries))
+        self._shown = task
+
+
+def head_names(model: nn.Module, task: int | None = None) -> list[str] | None:
+    """State entries, or modules, that are heads: of one task, or all; None if the model has no multi-head module."""
+    heads = _multi_heads(model)
+    if not heads:
+        return None
+    if task is None:
+        return list(heads)
+    return [f"{name}.{part}" for name in heads for part in (f"classifiers.{task}", f"active_units_T{task}")]
+
+
+def _multi_heads(model: nn.Module) -> dict[str, MultiHeadClassifier]:
+    return {name: m for name, m in model.named_modules() if isinstance(m, MultiHeadClassifier)}

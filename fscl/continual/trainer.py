@@ -1,0 +1,285 @@
+"""One learner on one stream: trained experience by experience, measured after each, and able to resume between them."""
+
+import importlib
+import inspect
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models.utils import avalanche_model_adaptation
+from avalanche.training.templates.base_sgd import BaseSGDTemplate
+from torch import Tensor, nn
+
+from fscl.atoms.bank import AtomBank
+from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
+from fscl.continual.from_scratch import FromScratchPlugin
+from fscl.continual.loader import InMemoryLoader
+from fscl.continual.metrics import FilterHistory
+from fscl.continual.networks import build_network
+from fscl.continual.schedule import LearningRateSchedule
+from fscl.continual.state import plugin_state, restore_plugins, tensor_bytes
+from fscl.continual.strategy import AtomSwappingPlugin
+from fscl.continual.stream import Stream
+from fscl.continual.switching import head_names
+from fscl.errors import FsclError
+
+__all__ = ["Measured", "Trainer", "strategy_class"]
+
+Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one experience t.
+
+    Attributes:
+        accuracy: share of right answers on the tests of tasks 0..t.
+        transfer: nearest-class-mean accuracy on every task of the features after task t.
+        start: the same on task t of the features just before training on it.
+        train_seconds, evaluate_seconds: wall time.
+        stored: bytes that the learner keeps beside its network.
+    """
+
+    accuracy: list[float]
+    transfer: list[float]
+    start: float
+    train_seconds: float
+    evaluate_seconds: float
+    stored: int
+
+
+class Trainer:
+    """Builds a strategy for a stream and trains it one experience at a time.
+
+    Each experience starts from random states that depend on the seed and its number alone, so that a resumed run ends
+    with the numbers of an uninterrupted one.
+
+    Args:
+        stream: the tasks.
+        class_path: dotted path of an Avalanche strategy.
+        arguments: its own arguments.
+        network, network_arguments: see :func:`fscl.continual.build_network`.
+        epochs, batch_size, optimizer, lr, lr_next, momentum, weight_decay, schedule, label_smoothing: how a task is
+            trained, see ``fscl.suite.recipe.TrainingRecipe``.
+        seed: of the initial weights and of all that is drawn later.
+        device: where to train.
+        progress: called with (experience, epoch, epochs) after each epoch.
+
+    Raises:
+        FsclError: the class, its arguments or the network are unknown.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        class_path: str,
+        arguments: Mapping[str, Any],
+        network: str = "convnet",
+        network_arguments: Mapping[str, Any] | None = None,
+        *,
+        epochs: int = 10,
+        batch_size: int = 64,
+        optimizer: str = "sgd",
+        lr: float = 0.05,
+        lr_next: float | None = None,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-3,
+        schedule: Any = "one-cycle",
+        label_smoothing: float = 0.0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self.stream, self.seed, self.device = stream, seed, torch.device(device)
+        kind = strategy_class(class_path, arguments)
+        _seed_all(seed, 0)
+        model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
+        parameters = model.parameters()
+        chosen: torch.optim.Optimizer
+        if optimizer == "adam":
+            chosen = torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay)
+        else:
+            chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
+        self._accuracy = AccuracyRecorder()
+        self._start = _StartRecorder(stream, self.device)
+        self.strategy = kind(
+            model=model,
+            optimizer=chosen,
+            criterion=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+            train_mb_size=batch_size,
+            train_epochs=epochs,
+            eval_mb_size=512,
+            device=self.device,
+            evaluator=None,
+            plugins=[
+                InMemoryLoader(),
+                LearningRateSchedule(lr, lr_next, schedule),
+                self._start,
+                self._accuracy,
+                _ProgressPlugin(progress),
+            ],
+            **arguments,
+        )
+        self.done = 0
+        self._history = FilterHistory()
+        self._stored: list[int] = []
+
+    @property
+    def bank(self) -> AtomBank | None:
+        """The bank of a learner that has one."""
+        return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomSwappingPlugin)), None)
+
+    def untrained(self) -> list[float]:
+        """Nearest-class-mean accuracy on every task of the features before any training."""
+        self.strategy.model.to(self.device)
+        return self._class_means()
+
+    def train_next(self) -> Measured:
+        """Trains the next experience and measures."""
+        t = self.done
+        _seed_all(self.seed, t + 1)
+        began = time.perf_counter()
+        self.strategy.train(self.stream.train_stream[t])
+        trained = time.perf_counter()
+        accuracy = self._accuracy.accuracies(self.strategy, list(self.stream.test_stream)[: t + 1])
+        transfer = self._class_means()
+        if self.bank is None:
+            self._history.add(self.strategy.model)
+        self.done = t + 1
+        self._stored.append(tensor_bytes(plugin_state(self.strategy)))
+        # reading the clock twice in a row would count the recorder's own pass as training
+        train_seconds = trained - began - self._start.seconds
+        return Measured(
+            accuracy, transfer, self._start.value, train_seconds, time.perf_counter() - trained, self._stored[-1]
+        )
+
+    def similarity(self) -> tuple[list[str], Tensor, str]:
+        """(layers, (L, T, T) cosine similarity of the tasks so far, ``atoms`` or ``filters``)."""
+        if self.bank is not None:
+            return self.bank.layers, self.bank.similarity(per_layer=True), "atoms"
+        return list(self._history.first), self._history.similarity(per_layer=True), "filters"
+
+    def memory(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Bytes (of one more task, by kind; once for all tasks, by kind): all that must be kept to serve every task."""
+        if self.bank is not None:
+            return self.bank.memory(), self.bank.shared_memory()
+        kept = [p for p in self.strategy.plugins if isinstance(p, FromScratchPlugin)]
+        if kept:
+            return {"other": kept[0].memory()}, {}
+        state = self.strategy.model.state_dict()
+        heads = head_names(self.strategy.model) or []
+        head = sum(t.nbytes for n, t in state.items() if n.startswith(tuple(heads)))
+        body = sum(t.nbytes for t in state.values()) - head
+        growth = (self._stored[-1] - self._stored[0]) / max(len(self._stored) - 1, 1)
+        fixed = self._stored[0] - growth
+        return (
+            {"head": round(head / self.done), "other": round(growth)},
+            {"network": body, "other": max(0, round(fixed))},
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a new process needs to go on after the last experience; tensors and plain values only.
+
+        Raises:
+            FsclError: the learner keeps something that cannot be written without pickling code.
+        """
+        return {
+            "done": self.done,
+            "model": self.strategy.model.state_dict(),
+            "plugins": plugin_state(self.strategy),
+            "first": self._history.first,
+            "atoms": self._history.atoms,
+            "stored": self._stored,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up where :meth:`state_dict` was made; the trainer must have been built with the same arguments."""
+        self.done = state["done"]
+        strategy = self.strategy
+        strategy.model.to(self.device).train()
+        for experience in list(self.stream.train_stream)[: self.done]:
+            avalanche_model_adaptation(strategy.model, experience)  # heads
+        strategy.model.load_state_dict(state["model"])
+        restore_plugins(strategy, state["plugins"], self.device)
+        self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
+        self._stored = list(state["stored"])
+
+    def _class_means(self) -> list[float]:
+        tasks = zip(self.stream.train_stream, self.stream.test_stream, strict=True)
+        model = self.strategy.model
+        return [class_mean_accuracy(model, a.dataset, b.dataset, device=self.device) for a, b in tasks]
+
+
+class _StartRecorder(SupervisedPlugin):
+    """Measures the features with which a learner starts a task; comes after the plugin that prepares the network."""
+
+    supports_distributed = False
+
+    def __init__(self, stream: Stream, device: torch.device) -> None:
+        super().__init__()
+        self._stream, self._device = stream, device
+        self.value = self.seconds = 0.0
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        began = time.perf_counter()
+        t = strategy.experience.current_experience
+        data = (s[t].dataset for s in (self._stream.train_stream, self._stream.test_stream))
+        self.value = class_mean_accuracy(strategy.model, *data, device=self._device)
+        self.seconds = time.perf_counter() - began
+
+
+class _ProgressPlugin(SupervisedPlugin):
+    supports_distributed = True
+
+    def __init__(self, progress: Progress | None) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        if self._progress is not None:
+            # the clock, which comes last, has not counted this epoch yet
+            epoch = strategy.clock.train_exp_epochs + 1
+            self._progress(strategy.experience.current_experience, epoch, strategy.train_epochs)
+
+
+def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) -> type[BaseSGDTemplate]:
+    """The strategy class at a dotted path, checked to take the arguments.
+
+    Raises:
+        FsclError: there is no such class, it is no Avalanche strategy, or an argument is unknown.
+
+    Example:
+        >>> strategy_class("avalanche.training.EWC", {"ewc_lambda": 1.0}).__name__
+        'EWC'
+    """
+    module, _, name = class_path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise FsclError(
+            f"unknown strategy class {class_path!r} ({error}); expected a dotted path such as avalanche.training.EWC "
+            "or fscl.continual.AtomSwapping"
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, BaseSGDTemplate)):
+        raise FsclError(f"{class_path} is not an Avalanche strategy (a subclass of BaseSGDTemplate)")
+    own = list(inspect.signature(found).parameters.values())
+    taken = {p.name for p in own if p.kind is not p.VAR_KEYWORD}
+    reserved = {"model", "optimizer", "criterion", "plugins", "evaluator", "device", "train_mb_size", "train_epochs"}
+    reserved |= {"eval_mb_size", "eval_every"}
+    for argument in arguments or {}:
+        if argument in reserved or argument not in taken:
+            known = ", ".join(sorted(taken - reserved)) or "none"
+            raise FsclError(f"{class_path} takes no recipe argument {argument!r}; arguments: {known}")
+    return found
+
+
+def _seed_all(seed: int, step: int) -> None:
+    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    random.seed(mixed)
+    np.random.seed(mixed)  # noqa: NPY002 - what libraries draw from
+    torch.manual_seed(mixed)

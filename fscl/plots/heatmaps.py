@@ -1,0 +1,172 @@
+"""Heatmaps of accuracy and of similarity, readable from 2 tasks to 20 and beyond."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import Colormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from fscl.errors import FsclError
+from fscl.plots.figures import abbreviate, new_axes, style
+
+__all__ = ["accuracy_heatmap", "similarity_by_layer", "similarity_heatmap", "similarity_limits"]
+
+# Translucent greys read as "no value" on white and on black; the diagonal sits among pale cells and needs more.
+UNSEEN = (0.5, 0.5, 0.5, 0.14)
+DIAGONAL = (0.5, 0.5, 0.5, 0.42)
+ANNOTATE_UP_TO = 12
+
+Array = NDArray[np.float64]
+
+
+def accuracy_heatmap(
+    accuracy: ArrayLike,
+    names: Sequence[str],
+    *,
+    limits: tuple[float, float] | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """Accuracy on task i (columns) after learning task t (rows), in %, from a (T, T) matrix of fractions.
+
+    Only what has been learned is drawn (i <= t). ``limits`` in % puts several heatmaps on one colour scale.
+    """
+    matrix = 100 * _square(accuracy, names)
+    hidden = np.triu(np.ones(matrix.shape, dtype=bool), 1) | np.isnan(matrix)
+    low, high = limits or (float(np.min(matrix[~hidden], initial=100)), 100.0)
+    axes = _heatmap(matrix, hidden, names, _colours("crest", UNSEEN), (low, high), "accuracy (%)", ".0f", ax)
+    axes.set_xlabel("accuracy on task")
+    axes.set_ylabel("after learning task")
+    return axes
+
+
+def similarity_limits(similarity: ArrayLike) -> tuple[float, float]:
+    """Smallest and largest off-diagonal value of (..., T, T) matrices: the diagonal of ones would eat the colours.
+
+    >>> similarity_limits([[1.0, 0.2], [0.2, 1.0]])[1] > 0.2  # a single value is widened into a range
+    True
+    """
+    values = np.asarray(similarity, dtype=np.float64)
+    off = values[..., ~np.eye(values.shape[-1], dtype=bool)]
+    off = off[np.isfinite(off)]
+    if not off.size:
+        return 0.0, 1.0
+    low, high = float(off.min()), float(off.max())
+    return (low, high) if high - low > 1e-6 else (low - 0.01, high + 0.01)
+
+
+def similarity_heatmap(
+    similarity: ArrayLike,
+    names: Sequence[str],
+    *,
+    limits: tuple[float, float] | None = None,
+    label: str = "similarity",
+    ax: Axes | None = None,
+) -> Axes:
+    """Task-to-task similarity, (T, T); the diagonal is greyed and the colours span the off-diagonal values."""
+    matrix = _square(similarity, names)
+    hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
+    axes = _heatmap(
+        matrix, hidden, names, _colours("flare", DIAGONAL), limits or similarity_limits(matrix), label, ".2f", ax
+    )
+    axes.set_xlabel("task")
+    axes.set_ylabel("task")
+    return axes
+
+
+def similarity_by_layer(
+    similarity: ArrayLike,
+    layers: Sequence[str],
+    names: Sequence[str],
+    *,
+    columns: int = 4,
+    label: str = "similarity",
+) -> Figure:
+    """One small heatmap for each layer, all on one colour scale; (L, T, T). Axes carry positions, not names."""
+    stack = np.asarray(similarity, dtype=np.float64)
+    if stack.ndim != 3 or len(stack) != len(layers):
+        raise FsclError(f"similarity by layer has shape {stack.shape}; {len(layers)} layers need (L, T, T)")
+    limits = similarity_limits(stack)
+    columns = min(columns, len(layers))
+    rows = math.ceil(len(layers) / columns)
+    with style():
+        figure = Figure(figsize=(1.75 * columns + 0.8, 1.95 * rows + 0.15), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False)
+        cmap = _colours("flare", DIAGONAL)
+        shown = len(names) if len(names) <= 6 else 4
+        ticks = np.linspace(0, len(names) - 1, shown).round().astype(int)
+        mesh: Any = None
+        for position, axes in enumerate(grid.flat):
+            if position >= len(layers):
+                axes.set_visible(False)
+                continue
+            matrix = _square(stack[position], names)
+            mesh = axes.imshow(
+                np.ma.masked_array(matrix, np.eye(len(matrix), dtype=bool) | np.isnan(matrix)),
+                cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest",
+            )  # fmt: skip
+            axes.set_title(abbreviate(layers[position], 20))
+            axes.set_xticks(ticks, [str(t + 1) for t in ticks])
+            axes.set_yticks(ticks, [str(t + 1) for t in ticks] if position % columns == 0 else [])
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+        bar = figure.colorbar(mesh, ax=list(grid.flat), shrink=0.9 if rows == 1 else 0.6, aspect=22)
+        _plain(bar, label)
+        figure.supxlabel("task, in the order learned", fontsize=9)
+    return figure
+
+
+def _heatmap(
+    matrix: Array,
+    hidden: NDArray[np.bool_],
+    names: Sequence[str],
+    colours: Colormap,
+    limits: tuple[float, float],
+    label: str,
+    form: str,
+    ax: Axes | None,
+) -> Axes:
+    count = len(matrix)
+    short = [abbreviate(name) for name in names]
+    with style():
+        side = min(5.6, max(3.9, 2.3 + 0.2 * count))
+        axes = ax if ax is not None else new_axes((side + 0.5, side))
+        sns.heatmap(
+            matrix, mask=hidden, cmap=colours, vmin=limits[0], vmax=limits[1], square=True, ax=axes,
+            xticklabels=short, yticklabels=short, annot=count <= ANNOTATE_UP_TO, fmt=form,
+            annot_kws={"fontsize": 8 if count <= 8 else 6.5}, rasterized=True,
+            cbar_kws={"shrink": 0.75, "aspect": 22, "pad": 0.03},
+        )  # fmt: skip
+        size = 8.0 if count <= 12 else 6.5
+        axes.tick_params(length=0)
+        axes.set_xticks(axes.get_xticks(), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
+        axes.set_yticks(axes.get_yticks(), short, rotation=0, fontsize=size)
+        _plain(axes.collections[0].colorbar, label)
+    return axes
+
+
+def _colours(name: str, empty: tuple[float, float, float, float]) -> Colormap:
+    return mpl.colormaps[name].with_extremes(bad=empty)
+
+
+def _plain(bar: Any, label: str) -> None:
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(length=2)
+    bar.locator = MaxNLocator(5)
+    bar.update_ticks()
+
+
+def _square(values: ArrayLike, names: Sequence[str]) -> Array:
+    matrix = np.asarray(values, dtype=np.float64)
+    if matrix.shape != (len(names), len(names)):
+        raise FsclError(f"the matrix has shape {matrix.shape}; {len(names)} task names need ({len(names)},) * 2")
+    return matrix

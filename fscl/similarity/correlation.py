@@ -1,0 +1,354 @@
+"""Does one task-by-task matrix go with another? Answers that count tasks, not pairs.
+
+The entries of a task-by-task matrix share tasks, so they are not independent and a p-value that treats them so is
+wrong. Here whole tasks are permuted for p-values and whole tasks are resampled for intervals.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fscl.errors import FsclError
+
+__all__ = ["Correlation", "Spread", "holm", "mantel", "seed_interval"]
+
+Array = NDArray[Any]
+Pairs = tuple[Array, ...]
+
+_SYMBOLS = {"spearman": "rho", "kendall": "tau", "pearson": "r"}
+_PAIRS = ("all", "lower")
+_ALTERNATIVES = ("two-sided", "greater", "less")
+_BOOTSTRAPS = 1999
+_BLOCK_VALUES = 2**19  # most values in one block of resampled pairs
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A correlation of two task-by-task matrices.
+
+    `statistic`, `p_value` and the 95 % interval over tasks `low`, `high` are NaN where undefined; `note` says why, or
+    what to beware of.
+
+    >>> print(Correlation(0.62, 0.003, 0.31, 0.8, 20, "spearman"))
+    rho = 0.62 [0.31, 0.80], p = 0.003, n = 20 tasks
+    """
+
+    statistic: float
+    p_value: float
+    low: float
+    high: float
+    n_tasks: int
+    method: str = "spearman"
+    note: str = ""
+
+    @property
+    def defined(self) -> bool:
+        return math.isfinite(self.statistic)
+
+    def __str__(self) -> str:
+        if not self.defined:
+            return f"undefined ({self.note})"
+        interval = f" [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.low) else ""
+        note = f" ({self.note})" if self.note else ""
+        return (
+            f"{_SYMBOLS.get(self.method, self.method)} = {self.statistic:.2f}{interval}, p = {self.p_value:.2g}, "
+            f"n = {self.n_tasks} tasks{note}"
+        )
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean over seeds, sample standard deviation, and 95 % t interval of the mean; NaN but for the mean when n = 1.
+
+    >>> print(Spread(81.5, 0.5, 80.26, 82.74, 3), Spread(81.5, math.nan, math.nan, math.nan, 1), sep="; ")
+    81.5 ± 0.5 [80.26, 82.74] (n=3); 81.5 (n=1)
+    """
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        spread = f" ± {self.std:.2g} [{self.low:.4g}, {self.high:.4g}]" if self.n > 1 else ""
+        return f"{self.mean:.4g}{spread} (n={self.n})"
+
+
+def mantel(
+    x: Tensor | Array | list,
+    y: Tensor | Array | list,
+    *,
+    method: str = "spearman",
+    pairs: str = "all",
+    n_resamples: int = 9999,
+    seed: int = 0,
+    alternative: str = "two-sided",
+    names: tuple[str, str] = ("x", "y"),
+) -> Correlation:
+    """Correlate two task-by-task matrices, permuting tasks: rows and columns of `x` together (Mantel 1967).
+
+    Diagonals are never read. Intervals are at 95 %: jackknife over tasks for T <= 10; above, percentiles of a bootstrap
+    of tasks, without the pairs of a task with itself that resampling makes.
+
+    Args:
+        x, y: (T, T). Either may be asymmetric with `pairs="all"`.
+        method: "spearman" (rho), "kendall" (tau-b; time grows with T^4) or "pearson" (r).
+        pairs: "all" uses every entry off the diagonal (transfer); "lower" the entries [t, i] with i < t (forgetting,
+            whose upper triangle is ignored), and then `x` must be symmetric, or permuting its tasks would mean nothing.
+        n_resamples: random permutations; all T! of them, an exact test, where that is no more.
+        seed: of the permutations and the bootstrap.
+        alternative: "two-sided", "greater" or "less".
+        names: what to call the two matrices in notes and errors.
+
+    Returns:
+        Undefined (NaN, with a note), never 0, for fewer than 4 tasks or when a matrix is constant to rounding.
+
+    Raises:
+        FsclError: an unknown option; matrices that are not square and alike; a used entry that is not finite.
+
+    >>> similarity = np.random.default_rng(0).random((8, 8))
+    >>> similarity = similarity + similarity.T
+    >>> print(mantel(similarity, 1 - similarity**3, pairs="lower"))
+    rho = -1.00 [-1.00, -1.00], p = 0.0002, n = 8 tasks
+    >>> print(mantel(similarity, np.zeros((8, 8)), names=("similarity", "forgetting")))
+    undefined (forgetting is constant)
+    """
+    _check_option("method", method, _SYMBOLS)
+    _check_option("pairs", pairs, _PAIRS)
+    _check_option("alternative", alternative, _ALTERNATIVES)
+    if n_resamples < 1:
+        raise FsclError(f"n_resamples is {n_resamples}; a whole number from 1 up would do, such as 9999")
+    left, right = _square(x, names[0]), _square(y, names[1])
+    if left.shape != right.shape:
+        raise FsclError(f"{names[0]} is {left.shape} and {names[1]} is {right.shape}; they need the same tasks")
+    tasks = len(left)
+    index = np.tril_indices(tasks, -1) if pairs == "lower" else np.nonzero(~np.eye(tasks, dtype=bool))
+    if pairs == "lower":
+        left = _mirrored(left, names[0])
+    _check_finite(left, index, names[0])
+    _check_finite(right, index, names[1])
+
+    constant = [
+        name for name, given, used in zip(names, (x, y), (left, right), strict=True) if _flat(given, used[index])
+    ]
+    if tasks < 4 or constant:
+        few = f"{tasks} task{'s' * (tasks != 1)}; at least 4 are needed"
+        why = few if tasks < 4 else f"{' and '.join(constant)} {'are' if len(constant) > 1 else 'is'} constant"
+        return Correlation(math.nan, math.nan, math.nan, math.nan, tasks, method, why)
+
+    rng = np.random.default_rng(seed)
+    statistic, p_value = _permutation_test(left, right, index, method, n_resamples, alternative, rng)
+    low, high = _interval(left[index], right[index], index, tasks, method, rng)
+    notes = []
+    if tasks < 7:
+        least = (2 if alternative == "two-sided" else 1) / min(math.factorial(tasks), n_resamples + 1)
+        notes.append(f"fewer than 7 tasks: p cannot be below {least:.2g}")
+    if not math.isfinite(low):
+        notes.append("no interval: without one or a few tasks nothing varies")
+    return Correlation(statistic, p_value, low, high, tasks, method, "; ".join(notes))
+
+
+def holm(p_values: Iterable[float]) -> Array:
+    """Adjusted p-values that hold the family-wise error rate under any dependence (Holm 1979).
+
+    NaN, of an undefined test, stays NaN and is not counted. Raises `FsclError` for a value outside [0, 1].
+
+    >>> holm([0.01, float("nan"), 0.04, 0.03])
+    array([0.03,  nan, 0.06, 0.06])
+    """
+    adjusted = np.array(list(p_values), dtype=float)
+    outside = adjusted[(adjusted < 0) | (adjusted > 1)]
+    if outside.size:
+        raise FsclError(f"p-value {outside[0]:g} is outside [0, 1]")
+    counted = np.flatnonzero(~np.isnan(adjusted))
+    order = counted[np.argsort(adjusted[counted], kind="stable")]
+    steps = np.arange(len(order), 0, -1) * adjusted[order]
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
+    return adjusted
+
+
+def seed_interval(values: Iterable[float]) -> Spread:
+    """Mean, spread and 95 % t interval of one result over independent seeds, in the units of the values.
+
+    Raises `FsclError` for no values, or one that is not finite: leaving it out silently would make n a lie.
+
+    >>> print(seed_interval([81.0, 81.5, 82.0]))
+    81.5 ± 0.5 [80.26, 82.74] (n=3)
+    """
+    from scipy.special import stdtrit
+
+    sample = np.array([float(value) for value in values])
+    bad = sample[~np.isfinite(sample)]
+    if not sample.size or bad.size:
+        raise FsclError(
+            f"{f'a seed has value {bad[0]}' if bad.size else 'no values'}; give the finite value of each seed"
+        )
+    n, mean = len(sample), float(sample.mean())
+    if n == 1:
+        return Spread(mean, math.nan, math.nan, math.nan, 1)
+    std = float(sample.std(ddof=1))
+    half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
+    return Spread(mean, std, mean - half, mean + half, n)
+
+
+def _check_option(what: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def _square(values: Tensor | Array | list, name: str) -> Array:
+    array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    if array.ndim != 2 or array.shape[0] != array.shape[1]:
+        raise FsclError(f"{name} has shape {array.shape}; a task-by-task matrix is square: (tasks, tasks)")
+    return array
+
+
+def _mirrored(matrix: Array, name: str) -> Array:
+    """The lower triangle on both sides, so that what differs by rounding cannot order a pair two ways."""
+    lower = np.tril(matrix, -1)
+    lower = lower + lower.T
+    apart = ~np.isclose(np.triu(matrix, 1), np.triu(lower, 1), rtol=1e-5, atol=1e-8, equal_nan=True)
+    if apart.any():
+        i, j = (int(k) for k in np.argwhere(apart)[0])
+        raise FsclError(
+            f"{name} is not symmetric ({name}[{i}, {j}] = {matrix[i, j]:g}, {name}[{j}, {i}] = {matrix[j, i]:g}), but "
+            "pairs='lower' permutes its tasks; give a symmetric matrix, or use pairs='all' with two full matrices"
+        )
+    return lower
+
+
+def _check_finite(matrix: Array, index: Pairs, name: str) -> None:
+    bad = np.flatnonzero(~np.isfinite(matrix[index]))
+    if bad.size:
+        i, j = int(index[0][bad[0]]), int(index[1][bad[0]])
+        raise FsclError(f"{name}[{i}, {j}] is {matrix[i, j]}; every pair of tasks used needs a finite value")
+
+
+def _flat(given: Tensor | Array | list, used: Array) -> bool:
+    """Constant, but for rounding at the precision in which the matrix was given, or of differences of unit scale."""
+    if not used.size:
+        return True
+    if isinstance(given, Tensor):
+        eps = torch.finfo(given.dtype if given.is_floating_point() else torch.float64).eps
+    else:
+        dtype = np.asarray(given).dtype
+        eps = float(np.finfo(dtype if dtype.kind == "f" else float).eps)
+    return bool(np.ptp(used) <= max(16 * eps * np.abs(used).max(), 1e-15))
+
+
+def _permutation_test(
+    x: Array, y: Array, index: Pairs, method: str, n_resamples: int, alternative: str, rng: np.random.Generator
+) -> tuple[float, float]:
+    """The statistic and its p-value. Permuting tasks only rearranges the entries of x, so ranks are found once."""
+    from scipy.stats import permutation_test
+
+    everywhere = np.nonzero(~np.eye(len(x), dtype=bool))
+    scores = np.zeros(x.shape)
+    if method == "kendall":
+        scores[everywhere] = np.unique(x[everywhere], return_inverse=True)[1]
+        scores = scores.astype(np.int16 if x.size < 2**15 else np.int32)  # small integers: four times as fast
+        order = np.argsort(y[index], kind="stable")
+        rows, columns, ranked = index[0][order], index[1][order], y[index][order]
+        above = np.searchsorted(ranked, ranked, side="right")  # the first entry that is larger, ties passed over
+        divisor = math.sqrt(_untied(x[index]) * _untied(ranked))
+    else:
+        rows, columns = index
+        scores[everywhere], other = x[everywhere], y[index]
+        if method == "spearman":
+            scores[everywhere] = _ranks(x[everywhere], np.ones((1, len(everywhere[0]))))[0]
+            other = _ranks(other, np.ones((1, len(other))))[0]
+        scores, other = scores - scores[index].mean(), other - other.mean()
+        other = other / np.linalg.norm(other) / np.linalg.norm(scores[index])
+
+    def statistic(tasks: Array, axis: int = -1) -> Array:
+        tasks = tasks.astype(np.intp)
+        moved = scores[tasks[..., rows], tasks[..., columns]]
+        return _concordance(moved, above) / divisor if method == "kendall" else moved @ other
+
+    result = permutation_test(
+        (np.arange(len(x)),),
+        statistic,
+        permutation_type="pairings",
+        vectorized=True,
+        axis=-1,
+        n_resamples=n_resamples,
+        batch=max(1, _BLOCK_VALUES // len(rows)),
+        alternative=alternative,
+        random_state=rng,  # called rng from scipy 1.15 on, which still takes this name
+    )
+    return min(1.0, max(-1.0, float(result.statistic))), float(result.pvalue)
+
+
+def _concordance(moved: Array, above: Array) -> Array:
+    """Concordant less discordant pairs of entries (..., P), whose partners ascend and grow next at `above`."""
+    moved = np.ascontiguousarray(np.moveaxis(moved, -1, 0))
+    total = np.zeros(moved.shape[1:])
+    for first, row in zip(above, moved, strict=True):
+        total += np.sign(moved[first:] - row).sum(0, dtype=np.int32)
+    return total
+
+
+def _untied(values: Array) -> float:
+    counts = np.unique(values, return_counts=True)[1].astype(float)
+    return float(counts.sum() ** 2 - (counts**2).sum()) / 2
+
+
+def _interval(
+    x: Array, y: Array, index: Pairs, tasks: int, method: str, rng: np.random.Generator
+) -> tuple[float, float]:
+    """95 % interval over tasks of the correlation of entries x and y; NaN if too few tasks make them vary."""
+    from scipy.special import stdtrit
+
+    if tasks <= 10:
+        left_out = _resampled(x, y, index, np.ones((tasks, tasks)) - np.eye(tasks), method)
+        whole = float(_resampled(x, y, index, np.ones((1, tasks)), method)[0])
+        error = math.sqrt((tasks - 1) / tasks * float(np.square(left_out - left_out.mean()).sum()))
+        half = float(stdtrit(tasks - 1, 0.975)) * error
+        low, high = whole - half, whole + half
+    else:
+        counts = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=_BOOTSTRAPS)
+        draws = _resampled(x, y, index, counts, method)
+        drawn = draws[np.isfinite(draws)]
+        low, high = np.percentile(drawn, [2.5, 97.5]) if 2 * len(drawn) > len(draws) else (math.nan, math.nan)
+    return float(np.clip(low, -1, 1)), float(np.clip(high, -1, 1))
+
+
+def _resampled(x: Array, y: Array, index: Pairs, counts: Array, method: str) -> Array:
+    """The statistic when task i is drawn counts[b, i] times: (B,); NaN where a resample is constant.
+
+    Drawing tasks i and j that often draws the pair (i, j) counts_i * counts_j times, so a resample is a weighting of
+    the original pairs, and pairs of a task with itself have no weight. All resamples become matrix products.
+    """
+    blocks = np.array_split(counts, min(len(counts), math.ceil(len(counts) * len(x) / _BLOCK_VALUES)))
+    return np.concatenate([_weighted(x, y, (c[:, index[0]] * c[:, index[1]]).astype(float), method) for c in blocks])
+
+
+def _weighted(x: Array, y: Array, weights: Array, method: str) -> Array:
+    if method == "kendall":
+        sx, sy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
+        both, only_x, only_y = (((weights @ m) * weights).sum(1) for m in (sx * sy, np.abs(sx), np.abs(sy)))
+    else:
+        # Centred first: a large common offset would drown what varies in rounding.
+        x, y = (_ranks(v, weights) if method == "spearman" else v - v.mean() for v in (x, y))
+        weights = weights / np.maximum(weights.sum(1, keepdims=True), 1)
+        x, y = (v - (weights * v).sum(1, keepdims=True) for v in (x, y))
+        both, only_x, only_y = ((weights * product).sum(1) for product in (x * y, x * x, y * y))
+    # What is left of the variance of a constant is rounding, about eps^2 of the squared values.
+    known = (only_x > 1e-24 * only_x.max()) & (only_y > 1e-24 * only_y.max())
+    return np.where(known, both, np.nan) / np.sqrt(np.where(known, only_x * only_y, 1))
+
+
+def _ranks(values: Array, weights: Array) -> Array:
+    """Mid-ranks of values (P,), each counted weights (B, P) times, up to a constant: (B, P)."""
+    order = np.argsort(values, kind="stable")
+    distinct, group = np.unique(values, return_inverse=True)
+    starts = np.searchsorted(values[order], distinct)
+    totals = np.add.reduceat(weights[:, order], starts, axis=1)
+    return (np.cumsum(totals, axis=1) - totals / 2)[:, group]

@@ -1,0 +1,301 @@
+"""How alike tasks are, read from their filter atoms alone: no data and no forward pass.
+
+A convolution's filters are `W = coefficients x atoms`. When tasks share the coefficients, comparing two tasks is
+comparing two small sets of atoms, layer by layer. Everything here is a pure function of tensors.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from fscl.errors import FsclError
+
+__all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", "gram_matrix", "similarity_matrix"]
+
+METRICS = ("cosine", "filter", "grassmann", "projection")
+AGGREGATES = ("mean", "product")
+_BLOCK_VALUES = 2**21  # most float64 values in one block of task pairs: 16 MiB
+
+
+@runtime_checkable
+class AtomStacks(Protocol):
+    """What `similarity_matrix` needs of a bank of tasks that share their coefficients."""
+
+    @property
+    def layers(self) -> Sequence[str]: ...
+
+    def stack(self, layer: str) -> Tensor: ...  # (tasks, m, kh, kw)
+
+    def gram(self, layer: str) -> Tensor: ...  # (m, m), see `gram_matrix`
+
+
+class FilterAtoms(NamedTuple):
+    """Several snapshots of one convolution, written with one shared set of coefficients."""
+
+    atoms: Tensor  # (T, m, kh, kw)
+    coefficients: Tensor  # (out, in, m), orthonormal columns
+    explained: Tensor  # (T,), share of each snapshot's squared norm within the span of the coefficients
+
+
+@torch.no_grad()
+def similarity_matrix(
+    bank_or_stacks: AtomStacks | Mapping[str, Tensor] | Sequence[Tensor] | Tensor,
+    metric: str = "cosine",
+    aggregate: str = "product",
+    layers: Iterable[str | int] | None = None,
+    per_layer: bool = False,
+    grams: Mapping[str, Tensor] | Sequence[Tensor] | Tensor | None = None,
+    rank: int = 3,
+) -> Tensor:
+    """Similarity of all pairs of tasks: exactly symmetric, exactly 1 on the diagonal, within [-1, 1], no units.
+
+    Metrics of one layer, for atoms D of shape (m, kh*kw) and the Gram matrix G of the coefficients:
+
+    - `cosine`: cos(vec D_s, vec D_t) in the gauge in which the atoms are stored (Chen, Miao, Qiu 2023). It is the
+      cosine of the filters when G is a multiple of the identity, as in a bank whose coefficients are frozen.
+    - `filter`: tr(D_s^T G D_t), normalised: the cosine of the filters `coefficients x atoms` in any gauge. Needs G.
+    - `grassmann`: 1 - d / d_max, where d = sqrt(sum of squared principal angles) between the leading `rank`
+      dimensions of what the atoms span among kernels, and d_max = sqrt(rank) pi / 2 (Miao et al., ICLR 2022).
+    - `projection`: |B_s^T B_t|_F^2 / rank, for orthonormal bases B of the same spans.
+
+    The spans are those of G^(1/2) D where G is known, which are those of the filters in any gauge, else those of D.
+    Layers are combined by `aggregate_layers`. An all-zero set of atoms has similarity 0 to every other.
+
+    Args:
+        bank_or_stacks: a bank; or stacks of shape (T, m, kh, kw): a mapping from layer to stack, a sequence (its
+            layers are named "0", "1", ...), or one stack.
+        metric: "cosine", "filter", "grassmann" or "projection".
+        aggregate: "product" or "mean"; of no effect with `per_layer`.
+        layers: the layers to use; all by default.
+        per_layer: return (L, T, T), before aggregation.
+        grams: (m, m) for every layer used, given like the stacks; by default the bank's own.
+        rank: dimensions of a span, for `grassmann` and `projection`; less than kh*kw and at most m.
+
+    Returns:
+        (T, T), or (L, T, T) with `per_layer`; float64 if a stack is, else float32. Computed in float64 on the CPU.
+
+    Raises:
+        FsclError: unknown metric, aggregate or layer; shapes that do not fit; values that are not finite; no Gram
+            matrix where one is needed; atoms that span fewer than `rank` dimensions.
+
+    >>> atoms = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]]).reshape(3, 1, 2, 2)
+    >>> similarity_matrix({"conv1": atoms}, aggregate="mean")
+    tensor([[1.0000, 0.7071, 0.0000],
+            [0.7071, 1.0000, 0.0000],
+            [0.0000, 0.0000, 1.0000]])
+    """
+    _check_known("metric", metric, METRICS)
+    _check_known("aggregate", aggregate, AGGREGATES)
+    stacks = _stacks(bank_or_stacks, layers)
+    found = _grams(bank_or_stacks, grams, stacks) if metric != "cosine" else {}
+    if metric == "filter" and not found:
+        raise FsclError(
+            "metric 'filter' needs the Gram matrices of the coefficients: pass a bank or "
+            f"grams={{layer: gram_matrix(coefficients)}} for {list(stacks)}, or use metric='cosine'"
+        )
+    compared = torch.stack([_layer_similarity(name, stack, found, metric, rank) for name, stack in stacks.items()])
+    result = compared if per_layer else aggregate_layers(compared, aggregate)
+    given = list(stacks.values())
+    return result.to(given[0].device, torch.float64 if torch.float64 in {s.dtype for s in given} else torch.float32)
+
+
+def aggregate_layers(per_layer: Tensor, how: str = "product") -> Tensor:
+    """One similarity from those of all layers: (L, ...) -> (...).
+
+    `mean` is the plain mean. `product` is the product of squares: CKA, which it stands in for, is quadratic in the
+    features and composes over depth. Raises `FsclError` for an unknown `how` or when there are no layers.
+
+    >>> aggregate_layers(torch.tensor([0.5, -1.0]), "mean"), aggregate_layers(torch.tensor([0.5, -1.0]), "product")
+    (tensor(-0.2500), tensor(0.2500))
+    """
+    _check_known("aggregate", how, AGGREGATES)
+    if per_layer.ndim == 0 or len(per_layer) == 0:
+        raise FsclError(f"no layers to aggregate in shape {tuple(per_layer.shape)}; it takes (layers, tasks, tasks)")
+    return per_layer.mean(0) if how == "mean" else per_layer.square().prod(0)
+
+
+@torch.no_grad()
+def gram_matrix(coefficients: Tensor) -> Tensor:
+    """Inner products of the m coefficient maps over all channels: (out, in, m) -> (m, m).
+
+    >>> gram_matrix(torch.ones(2, 3, 1))
+    tensor([[6.]])
+    """
+    if coefficients.ndim < 2:
+        raise FsclError(f"coefficients have shape {tuple(coefficients.shape)}; they take (out, in, m)")
+    flat = coefficients.flatten(0, -2).cpu().double()
+    return (flat.mT @ flat).to(coefficients.device, torch.promote_types(coefficients.dtype, torch.float32))
+
+
+@torch.no_grad()
+def atoms_of_filters(filters: Sequence[Tensor] | Tensor, reference: int = 0) -> FilterAtoms:
+    """Atoms for learners that have none: project snapshots of one convolution on shared coefficients.
+
+    The coefficients are the left singular vectors of the reference snapshot's filters (out*in, kh*kw), as many as
+    its rank m <= kh*kw, so the reference is represented exactly; every snapshot's atoms are its least-squares fit.
+    Read `explained` beside any similarity of these atoms: what the coefficients leave out is not compared.
+
+    Args:
+        filters: T snapshots of shape (out, in, kh, kw), or one tensor (T, out, in, kh, kw).
+        reference: which snapshot the coefficients come from.
+
+    Raises:
+        FsclError: no snapshots, shapes that differ, values that are not finite, a reference that is zero or missing.
+
+    >>> atoms, coefficients, explained = atoms_of_filters([torch.eye(4).reshape(4, 1, 2, 2)] * 2)
+    >>> atoms.shape, coefficients.shape, explained
+    (torch.Size([2, 4, 2, 2]), torch.Size([4, 1, 4]), tensor([1., 1.]))
+    """
+    shapes = [tuple(snapshot.shape) for snapshot in filters]
+    if not shapes or len(set(shapes)) > 1 or len(shapes[0]) != 4 or 0 in shapes[0]:
+        raise FsclError(f"filters have shapes {shapes}; they take one or more snapshots of one (out, in, kh, kw)")
+    if not -len(shapes) <= reference < len(shapes):
+        raise FsclError(f"reference {reference} is not among the {len(shapes)} snapshots; use 0 to {len(shapes) - 1}")
+    stored = torch.stack([snapshot.detach() for snapshot in filters])
+    _check_finite("filters", stored, "snapshot")
+    flat = stored.cpu().double().flatten(3).flatten(1, 2)
+    basis, strength, _ = torch.linalg.svd(flat[reference], full_matrices=False)
+    basis = basis[:, strength > strength[0] * _eps(stored) * max(flat.shape[1:])]
+    if basis.shape[1] == 0:
+        raise FsclError(f"the filters of reference snapshot {reference} are all zero; choose another reference")
+    atoms = basis.mT @ flat
+    energy = flat.square().sum((1, 2))
+    explained = torch.where(energy > 0, atoms.square().sum((1, 2)) / energy, 1.0).clamp(max=1)
+    parts = atoms.unflatten(2, shapes[0][2:]), basis.unflatten(0, shapes[0][:2]), explained
+    return FilterAtoms(*(p.to(stored.device, torch.promote_types(stored.dtype, torch.float32)) for p in parts))
+
+
+def _check_known(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def _check_finite(name: str, values: Tensor, what: str) -> None:
+    bad = (~values.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+    if bad:
+        raise FsclError(f"{name}: {what} {bad[0]} holds values that are not finite; leave it out or restore it")
+
+
+def _eps(stored: Tensor) -> float:
+    return torch.finfo(torch.float64 if stored.dtype == torch.float64 else torch.float32).eps
+
+
+def _named(values: Any, ndim: int) -> dict[str, Tensor]:
+    """A mapping, a sequence or one tensor of `ndim` dimensions as a mapping from layer name to tensor."""
+    if isinstance(values, Mapping):
+        return dict(values)
+    one = isinstance(values, Tensor) and values.ndim == ndim
+    return {str(index): value for index, value in enumerate([values] if one else values)}
+
+
+def _stacks(source: Any, layers: Iterable[str | int] | None) -> dict[str, Tensor]:
+    given = {} if isinstance(source, AtomStacks) else _named(source, ndim=4)
+    known = list(source.layers) if isinstance(source, AtomStacks) else list(given)
+    wanted = known if layers is None else [str(name) for name in ([layers] if isinstance(layers, str) else layers)]
+    unknown = [name for name in wanted if name not in known]
+    if unknown or not wanted:
+        raise FsclError(f"{f'unknown layer {unknown[0]!r}' if unknown else 'no layers'}; known layers: {known}")
+    stacks = {name: given[name] if given else source.stack(name) for name in wanted}
+    for name, stack in stacks.items():
+        if not isinstance(stack, Tensor) or stack.ndim != 4 or 0 in stack.shape or stack.is_complex():
+            got = f"shape {tuple(stack.shape)}" if isinstance(stack, Tensor) else type(stack).__name__
+            raise FsclError(f"layer {name!r}: {got}; a real tensor of shape (tasks, m, kh, kw) would do")
+        _check_finite(f"layer {name!r}", stack, "task")
+    tasks = {name: len(stack) for name, stack in stacks.items()}
+    if len(set(tasks.values())) > 1:
+        raise FsclError(f"every layer needs the same number of tasks, but they have {tasks}")
+    return stacks
+
+
+def _grams(source: Any, grams: Any, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gram matrices of the layers in `stacks`; empty if there are none to be had."""
+    bank = isinstance(source, AtomStacks) and grams is None
+    if grams is None and not bank:
+        return {}
+    found = {name: source.gram(name) for name in stacks} if bank else _named(grams, ndim=2)
+    for name, stack in stacks.items():
+        if name not in found:
+            raise FsclError(f"layer {name!r} has no Gram matrix in grams, which has {list(found)}")
+        m, gram = stack.shape[1], found[name]
+        if gram.shape != (m, m) or not gram.isfinite().all():
+            raise FsclError(f"layer {name!r}: Gram matrix {tuple(gram.shape)}; finite values ({m}, {m}) would do")
+    return found
+
+
+def _layer_similarity(name: str, stack: Tensor, grams: Mapping[str, Tensor], metric: str, rank: int) -> Tensor:
+    atoms = stack.detach().cpu().double().flatten(2)
+    # No metric depends on the scale of a task's atoms; a common scale keeps squares from over- or underflowing.
+    largest = atoms.abs().amax((1, 2), keepdim=True)
+    atoms = atoms / torch.where(largest > 0, largest, 1.0)
+    if grams:
+        atoms = _gram_root(name, grams[name]) @ atoms
+    if metric in ("cosine", "filter"):
+        similarity = _cosines(atoms.flatten(1))
+    else:
+        bases = _bases(name, atoms, rank, _eps(stack))
+        # |B^T B'|_F^2 is the inner product of the projectors, each of norm sqrt(rank).
+        similarity = _geodesics(bases) if metric == "grassmann" else _cosines((bases.mT @ bases).flatten(1))
+    present = atoms.flatten(1).any(1)
+    similarity = similarity.clamp(-1, 1) * (present[:, None] & present)
+    upper = similarity.triu(1)  # matrix products need not be symmetric to the last bit
+    return upper + upper.mT + torch.eye(len(atoms), dtype=upper.dtype)
+
+
+def _gram_root(name: str, gram: Tensor) -> Tensor:
+    """A root R with R^T R = G; eigenvalues that are rounding of the input's precision count as zero."""
+    full = gram.detach().cpu().double()
+    values, vectors = torch.linalg.eigh((full + full.mT) / 2)
+    noise = 4 * len(full) * _eps(gram) * values.abs().max()
+    if (full - full.mT).abs().max() > noise or values[0] < -noise:
+        raise FsclError(
+            f"layer {name!r}: the Gram matrix is not symmetric positive semi-definite (least eigenvalue "
+            f"{float(values[0]):.3g}); use gram_matrix(coefficients)"
+        )
+    return torch.where(values > noise, values, 0.0).sqrt()[:, None] * vectors.mT
+
+
+def _cosines(flat: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
+    unit = flat / torch.where(norms > 0, norms, 1.0)
+    return unit @ unit.mT
+
+
+def _bases(name: str, atoms: Tensor, rank: int, eps: float) -> Tensor:
+    """Orthonormal rows (T, rank, kh*kw) of the leading dimensions that each task's atoms span."""
+    _, m, size = atoms.shape
+    most = min(m, size - 1)
+    if not 1 <= rank <= most:
+        use = f"use a rank from 1 to {most}, or leave" if most else "leave"
+        raise FsclError(f"layer {name!r}: rank {rank} with m={m} atoms of {size} values; {use} it out with layers=")
+    _, strength, span = torch.linalg.svd(atoms, full_matrices=False)
+    dimensions = (strength > strength[:, :1] * eps * max(m, size)).sum(1)
+    short = ((dimensions > 0) & (dimensions < rank)).nonzero().flatten().tolist()
+    if short:
+        least = int(dimensions[short[0]])
+        raise FsclError(
+            f"layer {name!r}: the atoms of task {short[0]} span {least} dimensions, fewer than rank {rank}; "
+            f"use a rank up to {least}, or leave the layer out with layers="
+        )
+    return span[:, :rank]
+
+
+def _geodesics(bases: Tensor) -> Tensor:
+    """Grassmann similarity of all pairs of spans, from orthonormal rows (T, rank, size); upper triangle only."""
+    tasks, rank, size = bases.shape
+    result = torch.zeros(tasks, tasks, dtype=bases.dtype)
+    start = 0
+    while start < tasks:
+        others = bases[start:]
+        stop = min(tasks, start + max(1, _BLOCK_VALUES // (len(others) * rank * size)))
+        rows = bases[start:stop, None]
+        left, _, right = torch.linalg.svd(rows @ others.mT)
+        # Principal vectors an angle theta apart are a chord 2 sin(theta / 2) apart. Unlike the arc cosine of the
+        # singular values, this keeps full precision for spans that (almost) coincide.
+        chords = torch.linalg.vector_norm(left.mT @ rows - right @ others, dim=-1)
+        angles = 2 * torch.asin((chords / 2).clamp(max=math.sqrt(0.5)))
+        result[start:stop, start:] = 1 - torch.linalg.vector_norm(angles, dim=-1) / (math.sqrt(rank) * math.pi / 2)
+        start = stop
+    return result

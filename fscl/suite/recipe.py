@@ -1,0 +1,248 @@
+"""Recipes: benchmarks and strategies as TOML files, read into types that refuse what they do not know."""
+
+import difflib
+import hashlib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from fscl.errors import FsclError
+
+__all__ = [
+    "BenchmarkRecipe",
+    "StrategyRecipe",
+    "TrainingRecipe",
+    "find_recipes",
+    "load_benchmark",
+    "load_strategy",
+    "recipe_hash",
+    "with_overrides",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class _Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataRecipe(_Recipe):
+    """Which images: a known data set, or an image folder ``<data>/<name>/{train,test}/<class>/*``."""
+
+    name: str
+    image_size: Positive | None = None
+
+
+class SplitRecipe(_Recipe):
+    """How classes become tasks: a number of equal tasks, or the classes of each."""
+
+    tasks: Positive | list[list[str]]
+    shuffle: bool = True
+
+
+class AugmentRecipe(_Recipe):
+    """What training images go through."""
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class ModelRecipe(_Recipe):
+    """The network, see ``fscl.continual.build_network``."""
+
+    name: str = "convnet"
+    args: dict[str, Any] = {}
+
+
+class TrainingRecipe(_Recipe):
+    """How a task is trained. ``lr_next`` is the learning rate from the second task on."""
+
+    epochs: Positive = 10
+    batch_size: Positive = 64
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    lr_next: Annotated[float, Field(gt=0)] | None = None
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    label_smoothing: Share = 0.0
+
+
+class Override(_Recipe):
+    """What a benchmark changes for one strategy."""
+
+    training: dict[str, Any] = {}
+    args: dict[str, Any] = {}
+
+
+class BenchmarkRecipe(_Recipe):
+    """A stream as data: images, split into tasks, network and budget."""
+
+    name: str = ""
+    title: str = ""
+    description: str = ""
+    data: DataRecipe
+    split: SplitRecipe
+    augment: AugmentRecipe = AugmentRecipe()
+    model: ModelRecipe = ModelRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    strategies: dict[str, Override] = {}
+
+
+class StrategyRecipe(_Recipe):
+    """A learner as data: an Avalanche strategy class and its arguments."""
+
+    name: str = ""
+    title: str = ""
+    description: str = ""
+    paper: str = ""
+    class_path: str = Field(alias="class")
+    args: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+
+
+R = TypeVar("R", bound=_Recipe)
+
+
+def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
+    """Recipe files by name: beside the package in a checkout, inside it in an installed wheel.
+
+    Raises:
+        FsclError: the installation lacks them.
+    """
+    package = Path(__file__).resolve().parent.parent
+    for folder in (package / "recipes" / kind, package.parent / kind):
+        if folder.is_dir():
+            return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+    raise FsclError(f"this installation of fscl lacks its {kind}; reinstall it")
+
+
+def load_benchmark(name_or_path: str | Path) -> BenchmarkRecipe:
+    """A benchmark by name, or from the path of a TOML file.
+
+    Raises:
+        FsclError: it is unknown, not TOML, or has a key or value that does not fit.
+
+    Example:
+        >>> load_benchmark("split_digits").split.tasks
+        5
+    """
+    recipe = _load("benchmarks", name_or_path, BenchmarkRecipe)
+    for strategy, override in recipe.strategies.items():
+        _validate(f"strategies.{strategy}.training of {recipe.name}", override.training, TrainingRecipe)
+    return recipe
+
+
+def load_strategy(name_or_path: str | Path) -> StrategyRecipe:
+    """A strategy by name, or from the path of a TOML file.
+
+    Raises:
+        FsclError: it is unknown, not TOML, or has a key or value that does not fit.
+
+    Example:
+        >>> load_strategy("ewc").class_path
+        'avalanche.training.EWC'
+    """
+    recipe = _load("strategies", name_or_path, StrategyRecipe)
+    _validate(f"training of {recipe.name}", recipe.training, TrainingRecipe)
+    return recipe
+
+
+def with_overrides(
+    benchmark: BenchmarkRecipe, strategy: StrategyRecipe, settings: Sequence[str] = ()
+) -> tuple[BenchmarkRecipe, StrategyRecipe]:
+    """The recipes of one run: the strategy's training over the benchmark's, then the benchmark's words on the strategy,
+    then ``key=value`` settings (``training.epochs=2``, ``args.ewc_lambda=10``, ``split.tasks=2``).
+
+    Raises:
+        FsclError: a setting is not of that form, or does not fit.
+    """
+    own = benchmark.strategies.get(strategy.name, Override())
+    b, s = benchmark.model_dump(by_alias=True), strategy.model_dump(by_alias=True)
+    b["training"] |= {**strategy.training, **own.training}
+    s["args"] |= own.args
+    s["training"], b["strategies"] = {}, {}
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        *path, leaf = key.strip().split(".")
+        if not equals or not path:
+            raise FsclError(
+                f"--set {setting}: expected SECTION.KEY=VALUE, such as training.epochs=2 or args.num_atoms=6"
+            )
+        target: Any = s if path[0] == "args" else b
+        for part in path:
+            if not isinstance(target, dict) or not isinstance(target.get(part), dict):
+                known = ", ".join(sorted({k for k, v in b.items() if isinstance(v, dict) and v} | {"args"}))
+                raise FsclError(f"--set {setting}: unknown section {'.'.join(path)!r}; known sections: {known}")
+            target = target[part]
+        target[leaf] = _value(text)
+    return _validate("--set", b, BenchmarkRecipe), _validate("--set", s, StrategyRecipe)
+
+
+def recipe_hash(*recipes: _Recipe, **more: Any) -> str:
+    """A hash of all that decides a run's numbers; titles and descriptions are not in it."""
+    parts = [r.model_dump(exclude={"title", "description", "paper"}) for r in recipes]
+    return hashlib.sha256(json.dumps([*parts, more], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _value(text: str) -> Any:
+    """A TOML value; a bare word is a string."""
+    try:
+        return tomllib.loads(f"x = {text}")["x"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R]) -> R:
+    known = find_recipes(kind)
+    path = known.get(str(name_or_path), Path(name_or_path))
+    if not path.is_file():
+        near = difflib.get_close_matches(str(name_or_path), known, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise FsclError(
+            f"unknown {'benchmark' if kind == 'benchmarks' else 'strategy'} {str(name_or_path)!r}{hint}; "
+            f"known: {', '.join(known)}, or the path of a TOML file"
+        )
+    try:
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FsclError(f"{path}: not valid TOML ({error})") from error
+    except OSError as error:
+        raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
+    data.setdefault("name", path.stem)
+    where = str(path) if str(name_or_path) not in known else f"{kind}/{path.name}"
+    return _validate(where, data, model)
+
+
+def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
+    try:
+        return model.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        at = [str(part) for part in first["loc"]]
+        if first["type"] == "extra_forbidden":
+            keys = _known_keys(model, at[:-1])
+            near = difflib.get_close_matches(at[-1], keys, 1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise FsclError(f"{where}: unknown key {'.'.join(at)!r}{hint}; known keys: {', '.join(keys)}") from error
+        if first["type"] == "missing":
+            raise FsclError(f"{where}: {'.'.join(at)!r} is missing") from error
+        place = ".".join(p for p in at if not p.startswith(("constrained-", "list[", "int")))
+        raise FsclError(f"{where}: {place} = {first['input']!r}: {first['msg'].lower()}") from error
+
+
+def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
+    for part in path:
+        for name, field in model.model_fields.items():
+            kind = field.annotation
+            if name == part and isinstance(kind, type) and issubclass(kind, BaseModel):
+                model = kind
+                break
+        else:
+            model = Override if model is BenchmarkRecipe else model
+    return [field.alias or name for name, field in model.model_fields.items()]

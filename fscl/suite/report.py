@@ -1,0 +1,108 @@
+"""Run folders -> one self-contained HTML page and one Markdown page that say the same."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from fscl.errors import FsclError
+from fscl.plots.figures import inline_svg, save_png
+from fscl.suite.results import RunResult
+from fscl.suite.sections import Picture, Section, build_section
+from fscl.suite.summary import COLUMNS, SummaryRow, rich_table, summary_rows
+
+__all__ = ["ReportPaths", "SummaryRow", "rich_table", "summary_rows", "write_report"]
+
+
+@dataclass(frozen=True)
+class ReportPaths:
+    """What :func:`write_report` wrote."""
+
+    html: Path
+    markdown: Path
+    figures: tuple[Path, ...]
+
+
+def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | None = None) -> ReportPaths:
+    """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
+
+    One section for each benchmark. Each file is written under a temporary name and renamed, so a report that is there
+    already stays whole until its successor is. Raises :class:`FsclError` if no run is given.
+    """
+    if not runs:
+        raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
+    names = list(dict.fromkeys(str(run.benchmark["name"]) for run in runs))
+    sections = [build_section(name, [run for run in runs if run.benchmark["name"] == name]) for name in names]
+    heading = title or " and ".join(section.title for section in sections)
+    pictures = [picture for section in sections for picture in _pictures(section)]
+    slugs = _unique([picture.slug for picture in pictures])
+    slug_of = {id(picture): slug for picture, slug in zip(pictures, slugs, strict=True)}
+
+    folder = Path(folder)
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    files = []
+    for picture in pictures:
+        file = folder / "figures" / f"{slug_of[id(picture)]}.png"
+        save_png(picture.figure, file)
+        files.append(file)
+
+    def svg(picture: Picture) -> Markup:
+        return Markup(inline_svg(picture.figure, slug_of[id(picture)], f"{picture.title}. {picture.caption}"))
+
+    def png(picture: Picture) -> str:
+        return f"figures/{slug_of[id(picture)]}.png"
+
+    values = {"title": heading, "sections": sections, "columns": COLUMNS, "svg": svg, "png": png}
+    html, markdown = folder / "index.html", folder / "README.md"
+    _write(html, _environment(html=True).get_template("report.html.j2").render(values))
+    _write(markdown, _environment(html=False).get_template("report.md.j2").render(values))
+    return ReportPaths(html, markdown, tuple(files))
+
+
+def escape_markdown(text: object) -> str:
+    """Text as Markdown shows it literally, also inside a table cell.
+
+    >>> print(escape_markdown("a|b <i> *c*"))
+    a\\|b &lt;i&gt; \\*c\\*
+    """
+    flat = " ".join(str(text).split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_{}\[\]#|!~$])", r"\\\1", flat)
+
+
+def _environment(html: bool) -> Environment:
+    environment = Environment(
+        loader=PackageLoader("fscl.suite"),
+        autoescape=html,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["md"] = escape_markdown
+    return environment
+
+
+def _pictures(section: Section) -> list[Picture]:
+    return [*section.overview, *section.accuracy, *section.similarity, *section.scatter]
+
+
+def _unique(slugs: Sequence[str]) -> list[str]:
+    """Names of different characters can end as the same file name; the second one gets a number."""
+    seen: dict[str, int] = {}
+    made = []
+    for slug in slugs:
+        seen[slug] = seen.get(slug, 0) + 1
+        made.append(slug if seen[slug] == 1 else f"{slug}-{seen[slug]}")
+    return made
+
+
+def _write(file: Path, text: str) -> None:
+    half = file.with_name(f".{file.name}.part")
+    half.write_text(text, encoding="utf-8")
+    os.replace(half, file)

@@ -1,0 +1,205 @@
+"""Run folders -> typed results. Reads what the runner wrote; imports neither torch nor Avalanche."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fscl.errors import FsclError
+
+__all__ = ["FORMAT", "Memory", "RunResult", "SimilarityResult", "TaskInfo", "load_run", "load_runs"]
+
+FORMAT = 1
+STATUSES = ("running", "finished", "failed")
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TaskInfo:
+    """One task of a stream: its name and the classes in it."""
+
+    name: str
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What a run stored, in bytes by kind: for one more task (a mean over tasks), and once for all tasks."""
+
+    per_task: Mapping[str, float] = field(default_factory=dict)
+    shared: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def bytes_per_task(self) -> float:
+        return float(sum(self.per_task.values()))
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+class SimilarityResult:
+    """Task-to-task similarity of every layer: ``matrix`` is (L, T, T), 1 on the diagonals."""
+
+    metric: str
+    aggregate: str
+    layers: tuple[str, ...]
+    matrix: Array
+
+
+@dataclass(frozen=True, eq=False)  # arrays have no single truth value to compare by
+class RunResult:
+    """One benchmark x strategy x seed, as found in its ``run.json``.
+
+    ``accuracy[t, i]`` is the accuracy on task ``i`` after experience ``t``, a fraction. It has a row for each finished
+    experience: fewer than T while a run is unfinished, or when a learner sees all tasks in a single experience (joint
+    training). ``transfer[j, i]`` is the nearest-class-mean accuracy on task ``i`` of the features after task ``j``.
+    """
+
+    path: Path
+    status: Literal["running", "finished", "failed"]
+    benchmark: Mapping[str, Any]
+    strategy: Mapping[str, Any]
+    recipe_hash: str
+    seed: int
+    versions: Mapping[str, str]
+    machine: Mapping[str, Any]
+    tasks: tuple[TaskInfo, ...]
+    accuracy: Array
+    transfer: Array | None
+    untrained: Array | None
+    start: Array | None
+    train_seconds: Array
+    evaluate_seconds: Array
+    memory: Memory
+    similarity: SimilarityResult | None
+    provenance: str | None
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def square(self) -> bool:
+        """Whether there is a row of accuracies for every task, so that forgetting and its kin are defined."""
+        return self.accuracy.shape == (len(self.tasks), len(self.tasks))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def seconds(self) -> float:
+        """Training and evaluation together."""
+        return float(self.train_seconds.sum() + self.evaluate_seconds.sum())
+
+
+def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
+    """Every run under the given folders (or ``run.json`` files), unfinished ones included.
+
+    Sorted by benchmark, strategy, recipe hash and seed; a run reached by two paths is read once. A path that does not
+    exist, or nothing found at all, raises :class:`FsclError`.
+    """
+    given = [Path(path) for path in paths]
+    found: dict[Path, None] = {}
+    for path in given:
+        if not path.exists():
+            raise FsclError(f"{path}: no such file or folder; give a folder that `fscl run --out` wrote")
+        for file in [path] if path.is_file() else sorted(path.rglob("run.json")):
+            found[file.resolve()] = None
+    if not found:
+        where = ", ".join(map(str, given)) or "no folder given"
+        raise FsclError(f"no run.json found ({where}); give a folder that `fscl run --out` wrote")
+    runs = [load_run(file) for file in found]
+    return sorted(runs, key=lambda r: (r.benchmark["name"], r.strategy["name"], r.recipe_hash, r.seed, str(r.path)))
+
+
+def load_run(file: str | Path) -> RunResult:
+    """Read one ``run.json``. :class:`FsclError` names the file and what is wrong with it."""
+    file = Path(file)
+    try:
+        data = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise FsclError(f"{file}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        got = data.get("format") if isinstance(data, dict) else type(data).__name__
+        raise FsclError(f"{file}: format is {got!r}; this version of fscl reads format {FORMAT}")
+    try:
+        return _parse(file, data)
+    except KeyError as error:
+        raise FsclError(f"{file}: key {error} is missing") from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise FsclError(f"{file}: {error}") from error
+
+
+def _parse(file: Path, data: Mapping[str, Any]) -> RunResult:
+    if data["status"] not in STATUSES:
+        raise ValueError(f"status is {data['status']!r}; it must be one of {', '.join(STATUSES)}")
+    for kind in ("benchmark", "strategy"):
+        data[kind]["name"]  # a missing name is reported here, not in the middle of a report
+    tasks = tuple(TaskInfo(str(task["name"]), tuple(map(str, task["classes"]))) for task in data["tasks"])
+    count = len(tasks)
+    accuracy = _numbers(data.get("accuracy") or [], "accuracy", (None, count))
+    if data["status"] == "finished" and not len(accuracy):
+        raise ValueError("the run is finished but has no accuracies")
+    seconds = data.get("seconds") or {}
+    memory = data.get("memory") or {}
+    return RunResult(
+        path=file,
+        status=data["status"],
+        benchmark=data["benchmark"],
+        strategy=data["strategy"],
+        recipe_hash=str(data["recipe_hash"]),
+        seed=int(data["seed"]),
+        versions=data.get("versions") or {},
+        machine=data.get("machine") or {},
+        tasks=tasks,
+        accuracy=accuracy,
+        transfer=_optional(data, "transfer", (None, count)),
+        untrained=_optional(data, "untrained", (None,)),
+        start=_optional(data, "start", (None,)),
+        train_seconds=_numbers(seconds.get("train") or [], "seconds.train", (None,)),
+        evaluate_seconds=_numbers(seconds.get("evaluate") or [], "seconds.evaluate", (None,)),
+        memory=Memory(_bytes(memory.get("per_task")), _bytes(memory.get("shared"))),
+        similarity=_similarity(data.get("similarity")),
+        provenance=data.get("provenance"),
+    )
+
+
+def _similarity(data: Mapping[str, Any] | None) -> SimilarityResult | None:
+    if not data:
+        return None
+    layers = tuple(map(str, data["layers"]))
+    matrix = _numbers(data["matrix"], "similarity.matrix", (len(layers), None, None))
+    if matrix.shape[1] != matrix.shape[2]:
+        raise ValueError(f"similarity.matrix has shape {matrix.shape}; it must be (L, T, T)")
+    return SimilarityResult(str(data["metric"]), str(data.get("aggregate") or "product"), layers, matrix)
+
+
+def _optional(data: Mapping[str, Any], key: str, shape: tuple[int | None, ...]) -> Array | None:
+    return _numbers(data[key], key, shape) if data.get(key) else None
+
+
+def _numbers(values: Any, key: str, shape: tuple[int | None, ...]) -> Array:
+    """null -> NaN; a length that is not what ``shape`` says (None: any) is an error that names the key."""
+    if not values:
+        return np.empty([0 if size is None else size for size in shape], dtype=np.float64)
+    try:
+        array = cast(Array, np.array(values, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{key} is not a rectangular list of numbers") from error
+    matches = len(shape) == array.ndim and all(
+        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
+    )
+    if not matches:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{key} has shape {array.shape}; it must be ({wanted})")
+    return array
+
+
+def _bytes(by_kind: Mapping[str, Any] | None) -> dict[str, float]:
+    return {str(kind): float(size) for kind, size in (by_kind or {}).items()}

@@ -1,0 +1,276 @@
+"""One benchmark x strategy x seed -> a run folder, resumable after the last finished experience."""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from fscl.errors import FsclError
+from fscl.files import write_atomically
+from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
+
+__all__ = ["RunSpec", "run_one"]
+
+FORMAT = 1
+PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
+Progress = Callable[[int, int, int], None]
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What one run is; two runs with equal specs give equal numbers on the same machine.
+
+    Attributes:
+        benchmark, strategy: recipes with all overrides applied.
+        seed: of class order, weights and batches.
+        data: data folder, or None for the default.
+        device: ``cpu``, ``cuda``, ...
+        threads: CPU threads; sums are made in another order with another number, so it is recorded.
+        validation: share of the training images that takes the place of the test images; 0 for real runs.
+    """
+
+    benchmark: BenchmarkRecipe
+    strategy: StrategyRecipe
+    seed: int
+    data: str | None = None
+    device: str = "cpu"
+    threads: int = 1
+    validation: float = 0.0
+
+    @property
+    def hash(self) -> str:
+        """Of everything that decides the numbers but the seed."""
+        return recipe_hash(self.benchmark, self.strategy, validation=self.validation)
+
+    def folder(self, out: Path) -> Path:
+        """Where the run is kept below an output folder."""
+        return out / self.benchmark.name / self.strategy.name / f"seed_{self.seed}"
+
+
+def run_one(spec: RunSpec, out: Path, overwrite: bool = False, progress: Progress | None = None) -> Path:
+    """Trains and measures, or takes up where it was interrupted, or returns at once if it is finished.
+
+    The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings),
+    ``bank.safetensors`` for learners that have a bank, and while unfinished ``checkpoint.pt``.
+
+    Args:
+        spec: what to run.
+        out: output folder; the run goes to ``<out>/<benchmark>/<strategy>/seed_<n>``.
+        overwrite: run again from the start although the run is finished, or was made with another recipe.
+        progress: called with (experience, epoch, epochs).
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        FsclError: the folder cannot be written or holds a run of another recipe; or what building it raises.
+    """
+    folder = spec.folder(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        with lock:  # another process at work on this run: wait, and find it finished
+            return _run(spec, folder, overwrite, progress)
+    except OSError as error:
+        raise FsclError(f"cannot write {folder}: {error.strerror or error}") from error
+
+
+def is_finished(spec: RunSpec, out: Path) -> bool:
+    """Whether the run is there, complete, and made with this recipe."""
+    record = _read(spec.folder(out) / "run.json")
+    return bool(record) and record["status"] == "finished" and record["recipe_hash"] == spec.hash
+
+
+def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None) -> Path:
+    record = _read(folder / "run.json")
+    if overwrite:
+        record = {}
+        for name in ("run.json", "checkpoint.pt", "bank.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    if record and record["recipe_hash"] != spec.hash:
+        raise FsclError(
+            f"{folder} holds a run of another recipe (hash {record['recipe_hash']}, now {spec.hash}); "
+            "use --overwrite to replace it, or another --out"
+        )
+    if record and record["status"] == "finished":
+        return folder
+    import torch
+
+    torch.set_num_threads(spec.threads)
+    trainer = _trainer(spec, progress)
+    record, state = _resume(folder, spec)
+    if state is not None:
+        trainer.load_state_dict(state)
+        del state
+    else:
+        record = _new_record(spec, trainer)
+        record["untrained"] = trainer.untrained()
+        _write_json(folder / "run.json", record)
+    while trainer.done < len(trainer.stream.tasks):
+        measured = trainer.train_next()
+        record["accuracy"].append(measured.accuracy + [None] * (len(record["tasks"]) - trainer.done))
+        record["transfer"].append(measured.transfer)
+        record["start"].append(measured.start)
+        record["seconds"]["train"].append(measured.train_seconds)
+        record["seconds"]["evaluate"].append(measured.evaluate_seconds)
+        last = trainer.done == len(trainer.stream.tasks)
+        if last:
+            _finish(record, trainer)
+        if trainer.bank is not None:
+            trainer.bank.save(folder / "bank.safetensors")
+        if not last:
+            _save_checkpoint(folder / "checkpoint.pt", {"record": json.dumps(record), "trainer": trainer.state_dict()})
+        _write_json(folder / "run.json", record)
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return folder
+
+
+def _trainer(spec: RunSpec, progress: Progress | None) -> Any:
+    from fscl.continual.datasets import load_images
+    from fscl.continual.stream import split_classes
+    from fscl.continual.trainer import Trainer
+
+    b = spec.benchmark
+    train, test = load_images(b.data.name, spec.data, b.data.image_size)
+    stream = split_classes(
+        train,
+        test,
+        b.split.tasks,
+        seed=spec.seed,
+        shuffle=b.split.shuffle,
+        crop_padding=b.augment.crop_padding,
+        flip=b.augment.flip,
+        validation=spec.validation,
+    )
+    return Trainer(
+        stream,
+        spec.strategy.class_path,
+        spec.strategy.args,
+        b.model.name,
+        b.model.args,
+        seed=spec.seed,
+        device=spec.device,
+        progress=progress,
+        **b.training.model_dump(),
+    )
+
+
+def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
+    tasks = zip(trainer.stream.names, trainer.stream.tasks, strict=True)
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "benchmark": spec.benchmark.model_dump(by_alias=True),
+        "strategy": spec.strategy.model_dump(by_alias=True),
+        "recipe_hash": spec.hash,
+        "validation": spec.validation,
+        "seed": spec.seed,
+        "versions": _versions(),
+        "machine": {"device": _device_name(spec.device), "processor": _processor(), "threads": spec.threads},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "tasks": [{"name": name, "classes": classes} for name, classes in tasks],
+        "accuracy": [],
+        "transfer": [],
+        "untrained": [],
+        "start": [],
+        "seconds": {"train": [], "evaluate": []},
+        "memory": {"per_task": {}, "shared": {}},
+        "similarity": None,
+        "provenance": None,
+    }
+
+
+def _finish(record: dict[str, Any], trainer: Any) -> None:
+    layers, matrices, provenance = trainer.similarity()
+    per_task, shared = trainer.memory()
+    record["status"] = "finished"
+    record["memory"] = {"per_task": per_task, "shared": shared}
+    record["similarity"] = {
+        "metric": "cosine",
+        "aggregate": "product",
+        "layers": layers,
+        "matrix": matrices.cpu().double().tolist(),
+    }
+    record["provenance"] = provenance
+
+
+def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The record and trainer state of the last finished experience, if there is one that can be read."""
+    import pickle
+
+    import torch
+
+    from fscl.continual.state import SAFE_CLASSES
+
+    path = folder / "checkpoint.pt"
+    if not path.exists():
+        return {}, None
+    try:
+        with torch.serialization.safe_globals(SAFE_CLASSES):
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        record = json.loads(saved["record"])
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
+        raise FsclError(f"{path}: damaged ({error}); use --overwrite to start this run afresh") from error
+    return (record, saved["trainer"]) if record["recipe_hash"] == spec.hash else ({}, None)
+
+
+def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    import torch
+
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch reports a full disk
+            raise OSError(None, str(error).splitlines()[0]) from error
+
+    write_atomically(path, write)
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1)
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        return record if {"status", "recipe_hash"} <= set(record) else {}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, TypeError) as error:
+        raise FsclError(f"{path}: damaged ({error}); use --overwrite to start this run afresh") from error
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # run from a checkout that is not installed
+            found[package] = "unknown"
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
+    except OSError:
+        pass
+    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return device

@@ -1,0 +1,246 @@
+"""One benchmark's part of a report: its tables as text and its figures, for whichever template shows them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fscl.continual.transfer import seen_accuracy
+from fscl.plots import (
+    accuracy_heatmap,
+    accuracy_over_time,
+    memory_against_accuracy,
+    scatter_correlation,
+    similarity_by_layer,
+    similarity_heatmap,
+    similarity_limits,
+)
+from fscl.plots.figures import palette
+from fscl.suite.prediction import PredictionRow, atom_reference, predictions, whole_similarity
+from fscl.suite.results import RunResult
+from fscl.suite.summary import StrategyRuns, SummaryRow, group_runs, human_bytes, human_seconds, summary_rows
+
+__all__ = ["Picture", "Section", "build_section"]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure with its file name (no ending), caption, and whether it is too wide to shrink on a narrow screen."""
+
+    slug: str
+    figure: Figure
+    title: str
+    caption: str
+    wide: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """Everything a template shows for one benchmark."""
+
+    name: str
+    title: str
+    description: str
+    provenance: list[tuple[str, str]]
+    rows: list[tuple[str, ...]]
+    memory: tuple[tuple[str, ...], list[tuple[str, ...]]]
+    overview: list[Picture]
+    accuracy: list[Picture]
+    similarity: list[Picture]
+    scatter: list[Picture]
+    means: list[tuple[str, ...]]
+    details: list[tuple[str, ...]]
+    reference: str
+    unfinished: list[str]
+
+
+def build_section(name: str, runs: Sequence[RunResult]) -> Section:
+    """From all runs of benchmark ``name``; unfinished ones are only listed."""
+    groups = group_runs(runs)
+    rows = summary_rows(runs)
+    recipe = runs[0].benchmark
+    colours = palette([group.label for group in groups])
+    reference = atom_reference(groups)
+    found, means = predictions(groups)
+    return Section(
+        name=name,
+        title=str(recipe.get("title") or name),
+        description=str(recipe.get("description") or ""),
+        provenance=_provenance(name, runs, groups),
+        rows=[row.cells() for row in rows],
+        memory=_memory(groups),
+        overview=_overview(name, groups, rows),
+        accuracy=_accuracy(name, groups),
+        similarity=_similarity(name, reference) if reference else [],
+        scatter=_scatter(name, found, reference.label if reference else "", colours),
+        means=[mean.cells() for mean in means],
+        details=[row.cells() for row in found],
+        reference=reference.label if reference else "",
+        unfinished=[
+            f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, "
+            f"{len(run.accuracy)} of {len(run.tasks)} tasks"
+            for run in runs
+            if not run.finished
+        ],
+    )
+
+
+def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
+    done = [run for group in groups for run in group.runs] or list(runs)
+    seeds = sorted({run.seed for run in done})
+    training: Mapping[str, object] = done[0].benchmark.get("training") or {}
+    named = (("epochs", "{} epochs a task"), ("batch_size", "batches of {}"))
+    budget = ", ".join(text.format(training[key]) for key, text in named if training.get(key) is not None)
+    machines = {_machine(run) for run in done}
+    versions = {" ".join(f"{k} {v}," for k, v in run.versions.items()).rstrip(",") for run in done}
+    hashes = ", ".join(f"{group.label} {group.recipe_hash[:12]}" for group in groups)
+    lines = [
+        ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
+        ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
+        ("Budget", budget),
+        ("Machine", "; ".join(sorted(machines))),
+        ("Versions", "; ".join(sorted(versions))),
+        ("Recipes", hashes),
+        ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
+    ]
+    return [(term, text) for term, text in lines if text]
+
+
+def _machine(run: RunResult) -> str:
+    threads = run.machine.get("threads")
+    count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
+    parts = [run.machine.get("processor"), run.machine.get("device"), count]
+    return ", ".join(str(part) for part in parts if part)
+
+
+def _memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    kinds = list(dict.fromkeys(kind for group in groups for run in group.runs for kind in run.memory.per_task))
+    if not kinds:
+        return (), []
+
+    def mean(sizes: Sequence[float]) -> str:
+        return human_bytes(float(np.mean(sizes)))
+
+    body = [
+        (
+            group.label,
+            *(mean([run.memory.per_task.get(kind, 0.0) for run in group.runs]) for kind in kinds),
+            mean([run.memory.bytes_per_task for run in group.runs]),
+            mean([sum(run.memory.shared.values()) for run in group.runs]),
+        )
+        for group in groups
+    ]
+    return ("Strategy", *(kind.capitalize() for kind in kinds), "One more task", "Shared by all tasks"), body
+
+
+def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
+    pictures = []
+    curves = {g.label: [seen_accuracy(run.accuracy) for run in g.runs] for g in groups if g.square}
+    if curves:
+        caption = (
+            "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds, bands one sample "
+            "standard deviation on either side. A line that falls is a learner that forgets, or tasks that get harder."
+        )
+        pictures.append(_picture(f"{name}-over-time", accuracy_over_time(curves), "Tasks seen so far", caption))
+    points = {
+        row.label: (row.bytes_per_task.mean, row.accuracy.mean) for row in rows if row.bytes_per_task and row.accuracy
+    }
+    if len(points) > 1:
+        caption = "What one more task costs in storage against final mean accuracy. Up and to the left is better."
+        pictures.append(_picture(f"{name}-memory", memory_against_accuracy(points), "Accuracy and storage", caption))
+    return pictures
+
+
+def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
+    matrices = {group: group.mean_accuracy() for group in groups if group.square}
+    if not matrices:
+        return []
+    seen = np.concatenate([matrix[np.tril_indices(len(matrix))] for matrix in matrices.values()])
+    # One scale for all strategies, or equal colours would not mean equal accuracies.
+    limits = (float(np.floor(20 * seen.min()) * 5), 100.0)
+    pictures = []
+    for group, matrix in matrices.items():
+        axes = accuracy_heatmap(matrix, group.position_names, limits=limits)
+        seeds = f"mean over {len(group.runs)} seeds" if len(group.runs) > 1 else f"seed {group.runs[0].seed}"
+        caption = f"Accuracy on each task (columns) after each task learned (rows); {seeds}."
+        if not group.same_order:
+            caption += " Seeds learn different tasks, so only positions in the stream are averaged."
+        pictures.append(_picture(f"{name}-accuracy-{_id(group)}", axes, group.label, caption))
+    return pictures
+
+
+def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
+    runs = [run for run in group.runs if run.similarity is not None]
+    first = runs[0].similarity
+    assert first is not None
+    layers = first.layers
+    alike = group.same_order and all(r.similarity is not None and r.similarity.layers == layers for r in runs)
+    chosen = runs if alike else runs[:1]
+    whole = np.mean([matrix for run in chosen if (matrix := whole_similarity(run)) is not None], axis=0)
+    stack = np.mean([run.similarity.matrix for run in chosen if run.similarity is not None], axis=0)
+    names = chosen[0].task_names[: len(whole)]
+    source = f"mean over {len(chosen)} seeds" if len(chosen) > 1 else f"seed {chosen[0].seed}"
+    low, high = similarity_limits(whole)
+    means = {"product": "the product over layers of squared similarities", "mean": "the mean over layers"}
+    how = means.get(first.aggregate, first.aggregate)
+    caption = (
+        f"{first.metric.capitalize()} similarity of {group.label}'s atoms, {how}"
+        f"; {source}. No data is used. Colours span the off-diagonal values, {low:.2f} to {high:.2f}, "
+        "not 0 to 1; the diagonal, 1 by definition, is greyed."
+    )
+    axes = similarity_heatmap(whole, names, label=f"{first.metric} similarity, {first.aggregate} over layers")
+    pictures = [_picture(f"{name}-similarity", axes, "Whole network", caption)]
+    low, high = similarity_limits(stack)
+    caption = (
+        f"{first.metric.capitalize()} similarity of the atoms of each layer, from input to output; {source}. "
+        f"All layers share one colour scale, {low:.2f} to {high:.2f}; tasks are numbered as learned."
+    )
+    figure = similarity_by_layer(stack, layers, names, label=f"{first.metric} similarity")
+    wide = min(len(layers), 4) > 2
+    pictures.append(Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide))
+    return pictures
+
+
+def _scatter(
+    name: str, found: Sequence[PredictionRow], reference: str, colours: Mapping[str, tuple[float, float, float]]
+) -> list[Picture]:
+    pictures = []
+    for question in ("atoms", "transfer"):
+        for label in dict.fromkeys(row.label for row in found if row.question == question and row.defined):
+            rows = [row for row in found if (row.question, row.label) == (question, label) and row.defined]
+            forgets = question == "atoms"
+            axes = scatter_correlation(
+                np.concatenate([row.x for row in rows]),
+                100 * np.concatenate([row.y for row in rows]),
+                groups=[f"seed {row.seed}" for row in rows for _ in row.x],
+                xlabel=f"similarity ({reference if forgets else label})",
+                ylabel="forgetting (points)" if forgets else "transfer accuracy (%)",
+                colour=colours[label],
+            )
+            caption = (
+                f"Similarity of the atoms of tasks i and t, against how much of task i {label} lost after task t."
+                if forgets
+                else f"Similarity of tasks i and j, against accuracy on task i of {label}'s features after task j."
+            )
+            title = f"{label}: {'forgetting' if forgets else 'transfer'}"
+            pictures.append(_picture(f"{name}-{question}-{label}", axes, title, f"{caption} One dot a pair of tasks."))
+    return pictures
+
+
+def _picture(slug: str, axes: Axes, title: str, caption: str) -> Picture:
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return Picture(_slug(slug), figure, title, caption)
+
+
+def _id(group: StrategyRuns) -> str:
+    return group.name if group.label.find(group.recipe_hash[:7]) < 0 else f"{group.name}-{group.recipe_hash[:7]}"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80]

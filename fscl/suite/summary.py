@@ -1,0 +1,260 @@
+"""Results -> the summary table, the same for the HTML page, the Markdown page and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from rich.table import Table
+
+from fscl.continual.transfer import average_accuracy, backward_transfer, forgetting, forward_transfer
+from fscl.errors import FsclError
+from fscl.suite.results import RunResult
+
+__all__ = [
+    "COLUMNS",
+    "DASH",
+    "Estimate",
+    "StrategyRuns",
+    "SummaryRow",
+    "group_runs",
+    "human_bytes",
+    "human_seconds",
+    "rich_table",
+    "summary_rows",
+]
+
+DASH = "–"
+COLUMNS = (
+    "Strategy",
+    "Seeds",
+    "Accuracy (%)",
+    "Backward transfer (points)",
+    "Forgetting (points)",
+    "Forward transfer (points)",
+    "Stored per task",
+    "Training per run",
+)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean and sample standard deviation (n - 1; None for a single value) over ``n`` seeds."""
+
+    mean: float
+    std: float | None
+    n: int
+
+    @staticmethod
+    def of(values: Sequence[float]) -> Estimate | None:
+        """None when there are no values."""
+        if not len(values):
+            return None
+        std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+        return Estimate(float(np.mean(values)), std, len(values))
+
+    def text(self, scale: float = 1.0, digits: int = 2, sign: bool = False) -> str:
+        """
+        >>> Estimate(-0.0123, 0.004, 3).text(scale=100, sign=True)
+        '−1.23 ± 0.40'
+        """
+        value = round(self.mean * scale, digits) + 0.0  # no "-0.00"
+        shown = f"{value:+.{digits}f}" if sign and value else f"{value:.{digits}f}"
+        shown = shown.replace("-", "−")
+        return shown if self.std is None else f"{shown} ± {self.std * scale:.{digits}f}"
+
+
+@dataclass(frozen=True, eq=False)
+class StrategyRuns:
+    """Finished runs that may be averaged: one benchmark, one strategy, one recipe hash, different seeds."""
+
+    benchmark: str
+    name: str
+    label: str
+    recipe_hash: str
+    runs: tuple[RunResult, ...]
+
+    @property
+    def square(self) -> bool:
+        return all(run.square for run in self.runs)
+
+    @property
+    def same_order(self) -> bool:
+        """Whether every seed learned the same tasks in the same order."""
+        return len({run.task_names for run in self.runs}) == 1
+
+    @property
+    def position_names(self) -> tuple[str, ...]:
+        """Task names if all seeds share them; otherwise only the position is common to the seeds."""
+        first = self.runs[0].task_names
+        return first if self.same_order else tuple(f"task {i + 1}" for i in range(len(first)))
+
+    def mean_accuracy(self) -> np.ndarray:
+        """(T, T) mean over seeds, by position in the stream."""
+        return np.mean([run.accuracy for run in self.runs], axis=0)
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """One line of the table. Accuracies and differences are fractions; None where a number is not defined."""
+
+    benchmark: str
+    strategy: str
+    label: str
+    recipe_hash: str
+    seeds: tuple[int, ...]
+    accuracy: Estimate | None
+    backward_transfer: Estimate | None
+    forgetting: Estimate | None
+    forward_transfer: Estimate | None
+    bytes_per_task: Estimate | None
+    train_seconds: Estimate | None
+
+    def cells(self) -> tuple[str, ...]:
+        """The row as text, in the order of :data:`COLUMNS`."""
+
+        def points(value: Estimate | None, sign: bool = False) -> str:
+            if value is None:
+                return DASH
+            text = value.text(scale=100, sign=sign)
+            # A number that some seeds lack must not pass for one over all of them.
+            return text if value.n == len(self.seeds) else f"{text} (n = {value.n})"
+
+        return (
+            self.label,
+            str(len(self.seeds)),
+            points(self.accuracy),
+            points(self.backward_transfer, sign=True),
+            points(self.forgetting),
+            points(self.forward_transfer, sign=True),
+            _scaled(self.bytes_per_task, human_bytes),
+            _scaled(self.train_seconds, human_seconds),
+        )
+
+
+def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
+    """Finished runs by benchmark, strategy and recipe hash; best mean final accuracy first within a benchmark.
+
+    Runs of one strategy whose recipes differ stay apart, told apart by a short hash in the label. The same seed twice
+    in a group raises :class:`FsclError`: counted twice, it would shrink the spread.
+    """
+    groups: dict[tuple[str, str, str], dict[int, RunResult]] = {}
+    for run in runs:
+        if not run.finished:
+            continue
+        group = groups.setdefault((run.benchmark["name"], run.strategy["name"], run.recipe_hash), {})
+        if run.seed in group:
+            raise FsclError(
+                f"seed {run.seed} of {run.strategy['name']} on {run.benchmark['name']} is there twice: "
+                f"{group[run.seed].path} and {run.path}; give only one of them"
+            )
+        group[run.seed] = run
+    titles = {key: str(next(iter(by_seed.values())).strategy.get("title") or key[1]) for key, by_seed in groups.items()}
+    made = []
+    for (benchmark, name, recipe_hash), by_seed in groups.items():
+        title = titles[benchmark, name, recipe_hash]
+        if len({key[1] for key, other in titles.items() if key[0] == benchmark and other == title}) > 1:
+            title = f"{title} [{name}]"
+        variants = sum(key[:2] == (benchmark, name) for key in groups)
+        label = f"{title} ({recipe_hash[:7]})" if variants > 1 else title
+        made.append(StrategyRuns(benchmark, name, label, recipe_hash, tuple(by_seed[s] for s in sorted(by_seed))))
+    return sorted(made, key=lambda g: (g.benchmark, -np.mean([_final(run) for run in g.runs]), g.name, g.recipe_hash))
+
+
+def summary_rows(runs: Iterable[RunResult]) -> list[SummaryRow]:
+    """One row for each strategy (and recipe hash) of each benchmark, over its finished seeds."""
+    return [_row(group) for group in group_runs(runs)]
+
+
+def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
+    """The table for a terminal; a benchmark column appears when the rows are of several benchmarks."""
+    several = len({row.benchmark for row in rows}) > 1
+    table = Table(title=title, header_style="bold", caption="mean ± sample standard deviation over seeds")
+    if several:
+        table.add_column("Benchmark")
+    for position, name in enumerate(COLUMNS):
+        table.add_column(name, justify="left" if position == 0 else "right")
+    for row in rows:
+        # Labels come from recipes: square brackets in them are text, not markup.
+        cells = [cell.replace("[", r"\[") for cell in row.cells()]
+        table.add_row(*([row.benchmark.replace("[", r"\[")] if several else []), *cells)
+    return table
+
+
+def human_bytes(size: float) -> str:
+    """Decimal units: 1 kB = 1000 B.
+
+    >>> human_bytes(17600), human_bytes(432), human_bytes(16e6)
+    ('17.6 kB', '432 B', '16.0 MB')
+    """
+    if size < 1000:
+        return f"{size:.0f} B"
+    for unit in ("kB", "MB", "GB"):
+        size /= 1000
+        if size < 999.95 or unit == "GB":
+            break
+    return f"{size:.1f} {unit}"
+
+
+def human_seconds(seconds: float) -> str:
+    """
+    >>> human_seconds(4.27), human_seconds(140), human_seconds(7260)
+    ('4.3 s', '2 min 20 s', '2 h 01 min')
+    """
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def _row(group: StrategyRuns) -> SummaryRow:
+    many = len(group.runs[0].tasks) > 1
+
+    def over_seeds(number: Callable[[RunResult], float], usable: Callable[[RunResult], bool]) -> Estimate | None:
+        return Estimate.of([number(run) for run in group.runs if usable(run)])
+
+    return SummaryRow(
+        benchmark=group.benchmark,
+        strategy=group.name,
+        label=group.label,
+        recipe_hash=group.recipe_hash,
+        seeds=tuple(run.seed for run in group.runs),
+        accuracy=over_seeds(_final, lambda run: True),
+        backward_transfer=over_seeds(lambda run: backward_transfer(run.accuracy), lambda run: run.square and many),
+        forgetting=over_seeds(lambda run: forgetting(run.accuracy), lambda run: run.square and many),
+        forward_transfer=over_seeds(_forward, lambda run: many and run.start is not None and run.untrained is not None),
+        bytes_per_task=over_seeds(lambda run: run.memory.bytes_per_task, lambda run: bool(run.memory.per_task)),
+        train_seconds=over_seeds(lambda run: float(run.train_seconds.sum()), lambda run: run.train_seconds.size > 0),
+    )
+
+
+def _final(run: RunResult) -> float:
+    try:
+        return average_accuracy(run.accuracy) if run.square else float(_complete(run.accuracy[-1]).mean())
+    except FsclError as error:
+        raise FsclError(f"{run.path}: {error}") from error
+
+
+def _complete(row: np.ndarray) -> np.ndarray:
+    if np.isnan(row).any():
+        raise FsclError(f"the run is finished, but its last row of accuracies lacks {int(np.isnan(row).sum())} task(s)")
+    return row
+
+
+def _forward(run: RunResult) -> float:
+    if run.start is None or run.untrained is None:
+        raise FsclError(f"{run.path}: no start or untrained accuracies")
+    try:
+        return forward_transfer(run.start, run.untrained)
+    except FsclError as error:
+        raise FsclError(f"{run.path}: {error}") from error
+
+
+def _scaled(value: Estimate | None, human: Callable[[float], str]) -> str:
+    if value is None:
+        return DASH
+    return f"{human(value.mean)} ± {human(value.std)}" if value.std else human(value.mean)

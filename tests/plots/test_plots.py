@@ -1,0 +1,139 @@
+"""Figures: what is drawn, what is left grey, and that nothing depends on or leaks into pyplot."""
+
+from __future__ import annotations
+
+import io
+import itertools
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from PIL import Image
+
+from fscl.errors import FsclError
+from fscl.plots.figures import abbreviate, inline_svg
+from fscl.plots import (
+    accuracy_heatmap,
+    accuracy_over_time,
+    memory_against_accuracy,
+    scatter_correlation,
+    similarity_by_layer,
+    similarity_heatmap,
+    similarity_limits,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def names(tasks: int) -> list[str]:
+    return [f"aquarium_fish, maple_tree, pickup_truck, sweet_pepper, television {i}" for i in range(tasks)]
+
+
+def similarity(tasks: int, layers: int = 1) -> np.ndarray:
+    values = RNG.uniform(0.6, 0.9, (layers, tasks, tasks))
+    values = (values + values.transpose(0, 2, 1)) / 2
+    values[:, np.arange(tasks), np.arange(tasks)] = 1
+    return values
+
+
+def make_all(tasks: int) -> list[Figure]:
+    pairs = RNG.uniform(size=(2, 2 * tasks))
+    seeds = ["seed 0", "seed 1"] * tasks
+    return [
+        accuracy_heatmap(RNG.uniform(size=(tasks, tasks)), names(tasks)).figure,
+        similarity_heatmap(similarity(tasks)[0], names(tasks)).figure,
+        similarity_by_layer(similarity(tasks, 5), [f"features.{i}" for i in range(5)], names(tasks)),
+        scatter_correlation(*pairs, groups=seeds).figure,
+        accuracy_over_time({"One": RNG.uniform(size=(3, tasks)), "Two": RNG.uniform(size=(1, tasks))}).figure,
+        memory_against_accuracy({"One": (17600.0, 0.8), "Two": (0.0, 0.4)}).figure,
+    ]  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize("tasks", [2, 20])
+def test_every_figure_draws_and_leaves_no_state(tasks: int) -> None:
+    before = dict(mpl.rcParams)
+    for figure in make_all(tasks):
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=60)
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+            assert len(image.getcolors(1 << 24) or []) > 5, "something is drawn"
+    assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == before
+
+
+def test_given_axes_are_used() -> None:
+    axes = Figure().subplots()
+    assert similarity_heatmap(similarity(4)[0], names(4), ax=axes) is axes
+    other = Figure().subplots()
+    assert accuracy_over_time({"One": [[0.1, 0.2]]}, ax=other) is other
+
+
+def test_accuracy_heatmap_shows_what_was_learned_only() -> None:
+    matrix = np.array([[0.5, 0.1], [0.25, 1.0]])
+    mesh = accuracy_heatmap(matrix, names(2)).collections[0]
+    shown = np.ma.masked_array(mesh.get_array()).reshape(2, 2)
+    assert shown.mask.tolist() == [[False, True], [False, False]]
+    assert shown[1].tolist() == [25.0, 100.0]
+
+
+def test_similarity_colours_span_the_off_diagonal() -> None:
+    matrix = np.array([[1, 0.2, 0.3], [0.2, 1, 0.25], [0.3, 0.25, 1]])
+    mesh = similarity_heatmap(matrix, names(3)).collections[0]
+    assert mesh.get_clim() == (0.2, 0.3)
+    assert np.ma.masked_array(mesh.get_array()).reshape(3, 3).mask.tolist() == np.eye(3, dtype=bool).tolist()
+    low, high = similarity_limits(np.full((3, 3), 0.7))
+    assert low < 0.7 < high
+
+
+def test_cells_are_annotated_up_to_twelve_tasks() -> None:
+    assert len(accuracy_heatmap(np.full((12, 12), 0.5), names(12)).texts) == 78
+    assert not accuracy_heatmap(np.full((13, 13), 0.5), names(13)).texts
+
+
+def test_layers_share_one_colour_scale() -> None:
+    figure = similarity_by_layer(similarity(4, 3), ["a", "b", "c"], names(4))
+    assert len({axes.images[0].get_clim() for axes in figure.axes if axes.images}) == 1
+
+
+def test_over_time_band_is_one_sample_deviation() -> None:
+    axes = accuracy_over_time({"One": [[0.5, 0.4], [0.7, 0.8]]})
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [60, 60])
+    band = axes.collections[0].get_paths()[0].vertices[:, 1]
+    assert band.max() == pytest.approx(60 + 100 * np.std([0.4, 0.8], ddof=1))
+
+
+def test_labels_at_the_ends_do_not_overlap() -> None:
+    axes = accuracy_over_time({f"Strategy {i}": [[0.5, 0.5 + 0.001 * i]] for i in range(5)} | {"Low": [[0.1, 0.1]]})
+    file = io.BytesIO()
+    axes.figure.savefig(file, format="png", dpi=100)
+    # Of the text alone: an annotation's own extent takes in its arrow.
+    boxes = sorted((box.y0, box.y1) for box in (Text.get_window_extent(text) for text in axes.texts))
+    assert all(below[1] <= above[0] + 1 for below, above in itertools.pairwise(boxes))
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "apple, bear, beaver, bed, bee", "x" * 80, ", ".join(["long_class_name" * 3] * 5)]
+)
+def test_abbreviations_fit(name: str) -> None:
+    assert 0 < len(abbreviate(name, 18)) <= 18
+
+
+def test_inline_svg_takes_the_ink_of_the_page() -> None:
+    svg = inline_svg(similarity_heatmap(similarity(3)[0], names(3)).figure, "one", 'says "this" & <that>')  # type: ignore[arg-type]
+    assert svg.startswith("<svg ")
+    assert "currentColor" in svg
+    assert "http" not in svg
+    assert 'aria-label="says &#34;this&#34; &amp; &lt;that&gt;"' in svg
+
+
+def test_mistakes_carry_shapes() -> None:
+    with pytest.raises(FsclError, match=r"shape \(2, 3\); 3 task names"):
+        accuracy_heatmap(np.zeros((2, 3)), names(3))
+    with pytest.raises(FsclError, match=r"2 layers need \(L, T, T\)"):
+        similarity_by_layer(similarity(4, 3), ["a", "b"], names(4))
+    with pytest.raises(FsclError, match="got 3 x and 2 y"):
+        scatter_correlation([1, 2, 3], [1, 2])

@@ -1,0 +1,314 @@
+"""Reports of made-up run folders: what they say, what they leave out, and that they stand alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from fscl.errors import FsclError
+from fscl.suite.report import ReportPaths, rich_table, summary_rows, write_report
+from fscl.suite.results import load_runs
+from fscl.suite.summary import human_bytes
+
+NASTY = "<script>alert('x')</script>|a*b & \"c\""
+MakeRun = Callable[..., Path]
+
+
+def run_data(
+    strategy: str = "fine_tuning", seed: int = 0, tasks: int = 8, /, *, forgets: float = 0.03, **changes: Any
+) -> dict[str, Any]:
+    """A run.json whose forgetting and transfer follow its similarity, with noise."""
+    rng = np.random.default_rng([seed, tasks, len(strategy)])
+    place = np.random.default_rng([seed, tasks]).normal(size=(tasks, 3))
+    apart = np.linalg.norm(place[:, None] - place[None], axis=-1)
+    per_layer = np.exp(-apart[None] * np.array([0.05, 0.1, 0.2])[:, None, None])
+    lag = np.clip(np.arange(tasks)[:, None] - np.arange(tasks), 0, None)
+    accuracy = np.clip(0.85 - forgets * lag * (0.5 + apart) + rng.normal(0, 0.01, (tasks, tasks)) * (forgets > 0), 0, 1)
+    names = ["apple", "aquarium_fish", "sweet_pepper", "pickup_truck", "television"]
+    data: dict[str, Any] = {
+        "format": 1,
+        "status": "finished",
+        "benchmark": {
+            "name": "split_made_up",
+            "title": "Split Made-Up",
+            "description": "A stream of made-up tasks.",
+            "training": {"epochs": 15, "batch_size": 64},
+        },
+        "strategy": {"name": strategy, "title": strategy.replace("_", " ").capitalize()},
+        "recipe_hash": f"{strategy}0123456789abcdef",
+        "seed": seed,
+        "versions": {"python": "3.11.7", "torch": "2.15.0"},
+        "machine": {"device": "cpu", "processor": "AMD EPYC", "threads": 1},
+        "tasks": [
+            {"name": ", ".join(f"{n}{i}" for n in names), "classes": [f"{n}{i}" for n in names]} for i in range(tasks)
+        ],
+        "accuracy": [[float(v) if i <= t else None for i, v in enumerate(row)] for t, row in enumerate(accuracy)],
+        "transfer": (0.3 + 0.5 * np.exp(-apart) + rng.normal(0, 0.02, (tasks, tasks))).tolist(),
+        "untrained": [0.25] * tasks,
+        "start": [0.25] + [0.375] * (tasks - 1),
+        "seconds": {"train": [42.0] * tasks, "evaluate": [1.0] * tasks},
+        "memory": {"per_task": {"atoms": 1728, "normalisation": 5632, "head": 10240}, "shared": {"other": 1e6}},
+        "similarity": {
+            "metric": "cosine",
+            "aggregate": "product",
+            "layers": [f"features.{i}" for i in range(3)],
+            "matrix": per_layer.tolist(),
+        },
+        "provenance": "atoms" if strategy == "atom_swapping" else "filters",
+    }
+    return {**data, **changes}
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> MakeRun:
+    def make(*args: Any, folder: str = "runs", **changes: Any) -> Path:
+        data = run_data(*args, **changes)
+        place = tmp_path / folder / data["benchmark"]["name"] / f"{data['strategy']['name']}-{data['recipe_hash'][-4:]}"
+        file = place / f"seed_{data['seed']}" / "run.json"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(data))
+        return tmp_path / folder
+
+    return make
+
+
+def report(folder: Path) -> tuple[ReportPaths, str, str]:
+    paths = write_report(load_runs([folder]), folder.parent / "report")
+    return paths, paths.html.read_text(), paths.markdown.read_text()
+
+
+class Page(HTMLParser):
+    """Tags and visible text, as a browser would have them."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.links += [value or "" for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "data")]
+        self.ids += [value or "" for name, value in attrs if name == "id"]
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_report_holds_the_numbers(make_run: MakeRun) -> None:
+    flat = [[0.5, None], [0.25, 1.0]]
+    for seed, last in enumerate((0.5, 0.75)):
+        folder = make_run("fine_tuning", seed, 2, accuracy=[flat[0], [0.25, last]])
+    (row,) = summary_rows(load_runs([folder]))
+    assert row.seeds == (0, 1)
+    assert row.accuracy is not None
+    assert row.accuracy.mean == pytest.approx((0.375 + 0.5) / 2)
+    assert row.accuracy.std == pytest.approx(np.std([0.375, 0.5], ddof=1))
+    assert row.backward_transfer is not None
+    assert row.backward_transfer.mean == pytest.approx(-0.25)
+    assert row.forward_transfer is not None
+    assert row.forward_transfer.mean == pytest.approx(0.125)
+    cells = ("43.75 ± 8.84", "−25.00 ± 0.00", "25.00 ± 0.00", "+12.50 ± 0.00", "17.6 kB", "1 min 24 s")
+    _, html, markdown = report(folder)
+    for cell in (*cells, "15 epochs a task, batches of 64", "AMD EPYC", "torch 2.15.0", "n = 2"):
+        assert cell in html
+        assert cell in markdown
+    console = Console(width=200, record=True, file=io.StringIO())
+    console.print(rich_table([row]))
+    terminal = console.export_text()
+    assert all(cell in terminal for cell in cells)
+
+
+def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
+    make_run("atom_swapping", 0, forgets=0)
+    paths, html, _ = report(make_run("fine_tuning", 0))
+    page = Page(html)
+    assert not re.search(r"https?:|url\((?!#)|@import", html)
+    assert all(link.startswith(("#", "data:")) for link in page.links)
+    assert len(page.ids) == len(set(page.ids))
+    assert "script" not in page.tags
+    assert page.tags.count("svg") == len(paths.figures)
+    assert "prefers-color-scheme: dark" in html
+    assert paths.html.stat().st_size < 3e6
+
+
+def test_markdown_figures_are_small_pngs_that_exist(make_run: MakeRun) -> None:
+    make_run("atom_swapping", 0, 20, forgets=0)
+    paths, _, markdown = report(make_run("fine_tuning", 0, 20))
+    shown = re.findall(r"!\[.*?\]\((.+?)\)", markdown)
+    assert sorted(shown) == sorted(f"figures/{file.name}" for file in paths.figures)
+    for file in paths.figures:
+        with Image.open(file) as image:
+            assert image.format == "PNG"
+            image.verify()
+        assert file.stat().st_size < 300_000
+    assert not list(paths.html.parent.rglob("*.part"))
+
+
+def test_any_character_in_names_is_only_text(make_run: MakeRun) -> None:
+    tasks = [{"name": f"{NASTY} {i}", "classes": [NASTY]} for i in range(4)]
+    benchmark = {"name": "split_<i>", "title": NASTY, "description": f"About {NASTY} $x$ _y_"}
+    folder = make_run("own", 0, 4, tasks=tasks, benchmark=benchmark, strategy={"name": "a/../b|c", "title": NASTY})
+    paths, html, markdown = report(folder)
+    page = Page(html)
+    assert "script" not in page.tags
+    assert "i" not in page.tags
+    assert NASTY in page.text
+    assert "<script>" not in html + markdown
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    widths = {len(re.findall(r"(?<!\\)\|", line)) for line in table[:3]}
+    assert len(widths) == 1, "a pipe in a name must not make another column"
+    assert all(file.parent.name == "figures" for file in paths.figures)
+
+
+def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
+    for seed in (0, 1):
+        make_run("atom_swapping", seed, 9, forgets=0)
+        folder = make_run("fine_tuning", seed, 9)
+    _, html, markdown = report(folder)
+    for text in (html, markdown):
+        assert "undefined" in text
+        assert "forgetting is constant" in text
+        assert "Atom similarity and forgetting" in text
+    found = [line.split(" | ") for line in markdown.splitlines() if line.startswith("| Similarity and transfer | Fine")]
+    assert float(found[0][2].split(" ±")[0]) > 0.9, "transfer was made to follow similarity"
+    atoms = [line.split(" | ") for line in markdown.splitlines() if line.startswith("| Atom similarity and forg")]
+    assert float(atoms[0][2].split(" ±")[0].replace("−", "-")) < 0, "what is unlike is forgotten more"
+    assert all("Atom swapping" not in line[1] for line in atoms), "the atoms are not asked about themselves twice"
+
+
+def test_seed_without_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
+    make_run("atom_swapping", 0, forgets=0)
+    make_run("fine_tuning", 0)
+    _, html, _ = report(make_run("fine_tuning", 5))
+    assert "no finished run of Atom swapping has seed 5" in html
+
+
+def test_unfinished_runs_are_listed_and_not_counted(make_run: MakeRun) -> None:
+    make_run("fine_tuning", 0, 4)
+    data = run_data("fine_tuning", 1, 4)
+    half = {"status": "running", "accuracy": data["accuracy"][:2], "transfer": [], "similarity": None}
+    folder = make_run("fine_tuning", 1, 4, **half)
+    (row,) = summary_rows(load_runs([folder]))
+    assert row.seeds == (0,)
+    _, html, markdown = report(folder)
+    for text in (html, markdown):
+        assert "Fine tuning, seed 1: running, 2 of 4 tasks" in text
+
+
+def test_only_unfinished_runs(make_run: MakeRun) -> None:
+    paths, html, _ = report(make_run("fine_tuning", 0, 3, status="failed", accuracy=[]))
+    assert "nothing to average" in html
+    assert not paths.figures
+
+
+def test_two_recipes_of_one_strategy_are_two_rows(make_run: MakeRun) -> None:
+    make_run("ewc", 0, recipe_hash="aaaaaaa1111")
+    folder = make_run("ewc", 0, recipe_hash="bbbbbbb2222")
+    assert sorted(row.label for row in summary_rows(load_runs([folder]))) == ["Ewc (aaaaaaa)", "Ewc (bbbbbbb)"]
+    paths, html, _ = report(folder)
+    assert "Ewc (aaaaaaa)" in html
+    assert "Ewc (bbbbbbb)" in html
+    assert len(set(paths.figures)) == len(paths.figures)
+
+
+def test_two_strategies_with_one_title_are_told_apart(make_run: MakeRun) -> None:
+    make_run("ewc", 0, strategy={"name": "ewc", "title": "EWC"})
+    folder = make_run("ewc", 0, strategy={"name": "my_ewc", "title": "EWC"}, recipe_hash="f" * 9)
+    assert {row.label for row in summary_rows(load_runs([folder]))} == {"EWC [ewc]", "EWC [my_ewc]"}
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 20])
+def test_any_number_of_tasks_with_one_strategy(make_run: MakeRun, tasks: int) -> None:
+    _, html, _ = report(make_run("atom_swapping", 0, tasks, forgets=0))
+    assert "85.00" in html
+
+
+def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
+    bare = {"similarity": None, "transfer": [], "untrained": [], "start": [], "memory": {}, "provenance": None}
+    folder = make_run("fine_tuning", 0, 5, **bare)
+    (row,) = summary_rows(load_runs([folder]))
+    assert row.forward_transfer is None
+    _, html, _ = report(folder)
+    assert "Which tasks are alike" not in html
+
+
+def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
+    folder = make_run("joint", 0, 4, accuracy=[[0.5, 0.75, 1.0, 0.75]], similarity=None)
+    (row,) = summary_rows(load_runs([folder]))
+    assert row.cells()[2:5] == ("75.00", "–", "–")
+    report(make_run("fine_tuning", 0, 4))
+
+
+def test_seeds_with_other_tasks_are_averaged_by_position(make_run: MakeRun) -> None:
+    make_run("fine_tuning", 0, 3)
+    folder = make_run("fine_tuning", 1, 3, tasks=[{"name": f"other {i}", "classes": ["o"]} for i in range(3)])
+    _, html, _ = report(folder)
+    assert "only positions in the stream are averaged" in html
+    assert "task 3" in html
+
+
+def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
+    make_run("ewc", 0, 3)
+    folder = make_run("ewc", 0, 3, benchmark={"name": "another", "title": "Another stream"})
+    _, html, markdown = report(folder)
+    assert re.findall(r"<h2>(.+?)</h2>", html) == ["Another stream", "Split Made-Up", "Notes"]
+    assert "## Another stream" in markdown
+
+
+def test_writing_again_gives_the_same_page(make_run: MakeRun) -> None:
+    folder = make_run("atom_swapping", 0, 4, forgets=0)
+    first = report(folder)
+    assert report(folder) == first
+
+
+def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
+    with pytest.raises(FsclError, match=r"nowhere: no such file or folder"):
+        load_runs([tmp_path / "nowhere"])
+    with pytest.raises(FsclError, match=r"no run\.json found"):
+        load_runs([tmp_path])
+    file = make_run("ewc", 0, format=9, folder="other")
+    with pytest.raises(FsclError, match=r"run\.json: format is 9; this version of fscl reads format 1"):
+        load_runs([file])
+    with pytest.raises(FsclError, match=r"run\.json: accuracy has shape \(1, 2\); it must be \(any, 3\)"):
+        load_runs([make_run("ewc", 0, 3, accuracy=[[0.5, 0.5]], folder="wrong")])
+    with pytest.raises(FsclError, match=r"status is 'done'; it must be one of running, finished, failed"):
+        load_runs([make_run("ewc", 0, status="done", folder="status")])
+    broken = tmp_path / "broken" / "run.json"
+    broken.parent.mkdir()
+    broken.write_text('{"format": 1, "status": "fin')
+    with pytest.raises(FsclError, match=r"broken/run\.json: cannot be read as JSON"):
+        load_runs([broken.parent])
+    broken.write_text('{"format": 1, "status": "finished", "benchmark": {}}')
+    with pytest.raises(FsclError, match=r"broken/run\.json: key 'name' is missing"):
+        load_runs([broken.parent])
+
+
+def test_the_same_run_twice(make_run: MakeRun) -> None:
+    first = make_run("ewc", 0, 3)
+    assert len(load_runs([first, next(first.rglob("run.json"))])) == 1
+    copy = make_run("ewc", 0, 3, folder="copy")
+    with pytest.raises(FsclError, match="seed 0 of ewc on split_made_up is there twice"):
+        summary_rows(load_runs([first, copy]))
+
+
+def test_bytes_are_decimal() -> None:
+    assert [human_bytes(size) for size in (999, 1000, 1024, 999_960, 1e6)] == [
+        "999 B",
+        "1.0 kB",
+        "1.0 kB",
+        "1.0 MB",
+        "1.0 MB",
+    ]
