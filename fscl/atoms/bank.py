@@ -61,9 +61,7 @@ class AtomBank:
         self._entries: dict[int, dict[str, Tensor]] = {}
         self._task_kinds: dict[int, dict[str, str]] = {}
         self._names: dict[int, str] = {}
-        self._fingerprint = fingerprint_of(
-            {f"{n}.coefficients": self._shared[f"{n}.coefficients"] for n in self._layers}
-        )
+        self._fingerprint = self._coefficients_fingerprint()
 
     # what is in it
 
@@ -216,7 +214,7 @@ class AtomBank:
         Tasks of the others whose labels are taken get the next free ones.
 
         Raises:
-            FsclError: the coefficients differ, so that their atoms cannot be compared.
+            FsclError: the coefficients differ, so that their atoms cannot be compared, or anything else that is shared.
         """
         merged = self._blank()
         merged._fill(self)
@@ -227,6 +225,12 @@ class AtomBank:
                     f"{other.fingerprint[:12]}), so their atoms cannot be compared; compare tasks of one bank, or "
                     "train the second from the first one's network"
                 )
+            for name, tensor in self._shared.items():
+                if name not in other._shared or not torch.equal(other._shared[name].to(tensor.device), tensor):
+                    raise FsclError(
+                        f"{name!r} differs between these banks although their tasks share it, so one network cannot "
+                        "serve them all; their atoms can still be compared with fscl.similarity_matrix"
+                    )
             merged._fill(other)
         return merged
 
@@ -290,6 +294,8 @@ class AtomBank:
                 for key in file.keys():  # noqa: SIM118 - not a dict
                     if key.startswith("shared/"):
                         bank._shared[key.removeprefix("shared/")] = file.get_tensor(key)
+                if bank._coefficients_fingerprint() != bank._fingerprint:
+                    raise ValueError("the coefficients are not those that were saved")
         except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
             raise FsclError(f"{path}: damaged or truncated, not readable as a bank ({error})") from error
         return bank
@@ -315,6 +321,9 @@ class AtomBank:
                     f"{name} of this network differs from the bank's; freeze the coefficients before the bank is made, "
                     "and make a new bank for a network with others"
                 )
+
+    def _coefficients_fingerprint(self) -> str:
+        return fingerprint_of({f"{n}.coefficients": self._shared[f"{n}.coefficients"] for n in self._layers})
 
     def _heads(self) -> list[str]:
         return [name for name, kind in self._kinds.items() if kind == "head"]

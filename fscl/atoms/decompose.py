@@ -1,6 +1,7 @@
 """Any convolutional network as a network of atom layers, and back."""
 
 import copy
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
@@ -34,17 +35,18 @@ class Decomposition:
 def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) -> Decomposition:
     """Writes every spatial convolution of a network as coefficients times atoms; the original is left as it was.
 
-    Stride, padding, dilation, groups, bias, device and dtype are kept. Exact to float precision when ``num_atoms`` is
-    at least the number of pixels of a filter (9 for 3x3). 1x1 convolutions have no spatial part and stay as they are.
+    Stride, padding, dilation, groups, bias, device and dtype are kept. ``num_atoms`` is meant for a 3x3 kernel; a
+    larger one gets in proportion, ``ceil(num_atoms * height * width / 9)``. So the network is exact to float precision
+    from 9 atoms on, whatever its kernels. 1x1 convolutions have no spatial part and stay as they are.
 
     Args:
         model: any module with ``nn.Conv2d`` layers.
-        num_atoms: atoms a layer.
+        num_atoms: atoms of a layer with 3x3 kernels, or smaller ones.
         skip: dotted names of modules to leave as they are, with all below them.
 
     Raises:
-        FsclError: there is nothing to decompose, a name in ``skip`` is unknown, or a convolution cannot be replaced
-            (its class overrides ``forward``, it is lazy, or its weight is parametrised).
+        FsclError: there is nothing to decompose, a name in ``skip`` is unknown, a convolution cannot be replaced (its
+            class overrides ``forward``, it is lazy, or its weight is parametrised), or the network cannot be copied.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -58,16 +60,22 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
     names = {name for name, _ in model.named_modules()}
     if unknown := sorted(set(skip) - names):
         raise FsclError(f"skip names no module {unknown[0]!r}; modules: {', '.join(sorted(names - {''}))}")
-    result = copy.deepcopy(model)
-    if type(result) is nn.Conv2d:
+    if type(model) is nn.Conv2d:
         raise FsclError("the model is a single nn.Conv2d; use AtomConv2d.from_conv")
+    for name, module in model.named_modules():
+        if not within(name, skip):
+            _is_spatial(name, module)  # refuses before anything is done
+    try:
+        result = copy.deepcopy(model)
+    except RuntimeError as error:
+        raise FsclError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
     errors: dict[str, float] = {}
 
     def atoms_of(name: str, conv: nn.Module) -> nn.Module | None:
         if within(name, skip) or not _is_spatial(name, conv):
             return None
         assert isinstance(conv, nn.Conv2d)
-        layer = AtomConv2d.from_conv(conv, num_atoms)
+        layer = AtomConv2d.from_conv(conv, max(num_atoms, math.ceil(num_atoms * math.prod(conv.kernel_size) / 9)))
         norm = float(conv.weight.detach().norm())
         errors[name] = float((layer.weight - conv.weight).detach().norm()) / norm if norm else 0.0
         return layer
@@ -90,6 +98,8 @@ def recompose(model: nn.Module) -> nn.Module:
           (0): Conv2d(1, 8, kernel_size=(3, 3), stride=(1, 1))
         )
     """
+    if isinstance(model, AtomConv2d):
+        return model.to_conv()
     result = copy.deepcopy(model)
     _replace(result, lambda _, module: module.to_conv() if isinstance(module, AtomConv2d) else None)
     return result
@@ -102,7 +112,8 @@ def _is_spatial(name: str, module: nn.Module) -> bool:
         return False
     if module.kernel_size == (1, 1):
         return False
-    if hasattr(module, "parametrizations") or hasattr(module, "weight_g"):
+    # spectral norm, weight norm and pruning, old and new, all take the weight out of the parameters
+    if hasattr(module, "parametrizations") or "weight" not in module._parameters:
         raise FsclError(f"{name}: its weight is parametrised; remove the parametrisation first, or add it to skip")
     if type(module).forward is not nn.Conv2d.forward or type(module)._conv_forward is not nn.Conv2d._conv_forward:
         raise FsclError(f"{name}: {type(module).__name__} overrides nn.Conv2d's forward; add it to skip")

@@ -55,6 +55,7 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None) -> dict[st
     return kinds
 
 
+@torch.no_grad()
 def put_entries(model: nn.Module, entries: dict[str, Tensor]) -> None:
     """Copies entries into a network in place, making heads that it lacks.
 
@@ -80,13 +81,16 @@ def point_entries(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Ten
     """
     modules = dict(model.named_modules())
     before: dict[str, Tensor] = {}
-    for name, tensor in entries.items():
+    for name in entries:  # all of them, before any is changed
         owner, _, leaf = name.rpartition(".")
         module = modules.get(owner)
         table: dict[str, Any] = {} if module is None else module._parameters | module._buffers
-        if module is None or table.get(leaf) is None:
+        if table.get(leaf) is None:
             raise FsclError(f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?")
         before[name] = table[leaf]
+    for name, tensor in entries.items():
+        owner, _, leaf = name.rpartition(".")
+        module = modules[owner]
         if leaf in module._parameters:
             is_parameter = isinstance(tensor, nn.Parameter)
             module._parameters[leaf] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
@@ -99,6 +103,7 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
     """Makes a place for an entry of a head that was created, or grew, as tasks arrived."""
     *path, leaf = name.split(".")
     owner: nn.Module = model
+    above: list[Any] = [model]
     for key in path:
         child = owner._modules.get(key)
         if child is None and isinstance(owner, nn.ModuleDict) and len(owner):
@@ -107,11 +112,15 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
         if child is None:
             raise FsclError(f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?")
         owner = child
+        above.append(owner)
     device = next((t.device for t in live_state(model).values()), tensor.device)
     value = tensor.detach().to(device, copy=True)
     if isinstance(owner, nn.Linear) and leaf in ("weight", "bias"):
         owner.out_features = tensor.shape[0]
         setattr(owner, leaf, nn.Parameter(value))
+        for module in above:  # Avalanche's multi-task modules keep the width of their widest head apart
+            if isinstance(getattr(module, "max_class_label", None), int):
+                module.max_class_label = max(module.max_class_label, owner.out_features)
     elif leaf in owner._buffers or not tensor.is_floating_point():
         owner.register_buffer(leaf, value)
     else:

@@ -34,7 +34,7 @@ class AtomConv2d(nn.Module):
         bias: parameter (out_channels) or None.
 
     Raises:
-        FsclError: ``num_atoms``, ``groups`` or ``padding_mode`` does not fit.
+        FsclError: a size is below 1, or ``groups``, ``padding`` or ``padding_mode`` does not fit.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -63,8 +63,9 @@ class AtomConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        if num_atoms < 1:
-            raise FsclError(f"num_atoms is {num_atoms}; it must be at least 1")
+        for what, size in (("num_atoms", num_atoms), ("in_channels", in_channels), ("out_channels", out_channels)):
+            if size < 1:
+                raise FsclError(f"{what} is {size}; it must be at least 1")
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise FsclError(f"groups is {groups}; it must divide in_channels={in_channels} and {out_channels=}")
         if padding_mode not in PADDING_MODES:
@@ -72,6 +73,8 @@ class AtomConv2d(nn.Module):
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size: tuple[int, int] = _pair(kernel_size)
+        if len(self.kernel_size) != 2 or min(self.kernel_size) < 1:
+            raise FsclError(f"kernel_size is {kernel_size}; it must be one side or (height, width), at least 1")
         self.num_atoms = num_atoms
         self.stride: tuple[int, int] = _pair(stride)
         self.dilation: tuple[int, int] = _pair(dilation)
@@ -82,22 +85,27 @@ class AtomConv2d(nn.Module):
             raise FsclError(f"padding is {padding!r}; known words: same, valid")
         if self.padding == "same" and self.stride != (1, 1):
             raise FsclError("padding 'same' works with stride 1 only, as in torch.nn.Conv2d")
-        factory = {"device": device, "dtype": dtype}
-        self.coefficients = nn.Parameter(torch.empty(out_channels, in_channels // groups, num_atoms, **factory))
-        self.atoms = nn.Parameter(torch.empty(num_atoms, *self.kernel_size, **factory))
+        self.coefficients = nn.Parameter(
+            torch.empty(out_channels, in_channels // groups, num_atoms, device=device, dtype=dtype)
+        )
+        self.atoms = nn.Parameter(torch.empty(num_atoms, *self.kernel_size, device=device, dtype=dtype))
         if bias:
-            self.bias = nn.Parameter(torch.empty(out_channels, **factory))
+            self.bias = nn.Parameter(torch.empty(out_channels, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws filters with the variance that ``torch.nn.Conv2d`` starts from, the same in both factors' gauge."""
-        fan_in = self.in_channels // self.groups * math.prod(self.kernel_size)
-        nn.init.orthogonal_(self.atoms.view(self.num_atoms, -1))
-        with torch.no_grad():  # the variance of one composed filter value must be 1 / (3 fan_in)
-            energy = self.atoms.square().sum() / math.prod(self.kernel_size)
-            nn.init.normal_(self.coefficients, std=float((3 * fan_in * energy).rsqrt()))
+        pixels = math.prod(self.kernel_size)
+        fan_in = self.in_channels // self.groups * pixels
+        # orthogonal matrices cannot be drawn in half precision
+        drawn = self.atoms.new_empty(self.num_atoms, pixels, dtype=torch.promote_types(self.atoms.dtype, torch.float32))
+        with torch.no_grad():
+            self.atoms.copy_(nn.init.orthogonal_(drawn).view_as(self.atoms))
+        # the variance of one composed filter value must be 1 / (3 fan_in)
+        energy = min(self.num_atoms, pixels) / pixels
+        nn.init.normal_(self.coefficients, std=(3 * fan_in * energy) ** -0.5)
         if self.bias is not None:
             nn.init.uniform_(self.bias, -(fan_in**-0.5), fan_in**-0.5)
 
@@ -114,10 +122,10 @@ class AtomConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'), H' and W' as ``torch.nn.Conv2d`` has them."""
-        padding = self.padding
+        padding: str | tuple[int, int] = self.padding
         if self.padding_mode != "zeros" and padding != "valid":
             x = F.pad(x, self._border(), mode=self.padding_mode)
-            padding = 0
+            padding = (0, 0)
         return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
 
     def _border(self) -> tuple[int, ...]:

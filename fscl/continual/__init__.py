@@ -1,5 +1,6 @@
 """The Avalanche side: the strategy, the plugin, the metrics, streams and evaluation."""
 
+from fscl.continual.datasets import load_images
 from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
 from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
 from fscl.continual.loader import InMemoryLoader
@@ -22,6 +23,7 @@ __all__ = [
     "SubspaceSimilarity",
     "build_network",
     "class_mean_accuracy",
+    "load_images",
     "split_classes",
     "subspace_similarity_metrics",
 ]

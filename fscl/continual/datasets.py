@@ -1,7 +1,12 @@
 """Image data sets as uint8 tensors in memory, from torchvision's layout or from image folders."""
 
+import gzip
 import os
-from collections.abc import Callable
+import pickle
+import socket
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,11 +74,14 @@ def load_images(
     base = data_root(root)
     for _, present, load in _finders(name, base, image_size):
         if present():
-            return load()
+            train, test = load()
+            _check_sizes(name, train, test, image_size)
+            return train, test
     looked = "; ".join(where for where, _, _ in _finders(name, base))
     if name in TORCHVISION and download:
         try:
-            return _from_torchvision(name, base, download=True)
+            with _impatient():
+                return _from_torchvision(name, base, download=True)
         except Exception as error:  # torchvision raises whatever its transport raises
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise FsclError(
@@ -104,13 +112,21 @@ def _finders(name: str, base: Path, image_size: int | None = None) -> list[Finde
             (
                 f"{base}/{mark}",
                 lambda: (base / mark).exists() or (base / f"{mark}.gz").exists(),
-                lambda: _from_torchvision(name, base, download=False),
+                lambda: (
+                    _from_idx(name, (base / mark).parent)
+                    if name.endswith("mnist")
+                    else _from_torchvision(name, base, download=False)
+                ),
             ),
         )
     if name == "fmnist":
         raw = DEBIAN_FASHION_MNIST
         finders.append(
-            (f"{raw} (Debian: dataset-fashion-mnist)", (raw / "train-images-idx3-ubyte.gz").exists, _debian_fmnist)
+            (
+                f"{raw} (Debian: dataset-fashion-mnist)",
+                (raw / "train-images-idx3-ubyte.gz").exists,
+                lambda: _from_idx(name, raw),
+            )
         )
     return finders
 
@@ -138,42 +154,70 @@ def _from_torchvision(name: str, base: Path, download: bool) -> tuple[ImageSet, 
     for train in (True, False):
         try:
             data = kind(base, train=train, download=download)
-        except (RuntimeError, EOFError, ValueError) as error:
+        except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
             if download:
                 raise
-            raise FsclError(f"{base}: damaged copy of {name!r} ({error})") from error
+            folder = (base / TORCHVISION[name][1]).parent
+            raise FsclError(f"{folder}: damaged or incomplete copy of {name!r}; delete it and get it anew") from error
         images = torch.as_tensor(data.data)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         splits.append(ImageSet(images.contiguous(), torch.as_tensor(data.targets, dtype=torch.int64), data.classes))
     return splits[0], splits[1]
 
 
-def _debian_fmnist() -> tuple[ImageSet, ImageSet]:
-    from torchvision.datasets import FashionMNIST
-    from torchvision.datasets.mnist import read_image_file, read_label_file
+def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
+    """The four files of MNIST and its kin, unpacked or as they are distributed."""
+    import torchvision
 
+    classes = list(getattr(torchvision.datasets, TORCHVISION[name][0]).classes)
     splits = []
     for prefix in ("train", "t10k"):
-        with_gz = (DEBIAN_FASHION_MNIST / f"{prefix}-{part}-ubyte.gz" for part in ("images-idx3", "labels-idx1"))
-        images, labels = (
-            read(_gunzipped(path)) for read, path in zip((read_image_file, read_label_file), with_gz, strict=True)
-        )
-        splits.append(ImageSet(images[:, None].contiguous(), labels.long(), list(FashionMNIST.classes)))
+        images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
+        labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1).long()
+        if len(images) != len(labels):
+            raise FsclError(f"{folder}: {len(images)} images but {len(labels)} labels for {prefix}; get them anew")
+        splits.append(ImageSet(images[:, None], labels, classes))
     return splits[0], splits[1]
 
 
-def _gunzipped(path: Path) -> str:
-    """torchvision's readers take paths of unpacked files only."""
-    import gzip
-    import tempfile
+def _read_idx(path: Path, dimensions: int) -> Tensor:
+    """An IDX file of bytes: two zero bytes, 8, the number of dimensions; sizes as big-endian int32; the values."""
+    packed = path.with_name(f"{path.name}.gz")
+    try:
+        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+        if content[:4] != bytes((0, 0, 8, dimensions)):
+            raise ValueError("not an IDX file")
+        sizes = np.frombuffer(content, ">i4", dimensions, offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
+        return torch.from_numpy(values.reshape(sizes).copy())
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise FsclError(f"{path if path.exists() else packed}: damaged or missing ({error}); get it anew") from error
 
-    target = Path(tempfile.gettempdir()) / f"fscl-{os.getpid()}-{path.stem}"
-    target.write_bytes(gzip.decompress(path.read_bytes()))
-    return str(target)
+
+@contextmanager
+def _impatient(seconds: float = 30.0) -> Iterator[None]:
+    """Network waits end: behind a firewall that drops packets torchvision would hang."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _check_sizes(name: str, train: ImageSet, test: ImageSet, image_size: int | None) -> None:
+    (*_, height, width), (*_, test_height, test_width) = train.images.shape, test.images.shape
+    if (height, width) != (test_height, test_width):
+        raise FsclError(
+            f"{name}: training images are {width}x{height}, test images {test_width}x{test_height}; "
+            "set data.image_size in the recipe"
+        )
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise FsclError(f"{name}: data.image_size is {image_size}, but only image folders are resized; leave it out")
 
 
 def _from_folder(folder: Path, image_size: int | None) -> ImageSet:
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise FsclError(f"{folder}: no class folders in it; expected {folder}/<class>/*")
     arrays, labels = [], []
@@ -191,10 +235,17 @@ def _from_folder(folder: Path, image_size: int | None) -> ImageSet:
     return ImageSet(images, torch.tensor(labels), classes)
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Grey images of 16 bits, scaled; Pillow would cut off everything above 255."""
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+
+
 def _read(path: Path, image_size: int | None) -> np.ndarray:
     try:
         with Image.open(path) as image:
-            rgb = image.convert("RGB")
+            rgb = _eight_bits(image).convert("RGB")
             if image_size is not None and rgb.size != (image_size, image_size):
                 rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3.0)
             return np.asarray(rgb, dtype=np.uint8)

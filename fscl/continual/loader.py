@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
+from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -13,13 +14,16 @@ from fscl.continual.transforms import ImageTransform
 
 __all__ = ["InMemoryLoader", "batches"]
 
+# what strategies make themselves; any other is a plugin's
+LOADERS = (TaskBalancedDataLoader, SingleDatasetDataLoader, DataLoader)
+
 
 class InMemoryLoader(SupervisedPlugin):
     """Serves mini-batches of a :class:`~fscl.continual.stream.Stream` as whole batches, in place of Avalanche's loader.
 
     Avalanche transforms one sample at a time, which takes nine tenths of a step on a small network. This plugin
-    replaces the loader where the data is a task of our streams as it was made, and leaves Avalanche's where a plugin
-    changed the data (replay, say) or the transform is another.
+    replaces the loader where the data is a task of our streams as it was made, and leaves the strategy's where a plugin
+    changed the data or the loader (replay, say), wherever in the list of plugins, or where the transform is another.
 
     Example:
         >>> from avalanche.training import Naive
@@ -37,7 +41,7 @@ class InMemoryLoader(SupervisedPlugin):
     @staticmethod
     def _replace(strategy: Any, batch_size: int, shuffle: bool, drop_last: bool = False) -> None:
         found = tensors_of(strategy.adapted_dataset)
-        if found is not None:
+        if found is not None and type(strategy.dataloader) in LOADERS:
             strategy.dataloader = _Batches(*found, batch_size, shuffle, drop_last)
 
 

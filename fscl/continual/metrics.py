@@ -70,17 +70,20 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._history = FilterHistory()
         self._names: list[str] = []
         self._bank: AtomBank | None = None
-        self._accuracy: dict[tuple[int, int], float] = {}  # (experiences trained, experience evaluated)
+        self._accuracy: dict[tuple[int, int], float] = {}  # (experience trained last, experience evaluated)
         self._right: dict[int, tuple[float, int]] = {}
         self._order: list[int] = []  # current_experience of each training experience, in order
+        self._labels: dict[int, int] = {}  # the task label of each
+        self._training = False
 
     def result(self) -> Tensor | None:
-        """(T, T) similarity of the experiences trained so far, or None before two."""
+        """(T, T) similarity of the experiences trained so far, in the order of training, or None before two."""
         if len(self._order) < 2:
             return None
         if self._bank is None:
             return self._history.similarity(self.metric, self.aggregate)
-        return similarity_matrix(self._bank, self.metric, self.aggregate)
+        rows = [self._bank.tasks.index(self._labels[experience]) for experience in self._order]
+        return similarity_matrix(self._bank, self.metric, self.aggregate)[rows][:, rows]
 
     def correlation(self) -> Correlation | None:
         """Mantel correlation of similarity with forgetting; None until the accuracies that it needs are there."""
@@ -91,21 +94,27 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         accuracy = np.full((n, n), np.nan)
         for (trained, experience), value in self._accuracy.items():
             if experience in self._order:
-                accuracy[trained - 1, self._order.index(experience)] = value
-        if similarity.shape[0] != n or np.isnan(accuracy[np.tril_indices(n)]).any():
+                accuracy[self._order.index(trained), self._order.index(experience)] = value
+        if np.isnan(accuracy[np.tril_indices(n)]).any():
             return None
         return mantel(similarity, forgetting_matrix(accuracy), pairs="lower", names=("similarity", "forgetting"))
 
     # training
 
+    def before_training_exp(self, strategy: Any) -> None:
+        self._training = True
+
     def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
-        experience = strategy.experience
-        if experience.current_experience in self._order:  # trained again: its row is made anew
-            at = self._order.index(experience.current_experience)
+        self._training = False
+        experience, number = strategy.experience, strategy.experience.current_experience
+        if number in self._order:  # trained again: its row is made anew
+            at = self._order.index(number)
             for history in (self._order, self._names, self._history.atoms):
                 del history[at : at + 1]
-        self._order.append(experience.current_experience)
-        self._names.append(getattr(experience, "task_name", f"task {experience.current_experience}"))
+            self._accuracy = {key: value for key, value in self._accuracy.items() if key[0] != number}
+        self._order.append(number)
+        self._names.append(getattr(experience, "task_name", f"task {number}"))
+        self._labels[number] = experience.task_labels[0]
         self._bank = _bank(strategy)
         if self._bank is None:
             self._history.add(strategy.model)
@@ -113,16 +122,14 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         if similarity is None:
             return None
         step = strategy.clock.train_iterations
-        names = self._names if self._bank is None else self._bank.names
-        row = similarity[-1] if self._bank is None else similarity[self._bank.tasks.index(experience.task_labels[0])]
         values = [
             MetricValue(self, f"{self}/exp_{i:03d}", float(v), step)
-            for i, v in zip(self._order[:-1], row.tolist(), strict=False)
+            for i, v in zip(self._order[:-1], similarity[-1, :-1].tolist(), strict=True)
         ]
         off_diagonal = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
         values.append(MetricValue(self, f"{self}/mean", float(off_diagonal.mean()), step))
         if self.heatmap:
-            figure = similarity_figure(similarity, names)
+            figure = similarity_figure(similarity, self._names)
             values.append(MetricValue(self, f"{self}/heatmap", AlternativeValues(figure, similarity.clone()), step))
         return values
 
@@ -137,11 +144,10 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._right[strategy.experience.current_experience] = right, n + len(strategy.mb_y)
 
     def after_eval(self, strategy: Any) -> list[MetricValue] | None:
-        mid_training = strategy.clock.train_exp_counter != len(self._order)
-        if not self._order or mid_training:
+        if not self._order or self._training:
             return None
         for experience, (right, n) in self._right.items():
-            self._accuracy[len(self._order), experience] = right / n
+            self._accuracy[self._order[-1], experience] = right / n
         if not self.correlate:
             return None
         correlation = self.correlation()

@@ -34,7 +34,7 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
     new parameters, group by group.
 
     Args:
-        num_atoms: atoms a layer, if the model is to be decomposed.
+        num_atoms: atoms of a 3x3 layer, if the model is to be decomposed, see :func:`fscl.decompose`.
         warm_start: a new task starts from the ``"previous"`` task's atoms or from the ``"first"`` task's. Heads of
             Avalanche's multi-head modules always start fresh.
         skip: modules that are not decomposed, by dotted name.

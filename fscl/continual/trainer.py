@@ -4,6 +4,7 @@ import importlib
 import inspect
 import random
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import avalanche_model_adaptation
+from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from torch import Tensor, nn
 
@@ -107,6 +109,9 @@ class Trainer:
             chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
         self._accuracy = AccuracyRecorder()
         self._start = _StartRecorder(stream, self.device)
+        with warnings.catch_warnings():  # that there is nothing to log to is meant
+            warnings.filterwarnings("ignore", "No loggers specified")
+            evaluator = EvaluationPlugin()
         self.strategy = kind(
             model=model,
             optimizer=chosen,
@@ -115,7 +120,7 @@ class Trainer:
             train_epochs=epochs,
             eval_mb_size=512,
             device=self.device,
-            evaluator=None,
+            evaluator=evaluator,
             plugins=[
                 InMemoryLoader(),
                 LearningRateSchedule(lr, lr_next, schedule),
@@ -228,8 +233,8 @@ class _StartRecorder(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         began = time.perf_counter()
         t = strategy.experience.current_experience
-        data = (s[t].dataset for s in (self._stream.train_stream, self._stream.test_stream))
-        self.value = class_mean_accuracy(strategy.model, *data, device=self._device)
+        train, test = self._stream.train_stream[t].dataset, self._stream.test_stream[t].dataset
+        self.value = class_mean_accuracy(strategy.model, train, test, device=self._device)
         self.seconds = time.perf_counter() - began
 
 

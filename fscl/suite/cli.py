@@ -1,13 +1,18 @@
 """The command line: list, run, report, heatmap. Slow libraries are imported where they are used."""
 
+import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from fscl.errors import FsclError
+
+if TYPE_CHECKING:
+    from fscl.suite.run import RunSpec
+    from fscl.suite.sweep import Outcome
 
 __all__ = ["app", "main"]
 
@@ -19,6 +24,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+INTERRUPTED = 130  # what typer makes of Ctrl-C, too
+DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
 Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
 
 
@@ -83,24 +90,30 @@ def run(
             raise FsclError(f"{name} is {value}; it must be at least 1")
     console = Console()
     recipe = load_benchmark(benchmark)
-    learners = [load_strategy(s) for s in strategy or ("atom_swapping", "naive", "ewc", "from_scratch")]
+    learners = [load_strategy(s) for s in dict.fromkeys(strategy or DEFAULT_STRATEGIES)]
+    names = [learner.name for learner in learners]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise FsclError(f"two strategies are named {twice[0]!r}; give one of them another name in its file")
     pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]
-    _check_writable(out)
+    for folder in (out, report_to):
+        if folder is not None:
+            _check_writable(folder)
     with console.status("Loading Avalanche and PyTorch ..."):
-        _check(pairs, data)
         place = _device(device)
-    specs = [
-        RunSpec(b, s, seed, str(data) if data else None, place, threads, validation)
-        for seed in range(seeds)
-        for b, s in pairs
-    ]
+        base = str(_data_root(data))
+        specs = [RunSpec(b, s, seed, base, place, threads, validation) for seed in range(seeds) for b, s in pairs]
+        _check(specs[: len(pairs)])
     outcomes = sweep(specs, out, jobs, overwrite, console)
     failed = [o for o in outcomes if o.error]
-    _show_report([o.folder for o in outcomes if not o.error], report_to or out / recipe.name / "report", console)
-    for outcome in failed:
-        typer.echo(f"error: {outcome.folder}: {outcome.error}", err=True)
+    if len(failed) < len(outcomes):
+        folders = [o.folder for o in outcomes if not o.error or _recorded(o)]
+        _show_report(folders, report_to or out / recipe.name / "report", console)
+    for error, alike in _by_error(failed).items():
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        _complain(f"{alike[0].folder}{more}: {error}")
     if failed:
-        raise typer.Exit(2 if len(failed) == len(outcomes) else 1)
+        mistaken = len(failed) == len(outcomes) and not any(o.crashed for o in failed)
+        raise typer.Exit(2 if mistaken else 1)
 
 
 @app.command()
@@ -149,29 +162,48 @@ def _show_report(folders: list[Path], out: Path, console: object) -> None:
     from fscl.suite.results import load_runs
 
     assert isinstance(console, Console)
-    if not folders:
-        return
     found = load_runs(folders)
-    if not found:
-        raise FsclError(f"no runs (run.json) in {', '.join(map(str, folders))}")
     console.print(rich_table(summary_rows(found)))
-    with console.status("Drawing the report ..."):
-        paths = write_report(found, out)
-    console.print(f"Report: {paths.html}", highlight=False, soft_wrap=True)
+    try:
+        with console.status("Drawing the report ..."):
+            paths = write_report(found, out)
+    except OSError as error:
+        raise FsclError(f"cannot write the report {out}: {error.strerror or error}") from error
+    console.print(f"Report: {paths.html}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _check(pairs: list, data: Path | None) -> None:
-    """Refuses, before anything is trained, what would fail in every run."""
-    from fscl.continual.datasets import load_images
-    from fscl.continual.networks import build_network
-    from fscl.continual.stream import split_classes
+def _check(specs: "list[RunSpec]") -> None:
+    """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
     from fscl.continual.trainer import strategy_class
+    from fscl.suite.run import check_runnable, load_stream
 
-    for _, strategy in pairs:
-        strategy_class(strategy.class_path, strategy.args)
-    recipe = pairs[0][0]
-    stream = split_classes(*load_images(recipe.data.name, data, recipe.data.image_size), recipe.split.tasks)
-    build_network(recipe.model.name, stream.image_shape, stream.classes_per_task, recipe.model.args)
+    for spec in specs:
+        strategy_class(spec.strategy.class_path, spec.strategy.args)  # sooner than images are read
+    stream = load_stream(specs[0])
+    for spec in specs:
+        check_runnable(spec, stream)
+
+
+def _data_root(data: Path | None) -> Path:
+    from fscl.continual.datasets import data_root
+
+    return data_root(data).absolute()
+
+
+def _recorded(failed: "Outcome") -> bool:
+    """Whether a run that failed left a record for the report to list."""
+    try:
+        record = json.loads((failed.folder / "run.json").read_text(encoding="utf-8"))
+        return bool(record["status"] == "failed" and record["recipe_hash"] == failed.spec.hash)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in failed:
+        groups.setdefault(outcome.error, []).append(outcome)
+    return groups
 
 
 def _check_writable(out: Path) -> None:
@@ -196,13 +228,19 @@ def _device(name: str) -> str:
     return name
 
 
+def _complain(message: object) -> None:
+    typer.echo(f"error: {' '.join(str(message).split())}", err=True)
+
+
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2."""
     try:
         app()
-    except FsclError as error:
-        typer.echo(f"error: {error}", err=True)
+    except (FsclError, OSError) as error:
+        _complain(error)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as stop:
+        if not isinstance(stop, KeyboardInterrupt) and stop.code != INTERRUPTED:
+            raise
         typer.echo("stopped; run the same command again to go on", err=True)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)

@@ -232,7 +232,7 @@ def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
             raise FsclError(f"{where}: unknown key {'.'.join(at)!r}{hint}; known keys: {', '.join(keys)}") from error
         if first["type"] == "missing":
             raise FsclError(f"{where}: {'.'.join(at)!r} is missing") from error
-        place = ".".join(p for p in at if not p.startswith(("constrained-", "list[", "int")))
+        place = ".".join(p for p in at if p != "int" and not p.startswith(("constrained-", "list[")))
         raise FsclError(f"{where}: {place} = {first['input']!r}: {first['msg'].lower()}") from error
 
 

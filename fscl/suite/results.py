@@ -78,6 +78,7 @@ class RunResult:
     memory: Memory
     similarity: SimilarityResult | None
     provenance: str | None
+    validation: float = 0.0
 
     @property
     def finished(self) -> bool:
@@ -167,6 +168,7 @@ def _parse(file: Path, data: Mapping[str, Any]) -> RunResult:
         memory=Memory(_bytes(memory.get("per_task")), _bytes(memory.get("shared"))),
         similarity=_similarity(data.get("similarity")),
         provenance=data.get("provenance"),
+        validation=float(data.get("validation") or 0.0),
     )
 
 

@@ -1,9 +1,11 @@
 """One benchmark x strategy x seed -> a run folder, resumable after the last finished experience."""
 
+import contextlib
 import datetime
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +18,7 @@ from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 
-__all__ = ["RunSpec", "run_one"]
+__all__ = ["RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
 
 FORMAT = 1
 PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
@@ -76,24 +78,71 @@ def run_one(spec: RunSpec, out: Path, overwrite: bool = False, progress: Progres
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        with lock:  # another process at work on this run: wait, and find it finished
-            return _run(spec, folder, overwrite, progress)
+        lock.acquire()  # another process at work on this run: wait, and find it finished
     except OSError as error:
         raise FsclError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        return _run(spec, folder, overwrite, progress)
+    finally:
+        lock.release()
 
 
 def is_finished(spec: RunSpec, out: Path) -> bool:
-    """Whether the run is there, complete, and made with this recipe."""
-    record = _read(spec.folder(out) / "run.json")
+    """Whether the run is there, readable, complete, and made with this recipe."""
+    try:
+        record = _read(spec.folder(out) / "run.json")
+    except FsclError:
+        return False
     return bool(record) and record["status"] == "finished" and record["recipe_hash"] == spec.hash
 
 
+def load_stream(spec: RunSpec) -> Any:
+    """The stream of a run.
+
+    Raises:
+        FsclError: its data is missing or damaged, or its classes cannot be shared out as the recipe says.
+    """
+    from fscl.continual.datasets import load_images
+    from fscl.continual.stream import split_classes
+
+    b = spec.benchmark
+    return split_classes(
+        *load_images(b.data.name, spec.data, b.data.image_size),
+        b.split.tasks,
+        seed=spec.seed,
+        shuffle=b.split.shuffle,
+        crop_padding=b.augment.crop_padding,
+        flip=b.augment.flip,
+        validation=spec.validation,
+    )
+
+
+def check_runnable(spec: RunSpec, stream: Any) -> None:
+    """Refuses, before anything is trained, what would fail in every run of a learner on a stream.
+
+    Raises:
+        FsclError: the learner or its network is unknown or does not take its arguments, the network does not take
+            images of the stream's shape, or it has no spatial convolutions.
+    """
+    import torch
+
+    from fscl.continual.metrics import FilterHistory
+
+    network = f"network {spec.benchmark.model.name!r}"
+    try:
+        model = _trainer(spec, stream, None).strategy.model
+        FilterHistory().add(model)
+    except FsclError as error:
+        raise FsclError(f"{spec.strategy.name} with {network}: {error}") from error
+    try:
+        with torch.no_grad():
+            model.to(spec.device).eval()(torch.zeros(2, *stream.image_shape, device=spec.device), 0)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise FsclError(f"{network} does not take images of shape {stream.image_shape}: {_line(error)}") from error
+
+
 def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None) -> Path:
-    record = _read(folder / "run.json")
-    if overwrite:
-        record = {}
-        for name in ("run.json", "checkpoint.pt", "bank.safetensors"):
-            (folder / name).unlink(missing_ok=True)
+    record = {} if overwrite else _read(folder / "run.json")
     if record and record["recipe_hash"] != spec.hash:
         raise FsclError(
             f"{folder} holds a run of another recipe (hash {record['recipe_hash']}, now {spec.hash}); "
@@ -103,16 +152,37 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         return folder
     import torch
 
+    for stale in folder.glob(".*.tmp.*"):  # of a process that was killed while it wrote
+        stale.unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
-    trainer = _trainer(spec, progress)
-    record, state = _resume(folder, spec)
+    record, state = ({}, None) if overwrite else _resume(folder, spec)
+    trainer = _trainer(spec, load_stream(spec), progress)
     if state is not None:
-        trainer.load_state_dict(state)
-        del state
+        try:
+            trainer.load_state_dict(state)
+        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise _damaged(folder / "checkpoint.pt", error) from error
+        record["resumed"].append({"after": trainer.done, "versions": _versions(), "machine": _machine(spec)})
     else:
         record = _new_record(spec, trainer)
         record["untrained"] = trainer.untrained()
-        _write_json(folder / "run.json", record)
+    _write_json(folder / "run.json", record)
+    if state is None:  # what an overwritten run left; not before there is something to put in its place
+        for name in ("checkpoint.pt", "bank.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    del state
+    try:
+        _train(record, trainer, folder)
+    except Exception as error:
+        with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
+            _write_json(folder / "run.json", {**record, "status": "failed", "error": _line(error)})
+        raise
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return folder
+
+
+def _train(record: dict[str, Any], trainer: Any, folder: Path) -> None:
+    """Experience by experience; the record on disk is never ahead of the checkpoint from which it would go on."""
     while trainer.done < len(trainer.stream.tasks):
         measured = trainer.train_next()
         record["accuracy"].append(measured.accuracy + [None] * (len(record["tasks"]) - trainer.done))
@@ -128,38 +198,25 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         if not last:
             _save_checkpoint(folder / "checkpoint.pt", {"record": json.dumps(record), "trainer": trainer.state_dict()})
         _write_json(folder / "run.json", record)
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return folder
 
 
-def _trainer(spec: RunSpec, progress: Progress | None) -> Any:
-    from fscl.continual.datasets import load_images
-    from fscl.continual.stream import split_classes
+def _trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
     from fscl.continual.trainer import Trainer
 
     b = spec.benchmark
-    train, test = load_images(b.data.name, spec.data, b.data.image_size)
-    stream = split_classes(
-        train,
-        test,
-        b.split.tasks,
-        seed=spec.seed,
-        shuffle=b.split.shuffle,
-        crop_padding=b.augment.crop_padding,
-        flip=b.augment.flip,
-        validation=spec.validation,
-    )
-    return Trainer(
-        stream,
-        spec.strategy.class_path,
-        spec.strategy.args,
-        b.model.name,
-        b.model.args,
-        seed=spec.seed,
-        device=spec.device,
-        progress=progress,
-        **b.training.model_dump(),
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No loggers specified")  # the record is ours
+        return Trainer(
+            stream,
+            spec.strategy.class_path,
+            spec.strategy.args,
+            b.model.name,
+            b.model.args,
+            seed=spec.seed,
+            device=spec.device,
+            progress=progress,
+            **b.training.model_dump(),
+        )
 
 
 def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
@@ -173,8 +230,9 @@ def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
         "validation": spec.validation,
         "seed": spec.seed,
         "versions": _versions(),
-        "machine": {"device": _device_name(spec.device), "processor": _processor(), "threads": spec.threads},
+        "machine": _machine(spec),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "resumed": [],
         "tasks": [{"name": name, "classes": classes} for name, classes in tasks],
         "accuracy": [],
         "transfer": [],
@@ -216,9 +274,10 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
         with torch.serialization.safe_globals(SAFE_CLASSES):
             saved = torch.load(path, map_location="cpu", weights_only=True)
         record = json.loads(saved["record"])
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError) as error:
-        raise FsclError(f"{path}: damaged ({error}); use --overwrite to start this run afresh") from error
-    return (record, saved["trainer"]) if record["recipe_hash"] == spec.hash else ({}, None)
+        trainer, ours = saved["trainer"], record["recipe_hash"] == spec.hash
+    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError, TypeError, OSError) as error:
+        raise _damaged(path, error) from error
+    return (record, trainer) if ours else ({}, None)
 
 
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -241,11 +300,27 @@ def _write_json(path: Path, record: dict[str, Any]) -> None:
 def _read(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-        return record if {"status", "recipe_hash"} <= set(record) else {}
+        if record["format"] != FORMAT:
+            raise FsclError(
+                f"{path}: format {record['format']!r}, and this fscl reads {FORMAT}; use another --out, or --overwrite"
+            )
+        return record | {"status": record["status"], "recipe_hash": record["recipe_hash"]}
     except FileNotFoundError:
         return {}
-    except (ValueError, TypeError) as error:
-        raise FsclError(f"{path}: damaged ({error}); use --overwrite to start this run afresh") from error
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> FsclError:
+    return FsclError(f"{path}: damaged ({_line(error)}); use --overwrite to start this run afresh")
+
+
+def _line(error: Exception) -> str:
+    """What an exception says, on one line that is not too long; torch's can fill a page."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, FsclError):
+        text = f"{type(error).__name__}: {text[:200]}"
+    return text
 
 
 def _versions() -> dict[str, str]:
@@ -256,6 +331,10 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a checkout that is not installed
             found[package] = "unknown"
     return found
+
+
+def _machine(spec: RunSpec) -> dict[str, Any]:
+    return {"device": _device_name(spec.device), "processor": _processor(), "threads": spec.threads}
 
 
 def _processor() -> str:

@@ -103,12 +103,19 @@ def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyR
         ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
         ("Budget", budget),
+        ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
         ("Machine", "; ".join(sorted(machines))),
         ("Versions", "; ".join(sorted(versions))),
         ("Recipes", hashes),
         ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
     ]
     return [(term, text) for term, text in lines if text]
+
+
+def _tested(run: RunResult) -> str:
+    if run.validation:
+        return f"{run.validation:.0%} of the training images, held out from training (validation)"
+    return "the test images"
 
 
 def _machine(run: RunResult) -> str:

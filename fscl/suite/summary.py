@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from rich import box
 from rich.table import Table
 
 from fscl.continual.transfer import average_accuracy, backward_transfer, forgetting, forward_transfer
@@ -36,6 +37,8 @@ COLUMNS = (
     "Stored per task",
     "Training per run",
 )
+
+SHORT = ("Strategy", "n", "ACC %", "BWT", "Forgetting", "FWT", "Bytes/task", "Training")
 
 
 @dataclass(frozen=True)
@@ -168,16 +171,23 @@ def summary_rows(runs: Iterable[RunResult]) -> list[SummaryRow]:
 
 
 def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
-    """The table for a terminal; a benchmark column appears when the rows are of several benchmarks."""
+    """The table for a terminal of 80 columns; a benchmark column appears when the rows are of several benchmarks."""
     several = len({row.benchmark for row in rows}) > 1
-    table = Table(title=title, header_style="bold", caption="mean ± sample standard deviation over seeds")
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, header_style="bold", caption="mean ± sample standard deviation over seeds"
+    )
     if several:
-        table.add_column("Benchmark")
-    for position, name in enumerate(COLUMNS):
-        table.add_column(name, justify="left" if position == 0 else "right")
+        table.add_column("Benchmark", no_wrap=True)
+    for position, name in enumerate(SHORT):
+        table.add_column(
+            name,
+            justify="left" if position == 0 else "right",
+            no_wrap=position > 0,
+            min_width=11 if position == 0 else None,
+        )
     for row in rows:
-        # Labels come from recipes: square brackets in them are text, not markup.
-        cells = [cell.replace("[", r"\[") for cell in row.cells()]
+        # Labels come from recipes: square brackets in them are text, not markup. The spread goes below the mean.
+        cells = [cell.replace("[", r"\[").replace(" ± ", "\n± ") for cell in row.cells()]
         table.add_row(*([row.benchmark.replace("[", r"\[")] if several else []), *cells)
     return table
 

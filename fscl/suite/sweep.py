@@ -1,14 +1,17 @@
 """The grid of benchmark x strategies x seeds on one machine, with progress that survives its workers."""
 
+import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fscl.errors import FsclError
@@ -17,13 +20,27 @@ from fscl.suite.run import RunSpec, is_finished, run_one
 __all__ = ["Outcome", "sweep"]
 
 
+KILLED = (
+    "a worker process was killed, as happens when memory runs out; run the same command again to go on, "
+    "perhaps with fewer --jobs"
+)
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """How one run of the grid ended: its folder, or why it failed."""
+    """How one run of the grid ended.
+
+    Attributes:
+        spec: what was to be run.
+        folder: where it is.
+        error: why it failed; empty if it did not.
+        crashed: whether it failed for a reason that is not the user's: the learner raised, or its process was killed.
+    """
 
     spec: RunSpec
     folder: Path
     error: str = ""
+    crashed: bool = False
 
 
 def sweep(
@@ -45,41 +62,74 @@ def sweep(
     Returns:
         An outcome for each spec, in order.
     """
-    jobs = max(1, min(jobs or _cores(), len(specs)))
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
-    started = time.time()
-    with _Bars(specs, todo, out, console, started):
-        if jobs == 1 or len(todo) < 2:
-            done = [_attempt(spec, out, overwrite) for spec in todo]
-        else:
-            from joblib import Parallel, delayed
-
-            done = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs)(
-                delayed(_attempt)(spec, out, overwrite) for spec in todo
-            )
-    outcomes = {outcome.folder: outcome for outcome in done}
+    jobs = max(1, min(jobs or _cores(), len(todo)))
+    with _Bars(specs, todo, out, console, time.time()):
+        ended = _in_turn(todo, out, overwrite) if jobs == 1 else _at_once(todo, out, jobs, overwrite)
+        outcomes = {outcome.folder: outcome for outcome in ended}
     return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
 
 
-def _attempt(spec: RunSpec, out: Path, overwrite: bool) -> Outcome:
+def _in_turn(todo: Sequence[RunSpec], out: Path, overwrite: bool) -> Iterator[Outcome]:
+    for spec in todo:
+        yield Outcome(spec, spec.folder(out), *_attempt(spec, out, overwrite))
+
+
+def _at_once(todo: Sequence[RunSpec], out: Path, jobs: int, overwrite: bool) -> Iterator[Outcome]:
+    from joblib import Parallel, delayed
+
+    left = dict(enumerate(todo))
+    place = out.absolute()  # a worker that is kept from an earlier grid may have started in another folder
+    pool = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+    try:
+        for i, error, crashed in pool(delayed(_numbered)(i, spec, place, overwrite) for i, spec in left.items()):
+            spec = left.pop(i)
+            yield Outcome(spec, spec.folder(out), error, crashed)
+    except BrokenExecutor:  # one worker was killed, and joblib has ended the others with it
+        for spec in left.values():
+            done = not overwrite and is_finished(spec, out)
+            yield Outcome(spec, spec.folder(out)) if done else Outcome(spec, spec.folder(out), KILLED, True)
+    except BaseException:
+        _end_workers()
+        raise
+
+
+def _end_workers() -> None:
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _numbered(i: int, spec: RunSpec, out: Path, overwrite: bool) -> tuple[int, str, bool]:
+    return i, *_attempt(spec, out, overwrite)
+
+
+def _attempt(spec: RunSpec, out: Path, overwrite: bool) -> tuple[str, bool]:
+    """Runs, and returns the error, empty if there was none, and whether it was a crash."""
     folder = spec.folder(out)
 
     def report(experience: int, epoch: int, epochs: int) -> None:
         # a torn or missing file only leaves the bar where it is
-        (folder / "progress").write_text(json.dumps([experience + epoch / epochs, os.getpid()]), encoding="utf-8")
+        with contextlib.suppress(OSError):
+            text = json.dumps([experience + epoch / epochs, os.getpid()])
+            (folder / "progress").write_text(text, encoding="utf-8")
 
     try:
         run_one(spec, out, overwrite, report)
-        error = ""
     except FsclError as failure:
-        error = str(failure)
+        return str(failure), False
     except Exception as failure:  # a learner's own: it is recorded, and the grid goes on
         import traceback
 
-        error = f"{type(failure).__name__}: {failure}"
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-    (folder / "progress").unlink(missing_ok=True)
-    return Outcome(spec, folder, error)
+        with contextlib.suppress(OSError):
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(failure).__name__}: {failure} (see error.txt there)", True
+    else:
+        (folder / "error.txt").unlink(missing_ok=True)
+        return "", False
+    finally:
+        with contextlib.suppress(OSError):
+            (folder / "progress").unlink(missing_ok=True)
 
 
 class _Bars:
@@ -109,7 +159,7 @@ class _Bars:
             if spec.strategy.name not in self.bars:
                 runs = [s for s in self.specs if s.strategy.name == spec.strategy.name]
                 self.bars[spec.strategy.name] = self.progress.add_task(
-                    spec.strategy.title or spec.strategy.name, total=len(runs), unit="runs"
+                    escape(spec.strategy.title or spec.strategy.name), total=len(runs), unit="runs"
                 )
         self.thread.start()
 
@@ -143,4 +193,6 @@ class _Bars:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from joblib import cpu_count
+
+    return cpu_count()  # knows of affinity and of a container's quota

@@ -1,0 +1,290 @@
+import copy
+import gc
+
+import pytest
+import torch
+from torch import nn
+
+from fscl.atoms import AtomBank, atom_layers, decompose, freeze_coefficients
+from fscl.atoms.bank import KINDS
+from fscl.errors import FsclError
+from fscl.similarity import similarity_matrix
+
+
+def state_of(model):
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_every_task_is_restored_to_the_bit(three_tasks):
+    for task in (2, 0, 1, 0):
+        three_tasks.bank.restore(three_tasks.model, task)
+        assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[task])
+    assert not torch.equal(three_tasks.outputs[0], three_tasks.outputs[1])
+
+
+def test_into_a_network_built_afresh_too(three_tasks):
+    model = three_tasks.fresh()
+    for task in (1, 2, 0):
+        three_tasks.bank.restore(model, task)
+        assert torch.equal(three_tasks.say(model), three_tasks.outputs[task])
+
+
+def test_what_is_stored_is_not_what_is_trained_on(three_tasks):
+    entries = {n: t.clone() for n, t in three_tasks.bank.entries(2).items()}
+    three_tasks.become_another()
+    with torch.no_grad():
+        for parameter in three_tasks.model.parameters():
+            parameter.mul_(3)
+    assert same(dict(three_tasks.bank.entries(2)), entries)
+
+
+def test_swapping_leaves_no_trace(three_tasks):
+    model, bank = three_tasks.model, three_tasks.bank
+    three_tasks.become_another()
+    before, parameters = state_of(model), dict(model.named_parameters())
+    buffers = dict(model.named_buffers())
+    stored = copy.deepcopy(bank.entries(0))
+    with bank.swapped(model, 0) as shown:
+        assert shown is model
+        assert torch.equal(three_tasks.say(model), three_tasks.outputs[0])
+        with bank.swapped(model, 1):
+            assert torch.equal(three_tasks.say(model), three_tasks.outputs[1])
+        assert torch.equal(three_tasks.say(model), three_tasks.outputs[0])
+    assert same(state_of(model), before)
+    assert all(p is parameters[n] for n, p in model.named_parameters())  # an optimizer still holds them
+    assert all(b is buffers[n] for n, b in model.named_buffers())
+    assert same(bank.entries(0), stored)
+
+
+def test_nor_does_it_when_something_fails_inside(three_tasks):
+    before = state_of(three_tasks.model)
+    with pytest.raises(ZeroDivisionError), three_tasks.bank.swapped(three_tasks.model, 0):
+        1 / 0  # noqa: B018
+    assert same(state_of(three_tasks.model), before)
+
+
+def test_nor_when_the_network_lacks_an_entry(three_tasks):
+    model = three_tasks.model
+    model.classifier = nn.Sequential(nn.Linear(8, 3))
+    before = state_of(model)
+    with (
+        pytest.raises(FsclError, match=r"Net has no entry 'classifier\.weight'; is it the network"),
+        three_tasks.bank.swapped(model, 0),
+    ):
+        pass
+    assert same(state_of(model), before)
+
+
+def test_memory_is_the_bytes_of_what_differs_from_task_to_task(three_tasks, of_a_task):
+    bank = three_tasks.bank
+    values = {n: t.numel() * t.element_size() for n, t in three_tasks.model.state_dict().items()}
+    expected = {kind: sum(values[n] for n in names) for kind, names in of_a_task.items()}
+    assert bank.memory() == bank.memory(1) == expected
+    assert tuple(bank.memory()) == KINDS
+    coefficients = sum(layer.coefficients.numel() * 4 for layer in atom_layers(three_tasks.model).values())
+    rest = sum(values.values()) - sum(expected.values()) - coefficients
+    assert bank.shared_memory() == {"coefficients": coefficients, "other": rest}
+    # nothing else is held: what the shared and the task entries name is the whole network, once
+    assert set(bank.shared).isdisjoint(bank.entries(0))
+    assert set(bank.shared) | set(bank.entries(0)) == set(values)
+    stored = [*bank.shared.values(), *(t for task in bank.tasks for t in bank.entries(task).values())]
+    assert sum(t.untyped_storage().nbytes() for t in stored) == sum(t.nbytes for t in stored)
+
+
+def test_stack_gram_and_similarity_are_those_of_the_stored_atoms(three_tasks):
+    bank = three_tasks.bank
+    assert bank.tasks == [0, 1, 2]
+    assert bank.names == ["task 0", "task 1", "task 2"]
+    assert bank.layers == ["first", "second"]
+    assert len(bank) == 3
+    assert 2 in bank
+    assert 3 not in bank
+    stack = bank.stack("second")
+    assert stack.shape == (3, 9, 3, 3)
+    assert torch.equal(stack[1], bank.atoms(1)["second"])
+    filters = torch.einsum("oim,tmhw->toihw", bank.shared["second.coefficients"].double(), stack.double()).flatten(1)
+    expected = torch.stack([torch.cosine_similarity(f[None], filters) for f in filters]).float()
+    for metric in ("cosine", "filter"):
+        found = bank.similarity(metric, "mean", layers=["second"])
+        assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    coefficients = bank.shared["first.coefficients"].double()
+    assert torch.allclose(bank.gram("first"), torch.einsum("oim,oin->mn", coefficients, coefficients), atol=1e-12)
+
+
+def test_nearest_tasks(three_tasks):
+    bank, model = three_tasks.bank, three_tasks.model
+    bank.restore(model, 1)
+    with torch.no_grad():
+        model.second.atoms.add_(1e-3)
+    bank.store(model, 7)
+    assert bank.nearest(7) == [1]
+    assert bank.nearest(1) == [7]
+    similarity = similarity_matrix(bank)[3, :3]
+    order = bank.nearest(7, k=3)
+    assert order == similarity.argsort(descending=True).tolist()
+    for k in (0, 4):
+        with pytest.raises(FsclError, match=f"k is {k}; the bank holds 3 other tasks"):
+            bank.nearest(0, k=k)
+
+
+def test_storing_again_replaces_a_task_in_its_place(three_tasks):
+    three_tasks.become_another()
+    three_tasks.bank.store(three_tasks.model, 0)
+    assert three_tasks.bank.tasks == [0, 1, 2]
+    three_tasks.bank.restore(three_tasks.model, 1)
+    three_tasks.bank.restore(three_tasks.model, 0)
+    assert not torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[0])
+
+
+def test_other_coefficients_are_refused(three_tasks):
+    with torch.no_grad():
+        three_tasks.model.second.coefficients[0, 0, 0] += 1e-6
+    with pytest.raises(FsclError, match=r"second\.coefficients of this network differs from the bank's; freeze"):
+        three_tasks.bank.store(three_tasks.model, 3)
+    with pytest.raises(FsclError, match=r"first\.coefficients of this network differs"):
+        three_tasks.bank.store(three_tasks.fresh(), 3)
+    with pytest.raises(FsclError, match=r"first\.coefficients of this network differs"):
+        three_tasks.bank.store(nn.Linear(3, 2), 3)
+    assert three_tasks.bank.tasks == [0, 1, 2]
+
+
+def test_unknown_names_are_answered_with_the_known_ones(three_tasks):
+    bank = three_tasks.bank
+    for call in (bank.entries, bank.atoms, bank.memory, bank.nearest, lambda t: bank.restore(three_tasks.model, t)):
+        with pytest.raises(FsclError, match="task 5 is not in the bank; tasks: 0, 1, 2"):
+            call(5)
+    for call in (bank.stack, bank.gram):
+        with pytest.raises(FsclError, match="the bank has no layer 'third'; layers: first, second"):
+            call("third")
+    with pytest.raises(FsclError, match="unknown layer 'third'"):
+        bank.similarity(layers=["third"])
+    with pytest.raises(FsclError, match="Net has no atom layers"):
+        AtomBank(type("Net", (nn.Linear,), {})(1, 1))
+    with pytest.raises(FsclError, match="head 'fc' is no module or entry of Net"):
+        AtomBank(three_tasks.model, heads=["fc"])
+    empty = AtomBank(three_tasks.model)
+    with pytest.raises(FsclError, match="task 0 is not in the bank; tasks: none yet"):
+        empty.entries(0)
+    with pytest.raises(FsclError, match="the bank is empty"):
+        empty.stack("first")
+    assert sum(empty.memory().values()) == 0
+
+
+def test_banks_over_the_same_coefficients_merge(three_tasks):
+    other = AtomBank(three_tasks.model)
+    three_tasks.become_another()
+    other.store(three_tasks.model, 2, "two")
+    expected = three_tasks.say(three_tasks.model)
+    other.store(three_tasks.model, 9, "nine")
+    merged = three_tasks.bank.merge(other)
+    assert merged.tasks == [0, 1, 2, 3, 9]
+    assert merged.names == ["task 0", "task 1", "task 2", "two", "nine"]
+    assert merged.fingerprint == three_tasks.bank.fingerprint
+    for task, outputs in [*enumerate(three_tasks.outputs), (3, expected)]:
+        merged.restore(three_tasks.model, task)
+        assert torch.equal(three_tasks.say(three_tasks.model), outputs)
+    assert three_tasks.bank.tasks == [0, 1, 2]
+    merged.store(three_tasks.model, 0)  # changes neither of those it was made of
+    three_tasks.bank.restore(three_tasks.model, 0)
+    assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[0])
+
+
+def test_banks_over_different_coefficients_do_not(three_tasks):
+    model = three_tasks.fresh()
+    freeze_coefficients(model)
+    with pytest.raises(
+        FsclError, match=r"different coefficients .* cannot be compared; compare tasks of one bank, or "
+    ):
+        three_tasks.bank.merge(AtomBank(model))
+
+
+def test_nor_where_anything_else_that_is_shared_differs(three_tasks):
+    with torch.no_grad():
+        three_tasks.model.hidden.weight.add_(1)
+    other = AtomBank(three_tasks.model)
+    other.store(three_tasks.model, 5)
+    assert other.fingerprint == three_tasks.bank.fingerprint
+    with pytest.raises(FsclError, match=r"'hidden\.weight' differs"):
+        three_tasks.bank.merge(other)
+
+
+class MultiHead(nn.Module):
+    """Heads made as tasks arrive, in a ModuleDict, with a buffer each."""
+
+    def __init__(self, widths):
+        super().__init__()
+        self.body = nn.Conv2d(1, 8, 3)
+        self.heads = nn.Module()
+        self.heads.classifiers = nn.ModuleDict()
+        for task, width in widths.items():
+            self.add(task, width)
+
+    def add(self, task, width):
+        self.heads.classifiers[str(task)] = nn.Linear(8, width)
+        self.heads.register_buffer(f"mask_{task}", torch.ones(width, dtype=torch.int8))
+
+    def forward(self, x, task):
+        out = self.heads.classifiers[str(task)](torch.relu(self.body(x)).mean((2, 3)))
+        return out * getattr(self.heads, f"mask_{task}")
+
+
+def head_of(task):
+    return [f"heads.classifiers.{task}", f"heads.mask_{task}"]
+
+
+def test_heads_are_kept_a_task_and_made_where_they_are_missing():
+    x = torch.randn(3, 1, 6, 6)
+    model = decompose(MultiHead({0: 2})).model
+    freeze_coefficients(model)
+    bank = AtomBank(model, heads=["heads"])
+    outputs = {}
+    for task, width in ((0, 2), (1, 2), (2, 4)):
+        if task:
+            model.add(task, width)
+        with torch.no_grad():
+            model.body.atoms.add_(torch.randn_like(model.body.atoms))
+            model.heads.classifiers[str(task)].weight.add_(1)
+        bank.store(model, task, head=head_of(task))
+        outputs[task] = model(x, task)
+        assert {n for n in bank.entries(task) if n.startswith("heads")} == {
+            f"heads.classifiers.{task}.weight",
+            f"heads.classifiers.{task}.bias",
+            f"heads.mask_{task}",
+        }
+        assert bank.memory(task)["head"] == (8 * 4 + 4 + 1) * width
+    fresh = decompose(MultiHead({0: 2})).model
+    for task in (2, 1, 0):
+        bank.restore(fresh, task)
+        assert torch.equal(fresh(x, task), outputs[task])
+    for task in (0, 1, 2):  # every head is there now
+        bank.restore(fresh, task)
+        assert torch.equal(fresh(x, task), outputs[task])
+    assert fresh.heads.classifiers["2"].out_features == 4
+
+
+def test_a_network_of_another_shape_is_refused(three_tasks):
+    model = decompose(nn.Sequential(nn.Conv2d(1, 8, 3))).model
+    with pytest.raises(FsclError, match=r"Sequential has no entry 'first\.coefficients'; is it the network"):
+        three_tasks.bank.restore(model, 0)
+    narrower = three_tasks.fresh()
+    narrower.norm = nn.BatchNorm2d(4)
+    with pytest.raises(FsclError, match=r"norm\.\w+ of Net has no place for a tensor of shape \(8,\)"):
+        three_tasks.bank.restore(narrower, 0)
+
+
+def test_a_bank_holds_no_network_alive(three_tasks):
+    import weakref
+
+    model = three_tasks.fresh()
+    freeze_coefficients(model)
+    bank = AtomBank(model)
+    bank.store(model, 0)
+    watch = weakref.ref(model)
+    del model
+    gc.collect()
+    assert watch() is None
+    assert bank.stack("first").grad_fn is None

@@ -1,0 +1,55 @@
+"""What the README shows runs as written."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from fscl.suite.recipe import BenchmarkRecipe
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(language: str) -> str:
+    found = re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_avalanche_example_runs_and_saves_a_bank_that_can_be_drawn(tmp_path):
+    from fscl import AtomBank
+
+    code = block("python")
+    assert len([line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]) <= 15
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=250)
+    bank = AtomBank.load(tmp_path / "bank.safetensors")
+    assert len(bank) == 5
+    assert (bank.similarity().diagonal() == 1).all()
+
+
+def test_the_image_folder_recipe_is_valid():
+    lines = [line for line in block("toml").splitlines() if line.strip() and not line.startswith("#")]
+    assert len(lines) <= 11
+    recipe = BenchmarkRecipe.model_validate(tomllib.loads("\n".join(lines)))
+    assert recipe.data.name == "flowers"
+
+
+def test_both_commands_are_near_the_top():
+    top = "\n".join(README.splitlines()[:16])
+    assert "pip install uv && uv run fscl run" in top
+    assert "pip install uv && uv run pytest" in top
+
+
+@pytest.mark.parametrize("command", ["list", "run", "report", "heatmap"])
+def test_every_command_shown_exists(command):
+    from typer.testing import CliRunner
+
+    from fscl.suite.cli import app
+
+    assert f"fscl {command}" in README
+    assert CliRunner().invoke(app, [command, "--help"], env=os.environ | {"COLUMNS": "100"}).exit_code == 0
