@@ -234,6 +234,14 @@ class AtomBank:
             merged._fill(other)
         return merged
 
+    def to(self, device: str | torch.device) -> "AtomBank":
+        """A bank with the same tasks whose tensors are on a device; tensors that are there already are not copied."""
+        moved = self._blank()
+        moved._shared = {name: t.to(device) for name, t in self._shared.items()}
+        moved._fill(self)
+        moved._entries = {task: {n: t.to(device) for n, t in e.items()} for task, e in moved._entries.items()}
+        return moved
+
     # on disk
 
     def save(self, path: str | os.PathLike[str]) -> None:

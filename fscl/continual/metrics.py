@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.layers import AtomConv2d
+from fscl.continual.evaluate import class_mean_accuracy
 from fscl.continual.strategy import AtomSwappingPlugin
 from fscl.continual.transfer import forgetting_matrix
 from fscl.errors import FsclError
@@ -22,7 +23,11 @@ METRICS = ("cosine", "filter", "grassmann", "projection")
 
 
 def subspace_similarity_metrics(
-    metric: str = "cosine", aggregate: str = "product", heatmap: bool = True, correlate: bool = True
+    metric: str = "cosine",
+    aggregate: str = "product",
+    heatmap: bool = True,
+    correlate: bool = True,
+    transfer: Any = None,
 ) -> list[PluginMetric]:
     """Metrics for ``EvaluationPlugin``: how alike the networks of the tasks are, without any data.
 
@@ -38,6 +43,9 @@ def subspace_similarity_metrics(
         aggregate: over layers, ``product`` (of squares) or ``mean``.
         heatmap: whether to emit figures (TensorBoard and W&B draw them; text and CSV loggers take the scalars).
         correlate: whether to correlate with forgetting.
+        transfer: a benchmark with ``train_stream`` and ``test_stream``, to correlate with transfer as well: after each
+            training experience the nearest-class-mean accuracy of its features on every experience is measured, which
+            is the one part that needs data; see :func:`fscl.continual.class_mean_accuracy`.
 
     Raises:
         FsclError: the metric or the aggregate is unknown.
@@ -49,16 +57,22 @@ def subspace_similarity_metrics(
         >>> from avalanche.training.plugins import EvaluationPlugin
         >>> evaluator = EvaluationPlugin(subspace_similarity_metrics())
     """
-    return [SubspaceSimilarity(metric, aggregate, heatmap, correlate)]
+    return [SubspaceSimilarity(metric, aggregate, heatmap, correlate, transfer)]
 
 
 class SubspaceSimilarity(PluginMetric[Tensor]):
     """The metric behind :func:`subspace_similarity_metrics`; ``result()`` is the (T, T) matrix so far."""
 
     def __init__(
-        self, metric: str = "cosine", aggregate: str = "product", heatmap: bool = True, correlate: bool = True
+        self,
+        metric: str = "cosine",
+        aggregate: str = "product",
+        heatmap: bool = True,
+        correlate: bool = True,
+        transfer: Any = None,
     ) -> None:
         super().__init__()
+        self.transfer = transfer
         for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, ("product", "mean"))):
             if value not in known:
                 raise FsclError(f"{what} is {value!r}; known: {', '.join(known)}")
@@ -72,6 +86,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._bank: AtomBank | None = None
         self._accuracy: dict[tuple[int, int], float] = {}  # (experience trained last, experience evaluated)
         self._right: dict[int, tuple[float, int]] = {}
+        self._transfer: list[dict[int, float]] = []  # of the features after each training experience, by experience
         self._order: list[int] = []  # current_experience of each training experience, in order
         self._labels: dict[int, int] = {}  # the task label of each
         self._training = False
@@ -99,6 +114,15 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             return None
         return mantel(similarity, forgetting_matrix(accuracy), pairs="lower", names=("similarity", "forgetting"))
 
+    def transfer_correlation(self) -> Correlation | None:
+        """Mantel correlation of similarity with transfer between the experiences trained so far; None before two."""
+        similarity = self.result()
+        if similarity is None or len(self._transfer) != len(similarity):
+            return None
+        # [i, j]: accuracy on experience i of the features of experience j
+        accuracy = np.array([[row[i] for row in self._transfer] for i in self._order])
+        return mantel(similarity, accuracy, names=("similarity", "transfer"))
+
     # training
 
     def before_training_exp(self, strategy: Any) -> None:
@@ -109,7 +133,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         experience, number = strategy.experience, strategy.experience.current_experience
         if number in self._order:  # trained again: its row is made anew
             at = self._order.index(number)
-            for history in (self._order, self._names, self._history.atoms):
+            for history in (self._order, self._names, self._history.atoms, self._transfer):  # the last may be empty
                 del history[at : at + 1]
             self._accuracy = {key: value for key, value in self._accuracy.items() if key[0] != number}
         self._order.append(number)
@@ -118,6 +142,8 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._bank = _bank(strategy)
         if self._bank is None:
             self._history.add(strategy.model)
+        if self.transfer is not None:
+            self._transfer.append(self._class_means(strategy))
         similarity = self.result()
         if similarity is None:
             return None
@@ -131,7 +157,26 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         if self.heatmap:
             figure = similarity_figure(similarity, self._names)
             values.append(MetricValue(self, f"{self}/heatmap", AlternativeValues(figure, similarity.clone()), step))
-        return values
+        return values + self._correlation_values("transfer", self.transfer_correlation(), step)
+
+    def _class_means(self, strategy: Any) -> dict[int, float]:
+        pairs = zip(self.transfer.train_stream, self.transfer.test_stream, strict=True)
+        return {
+            train.current_experience: class_mean_accuracy(
+                strategy.model, train.dataset, test.dataset, device=strategy.device
+            )
+            for train, test in pairs
+        }
+
+    def _correlation_values(self, what: str, found: Correlation | None, step: int) -> list[MetricValue]:
+        if found is None:
+            return []
+        if not found.defined:
+            return [MetricValue(self, f"{self}/{what}_rho", str(found), step)]
+        return [
+            MetricValue(self, f"{self}/{what}_rho", found.statistic, step),
+            MetricValue(self, f"{self}/{what}_p", found.p_value, step),
+        ]
 
     # evaluation
 
@@ -150,17 +195,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             self._accuracy[self._order[-1], experience] = right / n
         if not self.correlate:
             return None
-        correlation = self.correlation()
-        if correlation is None:
-            return None
-        step = strategy.clock.train_iterations
-        name = f"{self}/forgetting"
-        if not correlation.defined:
-            return [MetricValue(self, f"{name}_rho", str(correlation), step)]
-        return [
-            MetricValue(self, f"{name}_rho", correlation.statistic, step),
-            MetricValue(self, f"{name}_p", correlation.p_value, step),
-        ]
+        return self._correlation_values("forgetting", self.correlation(), strategy.clock.train_iterations)
 
     def __str__(self) -> str:
         return f"SubspaceSimilarity_{self.metric}"

@@ -26,6 +26,7 @@ class ConvNet(nn.Module):
         dropout: probability of dropping a feature before the classifier.
 
     Example:
+        >>> import torch
         >>> ConvNet(3, 5)(torch.zeros(2, 3, 32, 32)).shape
         torch.Size([2, 5])
     """
@@ -71,6 +72,7 @@ def build_network(
         FsclError: there is no such network, it does not take the arguments, or it has no linear layer to replace.
 
     Example:
+        >>> import torch
         >>> net = build_network("convnet", (1, 8, 8), 2, {"widths": [8, 16], "pool_after": [0]})
         >>> net(torch.zeros(3, 1, 8, 8), 0).shape
         torch.Size([3, 2])

@@ -1,7 +1,8 @@
 """The state of a strategy's plugins as plain data: no pickled code in, none executed when it is read."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from fscl.errors import FsclError
 __all__ = ["SAFE_CLASSES", "plugin_state", "restore_plugins", "tensor_bytes"]
 
 # classes whose instances hold tensors and plain values only; a checkpoint may name no others
-SAFE_CLASSES: list[Any] = [AtomBank, ParamData, defaultdict, dict, set]
+SAFE_CLASSES: list[Any] = [AtomBank, set]
+PARAM = "fscl: name of ParamData"  # an Avalanche class that holds a function, so that it is written in parts
+CODE = (type, FunctionType, BuiltinFunctionType, MethodType)
 TRANSIENT = ("_before", "_random", "_heads", "_shown", "_scheduler", "_progress", "_stream", "_device")
 
 
@@ -32,15 +35,16 @@ def restore_plugins(strategy: Any, state: list[dict[str, Any]], device: Any) -> 
     """Gives each plugin the attributes that :func:`plugin_state` found in it."""
     for plugin, attributes in zip(strategy.plugins, state, strict=True):
         for name, value in attributes.items():
-            setattr(plugin, name, _moved(value, device))
+            revived, own = _revived(value, device), getattr(plugin, name, None)
+            if isinstance(own, defaultdict):
+                revived = defaultdict(own.default_factory, revived)
+            setattr(plugin, name, revived)
 
 
 def tensor_bytes(value: Any) -> int:
     """Bytes of all tensors in nested data."""
     if isinstance(value, Tensor):
         return value.nbytes
-    if isinstance(value, ParamData):
-        return value.data.nbytes
     if isinstance(value, Mapping):
         return sum(map(tensor_bytes, value.values()))
     if isinstance(value, list | tuple | set):
@@ -53,11 +57,11 @@ def _attributes(plugin: Any) -> dict[str, Any]:
         return {}
     found = {}
     for name, value in vars(plugin).items():
-        if name in TRANSIENT or callable(value):
+        if name in TRANSIENT or isinstance(value, CODE):
             continue
         if not _is_data(value):
             raise FsclError(f"{type(plugin).__name__}.{name} is a {type(value).__name__}: no plain data to resume from")
-        found[name] = value
+        found[name] = _plain(value)
     return found
 
 
@@ -69,16 +73,24 @@ def _is_data(value: Any) -> bool:
     return value is None or isinstance(value, Tensor | bool | int | float | str | AtomBank | ParamData | torch.device)
 
 
-def _moved(value: Any, device: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device)
+def _plain(value: Any) -> Any:
     if isinstance(value, ParamData):
-        value.data = value.data.to(device)
-        return value
+        return {PARAM: value.name, "data": value.data}
+    return _mapped(value, _plain)
+
+
+def _revived(value: Any, device: Any) -> Any:
+    if isinstance(value, Tensor | AtomBank):
+        return value.to(device)
+    if isinstance(value, dict) and PARAM in value:
+        return ParamData(value[PARAM], init_tensor=value["data"].to(device), device=device)
+    return _mapped(value, lambda item: _revived(item, device))
+
+
+def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
+    """The same containers around changed values."""
     if isinstance(value, dict):
-        for key, item in value.items():
-            value[key] = _moved(item, device)
-        return value
-    if isinstance(value, list):
-        return [_moved(item, device) for item in value]
+        return {k: change(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)([change(item) for item in value])
     return value

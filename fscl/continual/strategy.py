@@ -120,10 +120,10 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
 
         Args:
             strategy: the strategy, with a network built as the bank's was.
-            bank: the bank, whose last task becomes the network's present one.
+            bank: the bank, whose last task becomes the network's present one; it is not changed.
         """
         self.attach(strategy)
-        self.bank, self._last = bank, bank.tasks[-1]
+        self.bank, self._last = bank.to(strategy.device), bank.tasks[-1]
         for task in bank.tasks:
             bank.restore(strategy.model, task)
         strategy.model.to(strategy.device)

@@ -18,6 +18,7 @@ from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
+from fscl.atoms.entries import within
 from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
 from fscl.continual.from_scratch import FromScratchPlugin
 from fscl.continual.loader import InMemoryLoader
@@ -73,7 +74,7 @@ class Trainer:
         progress: called with (experience, epoch, epochs) after each epoch.
 
     Raises:
-        FsclError: the class, its arguments or the network are unknown.
+        FsclError: the class, its arguments or the network are unknown, or the learner keeps what cannot be resumed.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class Trainer:
             ],
             **arguments,
         )
+        plugin_state(self.strategy)  # refuses what could not be resumed before anything is trained
         self.done = 0
         self._history = FilterHistory()
         self._stored: list[int] = []
@@ -178,13 +180,14 @@ class Trainer:
             return {"other": kept[0].memory()}, {}
         state = self.strategy.model.state_dict()
         heads = head_names(self.strategy.model) or []
-        head = sum(t.nbytes for n, t in state.items() if n.startswith(tuple(heads)))
+        head = sum(t.nbytes for n, t in state.items() if within(n, heads))
         body = sum(t.nbytes for t in state.values()) - head
-        growth = (self._stored[-1] - self._stored[0]) / max(len(self._stored) - 1, 1)
-        fixed = self._stored[0] - growth
+        first, last = self._stored[0], self._stored[-1]
+        # where each task adds more than the one before, the mean, so that the whole is right
+        growth = min((last - first) / max(self.done - 1, 1), last / self.done)
         return (
             {"head": round(head / self.done), "other": round(growth)},
-            {"network": body, "other": max(0, round(fixed))},
+            {"network": body, "other": round(last - self.done * growth)},
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -223,7 +223,11 @@ def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        first = error.errors()[0]
+        found = error.errors()
+        # an unknown key says more than the missing one that it was meant to be; and a value that may be of two kinds is
+        # wrong in two ways, of which the one that went deepest was meant
+        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
+        first = max((e for e in found if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
         at = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             keys = _known_keys(model, at[:-1])

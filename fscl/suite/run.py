@@ -275,7 +275,9 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
             saved = torch.load(path, map_location="cpu", weights_only=True)
         record = json.loads(saved["record"])
         trainer, ours = saved["trainer"], record["recipe_hash"] == spec.hash
-    except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError, ValueError, TypeError, OSError) as error:
+    except pickle.UnpicklingError as error:  # torch's own words are a page on how to switch its safety off
+        raise _damaged(path, ValueError("it holds something other than plain data")) from error
+    except (RuntimeError, KeyError, EOFError, ValueError, TypeError, OSError) as error:
         raise _damaged(path, error) from error
     return (record, trainer) if ours else ({}, None)
 

@@ -24,6 +24,7 @@ KILLED = (
     "a worker process was killed, as happens when memory runs out; run the same command again to go on, "
     "perhaps with fewer --jobs"
 )
+WATCH = "fscl-watch"
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,8 @@ def _at_once(todo: Sequence[RunSpec], out: Path, jobs: int, overwrite: bool) -> 
     place = out.absolute()  # a worker that is kept from an earlier grid may have started in another folder
     pool = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
     try:
-        for i, error, crashed in pool(delayed(_numbered)(i, spec, place, overwrite) for i, spec in left.items()):
+        calls = (delayed(_in_worker)(i, spec, place, overwrite, os.getpid()) for i, spec in enumerate(todo))
+        for i, error, crashed in pool(calls):
             spec = left.pop(i)
             yield Outcome(spec, spec.folder(out), error, crashed)
     except BrokenExecutor:  # one worker was killed, and joblib has ended the others with it
@@ -100,8 +102,17 @@ def _end_workers() -> None:
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-def _numbered(i: int, spec: RunSpec, out: Path, overwrite: bool) -> tuple[int, str, bool]:
+def _in_worker(i: int, spec: RunSpec, out: Path, overwrite: bool, driver: int) -> tuple[int, str, bool]:
+    if os.getppid() == driver and WATCH not in (thread.name for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(driver,), name=WATCH, daemon=True).start()
     return i, *_attempt(spec, out, overwrite)
+
+
+def _end_with(driver: int) -> None:
+    """Ends this worker when its driver is gone: killed, it told nobody, and training would go on unseen for hours."""
+    while os.getppid() == driver:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _attempt(spec: RunSpec, out: Path, overwrite: bool) -> tuple[str, bool]:

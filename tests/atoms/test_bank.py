@@ -174,6 +174,20 @@ def test_unknown_names_are_answered_with_the_known_ones(three_tasks):
     assert sum(empty.memory().values()) == 0
 
 
+def test_a_bank_on_another_device_is_a_bank_of_its_own(three_tasks):
+    bank = three_tasks.bank
+    moved = bank.to("meta")
+    tensors = [*moved.shared.values(), *(t for task in moved.tasks for t in moved.entries(task).values())]
+    assert {t.device.type for t in tensors} == {"meta"}
+    assert (moved.tasks, moved.names, moved.fingerprint) == (bank.tasks, bank.names, bank.fingerprint)
+    assert moved.memory() == bank.memory()
+    here = bank.to("cpu")
+    here.store(three_tasks.model, 3)
+    assert bank.tasks == [0, 1, 2]
+    here.restore(three_tasks.model, 1)
+    assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[1])
+
+
 def test_banks_over_the_same_coefficients_merge(three_tasks):
     other = AtomBank(three_tasks.model)
     three_tasks.become_another()
@@ -264,6 +278,18 @@ def test_heads_are_kept_a_task_and_made_where_they_are_missing():
         bank.restore(fresh, task)
         assert torch.equal(fresh(x, task), outputs[task])
     assert fresh.heads.classifiers["2"].out_features == 4
+
+
+def test_normalisation_inside_a_head_is_its_own_tasks_alone():
+    model = decompose(MultiHead({0: 2, 1: 2})).model
+    for task in ("0", "1"):
+        model.heads.classifiers[task] = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 2))
+    freeze_coefficients(model)
+    bank = AtomBank(model, heads=["heads"])
+    bank.store(model, 0, head=head_of(0))
+    assert {n for n in bank.entries(0) if ".1." in n} == {"heads.classifiers.0.1.weight", "heads.classifiers.0.1.bias"}
+    assert bank.memory(0)["normalisation"] == 0
+    assert bank.memory(0)["head"] == 4 * (8 + 8 + 16 + 2) + 2
 
 
 def test_a_network_of_another_shape_is_refused(three_tasks):

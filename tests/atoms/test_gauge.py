@@ -27,7 +27,7 @@ def random_gauge(m: int) -> Tensor:
 
 
 def flat(layer: AtomConv2d) -> Tensor:
-    return layer.coefficients.detach().flatten(0, 1)
+    return layer.coefficients.detach().flatten(0, 1).clone()
 
 
 def filter_cosines(coefficients: Tensor, stack: Tensor) -> Tensor:

@@ -83,7 +83,11 @@ def learner() -> Callable[..., Any]:
     """Builds a strategy by name, from the same seed each time."""
 
     def build(
-        kind: str = "atom_swapping", model: nn.Module | None = None, optimizer: Any = None, seed: int = 0, **options: Any
+        kind: str = "atom_swapping",
+        model: nn.Module | None = None,
+        optimizer: Any = None,
+        seed: int = 0,
+        **options: Any,
     ) -> Any:
         torch.manual_seed(seed)
         model = small_network() if model is None else model

@@ -227,12 +227,12 @@ def test_training_and_test_images_of_different_sizes_are_refused(tmp_path: Path)
     image_folder(tmp_path / "pets", {"ant": 40, "bee": 80}, side=9)
     for path in (tmp_path / "pets" / "test").rglob("*.png"):
         save(path, np.zeros((5, 7, 3), np.uint8))
-    with pytest.raises(FsclError, match="training images are 9x9, test images 7x5; set data.image_size"):
+    with pytest.raises(FsclError, match=r"training images are 9x9, test images 7x5; set data.image_size"):
         load_images("pets", tmp_path)
 
 
 def test_only_image_folders_are_resized() -> None:
-    with pytest.raises(FsclError, match="digits: data.image_size is 16, but only image folders are resized"):
+    with pytest.raises(FsclError, match=r"digits: data.image_size is 16, but only image folders are resized"):
         load_images("digits", image_size=16)
     assert load_images("digits", image_size=8)[0].images.shape[-1] == 8
 

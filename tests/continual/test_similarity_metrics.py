@@ -10,7 +10,7 @@ from avalanche.training.plugins import EvaluationPlugin
 from matplotlib.figure import Figure
 
 from fscl.atoms import AtomConv2d
-from fscl.continual import AccuracyRecorder, subspace_similarity_metrics
+from fscl.continual import AccuracyRecorder, class_mean_accuracy, split_classes, subspace_similarity_metrics
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.transfer import forgetting_matrix
 from fscl.errors import FsclError
@@ -135,8 +135,6 @@ def forgetful(learner, digits_stream, plugin, recorder, **options):
 @pytest.mark.parametrize("every", [-1, 1])
 def test_correlation_is_that_of_similarity_with_measured_forgetting(learner, digits, every):
     """Whatever a periodic evaluation in mid-training finds."""
-    from fscl.continual import split_classes
-
     stream = split_classes(*digits, tasks=5)
     plugin, metric, _ = evaluator()
     matrix = forgetful(learner, stream, plugin, AccuracyRecorder(), eval_every=every)
@@ -158,6 +156,23 @@ def test_no_correlation_before_everything_needed_was_evaluated(learner, stream):
     assert f"{NAME}/forgetting_rho" not in plugin.get_last_metrics()
 
 
+def test_correlation_with_transfer_is_that_with_measured_class_means(learner, digits):
+    stream = split_classes(*digits, tasks=5)
+    plugin, metric, _ = evaluator(heatmap=False, transfer=stream)
+    strategy = learner(evaluator=plugin)
+    measured = []
+    for experience in stream.train_stream:
+        strategy.train(experience)
+        data = [(a.dataset, b.dataset) for a, b in zip(stream.train_stream, stream.test_stream, strict=True)]
+        measured.append([class_mean_accuracy(strategy.model, *d) for d in data])
+    expected = mantel(similarity_matrix(strategy.bank), np.array(measured).T)  # [i, j]: on task i, features of task j
+    assert math.isfinite(expected.statistic)
+    found = plugin.get_last_metrics()
+    assert found[f"{NAME}/transfer_rho"] == expected.statistic
+    assert found[f"{NAME}/transfer_p"] == expected.p_value
+    assert metric.correlation() is None  # nothing was evaluated
+
+
 @pytest.mark.parametrize("kind", ["atom_swapping", "naive"])
 def test_an_experience_trained_again_takes_its_new_place(learner, stream, kind):
     plugin, metric, _ = evaluator(aggregate="mean")
@@ -165,6 +180,7 @@ def test_an_experience_trained_again_takes_its_new_place(learner, stream, kind):
     snapshots = []
     for t in (0, 1, 2, 0):
         strategy.train(stream.train_stream[t])
+        assert metric.correlation() is None  # what was measured before does not stand for what is now
         strategy.eval(list(stream.test_stream))
         snapshots.append(filters(strategy.model))
     history = FilterHistory()

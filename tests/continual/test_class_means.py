@@ -1,0 +1,106 @@
+import pytest
+import torch
+from torch import nn
+
+from fscl.continual import AccuracyRecorder, class_mean_accuracy, split_classes
+from fscl.continual.datasets import ImageSet
+from fscl.errors import FsclError
+
+
+def toy(seed, per_class=30, noise=20, swap=0):
+    """Each class lights up its own quarter of a 4x4 image; ``swap`` images of class 0 light up that of class 1."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(4).repeat_interleave(per_class)
+    images = torch.randint(0, noise, (len(labels), 1, 4, 4), generator=generator)
+    for i, label in enumerate(labels.tolist()):
+        lit = 1 if i < swap else label
+        images[i, 0, 2 * (lit // 2) :, 2 * (lit % 2) :][:2, :2] += 200
+    return ImageSet(images.to(torch.uint8), labels, ["a", "b", "c", "d"])
+
+
+class Pixels(nn.Module):
+    """Features are the pixels themselves; the head says nonsense."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+        self.drop = nn.Dropout(0.9)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.drop(self.norm(x)).flatten(1))
+
+
+def task(train, test):
+    stream = split_classes(train, test, tasks=[["a", "b"]])
+    return stream.train_stream[0].dataset, stream.test_stream[0].dataset
+
+
+def test_separable_features_give_everything():
+    assert class_mean_accuracy(Pixels(), *task(toy(0), toy(1))) == 1
+
+
+def test_the_share_of_wrong_images_is_known():
+    assert class_mean_accuracy(Pixels(), *task(toy(0), toy(1, swap=9))) == (60 - 9) / 60
+
+
+def test_only_the_first_images_of_a_class_are_used():
+    """The first nine of class a look like b: alone they make both means the same quarter, among 30 they do not."""
+    data = task(toy(0, swap=9), toy(1))
+    assert class_mean_accuracy(Pixels(), *data, per_class=30) == 1
+    assert class_mean_accuracy(Pixels(), *data, per_class=9) < 0.9
+
+
+def test_is_nearest_mean_by_cosine_of_what_enters_the_head(network, digits):
+    stream = split_classes(*digits, tasks=[["3", "8", "5"], ["0", "1"]])
+    model = network().eval()
+    train, test = ([e.dataset.eval() for e in s] for s in (stream.train_stream, stream.test_stream))
+
+    def features(data):
+        x = torch.stack([data[i][0] for i in range(len(data))])
+        with torch.no_grad():
+            return model.model.pool(model.model.features(x)), torch.tensor([data[i][1] for i in range(len(data))])
+
+    (a, ya), (b, yb) = features(train[0]), features(test[0])
+    means = torch.stack([nn.functional.normalize(a[ya == c][:10], dim=1).mean(0) for c in range(3)])
+    guess = torch.stack([torch.cosine_similarity(x[None], means).argmax() for x in b])
+    expected = float((guess == yb).double().mean())
+    assert class_mean_accuracy(model, train[0], test[0], per_class=10, batch_size=7) == pytest.approx(expected)
+    assert 0.34 < expected < 1
+
+
+def test_leaves_the_model_as_it_was(network, stream):
+    model = network()
+    model.train()
+    model.model.features[1].eval()
+    modes = {n: m.training for n, m in model.named_modules()}
+    state = {n: t.clone() for n, t in model.state_dict().items()}
+    random = torch.get_rng_state()
+    data = stream.train_stream[0].dataset, stream.test_stream[0].dataset
+    first = class_mean_accuracy(model, *data)
+    assert {n: m.training for n, m in model.named_modules()} == modes
+    assert len(set(modes.values())) == 2
+    assert all(torch.equal(t, state[n]) for n, t in model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert not any(m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert class_mean_accuracy(model, *data) == first
+
+
+def test_a_model_without_a_linear_layer_is_refused():
+    with pytest.raises(FsclError, match="Conv2d has no linear layer whose inputs could serve as features"):
+        class_mean_accuracy(nn.Conv2d(1, 1, 3), *task(toy(0), toy(1)))
+
+
+def test_recorded_accuracies_are_counted_over_the_samples(learner, stream):
+    recorder = AccuracyRecorder()
+    strategy = learner("naive", plugins=[recorder], eval_mb_size=7)
+    strategy.train(stream.train_stream[0])
+    found = recorder.accuracies(strategy, stream.test_stream[:2])
+    data = stream.test_stream[0].dataset.eval()
+    x, y = torch.stack([data[i][0] for i in range(len(data))]), torch.tensor([data[i][1] for i in range(len(data))])
+    with torch.no_grad():
+        expected = float((strategy.model.eval()(x, 0).argmax(1) == y).double().mean())
+    assert found[0] == pytest.approx(expected)
+    assert found[0] > 0.8
+    assert recorder.accuracies(strategy, [stream.test_stream[0]]) == found[:1]

@@ -1,0 +1,35 @@
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+from avalanche.core import SupervisedPlugin
+from avalanche.evaluation import PluginMetric
+
+import fscl.continual
+
+MODULES = [importlib.import_module(m.name) for m in pkgutil.iter_modules(fscl.continual.__path__, "fscl.continual.")]
+PLUGINS = sorted(
+    {
+        found
+        for module in MODULES
+        for _, found in inspect.getmembers(module, inspect.isclass)
+        if issubclass(found, SupervisedPlugin | PluginMetric) and found.__module__.startswith("fscl.")
+    },
+    key=lambda plugin: plugin.__name__,
+)
+
+
+@pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.__name__)
+def test_every_hook_is_one_that_avalanche_calls(plugin):
+    """A misspelt hook would pass in silence."""
+    base = SupervisedPlugin if issubclass(plugin, SupervisedPlugin) else PluginMetric
+    hooks = [n for n, f in vars(plugin).items() if callable(f) and n.startswith(("before", "after"))]
+    unknown = [name for name in hooks if not callable(getattr(base, name, None))]
+    assert unknown == []
+
+
+def test_all_plugins_were_found():
+    names = {plugin.__name__ for plugin in PLUGINS}
+    assert names >= {"AtomSwappingPlugin", "FromScratchPlugin", "InMemoryLoader", "SubspaceSimilarity"}
+    assert len(names) >= 8

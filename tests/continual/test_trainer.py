@@ -1,0 +1,196 @@
+import pytest
+import torch
+from avalanche.training.plugins import EWCPlugin
+
+from fscl.continual import class_mean_accuracy
+from fscl.continual.state import SAFE_CLASSES
+from fscl.continual.trainer import Trainer, strategy_class
+from fscl.errors import FsclError
+
+LEARNERS = {
+    "atom_swapping": ("fscl.continual.AtomSwapping", {"num_atoms": 9}),
+    "atom_swapping_first": ("fscl.continual.AtomSwapping", {"num_atoms": 6, "warm_start": "first"}),
+    "naive": ("avalanche.training.Naive", {}),
+    "ewc": ("avalanche.training.EWC", {"ewc_lambda": 50.0}),
+    "ewc_online": ("avalanche.training.EWC", {"ewc_lambda": 50.0, "mode": "online", "decay_factor": 0.5}),
+    "from_scratch": ("fscl.continual.FromScratch", {}),
+}
+BODY = 4 * (8 * 9 + 8 * 8 * 9) + 2 * (4 * 8 * 4 + 8)  # two convolutions; two batch normalisations with their counters
+HEAD = 4 * (2 * 32 + 2) + 2 + 2  # a linear layer; which of its units are active, kept twice
+
+
+def trainer_of(stream, kind, **options):
+    class_path, arguments = LEARNERS[kind]
+    defaults = {"epochs": 2, "batch_size": 16, "lr_next": 0.02}
+    network = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
+    return Trainer(stream, class_path, arguments, network_arguments=network, **{**defaults, **options})
+
+
+def numbers(measured):
+    return measured.accuracy, measured.transfer, measured.start, measured.stored
+
+
+def through_a_file(trainer, path):
+    torch.save(trainer.state_dict(), path)
+    with torch.serialization.safe_globals(SAFE_CLASSES):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@pytest.mark.parametrize("kind", LEARNERS)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, optimizer):
+    if optimizer == "adam" and kind not in ("atom_swapping", "ewc"):
+        pytest.skip("one learner of each sort is enough for the second optimizer")
+    options = {"optimizer": optimizer, "lr": 0.01 if optimizer == "adam" else 0.05}
+    whole = trainer_of(stream, kind, **options)
+    untrained = whole.untrained()
+    expected = [numbers(whole.train_next()) for _ in range(3)]
+    trainer, found = trainer_of(stream, kind, **options), []
+    assert trainer.untrained() == untrained
+    for _ in range(3):  # every experience in a process of its own, as it were
+        state = through_a_file(trainer, tmp_path / "checkpoint.pt") if trainer.done else None
+        if state is not None:
+            torch.manual_seed(123)
+            trainer = trainer_of(stream, kind, **options)
+            trainer.load_state_dict(state)
+        found.append(numbers(trainer.train_next()))
+    assert found == expected
+    layers, matrices, provenance = whole.similarity()
+    again = trainer.similarity()
+    assert (again[0], again[2]) == (layers, provenance)
+    assert torch.equal(again[1], matrices)
+    assert trainer.memory() == whole.memory()
+    state, same = whole.strategy.model.state_dict(), trainer.strategy.model.state_dict()
+    assert state.keys() == same.keys()
+    assert all(torch.equal(t, same[n]) for n, t in state.items())
+
+
+def test_the_checkpoint_is_a_snapshot(stream, tmp_path):
+    """What is taken up is the state at the time of saving, however the first trainer goes on."""
+    first = trainer_of(stream, "ewc")
+    first.train_next()
+    state = through_a_file(first, tmp_path / "checkpoint.pt")
+    expected = numbers(first.train_next())
+    second = trainer_of(stream, "ewc")
+    second.load_state_dict(state)
+    assert numbers(second.train_next()) == expected
+
+
+def test_seeds_differ_and_equal_seeds_do_not(stream):
+    runs = [trainer_of(stream, "naive", seed=seed) for seed in (0, 0, 1)]
+    for run in runs:
+        run.train_next()
+    a, b, c = (run.strategy.model.state_dict()["model.features.0.weight"] for run in runs)
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+
+
+def test_what_is_measured(stream):
+    trainer = trainer_of(stream, "naive")
+    assert len(trainer.untrained()) == 3
+    for t in range(3):
+        measured = trainer.train_next()
+        model = trainer.strategy.model
+        assert len(measured.accuracy) == t + 1
+        assert len(measured.transfer) == 3
+        data = [(a.dataset, b.dataset) for a, b in zip(stream.train_stream, stream.test_stream, strict=True)]
+        assert measured.transfer == [class_mean_accuracy(model, *d) for d in data]
+        for i, found in enumerate(measured.accuracy):
+            test = stream.test_stream[i].dataset.eval()
+            x = torch.stack([test[j][0] for j in range(len(test))])
+            y = torch.tensor([test[j][1] for j in range(len(test))])
+            with torch.no_grad():
+                assert found == pytest.approx(float((model.eval()(x, i).argmax(1) == y).double().mean()))
+        if t:
+            assert measured.start == before[t]  # noqa: F821 - nothing is trained between the two
+        before = measured.transfer  # noqa: F841
+        assert measured.train_seconds > 0
+        assert measured.evaluate_seconds > 0
+
+
+def test_progress_counts_epochs(stream):
+    calls = []
+    trainer = trainer_of(stream, "naive", epochs=3, progress=lambda *call: calls.append(call))
+    trainer.train_next()
+    trainer.train_next()
+    assert calls == [(t, epoch, 3) for t in (0, 1) for epoch in (1, 2, 3)]
+
+
+def memory_of(stream, kind):
+    trainer = trainer_of(stream, kind, epochs=1)
+    for _ in range(3):
+        trainer.train_next()
+    return trainer.memory()
+
+
+def test_memory_of_atom_swapping(stream):
+    per_task, shared = memory_of(stream, "atom_swapping")
+    norms = 2 * (4 * 8 * 4 + 8)
+    assert per_task == {"atoms": (8 + 9) * 9 * 4, "normalisation": norms, "head": HEAD, "other": 0}
+    assert shared == {"coefficients": 4 * (8 * 8 + 8 * 8 * 9), "other": 0}
+
+
+def test_memory_of_fine_tuning(stream):
+    per_task, shared = memory_of(stream, "naive")
+    assert per_task == {"head": HEAD, "other": 0}
+    assert shared == {"network": BODY, "other": 0}
+
+
+def test_memory_of_independent_networks(stream):
+    per_task, shared = memory_of(stream, "from_scratch")
+    assert sum(per_task.values()) == BODY + HEAD
+    assert sum(shared.values()) == 0
+
+
+def test_memory_of_ewc_grows_by_weights_and_importances(stream):
+    per_task, shared = memory_of(stream, "ewc")
+    assert per_task["head"] == HEAD
+    weights = 4 * (8 * 9 + 8 * 8 * 9 + 4 * 8)  # all that has a gradient, but the heads
+    head = 4 * (2 * 32 + 2)
+    kept = 2 * (3 * weights + (1 + 2 + 3) * head)  # after task t: t + 1 heads
+    assert 3 * per_task["other"] + shared["other"] == pytest.approx(kept, abs=3)
+    assert shared["network"] == BODY
+
+
+def test_memory_of_online_ewc_does_not_grow_by_the_body(stream):
+    per_task, _ = memory_of(stream, "ewc_online")
+    assert per_task["other"] < 2 * 4 * (2 * 32 + 2) * 2
+
+
+def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream):
+    with pytest.raises(FsclError, match=r"LwFPlugin\.lwf is a LearningWithoutForgetting: no plain data to resume from"):
+        Trainer(stream, "avalanche.training.LwF", {"alpha": 1.0, "temperature": 2.0})
+    trainer = trainer_of(stream, "naive")
+    trainer.strategy.plugins.append(EWCPlugin(1.0))
+    trainer.strategy.plugins[-1].importances = {0: iter([])}
+    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a dict: no plain data to resume from"):
+        trainer.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("class_path", "arguments", "message"),
+    [
+        (
+            "avalanche.training.EWCC",
+            {},
+            r"unknown strategy class 'avalanche\.training\.EWCC' .*; expected a dotted path",
+        ),
+        ("no.such.module.Naive", {}, "unknown strategy class 'no.such.module.Naive'"),
+        ("Naive", {}, "unknown strategy class 'Naive'"),
+        ("", {}, "unknown strategy class ''"),
+        ("torch.nn.Linear", {}, "torch.nn.Linear is not an Avalanche strategy"),
+        ("avalanche.training.plugins.EWCPlugin", {}, "is not an Avalanche strategy"),
+        ("math.pi", {}, "math.pi is not an Avalanche strategy"),
+        ("avalanche.training.EWC", {"lamda": 1}, "takes no recipe argument 'lamda'; arguments: .*ewc_lambda"),
+        ("fscl.continual.AtomSwapping", {"atoms": 9}, "takes no recipe argument 'atoms'; arguments: .*num_atoms"),
+        ("fscl.continual.AtomSwapping", {"train_epochs": 9}, "takes no recipe argument 'train_epochs'"),
+    ],
+)
+def test_classes_and_arguments_that_will_not_do_are_named(class_path, arguments, message):
+    with pytest.raises(FsclError, match=message):
+        strategy_class(class_path, arguments)
+
+
+def test_classes_and_arguments_that_will_do():
+    for class_path, arguments in LEARNERS.values():
+        assert strategy_class(class_path, arguments).__name__ == class_path.rpartition(".")[2]
