@@ -150,7 +150,8 @@ def heatmap(
     similarity = bank.similarity(metric, aggregate).numpy()
     size = 3.2 + 0.3 * len(bank)
     figure = Figure(figsize=(size + 1, size), layout="constrained")
-    similarity_heatmap(similarity, bank.names, ax=figure.subplots())
+    label = f"{metric} similarity, {aggregate} over layers"
+    similarity_heatmap(similarity, bank.names, label=label, ax=figure.subplots())
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
     typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {out}")
 

@@ -14,7 +14,6 @@ from matplotlib.text import Text
 from PIL import Image
 
 from fscl.errors import FsclError
-from fscl.plots.figures import abbreviate, inline_svg
 from fscl.plots import (
     accuracy_heatmap,
     accuracy_over_time,
@@ -24,6 +23,7 @@ from fscl.plots import (
     similarity_heatmap,
     similarity_limits,
 )
+from fscl.plots.figures import abbreviate, inline_svg
 
 RNG = np.random.default_rng(0)
 
