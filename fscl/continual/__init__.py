@@ -1,14 +1,18 @@
 """The Avalanche side: the strategy, the plugin, the metrics, streams and evaluation."""
 
-from fscl.continual.datasets import load_images
-from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
-from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
-from fscl.continual.loader import InMemoryLoader
-from fscl.continual.metrics import SubspaceSimilarity, subspace_similarity_metrics
-from fscl.continual.networks import ConvNet, build_network
-from fscl.continual.strategy import AtomSwapping, AtomSwappingPlugin
-from fscl.continual.stream import Stream, split_classes
-from fscl.continual.transforms import ImageTransform
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fscl.continual.datasets import load_images
+    from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
+    from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
+    from fscl.continual.loader import InMemoryLoader
+    from fscl.continual.metrics import SubspaceSimilarity, subspace_similarity_metrics
+    from fscl.continual.networks import ConvNet, build_network
+    from fscl.continual.strategy import AtomSwapping, AtomSwappingPlugin
+    from fscl.continual.stream import Stream, split_classes
+    from fscl.continual.transforms import ImageTransform
 
 __all__ = [
     "AccuracyRecorder",
@@ -27,3 +31,28 @@ __all__ = [
     "split_classes",
     "subspace_similarity_metrics",
 ]
+
+# importing Avalanche takes seconds, and `fscl list` or a data set need none of it: fetched when first used
+_HOMES = {
+    "AccuracyRecorder": "fscl.continual.evaluate",
+    "AtomSwapping": "fscl.continual.strategy",
+    "AtomSwappingPlugin": "fscl.continual.strategy",
+    "ConvNet": "fscl.continual.networks",
+    "FromScratch": "fscl.continual.from_scratch",
+    "FromScratchPlugin": "fscl.continual.from_scratch",
+    "ImageTransform": "fscl.continual.transforms",
+    "InMemoryLoader": "fscl.continual.loader",
+    "Stream": "fscl.continual.stream",
+    "SubspaceSimilarity": "fscl.continual.metrics",
+    "build_network": "fscl.continual.networks",
+    "class_mean_accuracy": "fscl.continual.evaluate",
+    "load_images": "fscl.continual.datasets",
+    "split_classes": "fscl.continual.stream",
+    "subspace_similarity_metrics": "fscl.continual.metrics",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fscl.continual' has no attribute {name!r}; it has: {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

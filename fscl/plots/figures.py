@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,6 +14,8 @@ import seaborn as sns
 from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from fscl.files import write_atomically
 
 __all__ = [
     "INK",
@@ -99,10 +100,12 @@ def quiet_grid(axes: Axes) -> None:
 
 def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
     """Write on white, to a temporary name first, so that nobody finds half a file."""
-    half = file.with_name(f".{file.name}.part")
-    with style():
-        figure.savefig(half, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.06)
-    os.replace(half, file)
+
+    def write(temporary: Path) -> None:
+        with style():
+            figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.06)
+
+    write_atomically(file, write)
 
 
 def inline_svg(figure: Figure, prefix: str, alt: str) -> str:

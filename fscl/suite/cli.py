@@ -62,7 +62,7 @@ def run(
     seeds: Annotated[int, typer.Option(help="How many seeds, counted from 0.")] = 3,
     data: Data = None,
     out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs"),
-    jobs: Annotated[Optional[int], typer.Option(help="Runs at a time; one a core by default.")] = None,  # noqa: UP045
+    jobs: Annotated[Optional[int], typer.Option(help="Runs at a time; by default one a core, or one on a GPU.")] = None,  # noqa: UP045
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe: training.epochs=2, args.num_atoms=6."),
@@ -103,6 +103,7 @@ def run(
         base = str(_data_root(data))
         specs = [RunSpec(b, s, seed, base, place, threads, validation) for seed in range(seeds) for b, s in pairs]
         _check(specs[: len(pairs)])
+    jobs = 1 if jobs is None and place.startswith("cuda") else jobs  # runs would share one GPU's memory
     outcomes = sweep(specs, out, jobs, overwrite, console)
     failed = [o for o in outcomes if o.error]
     if len(failed) < len(outcomes):

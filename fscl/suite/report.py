@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fscl.errors import FsclError
+from fscl.files import write_atomically
 from fscl.plots.figures import inline_svg, save_png
 from fscl.suite.results import RunResult
 from fscl.suite.sections import Picture, Section, build_section
@@ -103,6 +103,4 @@ def _unique(slugs: Sequence[str]) -> list[str]:
 
 
 def _write(file: Path, text: str) -> None:
-    half = file.with_name(f".{file.name}.part")
-    half.write_text(text, encoding="utf-8")
-    os.replace(half, file)
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))

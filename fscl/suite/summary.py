@@ -174,7 +174,12 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
     """The table for a terminal of 80 columns; a benchmark column appears when the rows are of several benchmarks."""
     several = len({row.benchmark for row in rows}) > 1
     table = Table(
-        title=title, box=box.SIMPLE_HEAD, header_style="bold", caption="mean ± sample standard deviation over seeds"
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="bold",
+        caption="mean ± sample standard deviation over seeds",
     )
     if several:
         table.add_column("Benchmark", no_wrap=True)
