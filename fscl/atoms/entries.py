@@ -90,7 +90,8 @@ def point_entries(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Ten
         before[name] = table[leaf]
     for name, tensor in entries.items():
         owner, _, leaf = name.rpartition(".")
-        module = modules[owner]
+        module, device = modules[owner], before[name].device
+        tensor = tensor if tensor.device == device else tensor.to(device)
         if leaf in module._parameters:
             is_parameter = isinstance(tensor, nn.Parameter)
             module._parameters[leaf] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)

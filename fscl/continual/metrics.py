@@ -36,7 +36,9 @@ def subspace_similarity_metrics(
     experiences so far have been evaluated after each training experience.
 
     With :class:`~fscl.continual.AtomSwapping` or its plugin the atoms are read from the bank. For any other strategy
-    the filters are remembered after each experience and projected on coefficients that span the first ones.
+    the filters are remembered after each experience and projected on coefficients that span the first ones; the share
+    of their energy that this keeps is emitted too (``.../explained``, mean over layers): where it is small, the
+    similarity is that of a small part of the filters.
 
     Args:
         metric: ``cosine``, ``filter``, ``grassmann`` or ``projection``, see :func:`fscl.similarity.similarity_matrix`.
@@ -133,7 +135,13 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         experience, number = strategy.experience, strategy.experience.current_experience
         if number in self._order:  # trained again: its row is made anew
             at = self._order.index(number)
-            for history in (self._order, self._names, self._history.atoms, self._transfer):  # the last may be empty
+            for history in (
+                self._order,
+                self._names,
+                self._history.atoms,
+                self._history.explained,
+                self._transfer,
+            ):  # the last may be empty
                 del history[at : at + 1]
             self._accuracy = {key: value for key, value in self._accuracy.items() if key[0] != number}
         self._order.append(number)
@@ -154,6 +162,9 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         ]
         off_diagonal = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
         values.append(MetricValue(self, f"{self}/mean", float(off_diagonal.mean()), step))
+        if self._bank is None:
+            shares = self._history.explained[-1].values()
+            values.append(MetricValue(self, f"{self}/explained", sum(shares) / len(shares), step))
         if self.heatmap:
             figure = similarity_figure(similarity, self._names)
             values.append(MetricValue(self, f"{self}/heatmap", AlternativeValues(figure, similarity.clone()), step))
@@ -184,6 +195,8 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._right = {}
 
     def after_eval_iteration(self, strategy: Any) -> None:
+        if getattr(strategy.experience.origin_stream, "name", "") == "train":
+            return  # forgetting is of the tests, whatever else is evaluated
         right, n = self._right.get(strategy.experience.current_experience, (0.0, 0))
         right += float((strategy.mb_output.argmax(1) == strategy.mb_y).sum())
         self._right[strategy.experience.current_experience] = right, n + len(strategy.mb_y)
@@ -204,6 +217,9 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
 class FilterHistory:
     """The filters of any network after each task, kept as atoms over coefficients that span the first task's filters.
 
+    What lies outside that span is not compared, so the similarity of networks whose coefficients move is that of a part
+    of their filters; :attr:`explained` says, for each task and layer, which share of the filters' energy it is.
+
     Example:
         >>> history = FilterHistory()
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3))
@@ -217,6 +233,7 @@ class FilterHistory:
     def __init__(self) -> None:
         self.first: dict[str, Tensor] = {}
         self.atoms: list[dict[str, Tensor]] = []
+        self.explained: list[dict[str, float]] = []
 
     def __len__(self) -> int:
         return len(self.atoms)
@@ -238,6 +255,7 @@ class FilterHistory:
             self.first = {name: w.clone() for name, w in filters.items()}
         pairs = {name: atoms_of_filters(torch.stack([self.first[name], w])) for name, w in filters.items()}
         self.atoms.append({name: pair.atoms[1] for name, pair in pairs.items()})
+        self.explained.append({name: float(pair.explained[1]) for name, pair in pairs.items()})
 
     def similarity(self, metric: str = "cosine", aggregate: str = "product", per_layer: bool = False) -> Tensor:
         """(T, T), or (L, T, T) with ``per_layer``."""

@@ -1,5 +1,7 @@
 """The state of a strategy's plugins as plain data: no pickled code in, none executed when it is read."""
 
+import functools
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -7,13 +9,15 @@ from typing import Any
 
 import torch
 from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.templates import SupervisedTemplate
 from avalanche.training.utils import ParamData
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import SGD
 
 from fscl.atoms.bank import AtomBank
 from fscl.errors import FsclError
 
-__all__ = ["SAFE_CLASSES", "plugin_state", "restore_plugins", "tensor_bytes"]
+__all__ = ["SAFE_CLASSES", "plugin_state", "restore_plugins", "strategy_state", "tensor_bytes"]
 
 # classes whose instances hold tensors and plain values only; a checkpoint may name no others
 SAFE_CLASSES: list[Any] = [AtomBank, set]
@@ -29,6 +33,33 @@ def plugin_state(strategy: Any) -> list[dict[str, Any]]:
         FsclError: a plugin holds anything else, so that it cannot be resumed.
     """
     return [_attributes(plugin) for plugin in strategy.plugins]
+
+
+def strategy_state(strategy: Any) -> dict[str, Any]:
+    """The data that a strategy's own class keeps on it, beside what every Avalanche strategy has.
+
+    Raises:
+        FsclError: it is a buffer or a data set, say, so that it cannot be resumed.
+    """
+    found = {}
+    for name, value in vars(strategy).items():
+        if name in _common_attributes() or value in strategy.plugins or isinstance(value, CODE):
+            continue
+        if not _is_data(value):
+            raise FsclError(
+                f"{type(strategy).__name__}.{name} is a {type(value).__name__}: no plain data to resume from"
+            )
+        found[name] = _plain(value)
+    return found
+
+
+@functools.cache
+def _common_attributes() -> frozenset[str]:
+    model = nn.Linear(1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = SupervisedTemplate(model=model, optimizer=SGD(model.parameters(), 0.1), evaluator=None)
+    return frozenset(vars(plain))
 
 
 def restore_plugins(strategy: Any, state: list[dict[str, Any]], device: Any) -> None:

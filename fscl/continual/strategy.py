@@ -1,5 +1,6 @@
 """Filter atom swapping as an Avalanche strategy, and as a plugin for others."""
 
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
@@ -68,6 +69,7 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         self.skip = tuple(skip)
         self.bank: AtomBank | None = None
         self._last: int | None = None
+        self._owners: dict[int, int] = {}  # task label -> the experience that trained it last
 
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
         return self.bank.entries(task) if self.bank is not None and task in self.bank else None
@@ -92,6 +94,14 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         if self.bank is None:
             return
         known = [t for t in strategy.experience.task_labels if t in self.bank]
+        number = strategy.experience.current_experience
+        if known and self._owners.get(known[0], number) != number:
+            warnings.warn(
+                f"experience {number} has task label {known[0]}, which experience {self._owners[known[0]]} had: it "
+                "trains that task's atoms further, and what they did before is gone. For atoms of its own give each "
+                "experience a task label of its own, as with return_task_id=True or task_incremental_benchmark",
+                stacklevel=2,
+            )
         if known:  # trained before: take it up where it ended
             put_entries(strategy.model, self.bank.entries(known[0]))
         elif self.bank.tasks:
@@ -111,8 +121,7 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         for task in experience.task_labels:
             name = getattr(experience, "task_name", None)
             self.bank.store(model, task, name, None if heads is None else head_names(model, task))
-            self._last = task
-        self._freeze(model, [])
+            self._last, self._owners[task] = task, experience.current_experience
         super().after_training_exp(strategy, **kwargs)
 
     def resume(self, strategy: Any, bank: AtomBank) -> None:
@@ -129,13 +138,13 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         strategy.model.to(strategy.device)
 
     def _freeze(self, model: nn.Module, tasks: Sequence[int]) -> None:
-        """Only the present task's own entries are trained; nothing at all for no tasks, until the next one begins."""
+        """Only the present task's own entries are trained."""
         assert self.bank is not None
         shared = self.bank.shared
         heads = head_names(model) or []
         mine = [name for task in tasks for name in head_names(model, task) or []]
         for name, parameter in model.named_parameters():
-            trained = bool(tasks) and name not in shared and (not within(name, heads) or within(name, mine))
+            trained = name not in shared and (not within(name, heads) or within(name, mine))
             parameter.requires_grad_(trained)
             if not trained:
                 parameter.grad = None

@@ -25,7 +25,7 @@ from fscl.continual.loader import InMemoryLoader
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.networks import build_network
 from fscl.continual.schedule import LearningRateSchedule
-from fscl.continual.state import plugin_state, restore_plugins, tensor_bytes
+from fscl.continual.state import plugin_state, restore_plugins, strategy_state, tensor_bytes
 from fscl.continual.strategy import AtomSwappingPlugin
 from fscl.continual.stream import Stream
 from fscl.continual.switching import head_names
@@ -124,14 +124,17 @@ class Trainer:
             evaluator=evaluator,
             plugins=[
                 InMemoryLoader(),
-                LearningRateSchedule(lr, lr_next, schedule),
+                LearningRateSchedule(lr, lr_next, schedule, momentum),
                 self._start,
                 self._accuracy,
                 _ProgressPlugin(progress),
             ],
             **arguments,
         )
-        plugin_state(self.strategy)  # refuses what could not be resumed before anything is trained
+        _ = (
+            strategy_state(self.strategy),
+            plugin_state(self.strategy),
+        )  # refuses what could not be resumed before anything is trained
         self.done = 0
         self._history = FilterHistory()
         self._stored: list[int] = []
@@ -158,7 +161,7 @@ class Trainer:
         if self.bank is None:
             self._history.add(self.strategy.model)
         self.done = t + 1
-        self._stored.append(tensor_bytes(plugin_state(self.strategy)))
+        self._stored.append(tensor_bytes([strategy_state(self.strategy), plugin_state(self.strategy)]))
         # reading the clock twice in a row would count the recorder's own pass as training
         train_seconds = trained - began - self._start.seconds
         return Measured(
@@ -170,6 +173,12 @@ class Trainer:
         if self.bank is not None:
             return self.bank.layers, self.bank.similarity(per_layer=True), "atoms"
         return list(self._history.first), self._history.similarity(per_layer=True), "filters"
+
+    def explained(self) -> list[list[float]] | None:
+        """[layer][task]: share of the filters' energy that the similarity compares; None for a bank, which has all."""
+        if self.bank is not None:
+            return None
+        return [[shares[layer] for shares in self._history.explained] for layer in self._history.first]
 
     def memory(self) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes (of one more task, by kind; once for all tasks, by kind): all that must be kept to serve every task."""
@@ -199,9 +208,11 @@ class Trainer:
         return {
             "done": self.done,
             "model": self.strategy.model.state_dict(),
+            "strategy": strategy_state(self.strategy),
             "plugins": plugin_state(self.strategy),
             "first": self._history.first,
             "atoms": self._history.atoms,
+            "explained": self._history.explained,
             "stored": self._stored,
         }
 
@@ -214,7 +225,9 @@ class Trainer:
             avalanche_model_adaptation(strategy.model, experience)  # heads
         strategy.model.load_state_dict(state["model"])
         restore_plugins(strategy, state["plugins"], self.device)
+        vars(strategy).update(state["strategy"])
         self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
+        self._history.explained = list(state["explained"])
         self._stored = list(state["stored"])
 
     def _class_means(self) -> list[float]:

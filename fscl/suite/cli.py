@@ -81,7 +81,7 @@ def run(
     """Train strategies on a benchmark, print the table, write the report. What is finished is not run again."""
     from rich.console import Console
 
-    from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
+    from fscl.suite.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
     from fscl.suite.run import RunSpec
     from fscl.suite.sweep import sweep
 
@@ -95,6 +95,9 @@ def run(
     if twice := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {twice[0]!r}; give one of them another name in its file")
     pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]
+    if strange := sorted(set(recipe.strategies) - set(names) - set(find_recipes("strategies"))):
+        known = ", ".join(dict.fromkeys([*names, *find_recipes("strategies")]))
+        raise FsclError(f"{benchmark}: unknown key 'strategies.{strange[0]}'; known strategies: {known}")
     for folder in (out, report_to):
         if folder is not None:
             _check_writable(folder)

@@ -255,6 +255,7 @@ def _finish(record: dict[str, Any], trainer: Any) -> None:
         "aggregate": "product",
         "layers": layers,
         "matrix": matrices.cpu().double().tolist(),
+        "explained": trainer.explained(),
     }
     record["provenance"] = provenance
 

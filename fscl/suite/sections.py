@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -93,9 +94,9 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
 def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
     done = [run for group in groups for run in group.runs] or list(runs)
     seeds = sorted({run.seed for run in done})
-    training: Mapping[str, object] = done[0].benchmark.get("training") or {}
-    named = (("epochs", "{} epochs a task"), ("batch_size", "batches of {}"))
-    budget = ", ".join(text.format(training[key]) for key, text in named if training.get(key) is not None)
+    budgets = {group.label: _budget(group.runs[0]) for group in groups} or {"": _budget(done[0])}
+    common = max(set(budgets.values()), key=list(budgets.values()).count)
+    budget = "; ".join([common, *(f"{label}: {text}" for label, text in budgets.items() if text != common)])
     machines = {_machine(run) for run in done}
     versions = {" ".join(f"{k} {v}," for k, v in run.versions.items()).rstrip(",") for run in done}
     hashes = ", ".join(f"{group.label} {group.recipe_hash[:12]}" for group in groups)
@@ -110,6 +111,20 @@ def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyR
         ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
     ]
     return [(term, text) for term, text in lines if text]
+
+
+def _budget(run: RunResult) -> str:
+    training: Mapping[str, Any] = run.benchmark.get("training") or {}
+    shown = (
+        ("epochs", "{} epochs a task"),
+        ("batch_size", "batches of {}"),
+        ("optimizer", "{}"),
+        ("schedule", "{}"),
+        ("lr", "learning rate {}"),
+        ("lr_next", "{} from the second task on"),
+        ("weight_decay", "weight decay {}"),
+    )
+    return ", ".join(text.format(training[key]) for key, text in shown if training.get(key) is not None)
 
 
 def _tested(run: RunResult) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -193,6 +194,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
     for row in rows:
         # Labels come from recipes: square brackets in them are text, not markup. The spread goes below the mean.
         cells = [cell.replace("[", r"\[").replace(" ± ", "\n± ") for cell in row.cells()]
+        cells[-1] = re.sub(r"(?<=min) \d+ s", "", cells[-1])
         table.add_row(*([row.benchmark.replace("[", r"\[")] if several else []), *cells)
     return table
 

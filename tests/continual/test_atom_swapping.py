@@ -5,7 +5,7 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.training import Naive
-from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.plugins import EWCPlugin, MASPlugin, ReplayPlugin
 from torch import nn
 
 from fscl.atoms import AtomBank, atom_layers
@@ -387,3 +387,25 @@ def test_default_arguments_are_those_of_naive(network, capsys):
     for attribute in ("train_mb_size", "train_epochs", "eval_mb_size", "device"):
         assert getattr(ours, attribute) == getattr(naive, attribute)
     assert type(ours._criterion) is type(naive._criterion)
+
+
+@pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin()], ids=lambda p: type(p).__name__)
+def test_plugins_that_take_gradients_after_training_run_beside_it(learner, stream, outputs, plugin):
+    strategy = learner(plugins=[plugin])
+    strategy.train(stream.train_stream[0])
+    (before,) = outputs(strategy, stream.test_stream[0])
+    strategy.train(stream.train_stream[1])
+    assert torch.equal(outputs(strategy, stream.test_stream[0])[0], before)
+
+
+def test_another_experience_with_a_label_that_is_taken_is_not_silent(learner, stream):
+    strategy = learner()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        strategy.train(stream.train_stream[0])
+        strategy.train(stream.train_stream[1])
+        strategy.train(stream.train_stream[0])  # the same experience again: a task taken up
+    other = copy.copy(stream.train_stream[2])
+    other.task_labels = [0]
+    with pytest.warns(UserWarning, match="experience 2 has task label 0, which experience 0 had"):
+        strategy.train(other)

@@ -193,3 +193,8 @@ def test_classes_and_arguments_that_will_not_do_are_named(class_path, arguments,
 def test_classes_and_arguments_that_will_do():
     for class_path, arguments in LEARNERS.values():
         assert strategy_class(class_path, arguments).__name__ == class_path.rpartition(".")[2]
+
+
+def test_a_strategy_that_keeps_its_data_outside_plugins_is_refused_before_training(stream):
+    with pytest.raises(FsclError, match=r"ER_ACE.*no plain data to resume from"):
+        Trainer(stream, "avalanche.training.ER_ACE", {"mem_size": 10})
