@@ -187,11 +187,11 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
     limits = (float(np.floor(20 * seen.min()) * 5), 100.0)
     pictures = []
     for group, matrix in matrices.items():
-        axes = accuracy_heatmap(matrix, group.position_names, limits=limits)
-        seeds = f"mean over {len(group.runs)} seeds" if len(group.runs) > 1 else f"seed {group.runs[0].seed}"
+        axes = accuracy_heatmap(matrix, group.shown[0].task_names, limits=limits)
+        seeds = f"mean over {len(group.shown)} seeds" if len(group.shown) > 1 else f"seed {group.shown[0].seed}"
         caption = f"Accuracy on each task (columns) after each task learned (rows); {seeds}."
         if not group.same_order:
-            caption += " Seeds learn different tasks, so only positions in the stream are averaged."
+            caption += " The other seeds learned other tasks."
         pictures.append(_picture(f"{name}-accuracy-{_id(group)}", axes, group.label, caption))
     return pictures
 

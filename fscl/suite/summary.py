@@ -89,14 +89,13 @@ class StrategyRuns:
         return len({run.task_names for run in self.runs}) == 1
 
     @property
-    def position_names(self) -> tuple[str, ...]:
-        """Task names if all seeds share them; otherwise only the position is common to the seeds."""
-        first = self.runs[0].task_names
-        return first if self.same_order else tuple(f"task {i + 1}" for i in range(len(first)))
+    def shown(self) -> tuple[RunResult, ...]:
+        """The runs that one task-by-task matrix can show: all if they learned the same tasks, else the first seed's."""
+        return self.runs if self.same_order else self.runs[:1]
 
     def mean_accuracy(self) -> np.ndarray:
-        """(T, T) mean over seeds, by position in the stream."""
-        return np.mean([run.accuracy for run in self.runs], axis=0)
+        """(T, T) mean over the shown runs."""
+        return np.mean([run.accuracy for run in self.shown], axis=0)
 
 
 @dataclass(frozen=True)

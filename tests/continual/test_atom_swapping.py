@@ -391,21 +391,21 @@ def test_default_arguments_are_those_of_naive(network, capsys):
 
 @pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin()], ids=lambda p: type(p).__name__)
 def test_plugins_that_take_gradients_after_training_run_beside_it(learner, stream, outputs, plugin):
-    strategy = learner(plugins=[plugin])
+    strategy = learner(plugins=[plugin, outputs])
     strategy.train(stream.train_stream[0])
-    (before,) = outputs(strategy, stream.test_stream[0])
+    (before,) = outputs.say(strategy, [stream.test_stream[0]])
     strategy.train(stream.train_stream[1])
-    assert torch.equal(outputs(strategy, stream.test_stream[0])[0], before)
+    assert torch.equal(outputs.say(strategy, [stream.test_stream[0]])[0], before)
 
 
-def test_another_experience_with_a_label_that_is_taken_is_not_silent(learner, stream):
+def test_another_experience_with_a_label_that_is_taken_is_not_silent(learner, stream, digits):
     strategy = learner()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         strategy.train(stream.train_stream[0])
         strategy.train(stream.train_stream[1])
         strategy.train(stream.train_stream[0])  # the same experience again: a task taken up
-    other = copy.copy(stream.train_stream[2])
-    other.task_labels = [0]
+    other = copy.copy(split_classes(*digits, tasks=[["4", "5"]]).train_stream[0])
+    other.current_experience = 2
     with pytest.warns(UserWarning, match="experience 2 has task label 0, which experience 0 had"):
         strategy.train(other)

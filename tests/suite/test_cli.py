@@ -516,9 +516,14 @@ def interrupted(fscl: Fscl, monkeypatch: pytest.MonkeyPatch, command: list[Any],
             time.sleep(5)
         return train_next(self)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "train_next", stop)
-        return fscl(*command)
+    # a shell's background jobs ignore the signal, and so would the tests run as one
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, "train_next", stop)
+            return fscl(*command)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_says_how_to_go_on_and_so_it_does(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
