@@ -15,7 +15,7 @@ from fscl.atoms.entries import copied, entry_kinds, fingerprint_of, live_state, 
 from fscl.atoms.layers import atom_layers
 from fscl.errors import FsclError
 from fscl.files import write_atomically
-from fscl.similarity.subspace import similarity_matrix
+from fscl.similarity.subspace import gram_matrix, similarity_matrix
 
 __all__ = ["KINDS", "AtomBank"]
 
@@ -118,8 +118,7 @@ class AtomBank:
     def gram(self, layer: str) -> Tensor:
         """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
         self._check_layer(layer)
-        flat = self._shared[f"{layer}.coefficients"].flatten(0, 1).double()
-        return flat.T @ flat
+        return gram_matrix(self._shared[f"{layer}.coefficients"].double())
 
     # storing and restoring
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair, _reverse_repeat_tuple
 
 from fscl.errors import FsclError
+from fscl.similarity.subspace import gram_matrix
 
 __all__ = ["AtomConv2d", "atom_layers", "freeze_coefficients"]
 
@@ -117,8 +118,7 @@ class AtomConv2d(nn.Module):
 
     def gram(self) -> Tensor:
         """The (m, m) matrix ``sum_oi coefficients[o, i] coefficients[o, i]^T``: inner products of atoms as filters."""
-        flat = self.coefficients.detach().flatten(0, 1).double()
-        return (flat.T @ flat).to(self.coefficients.dtype)
+        return gram_matrix(self.coefficients.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H', W'), H' and W' as ``torch.nn.Conv2d`` has them."""

@@ -15,11 +15,9 @@ from fscl.continual.strategy import AtomSwappingPlugin
 from fscl.continual.transfer import forgetting_matrix
 from fscl.errors import FsclError
 from fscl.similarity.correlation import Correlation, mantel
-from fscl.similarity.subspace import atoms_of_filters, similarity_matrix
+from fscl.similarity.subspace import METRICS, atoms_of_filters, similarity_matrix
 
 __all__ = ["FilterHistory", "SubspaceSimilarity", "subspace_similarity_metrics"]
-
-METRICS = ("cosine", "filter", "grassmann", "projection")
 
 
 def subspace_similarity_metrics(
@@ -266,14 +264,9 @@ class FilterHistory:
 
 def similarity_figure(similarity: Tensor, names: list[str]) -> Any:
     """A figure of its own for loggers to draw; it is not registered with pyplot, so nothing keeps it alive."""
-    from matplotlib.figure import Figure
-
     from fscl.plots import similarity_heatmap
 
-    size = 2.8 + 0.28 * len(names)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
-    similarity_heatmap(similarity.detach().cpu().double().numpy(), names, ax=figure.subplots())
-    return figure
+    return similarity_heatmap(similarity.detach().cpu().double().numpy(), names).figure
 
 
 def _bank(strategy: Any) -> AtomBank | None:

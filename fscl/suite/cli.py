@@ -152,10 +152,9 @@ def heatmap(
     if len(bank) < 2:
         raise FsclError(f"{banks[0]}: {len(bank)} task in the bank; a heatmap needs at least 2")
     similarity = bank.similarity(metric, aggregate).numpy()
-    size = 3.2 + 0.3 * len(bank)
-    figure = Figure(figsize=(size + 1, size), layout="constrained")
     label = f"{metric} similarity, {aggregate} over layers"
-    similarity_heatmap(similarity, bank.names, label=label, ax=figure.subplots())
+    figure = similarity_heatmap(similarity, bank.names, label=label).figure
+    assert isinstance(figure, Figure)  # the axes are not in a part of one
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
     typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {out}")
 

@@ -17,10 +17,10 @@ from filelock import FileLock
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
+from fscl.suite.results import FORMAT
 
 __all__ = ["RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
 
-FORMAT = 1
 PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
 Progress = Callable[[int, int, int], None]
 
@@ -307,7 +307,9 @@ def _read(path: Path) -> dict[str, Any]:
             raise FsclError(
                 f"{path}: format {record['format']!r}, and this fscl reads {FORMAT}; use another --out, or --overwrite"
             )
-        return record | {"status": record["status"], "recipe_hash": record["recipe_hash"]}
+        if missing := {"status", "recipe_hash"} - set(record):
+            raise KeyError(min(missing))
+        return record
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, KeyError) as error:
