@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fscl.continual.acceleration import Acceleration
     from fscl.continual.datasets import load_images
     from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
     from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from fscl.continual.transforms import ImageTransform
 
 __all__ = [
+    "Acceleration",
     "AccuracyRecorder",
     "AtomSwapping",
     "AtomSwappingPlugin",
@@ -34,6 +36,7 @@ __all__ = [
 
 # importing Avalanche takes seconds, and `fscl list` or a data set need none of it: fetched when first used
 _HOMES = {
+    "Acceleration": "fscl.continual.acceleration",
     "AccuracyRecorder": "fscl.continual.evaluate",
     "AtomSwapping": "fscl.continual.strategy",
     "AtomSwappingPlugin": "fscl.continual.strategy",

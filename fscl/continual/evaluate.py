@@ -1,6 +1,6 @@
 """What a run measures: the accuracy matrix, and how well the features of one task serve another without training."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,9 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.continual.loader import batches
+from fscl.continual.switching import TaskSwitchPlugin
 from fscl.errors import FsclError
 
-__all__ = ["AccuracyRecorder", "class_mean_accuracy"]
+__all__ = ["AccuracyRecorder", "FeatureRecorder", "class_mean_accuracy"]
+
+
+Features = tuple[Tensor, Tensor]  # (N, p) what enters the head, (N) labels
 
 
 class AccuracyRecorder(SupervisedPlugin):
@@ -45,8 +49,59 @@ class AccuracyRecorder(SupervisedPlugin):
         return [float(right) / float(n) for right, n in (counts[e.current_experience] for e in experiences)]
 
 
+class FeatureRecorder(SupervisedPlugin):
+    """Keeps the features that evaluations compute on their way to the head, so that nothing need compute them again.
+
+    Only those of the network as it is in training count, not those of networks that a learner keeps for a task.
+
+    Example:
+        >>> recorder = FeatureRecorder()  # Naive(..., plugins=[recorder])
+        >>> with recorder.recording() as features:  # by experience, filled as experiences are evaluated
+        ...     pass  # strategy.eval(stream.test_stream)
+    """
+
+    supports_distributed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._kept: dict[int, list[Features]] | None = None
+        self._tap: _Tap | None = None
+
+    @contextmanager
+    def recording(self) -> Iterator[dict[int, Features]]:
+        """Within the block evaluations are recorded; the features are in the dictionary once the block has ended."""
+        self._kept, features = {}, {}
+        try:
+            yield features
+            for experience, parts in self._kept.items():
+                found, labels = zip(*parts, strict=True)
+                features[experience] = torch.cat(found), torch.cat(labels)
+        finally:
+            self._kept = None
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._kept is not None:
+            self._tap = _Tap(strategy.model)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._tap is None or self._kept is None:
+            return
+        seen = self._tap.close()
+        self._tap = None
+        switches = [p for p in strategy.plugins if isinstance(p, TaskSwitchPlugin)]
+        if len(seen) == 1 and all(p.shown is None for p in switches):
+            self._kept.setdefault(strategy.experience.current_experience, []).append((seen[0], strategy.mb_y))
+
+
+@torch.no_grad()
 def class_mean_accuracy(
-    model: nn.Module, train: Any, test: Any, per_class: int = 50, batch_size: int = 256, device: Any = "cpu"
+    model: nn.Module,
+    train: Any,
+    test: Any,
+    per_class: int = 50,
+    batch_size: int = 256,
+    device: Any = "cpu",
+    features: Features | None = None,
 ) -> float:
     """Accuracy on a task of the features that a network has, with no training: nearest class mean.
 
@@ -59,6 +114,7 @@ def class_mean_accuracy(
         per_class: training images a class.
         batch_size: images a forward pass.
         device: where the model is.
+        features: of the test images and their labels, if they are known: (N, p) and (N).
 
     Returns:
         The share of right answers, in [0, 1].
@@ -66,56 +122,58 @@ def class_mean_accuracy(
     Raises:
         FsclError: the model has neither heads nor a linear layer.
     """
-    with _features(model) as extract, torch.no_grad():
-        features, labels = extract(_few(batches(train.eval(), batch_size), per_class), device)
-        classes = labels.unique()
-        means = torch.stack([F.normalize(features[labels == c], dim=1).mean(0) for c in classes])
-        right = total = 0
-        for batch in batches(test.eval(), batch_size):
-            features, labels = extract([batch], device)
-            guess = classes[(F.normalize(features, dim=1) @ F.normalize(means, dim=1).T).argmax(1)]
-            right += int((guess == labels).sum())
-            total += len(labels)
-    return right / total
-
-
-@contextmanager
-def _features(model: nn.Module) -> Iterator[Any]:
-    """A function from mini-batches to (features (N, p), labels (N)), with the model in evaluation mode meanwhile."""
-    heads = [m for m in model.modules() if isinstance(m, MultiHeadClassifier)]
-    linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
-    if not linear:
-        raise FsclError(f"{type(model).__name__} has no linear layer whose inputs could serve as features")
-    task = int(next(iter(heads[-1].classifiers))) if heads else 0
-    seen: list[Tensor] = []
-    hook = (heads or linear)[-1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].flatten(1)))
     modes = [(m, m.training) for m in model.modules()]
-
-    def extract(chosen: Iterable[Sequence[Tensor]], device: Any) -> tuple[Tensor, Tensor]:
-        labels = []
-        seen.clear()
-        for x, y, *_ in chosen:
-            avalanche_forward(model, x.to(device), task)
-            labels.append(y.to(device))
-        return torch.cat(seen), torch.cat(labels)
-
+    model.eval()
     try:
-        model.eval()
-        yield extract
+        given, labels = _features(model, _few(train.eval(), per_class), batch_size, device)
+        classes = labels.unique()
+        means = torch.stack([F.normalize(given[labels == c], dim=1).mean(0) for c in classes])
+        given, labels = _features(model, test.eval(), batch_size, device) if features is None else features
+        guess = classes[(F.normalize(given, dim=1) @ F.normalize(means, dim=1).T).argmax(1)]
+        return float((guess == labels).double().mean())
     finally:
-        hook.remove()
         for module, mode in modes:
             module.training = mode
 
 
-def _few(source: Iterable[Sequence[Tensor]], per_class: int) -> Iterator[list[Tensor]]:
+def _features(model: nn.Module, dataset: Any, batch_size: int, device: Any) -> Features:
+    tap, labels = _Tap(model), []
+    try:
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed even where nothing is shuffled
+            for x, y, *_ in batches(dataset, batch_size, device):
+                avalanche_forward(model, x.to(device), tap.task)
+                labels.append(y.to(device))
+    finally:
+        seen = tap.close()
+    return torch.cat(seen), torch.cat(labels)
+
+
+class _Tap:
+    """Collects what enters a network's heads, or its last linear layer, until it is closed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        heads = [m for m in model.modules() if isinstance(m, MultiHeadClassifier)]
+        linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
+        if not linear:
+            raise FsclError(f"{type(model).__name__} has no linear layer whose inputs could serve as features")
+        self.task = int(next(iter(heads[-1].classifiers))) if heads else 0  # whichever: features come before it
+        self.seen: list[Tensor] = []
+        self.hook = (heads or linear)[-1].register_forward_pre_hook(self)
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.seen.append(inputs[0].flatten(1).float())
+
+    def close(self) -> list[Tensor]:
+        self.hook.remove()
+        return self.seen
+
+
+def _few(dataset: Any, per_class: int) -> Any:
     """The first ``per_class`` images of each class."""
     taken: dict[int, int] = {}
-    for x, y, *rest in source:
-        keep = []
-        for i, label in enumerate(y.tolist()):
-            taken[label] = taken.get(label, 0) + 1
-            if taken[label] <= per_class:
-                keep.append(i)
-        if keep:
-            yield [x[keep], y[keep], *rest]
+    keep = []
+    for i, label in enumerate(dataset.targets):
+        taken[label] = taken.get(label, 0) + 1
+        if taken[label] <= per_class:
+            keep.append(i)
+    return dataset.subset(keep)

@@ -1,29 +1,50 @@
 """Mini-batches straight from tensors in memory, for any Avalanche strategy that trains on our streams."""
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
 
+import psutil
 import torch
-from avalanche.benchmarks.utils.data_loader import SingleDatasetDataLoader, TaskBalancedDataLoader
+from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.core import SupervisedPlugin
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from fscl.continual.stream import TaskImages
 from fscl.continual.transforms import ImageTransform
+from fscl.errors import FsclError
 
-__all__ = ["InMemoryLoader", "batches"]
+__all__ = ["InMemoryBatches", "InMemoryLoader", "Place", "batches"]
 
-# what strategies make themselves; any other is a plugin's
-LOADERS = (TaskBalancedDataLoader, SingleDatasetDataLoader, DataLoader)
+_NOTHING = TensorDataset(torch.empty(0))
+PLACES = ("auto", "device", "host", "off")
+Place = Literal["auto", "device", "host", "off"]
 
 
 class InMemoryLoader(SupervisedPlugin):
     """Serves mini-batches of a :class:`~fscl.continual.stream.Stream` as whole batches, in place of Avalanche's loader.
 
-    Avalanche transforms one sample at a time, which takes nine tenths of a step on a small network. This plugin
-    replaces the loader where the data is a task of our streams as it was made, and leaves the strategy's where a plugin
-    changed the data or the loader (replay, say), wherever in the list of plugins, or where the transform is another.
+    Avalanche transforms one sample at a time, which takes nine tenths of a step on a small network. This plugin gathers
+    and transforms whole batches of the uint8 images that our streams keep in memory. It takes the order of samples from
+    the loader that it replaces, whatever that is (task-balanced, replay, a plain ``DataLoader``), and draws the same
+    random numbers: what a strategy sees is the same, bit for bit, with it and without. Batches that are of one task
+    are handed to the network with its label as a number, which spares multi-head networks a search for the tasks in
+    them (and a GPU a synchronisation) at each step.
+
+    It steps aside, and warns once, where it cannot do the same: the data is not one of our streams (or a mixture of
+    parts of them, as replay makes), its transform is not an :class:`~fscl.continual.transforms.ImageTransform`, samples
+    carry more than image, target and task label, the collate function is not the usual one, or memory is short.
+
+    Args:
+        place: where images are kept while they are trained on. ``device``: on the strategy's device. ``host``: in the
+            machine's memory, each batch sent through pinned memory. ``auto``: on the device if they take up at most
+            half of what is free there, else on the host, unless that takes a copy (of a mixture) larger than half of
+            the free memory, when Avalanche's loader serves them. ``off``: always Avalanche's loader.
+
+    Raises:
+        FsclError: the place is unknown.
 
     Example:
         >>> from avalanche.training import Naive
@@ -32,42 +53,184 @@ class InMemoryLoader(SupervisedPlugin):
 
     supports_distributed = False
 
+    def __init__(self, place: Place = "auto") -> None:
+        super().__init__()
+        if place not in PLACES:
+            raise FsclError(f"place is {place!r}; known: {', '.join(PLACES)}")
+        self.place = place
+        self._warned = False
+        self._task_ids: Tensor | None = None
+
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._replace(strategy, strategy.train_mb_size, kwargs.get("shuffle", True), kwargs.get("drop_last", False))
+        self._replace(strategy)
+
+    def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
+        self._replace(strategy)  # again: plugins that come after this one put in theirs at before_training_exp
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._replace(strategy, strategy.eval_mb_size, kwargs.get("shuffle", False))
+        self._replace(strategy)
 
-    @staticmethod
-    def _replace(strategy: Any, batch_size: int, shuffle: bool, drop_last: bool = False) -> None:
-        found = tensors_of(strategy.adapted_dataset)
-        if found is not None and type(strategy.dataloader) in LOADERS:
-            strategy.dataloader = _Batches(*found, batch_size, shuffle, drop_last)
+    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
+        task = getattr(strategy.dataloader, "task", None)
+        if task is not None:
+            self._task_ids, strategy.mbatch[-1] = strategy.mbatch[-1], task
+
+    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
+        if self._task_ids is not None:
+            strategy.mbatch[-1], self._task_ids = self._task_ids, None
+            # with labels of its samples, a multi-head network's output is as wide as its widest head
+            missing = getattr(strategy.model, "max_class_label", 0) - strategy.mb_output.shape[1]
+            if missing > 0:
+                strategy.mb_output = F.pad(strategy.mb_output, (0, missing))
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self.before_forward(strategy)
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        self.after_forward(strategy)
+
+    def _replace(self, strategy: Any) -> None:
+        if self.place == "off" or isinstance(strategy.dataloader, InMemoryBatches):
+            return
+        try:
+            strategy.dataloader = InMemoryBatches(strategy.dataloader, strategy.device, self.place)
+        except _Unservable as reason:
+            if not self._warned:
+                warnings.warn(
+                    f"images are loaded by Avalanche, one at a time, because {reason}; InMemoryLoader could not serve "
+                    "whole batches",
+                    stacklevel=2,
+                )
+            self._warned = True
 
 
-def batches(dataset: Any, batch_size: int) -> Iterable[list[Tensor]]:
+def batches(dataset: Any, batch_size: int, device: Any = "cpu") -> Iterable[Sequence[Tensor]]:
     """(x, y, task) mini-batches of an Avalanche data set in its own order; whole batches at once where they can be."""
-    found = tensors_of(dataset)
-    if found is not None:
-        return _Batches(*found, batch_size, shuffle=False)
-    return DataLoader(dataset, batch_size, collate_fn=getattr(dataset, "collate_fn", None))
+    loader = DataLoader(dataset, batch_size, collate_fn=getattr(dataset, "collate_fn", None))
+    try:
+        return InMemoryBatches(loader, torch.device(device))
+    except _Unservable:
+        return loader
 
 
-def tensors_of(dataset: Any) -> tuple[TaskImages, ImageTransform, int] | None:
-    """The tensors, transform and task label behind an Avalanche data set, or None where it is anything else."""
-    flat = getattr(dataset, "_flat_data", None)
-    steps: list[Any] = []
-    while flat is not None and not isinstance(flat, TaskImages):
-        # anything but a plain chain of wrappers is data that somebody changed
-        if len(getattr(flat, "_datasets", ())) != 1 or getattr(flat, "_indices", 0) is not None:
-            return None
-        for groups in (flat._frozen_transform_groups, flat._transform_groups):
-            steps += _steps(groups.transform_groups.get(groups.current_group))
-        flat = flat._datasets[0]
-    labels = list(getattr(getattr(dataset, "targets_task_labels", None), "uniques", ()))
-    if flat is None or len(steps) != 1 or not isinstance(steps[0], ImageTransform) or len(labels) != 1:
-        return None
-    return flat, steps[0], labels[0]
+class InMemoryBatches:
+    """The mini-batches [x, y, task] of another loader, made from tensors in memory.
+
+    Attributes:
+        task: the task label, where all samples have the same.
+    """
+
+    def __init__(self, loader: Any, device: torch.device, place: Place = "auto") -> None:
+        ours = (
+            isinstance(loader, MultiDatasetDataLoader)
+            and type(loader)._get_loader is MultiDatasetDataLoader._get_loader
+        )
+        if not ours and not (type(loader) is DataLoader and loader.batch_sampler is not None):
+            raise _Unservable(f"{type(loader).__name__} is an unknown loader")
+        self.loader = loader
+        parts = loader.datasets if isinstance(loader, MultiDatasetDataLoader) else [loader.dataset]
+        collate = loader.collate_fn if isinstance(loader, DataLoader) else loader.loader_kwargs["collate_fn"]
+        if collate is not default_collate:
+            raise _Unservable("its collate function is not torch's own")
+        images, targets, self.transform = _tensors(parts, place)
+        tasks = torch.cat([_task_labels(part) for part in parts])
+        self.task = int(tasks[0]) if bool((tasks == tasks[0]).all()) else None
+        self.device = device
+        self.on_device = device.type != "cpu" and place != "host" and (place == "device" or _fits(images, device))
+        if self.on_device:
+            images, targets, tasks = (part.to(device) for part in (images, targets, tasks))
+        self.images, self.targets, self.tasks = images, targets, tasks
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[Tensor]]:
+        sampler, generator = _order(self.loader)
+        # what a DataLoader draws from torch's generator before it asks its sampler is drawn here too
+        iter(DataLoader(_NOTHING, batch_sampler=[], generator=generator))
+        for positions in sampler:
+            index = torch.as_tensor(positions)
+            x, y, task = (self._at(values, index) for values in (self.images, self.targets, self.tasks))
+            yield [self.transform(x), y, task]
+
+    def _at(self, values: Tensor, index: Tensor) -> Tensor:
+        if self.on_device or self.device.type == "cpu":
+            return values[index.to(values.device, non_blocking=True)]
+        out = values.new_empty((len(index), *values.shape[1:]), pin_memory=self.device.type == "cuda")
+        return torch.index_select(values, 0, index, out=out).to(self.device, non_blocking=True)
+
+
+class _Unservable(Exception):
+    """Why a loader cannot be served from memory, as the end of a sentence."""
+
+
+def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
+    """The positions of each mini-batch in the concatenation of a loader's data sets, and where it draws them from."""
+    if isinstance(loader, DataLoader):
+        return loader.batch_sampler, loader.generator  # type: ignore[return-value]
+    options = loader.loader_kwargs
+    samplers = loader._create_samplers(loader.datasets, loader.batch_sizes, loader.distributed_sampling, options)
+    sampler = MultiDatasetSampler(
+        loader.datasets,
+        samplers,
+        loader.termination_dataset,
+        loader.oversample_small_datasets,
+        loader.never_ending,
+    )
+    return sampler, options.get("generator")
+
+
+def _tensors(parts: Sequence[Any], place: Place) -> tuple[Tensor, Tensor, ImageTransform]:
+    """Images and targets of all samples behind Avalanche data sets, one after another, and what transforms them."""
+    leaves, source, index = _concatenated([_leaves(getattr(part, "_flat_data", part)) for part in parts])
+    transforms = [steps for _, steps in leaves]
+    if any(len(steps) != 1 or not isinstance(steps[0], ImageTransform) for steps in transforms):
+        raise _Unservable("its transform is not an ImageTransform")
+    if any(steps[0] is not transforms[0][0] for steps in transforms):
+        raise _Unservable("its parts have different transforms")
+    first = leaves[0][0]
+    if len(leaves) == 1 and torch.equal(index, torch.arange(len(first))):
+        return first.images, first.targets, transforms[0][0]
+    if len({leaf.images.shape[1:] for leaf, _ in leaves}) > 1:
+        raise _Unservable("its images are of different sizes")
+    need, free = first.images[:1].nbytes * len(index), psutil.virtual_memory().available
+    if place == "auto" and need > free / 2:
+        raise _Unservable(f"a copy of them takes {need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
+    images = first.images.new_empty((len(index), *first.images.shape[1:]))
+    targets = first.targets.new_empty(len(index))
+    for i, (leaf, _) in enumerate(leaves):
+        here = source == i
+        images[here], targets[here] = leaf.images[index[here]], leaf.targets[index[here]]
+    return images, targets, transforms[0][0]
+
+
+Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of each sample: which of them, where in it
+
+
+def _leaves(data: Any) -> Leaves:
+    """The images below Avalanche's wrappers, with the transforms on the way to them."""
+    if isinstance(data, TaskImages):
+        return [(data, [])], torch.zeros(len(data), dtype=torch.int64), torch.arange(len(data))
+    if not hasattr(data, "_indices") or not hasattr(data, "_datasets"):
+        raise _Unservable(f"{type(data).__name__} is not a stream of fscl")
+    leaves, source, index = _concatenated([_leaves(child) for child in data._datasets])
+    if data._indices is not None:
+        chosen = torch.tensor(list(data._indices), dtype=torch.int64)
+        source, index = source[chosen], index[chosen]
+    groups = [g for g in (getattr(data, f"_{k}transform_groups", None) for k in ("frozen_", "")) if g is not None]
+    steps = [step for g in groups for step in _steps(g.transform_groups.get(g.current_group))]
+    return [(leaf, [*before, *steps]) for leaf, before in leaves], source, index
+
+
+def _concatenated(parts: Sequence[Leaves]) -> Leaves:
+    if not parts:
+        raise _Unservable("there are no images")
+    leaves: list[tuple[TaskImages, list[Any]]] = []
+    sources = []
+    for found, source, _ in parts:
+        sources.append(source + len(leaves))
+        leaves += found
+    return leaves, torch.cat(sources), torch.cat([index for *_, index in parts])
 
 
 def _steps(transform: Any) -> list[Any]:
@@ -80,33 +243,17 @@ def _steps(transform: Any) -> list[Any]:
     return [step for t in inner for step in _steps(t)]
 
 
-class _Batches:
-    """Iterates (x, y, task) mini-batches; the order is drawn anew from torch's generator at each pass."""
+def _task_labels(part: Any) -> Tensor:
+    """(N) task labels of an Avalanche data set."""
+    extra = {a.name: a for a in getattr(part, "_data_attributes", {}).values() if a.use_in_getitem}
+    labels = extra.pop("targets_task_labels", None)
+    if labels is None or extra:
+        raise _Unservable(f"its samples carry {', '.join(extra) or 'no task label'}")
+    if len(labels.uniques) == 1:
+        return torch.full((len(part),), next(iter(labels.uniques)))
+    return torch.tensor([labels[i] for i in range(len(part))])
 
-    def __init__(
-        self,
-        data: TaskImages,
-        transform: ImageTransform,
-        task: int,
-        batch_size: int,
-        shuffle: bool,
-        drop_last: bool = False,
-    ) -> None:
-        self.data = data
-        self.transform = transform
-        self.task = task
-        self.batch_size = batch_size
-        self.shuffle = shuffle
-        self.drop_last = drop_last
 
-    def __len__(self) -> int:
-        n = len(self.data)
-        return n // self.batch_size if self.drop_last else -(-n // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Tensor]]:
-        n = len(self.data)
-        order = torch.randperm(n) if self.shuffle else torch.arange(n)
-        for start in range(0, len(self) * self.batch_size, self.batch_size):
-            index = order[start : start + self.batch_size]
-            x = self.transform(self.data.images[index])
-            yield [x, self.data.targets[index], torch.full((len(index),), self.task)]
+def _fits(images: Tensor, device: torch.device) -> bool:
+    """Whether images take up at most half of what is free on a device."""
+    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2

@@ -44,9 +44,10 @@ class ConvNet(nn.Module):
         layers: list[nn.Module] = []
         channels = in_channels
         for i, width in enumerate(widths):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
             if i in pool_after:
                 layers.append(nn.MaxPool2d(2))
+            layers.append(nn.ReLU())  # after pooling it does the same to a quarter of the values
             channels = width
         self.features = nn.Sequential(*layers)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Dropout(dropout))

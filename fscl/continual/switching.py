@@ -35,6 +35,11 @@ class TaskSwitchPlugin(SupervisedPlugin):
         """The tensors of a task, or None if it was never learned."""
         raise NotImplementedError
 
+    @property
+    def shown(self) -> int | None:
+        """The task that the network is pointed at; None where it is as training left it."""
+        return self._shown
+
     # evaluation
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -95,8 +100,9 @@ class TaskSwitchPlugin(SupervisedPlugin):
 
     def _labels(self, strategy: Any) -> list[int]:
         """Task labels of the mini-batch; of an experience with one task without looking at the device."""
-        labels = list(strategy.experience.task_labels)
-        if len(labels) == 1 and not (strategy.is_training and strategy.adapted_dataset is not None):
+        task = getattr(strategy.dataloader, "task", None)  # our loader knows, where all samples are of one
+        labels = list(strategy.experience.task_labels) if task is None else [task]
+        if len(labels) == 1 and (task is not None or not strategy.is_training):
             return labels
         return [int(t) for t in torch.unique(strategy.mb_task_id)]
 

@@ -5,7 +5,7 @@ import inspect
 import random
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,16 +19,17 @@ from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
-from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
+from fscl.continual.acceleration import Acceleration, Precision
+from fscl.continual.evaluate import AccuracyRecorder, FeatureRecorder, Features, class_mean_accuracy
 from fscl.continual.from_scratch import FromScratchPlugin
-from fscl.continual.loader import InMemoryLoader
+from fscl.continual.loader import InMemoryLoader, Place
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.networks import build_network
 from fscl.continual.schedule import LearningRateSchedule
 from fscl.continual.state import plugin_state, restore_plugins, strategy_state, tensor_bytes
 from fscl.continual.strategy import AtomSwappingPlugin
 from fscl.continual.stream import Stream
-from fscl.continual.switching import head_names
+from fscl.continual.switching import TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
 
 __all__ = ["Measured", "Trainer", "strategy_class"]
@@ -67,10 +68,11 @@ class Trainer:
         class_path: dotted path of an Avalanche strategy.
         arguments: its own arguments.
         network, network_arguments: see :func:`fscl.continual.build_network`.
-        epochs, batch_size, optimizer, lr, lr_next, momentum, weight_decay, schedule, label_smoothing: how a task is
-            trained, see ``fscl.suite.recipe.TrainingRecipe``.
+        epochs, batch_size, drop_last, optimizer, lr, lr_next, momentum, weight_decay, schedule, label_smoothing,
+            precision, channels_last, compile: how a task is trained, see ``fscl.suite.recipe.TrainingRecipe``.
         seed: of the initial weights and of all that is drawn later.
         device: where to train.
+        loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.
         progress: called with (experience, epoch, epochs) after each epoch.
 
     Raises:
@@ -87,6 +89,7 @@ class Trainer:
         *,
         epochs: int = 10,
         batch_size: int = 64,
+        drop_last: bool = False,
         optimizer: str = "sgd",
         lr: float = 0.05,
         lr_next: float | None = None,
@@ -94,6 +97,10 @@ class Trainer:
         weight_decay: float = 1e-3,
         schedule: Any = "one-cycle",
         label_smoothing: float = 0.0,
+        precision: Precision = "float32",
+        channels_last: bool = True,
+        compile: bool = False,
+        loader: Place = "auto",
         seed: int = 0,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
@@ -102,17 +109,10 @@ class Trainer:
         kind = strategy_class(class_path, arguments)
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
-        parameters = model.parameters()
-        chosen: torch.optim.Optimizer
-        if optimizer == "adam":
-            chosen = torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay)
-        else:
-            chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0)
-        self._accuracy = AccuracyRecorder()
+        chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
+        self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         self._start = _StartRecorder(stream, self.device)
-        with warnings.catch_warnings():  # that there is nothing to log to is meant
-            warnings.filterwarnings("ignore", "No loggers specified")
-            evaluator = EvaluationPlugin()
+        self._acceleration = Acceleration(precision, channels_last, compile)
         self.strategy = kind(
             model=model,
             optimizer=chosen,
@@ -121,12 +121,14 @@ class Trainer:
             train_epochs=epochs,
             eval_mb_size=512,
             device=self.device,
-            evaluator=evaluator,
+            evaluator=_Silent(),
             plugins=[
-                InMemoryLoader(),
+                InMemoryLoader(loader),
+                self._acceleration,
                 LearningRateSchedule(lr, lr_next, schedule, momentum),
                 self._start,
                 self._accuracy,
+                self._features,
                 _ProgressPlugin(progress),
             ],
             **arguments,
@@ -136,6 +138,8 @@ class Trainer:
             plugin_state(self.strategy),
         )  # refuses what could not be resumed before anything is trained
         self.done = 0
+        self._drop_last = drop_last
+        self._known: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}  # by task: a network, and its accuracy
         self._history = FilterHistory()
         self._stored: list[int] = []
 
@@ -154,10 +158,11 @@ class Trainer:
         t = self.done
         _seed_all(self.seed, t + 1)
         began = time.perf_counter()
-        self.strategy.train(self.stream.train_stream[t])
+        self.strategy.train(self.stream.train_stream[t], drop_last=self._drop_last)
         trained = time.perf_counter()
-        accuracy = self._accuracy.accuracies(self.strategy, list(self.stream.test_stream)[: t + 1])
-        transfer = self._class_means()
+        with self._features.recording() as features:
+            accuracy = self._accuracies(t)
+        transfer = self._class_means(features)
         if self.bank is None:
             self._history.add(self.strategy.model)
         self.done = t + 1
@@ -230,10 +235,46 @@ class Trainer:
         self._history.explained = list(state["explained"])
         self._stored = list(state["stored"])
 
-    def _class_means(self) -> list[float]:
-        tasks = zip(self.stream.train_stream, self.stream.test_stream, strict=True)
-        model = self.strategy.model
-        return [class_mean_accuracy(model, a.dataset, b.dataset, device=self.device) for a, b in tasks]
+    def _accuracies(self, t: int) -> list[float]:
+        """Accuracy on the tests of tasks 0..t after task t.
+
+        A network that the learner keeps for a task is measured once it is there and again at the end of the stream; not
+        between, while it is made of the very same tensors.
+        """
+        last = t == len(self.stream.tasks) - 1
+        todo = [i for i in range(t + 1) if last or not self._is_known(i)]
+        found = self._accuracy.accuracies(self.strategy, [self.stream.test_stream[i] for i in todo])
+        self._known |= {i: (self._kept(i), accuracy) for i, accuracy in zip(todo, found, strict=True)}
+        return [self._known[i][1] for i in range(t + 1)]
+
+    def _is_known(self, task: int) -> bool:
+        (before, _), now = self._known.get(task, ([], 0.0)), self._kept(task)
+        same = (a is b and v == w for (a, v), (b, w) in zip(before, now, strict=False))
+        return len(before) == len(now) > 0 and all(same)
+
+    def _kept(self, task: int) -> list[tuple[Tensor, int]]:
+        """The tensors of the network that the learner keeps for a task, each with the number of writes to it."""
+        kept = [p.stored(task) or {} for p in self.strategy.plugins if isinstance(p, TaskSwitchPlugin)]
+        return [(tensor, tensor._version) for entries in kept for tensor in entries.values()]
+
+    def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
+        """Nearest-class-mean accuracy on every task; of those in ``features`` the test images need no other pass."""
+        tasks = enumerate(zip(self.stream.train_stream, self.stream.test_stream, strict=True))
+        return [
+            class_mean_accuracy(
+                self.strategy.model, a.dataset, b.dataset, device=self.device, features=(features or {}).get(i)
+            )
+            for i, (a, b) in tasks
+        ]
+
+
+def _optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, device: torch.device
+) -> torch.optim.Optimizer:
+    fused = device.type in ("cpu", "cuda")  # one pass over a parameter, in place of one an operation
+    if name == "adam":
+        return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
+    return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
 
 
 class _StartRecorder(SupervisedPlugin):
@@ -266,6 +307,18 @@ class _ProgressPlugin(SupervisedPlugin):
             # the clock, which comes last, has not counted this epoch yet
             epoch = strategy.clock.train_exp_epochs + 1
             self._progress(strategy.experience.current_experience, epoch, strategy.train_epochs)
+
+
+class _Silent(EvaluationPlugin):
+    """An evaluator without metrics that does nothing; Avalanche's own copies the experience at each event."""
+
+    def __init__(self) -> None:
+        with warnings.catch_warnings():  # that there is nothing to log to is meant
+            warnings.filterwarnings("ignore", "No loggers specified")
+            super().__init__()
+
+    def _update_metrics_and_loggers(self, strategy: Any, callback: str) -> None:
+        pass
 
 
 def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) -> type[BaseSGDTemplate]:

@@ -10,8 +10,8 @@ __all__ = ["ImageTransform"]
 class ImageTransform:
     """uint8 images -> normalised float32 images, with a random crop and flip *per image* where asked for.
 
-    The same object serves as an ordinary per-sample transform, (C, H, W), and on whole batches, (N, C, H, W); without
-    augmentation both give the same values bit for bit.
+    The same object serves as an ordinary per-sample transform, (C, H, W), and on whole batches, (N, C, H, W); from the
+    same state of torch's generator both give the same values bit for bit, on every device.
 
     Args:
         mean, std: per channel, in units of [0, 1].
@@ -33,18 +33,32 @@ class ImageTransform:
     def __call__(self, images: Tensor) -> Tensor:
         if images.ndim == 3:
             return self(images[None])[0]
-        if self.crop_padding:
-            images = self._crop(images)
-        if self.flip:
-            mirrored = torch.rand(len(images), 1, 1, 1, device=images.device) < 0.5
-            images = torch.where(mirrored, images.flip(-1), images)
+        if self.crop_padding or self.flip:
+            images = self._augmented(images, self._draws(len(images)).to(images.device, non_blocking=True))
         scale, shift = self.scale.to(images.device), self.shift.to(images.device)
         return images.float().mul_(scale).add_(shift)
 
-    def _crop(self, images: Tensor) -> Tensor:
-        n, _, height, width = images.shape
+    @staticmethod
+    def _draws(n: int) -> Tensor:
+        """Three random numbers an image, from torch's generator of the CPU whatever the device.
+
+        n images one by one take from the generator what n at once take, in the same order: whichever loader serves
+        them, the augmented images and all that is drawn later are the same.
+        """
+        return torch.randint(2**31, (n, 3))
+
+    def _augmented(self, images: Tensor, draws: Tensor) -> Tensor:
+        n, channels, height, width = images.shape
         pad = self.crop_padding
-        # every crop is a window of a strided view: one gather, no copy of the windows that are not chosen
-        windows = F.pad(images, (pad,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        rows, columns = torch.randint(2 * pad + 1, (2, n), device=images.device)
-        return windows[torch.arange(n, device=images.device), :, rows, columns]
+        rows, columns = (
+            draws[:, i, None] % (2 * pad + 1) + _steps(size, images) for i, size in enumerate((height, width))
+        )
+        if self.flip:
+            columns = torch.where(draws[:, 2:] % 2 == 1, columns.flip(1), columns)
+        # one gather of the pixels that are kept, crop and flip at once
+        pixels = (rows[:, :, None] * (width + 2 * pad) + columns[:, None]).view(n, 1, -1).expand(-1, channels, -1)
+        return F.pad(images, (pad,) * 4).flatten(2).gather(2, pixels).view_as(images)
+
+
+def _steps(size: int, images: Tensor) -> Tensor:
+    return torch.arange(size, device=images.device)

@@ -60,10 +60,16 @@ class ModelRecipe(_Recipe):
 
 
 class TrainingRecipe(_Recipe):
-    """How a task is trained. ``lr_next`` is the learning rate from the second task on."""
+    """How a task is trained.
+
+    ``lr_next`` is the learning rate from the second task on; ``drop_last`` leaves out an epoch's last batch where it is
+    smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
+    ``fscl.continual.Acceleration``.
+    """
 
     epochs: Positive = 10
     batch_size: Positive = 64
+    drop_last: bool = False
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.05
     lr_next: Annotated[float, Field(gt=0)] | None = None
@@ -71,6 +77,9 @@ class TrainingRecipe(_Recipe):
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     label_smoothing: Share = 0.0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
 
 
 class Override(_Recipe):

@@ -1,14 +1,20 @@
+import warnings
+
 import pytest
 import torch
+from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.benchmarks.utils import DataAttribute, _make_taskaware_tensor_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Cumulative, Naive
-from avalanche.training.plugins import ReplayPlugin
+from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from fscl.continual import ImageTransform, InMemoryLoader, split_classes
-from fscl.continual.loader import _Batches, batches
+from fscl.continual import ImageTransform, InMemoryLoader, build_network, split_classes
+from fscl.continual import loader as loader_module
+from fscl.continual.loader import InMemoryBatches, batches
+from fscl.errors import FsclError
 
 
 class Batches(SupervisedPlugin):
@@ -65,7 +71,6 @@ def test_normalisation_is_that_of_the_formula_and_of_single_images():
     transform = ImageTransform(mean, std)
     expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     assert torch.allclose(transform(images).double(), expected, rtol=0, atol=1e-6)
-    assert torch.equal(torch.stack([transform(image) for image in images]), transform(images))
     assert transform(images).dtype == torch.float32
     assert images.dtype == torch.uint8
     before = images.clone()
@@ -73,43 +78,98 @@ def test_normalisation_is_that_of_the_formula_and_of_single_images():
     assert torch.equal(images, before)
 
 
+@pytest.mark.parametrize(("crop_padding", "flip"), [(0, False), (2, False), (0, True), (3, True)])
+def test_one_by_one_and_all_at_once_are_the_same_to_the_bit(crop_padding, flip):
+    images = torch.randint(0, 256, (50, 3, 6, 5), dtype=torch.uint8)
+    transform = ImageTransform([0.1, 0.5, 0.7], [0.2, 0.3, 0.4], crop_padding, flip)
+    torch.manual_seed(3)
+    together, drawn_next = transform(images), torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(torch.stack([transform(image) for image in images]), together)
+    assert torch.rand(1) == drawn_next
+    torch.manual_seed(4)
+    assert torch.equal(transform(images), together) == (not crop_padding and not flip)
+
+
 def test_evaluation_batches_are_those_of_the_ordinary_loader_to_the_bit(stream):
     data = stream.test_stream[1].dataset.eval()
     ordinary = list(DataLoader(data, batch_size=7, collate_fn=data.collate_fn))
     ours = batches(data, 7)
-    assert isinstance(ours, _Batches)
+    assert isinstance(ours, InMemoryBatches)
     assert len(ours) == len(ordinary) == 6
     for a, b in zip(ours, ordinary, strict=True):
         assert len(a) == len(b) == 3
         assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_strategies_see_the_same_with_it_and_without(learner, stream):
-    outputs = []
-    for plugins in ([], [InMemoryLoader()]):
-        seen = Batches()
-        strategy = learner("naive", plugins=[*plugins, seen])
+LEARNERS = {
+    "fine-tuning": (Naive, lambda ours: ours),
+    "all data so far": (Cumulative, lambda ours: ours),
+    "replay before it": (Naive, lambda ours: [ReplayPlugin(mem_size=20), *ours]),
+    "replay after it": (Naive, lambda ours: [*ours, ReplayPlugin(mem_size=20)]),
+    "replay by task": (Naive, lambda ours: [ReplayPlugin(20, 16, 16, task_balanced_dataloader=True), *ours]),
+    "penalties": (Naive, lambda ours: [*ours, EWCPlugin(1.0), LwFPlugin(1.0, 2.0)]),
+}
+
+
+@pytest.mark.filterwarnings("error:images are loaded by Avalanche")
+@pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"shuffle": False}])
+@pytest.mark.parametrize("name", LEARNERS)
+def test_training_is_the_same_to_the_bit_with_it_and_without(digits, network, name, options):
+    """Three augmented tasks of three epochs: the same images in the same order, and the same draws afterwards."""
+    stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"], ["4", "5"]], crop_padding=1, flip=True)
+    kind, arrange = LEARNERS[name]
+    ends = []
+    for ours in ([], [InMemoryLoader()]):
+        torch.manual_seed(5)
+        model, seen = network(), Batches()
+        strategy = kind(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), 0.05, 0.9),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=16,
+            train_epochs=3,
+            eval_mb_size=32,
+            plugins=[*arrange(ours), seen],
+            evaluator=None,
+        )
+        for experience in stream.train_stream:
+            strategy.train(experience, **options)
         strategy.eval(list(stream.test_stream))
-        outputs.append(seen.evaluated)
-    assert len(outputs[0]) == 3
-    for a, b in zip(*outputs, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+        assert all((kind is InMemoryBatches) == bool(ours) for kind in seen.loaders)
+        ends.append((model.state_dict(), torch.rand(1), [*seen.epochs, seen.evaluated]))
+    (a, drawn, batches_a), (b, drawn_too, batches_b) = ends
+    assert drawn == drawn_too
+    assert all(torch.equal(a[n], b[n]) for n in a)
+    for x, y in zip(batches_a, batches_b, strict=True):
+        assert all(torch.equal(p, q) for m, n in zip(x, y, strict=True) for p, q in zip(m, n, strict=True))
+    assert not torch.equal(batches_a[0][0][0], batches_a[1][0][0])  # each epoch has images, or an order, of its own
 
 
-@pytest.mark.parametrize("plugins", [[], [InMemoryLoader]])
-def test_every_sample_is_seen_once_an_epoch(learner, stream, plugins):
-    seen = Batches()
-    learner("naive", plugins=[*(make() for make in plugins), seen]).train(stream.train_stream[1])
-    data = stream.train_stream[1].dataset.eval()
-    everything = rows(torch.stack([data[i][0] for i in range(len(data))]))
-    orders = []
-    for epoch in seen.epochs:
-        assert [len(x) for x, _, _ in epoch] == [16, 16, 16, 16, 8]  # the last one is not dropped
-        assert rows(torch.cat([x for x, _, _ in epoch])) == everything
-        assert torch.cat([t for *_, t in epoch]).unique().tolist() == [1]
-        orders.append(torch.cat([x for x, _, _ in epoch]))
-    assert not torch.equal(orders[0], orders[1])
-    assert seen.loaders == [_Batches] * 2 if plugins else _Batches not in seen.loaders
+def test_tasks_of_different_sizes_have_outputs_of_one_width(digits, learner):
+    """As with Avalanche's loader: a multi-head network answers with as many outputs as its widest head has."""
+    stream = split_classes(*digits, tasks=[["0", "1", "2"], ["3", "4"]])
+    widths = []
+    for ours in ([], [InMemoryLoader()]):
+        model = build_network("convnet", (1, 8, 8), 3, {"widths": [8], "pool_after": [0]})
+        said = Said()
+        strategy = learner("naive", model, plugins=[*ours, said], train_epochs=1)
+        for experience in stream.train_stream:
+            strategy.train(experience)
+        widths.append(said.widths)
+    assert widths[0] == widths[1] == {3}
+
+
+class Said(SupervisedPlugin):
+    supports_distributed = False
+
+    def __init__(self):
+        super().__init__()
+        self.widths = set()
+
+    def after_training_iteration(self, strategy, **kwargs):
+        assert strategy.mb_task_id.shape == strategy.mb_y.shape  # whatever the network was given
+        self.widths.add(strategy.mb_output.shape[1])
 
 
 def test_labels_stay_with_their_images(learner, digits, stream):
@@ -117,17 +177,9 @@ def test_labels_stay_with_their_images(learner, digits, stream):
     learner("naive", plugins=[InMemoryLoader(), seen]).train(stream.train_stream[2])
     data = stream.train_stream[2].dataset.eval()
     label = {tuple(data[i][0].flatten().tolist()): data[i][1] for i in range(len(data))}
-    for x, y, _ in seen.epochs[0]:
+    for x, y, task in seen.epochs[0]:
         assert [label[tuple(row)] for row in x.flatten(1).tolist()] == y.tolist()
-
-
-def test_shuffling_and_dropping_are_asked_for_as_ever(learner, stream):
-    seen = Batches()
-    strategy = learner("naive", plugins=[InMemoryLoader(), seen], train_epochs=1)
-    strategy.train(stream.train_stream[0], shuffle=False, drop_last=True)
-    data = stream.train_stream[0].dataset.eval()
-    assert [len(x) for x, _, _ in seen.epochs[0]] == [16] * 4
-    assert torch.equal(torch.cat([x for x, _, _ in seen.epochs[0]]), torch.stack([data[i][0] for i in range(64)]))
+        assert set(task.tolist()) == {2}
 
 
 def test_training_images_are_augmented_and_evaluated_ones_are_not(digits, learner):
@@ -145,49 +197,44 @@ def test_training_images_are_augmented_and_evaluated_ones_are_not(digits, learne
     assert torch.equal(seen.evaluated[0][0], torch.stack([test[i][0] for i in range(len(test))]))
 
 
-@pytest.mark.parametrize("order", ["replay first", "loader first"])
-def test_replay_is_left_alone_wherever_it_stands(learner, stream, order):
-    plugins = [ReplayPlugin(mem_size=20), InMemoryLoader()]
-    seen = Batches()
-    strategy = learner("naive", plugins=[*(plugins if order == "replay first" else plugins[::-1]), seen])
-    for experience in stream.train_stream[:2]:
-        strategy.train(experience)
-    assert seen.loaders[0] is _Batches
-    assert _Batches not in seen.loaders[2:]
-    assert torch.cat([t for *_, t in seen.epochs[-1]]).unique().tolist() == [0, 1]
+def test_parts_and_mixtures_are_served_in_their_own_order(stream):
+    first, second = (e.dataset.eval() for e in stream.train_stream[:2])
+    for data in (first.subset([5, 1, 1, 2]), first.concat(second), first.subset([3, 4]).concat(second.subset([9]))):
+        ours = batches(data, 3)
+        assert isinstance(ours, InMemoryBatches)
+        for a, b in zip(ours, DataLoader(data, 3), strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert batches(first, 3).task == 0
+    assert batches(first.concat(second), 3).task is None
 
 
-def test_data_that_was_changed_is_left_alone(network, stream):
-    seen = Batches()
-    model = network()
-    strategy = Cumulative(
-        model=model,
-        optimizer=torch.optim.SGD(model.parameters(), 0.1),
-        criterion=nn.CrossEntropyLoss(),
-        train_mb_size=16,
-        plugins=[InMemoryLoader(), seen],
-        evaluator=None,
-    )
-    for experience in stream.train_stream[:2]:
-        strategy.train(experience)
-    assert seen.loaders[0] is _Batches
-    assert seen.loaders[1] is not _Batches
-    assert sum(len(x) for x, _, _ in seen.epochs[1]) == 144
-    data = stream.train_stream[0].dataset
-    changed = [
-        data.subset([0, 1, 2]),
-        data.concat(stream.train_stream[1].dataset),
-        data.replace_current_transform_group(lambda x: x.float()),
-    ]
-    for other in changed:
-        assert not isinstance(batches(other, 4), _Batches)
-    assert [len(x) for x, *_ in batches(data.eval().subset([5, 1, 2]), 2)] == [2, 1]
+def strange(stream, reason):
+    data, other = (experience.dataset for experience in stream.train_stream[:2])
+    if reason == "not an ImageTransform":
+        return data.replace_current_transform_group(lambda x: x.float())
+    if reason == "different transforms":
+        return data.concat(other.eval())
+    if reason == "carry logits":
+        logits = DataAttribute(torch.zeros(len(data), 2), "logits", use_in_getitem=True)
+        return data.update_data_attribute("logits", logits)
+    changed = data.subset(range(len(data)))
+    changed.collate_fn = lambda samples: [torch.stack([s[0] for s in samples])]
+    return changed
 
 
-def test_other_data_sets_are_left_alone(network):
-    from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-    from avalanche.benchmarks.utils import _make_taskaware_tensor_classification_dataset
+REASONS = ["not an ImageTransform", "different transforms", "carry logits", "collate function"]
 
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_what_it_does_not_understand_is_left_to_avalanche(stream, reason):
+    data = strange(stream, reason)
+    loader = DataLoader(data, 4, collate_fn=data.collate_fn)
+    with pytest.raises(Exception, match=reason):
+        InMemoryBatches(loader, torch.device("cpu"))
+    assert isinstance(batches(data, 4), DataLoader)
+
+
+def test_other_data_sets_are_left_to_avalanche_and_it_says_so_once(network):
     x, y = torch.randn(20, 1, 8, 8), torch.arange(20) % 2
     data = _make_taskaware_tensor_classification_dataset(x, y, task_labels=[0] * 20)
     benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(train=[data], test=[data])))
@@ -199,10 +246,55 @@ def test_other_data_sets_are_left_alone(network):
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
         criterion=nn.CrossEntropyLoss(),
         train_mb_size=8,
+        train_epochs=2,
         plugins=[InMemoryLoader(), seen],
         evaluator=None,
     )
-    strategy.train(benchmark.train_stream[0])
-    strategy.eval(benchmark.test_stream)
-    assert _Batches not in seen.loaders
+    with pytest.warns(UserWarning, match="one at a time, because .* is not a stream of fscl"):
+        strategy.train(benchmark.train_stream[0])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        strategy.eval(benchmark.test_stream)
+    assert InMemoryBatches not in seen.loaders
     assert rows(torch.cat([b[0] for b in seen.epochs[0]])) == rows(x)
+
+
+def test_copies_that_would_fill_the_memory_are_not_made(learner, stream, monkeypatch):
+    class Memory:
+        available = 100
+
+    monkeypatch.setattr(loader_module.psutil, "virtual_memory", Memory)
+    whole, part = stream.train_stream[0].dataset, stream.train_stream[0].dataset.subset(range(10))
+    assert isinstance(batches(whole, 4), InMemoryBatches)  # no copy
+    assert isinstance(batches(part, 4), DataLoader)
+    assert isinstance(InMemoryBatches(DataLoader(part, 4), torch.device("cpu"), "host"), InMemoryBatches)
+    seen = Batches()
+    strategy = learner("naive", plugins=[ReplayPlugin(mem_size=20), InMemoryLoader(), seen], train_epochs=1)
+    strategy.train(stream.train_stream[0])
+    with pytest.warns(UserWarning, match="a copy of them takes 0 MiB and 0 MiB are free"):
+        strategy.train(stream.train_stream[1])
+    assert [kind is InMemoryBatches for kind in seen.loaders] == [True, False]
+
+
+def test_it_can_be_switched_off_and_refuses_unknown_places(learner, stream):
+    seen = Batches()
+    learner("naive", plugins=[InMemoryLoader("off"), seen]).train(stream.train_stream[0])
+    assert InMemoryBatches not in seen.loaders
+    with pytest.raises(FsclError, match="place is 'disk'; known: auto, device, host, off"):
+        InMemoryLoader("disk")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("place", ["auto", "device", "host"])
+def test_batches_on_a_gpu_are_those_of_the_cpu(digits, place):
+    stream = split_classes(*digits, tasks=[["0", "1"]], crop_padding=1, flip=True)
+    data = stream.train_stream[0].dataset
+    sides = []
+    for device in ("cpu", "cuda"):
+        torch.manual_seed(1)
+        ours = InMemoryBatches(DataLoader(data, 16, shuffle=True), torch.device(device), place)
+        assert ours.on_device == (device == "cuda" and place != "host")
+        sides.append([[part.cpu() for part in batch] for batch in ours])
+    for a, b in zip(*sides, strict=True):
+        assert torch.allclose(a[0], b[0], atol=1e-6)
+        assert all(torch.equal(x, y) for x, y in zip(a[1:], b[1:], strict=True))
