@@ -1,26 +1,23 @@
-"""AtomBank: what is stored of each task, kept apart from what all tasks share; one safetensors file on disk."""
+"""AtomBank: what is stored of each task, kept apart from what all tasks share."""
 
-import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fscl.atoms.bank_file import Contents, read_bank, write_bank
 from fscl.atoms.entries import copied, entry_kinds, fingerprint_of, live_state, point_entries, put_entries
 from fscl.atoms.layers import atom_layers
+from fscl.atoms.tasks import HeldTask, Task, entry_of_all
 from fscl.errors import FsclError
-from fscl.files import write_atomically
 from fscl.similarity.subspace import gram_matrix, similarity_matrix
 
 __all__ = ["KINDS", "AtomBank"]
 
 KINDS = ("atoms", "normalisation", "head", "other")
-FORMAT = 1
 
 
 class AtomBank:
@@ -58,17 +55,15 @@ class AtomBank:
         self._kinds = entry_kinds(model, heads)
         self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
         self._layers = list(atom_layers(model))
-        self._entries: dict[int, dict[str, Tensor]] = {}
-        self._task_kinds: dict[int, dict[str, str]] = {}
-        self._names: dict[int, str] = {}
-        self._fingerprint = self._coefficients_fingerprint()
+        self._tasks: dict[int, Task] = {}
+        self._fingerprint = _fingerprint(self._layers, self._shared)
 
     # what is in it
 
     @property
     def tasks(self) -> list[int]:
         """Task labels in the order in which they were first stored."""
-        return list(self._entries)
+        return list(self._tasks)
 
     @property
     def layers(self) -> list[str]:
@@ -78,7 +73,7 @@ class AtomBank:
     @property
     def names(self) -> list[str]:
         """What each task is called, in the order of :attr:`tasks`."""
-        return [self._names[t] for t in self.tasks]
+        return [task.name for task in self._tasks.values()]
 
     @property
     def shared(self) -> dict[str, Tensor]:
@@ -91,29 +86,29 @@ class AtomBank:
         return self._fingerprint
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._tasks)
 
     def __contains__(self, task: object) -> bool:
-        return task in self._entries
+        return task in self._tasks
 
     def __repr__(self) -> str:
         return f"AtomBank({len(self)} tasks, {len(self._layers)} layers, {sum(self.memory().values())} bytes a task)"
 
     def entries(self, task: int) -> dict[str, Tensor]:
         """All tensors stored for one task, by their names in the network's ``state_dict``."""
-        return dict(self._task(task))
+        return dict(self._task(task).tensors)
 
     def atoms(self, task: int) -> dict[str, Tensor]:
         """The atoms of one task: layer name -> (m, height, width)."""
-        entries = self._task(task)
-        return {layer: entries[f"{layer}.atoms"] for layer in self._layers}
+        tensors = self._task(task).tensors
+        return {layer: tensors[f"{layer}.atoms"] for layer in self._layers}
 
     def stack(self, layer: str) -> Tensor:
         """The atoms of one layer for all tasks, (tasks, m, height, width), in the order of :attr:`tasks`."""
         self._check_layer(layer)
-        if not self._entries:
+        if not self._tasks:
             raise FsclError("the bank is empty; store a task first")
-        return torch.stack([entries[f"{layer}.atoms"] for entries in self._entries.values()])
+        return torch.stack([t.detach() for t in entry_of_all(self._tasks.values(), f"{layer}.atoms")])
 
     def gram(self, layer: str) -> Tensor:
         """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
@@ -139,9 +134,7 @@ class AtomBank:
         self._check_coefficients(state)
         kinds = entry_kinds(model, head) if head is not None else entry_kinds(model, self._heads())
         ours = {n: k for n, k in kinds.items() if k == "head" or self._kinds.get(n) != "head"}
-        self._entries[task] = {n: copied(state[n]) for n in ours}
-        self._task_kinds[task] = ours
-        self._names[task] = str(task) if name is None else name
+        self._tasks[task] = HeldTask(str(task) if name is None else name, ours, {n: copied(state[n]) for n in ours})
 
     @torch.no_grad()
     def restore(self, model: nn.Module, task: int) -> None:
@@ -152,8 +145,7 @@ class AtomBank:
         Raises:
             FsclError: the task is unknown, or the network has no place for an entry.
         """
-        entries = self._task(task)
-        put_entries(model, {**self._shared, **entries})
+        put_entries(model, {**self._shared, **self._task(task).tensors})
 
     @contextmanager
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
@@ -162,7 +154,7 @@ class AtomBank:
         Raises:
             FsclError: the task is unknown, or the network lacks one of its entries.
         """
-        before = point_entries(model, self._task(task))
+        before = point_entries(model, self._task(task).tensors)
         try:
             yield model
         finally:
@@ -195,8 +187,8 @@ class AtomBank:
         chosen = self.tasks if task is None else [task]
         total = dict.fromkeys(KINDS, 0)
         for t in chosen:
-            for name, tensor in self._task(t).items():
-                total[self._task_kinds[t][name]] += tensor.nbytes
+            for kind, size in self._task(t).sizes().items():
+                total[kind] += size
         return {kind: round(total[kind] / max(len(chosen), 1)) for kind in KINDS}
 
     def shared_memory(self) -> dict[str, int]:
@@ -237,8 +229,7 @@ class AtomBank:
         """A bank with the same tasks whose tensors are on a device; tensors that are there already are not copied."""
         moved = self._blank()
         moved._shared = {name: t.to(device) for name, t in self._shared.items()}
-        moved._fill(self)
-        moved._entries = {task: {n: t.to(device) for n, t in e.items()} for task, e in moved._entries.items()}
+        moved._tasks = {label: task.to(device) for label, task in self._tasks.items()}
         return moved
 
     # on disk
@@ -249,71 +240,43 @@ class AtomBank:
         Raises:
             FsclError: it cannot be written.
         """
-        tensors = {f"shared/{name}": t for name, t in self._shared.items()}
-        for task, entries in self._entries.items():
-            tensors |= {f"task/{task}/{name}": t for name, t in entries.items()}
-        meta = {
-            "tasks": [{"id": t, "name": self._names[t], "kinds": self._task_kinds[t]} for t in self.tasks],
-            "layers": self._layers,
-            "kinds": self._kinds,
-            "fingerprint": self.fingerprint,
-        }
-        header = {"format": "fscl.AtomBank", "version": str(FORMAT), "bank": json.dumps(meta)}
-        cpu = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-
-        def write(temporary: os.PathLike[str]) -> None:
-            try:
-                save_file(cpu, temporary, header)
-            except SafetensorError as error:  # a full disk arrives wrapped
-                raise OSError(None, str(error)) from error
-
-        write_atomically(path, write)
+        write_bank(path, Contents(self._layers, self._kinds, self.fingerprint, self._shared, self._tasks))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
-        """Reads a bank that :meth:`save` wrote. No code in the file is executed.
+        """Reads a bank that :meth:`save` wrote; a task's tensors only once they are asked for. No code is executed.
+
+        The file is kept open, so it may be replaced (by :meth:`save` too), renamed or deleted, but not written to in
+        place: tasks that were not read yet are then refused. Copies and pickles hold all tasks.
 
         Raises:
             FsclError: there is no such file, it is damaged, not a bank, or of a newer format.
         """
-        if not os.path.isfile(path):
-            raise FsclError(f"{path}: no such bank")
-        try:
-            with safe_open(path, framework="pt", device=str(device)) as file:
-                header = file.metadata() or {}
-                if header.get("format") != "fscl.AtomBank":
-                    raise FsclError(f"{path}: a safetensors file, but not an atom bank")
-                if int(header["version"]) > FORMAT:
-                    raise FsclError(
-                        f"{path}: bank format {header['version']}, and this fscl reads up to {FORMAT}; upgrade fscl"
-                    )
-                meta = json.loads(header["bank"])
-                bank = cls.__new__(cls)
-                bank._layers, bank._kinds = meta["layers"], meta["kinds"]
-                bank._fingerprint = meta["fingerprint"]
-                bank._shared, bank._entries, bank._task_kinds, bank._names = {}, {}, {}, {}
-                for task in meta["tasks"]:
-                    bank._names[task["id"]] = task["name"]
-                    bank._task_kinds[task["id"]] = task["kinds"]
-                    bank._entries[task["id"]] = {
-                        name: file.get_tensor(f"task/{task['id']}/{name}") for name in task["kinds"]
-                    }
-                for key in file.keys():  # noqa: SIM118 - not a dict
-                    if key.startswith("shared/"):
-                        bank._shared[key.removeprefix("shared/")] = file.get_tensor(key)
-                if bank._coefficients_fingerprint() != bank._fingerprint:
-                    raise ValueError("the coefficients are not those that were saved")
-        except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
-            raise FsclError(f"{path}: damaged or truncated, not readable as a bank ({error})") from error
+
+        def whole(found: Contents) -> bool:
+            return _fingerprint(found.layers, found.shared) == found.fingerprint
+
+        found = read_bank(path, device, whole)
+        bank = cls.__new__(cls)
+        bank._layers, bank._kinds, bank._shared = found.layers, found.kinds, found.shared
+        bank._fingerprint, bank._tasks = found.fingerprint, dict(found.tasks)
         return bank
 
     # inside
 
-    def _task(self, task: int) -> dict[str, Tensor]:
-        if task not in self._entries:
+    def __getstate__(self) -> dict[str, Any]:  # plain data, that torch.load(weights_only=True) takes
+        held = {label: task.held() for label, task in self._tasks.items()}
+        return {**self.__dict__, "_tasks": {label: (t.name, dict(t.kinds), t.tensors) for label, t in held.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        tasks = {label: HeldTask(*task) for label, task in state["_tasks"].items()}
+        self.__dict__.update({**state, "_tasks": tasks})
+
+    def _task(self, task: int) -> Task:
+        if task not in self._tasks:
             known = ", ".join(map(str, self.tasks)) or "none yet"
             raise FsclError(f"task {task!r} is not in the bank; tasks: {known}")
-        return self._entries[task]
+        return self._tasks[task]
 
     def _check_layer(self, layer: str) -> None:
         if layer not in self._layers:
@@ -329,22 +292,19 @@ class AtomBank:
                     "and make a new bank for a network with others"
                 )
 
-    def _coefficients_fingerprint(self) -> str:
-        return fingerprint_of({f"{n}.coefficients": self._shared[f"{n}.coefficients"] for n in self._layers})
-
     def _heads(self) -> list[str]:
         return [name for name, kind in self._kinds.items() if kind == "head"]
 
     def _blank(self) -> "AtomBank":
         bank = AtomBank.__new__(AtomBank)
         bank._layers, bank._kinds, bank._shared = self._layers, self._kinds, self._shared
-        bank._fingerprint = self._fingerprint
-        bank._entries, bank._task_kinds, bank._names = {}, {}, {}
+        bank._fingerprint, bank._tasks = self._fingerprint, {}
         return bank
 
     def _fill(self, other: "AtomBank") -> None:
-        for task in other.tasks:
-            label = task if task not in self._entries else max(self._entries) + 1
-            self._entries[label] = other._entries[task]
-            self._task_kinds[label] = other._task_kinds[task]
-            self._names[label] = other._names[task]
+        for label, task in other._tasks.items():
+            self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
+
+
+def _fingerprint(layers: Sequence[str], shared: Mapping[str, Tensor]) -> str:
+    return fingerprint_of({f"{layer}.coefficients": shared[f"{layer}.coefficients"] for layer in layers})

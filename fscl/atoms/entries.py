@@ -2,7 +2,8 @@
 
 import copy
 import hashlib
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -56,7 +57,7 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None) -> dict[st
 
 
 @torch.no_grad()
-def put_entries(model: nn.Module, entries: dict[str, Tensor]) -> None:
+def put_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
     """Copies entries into a network in place, making heads that it lacks.
 
     Raises:
@@ -71,7 +72,7 @@ def put_entries(model: nn.Module, entries: dict[str, Tensor]) -> None:
             target.copy_(tensor)
 
 
-def point_entries(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Tensor]:
+def point_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Makes a network use other tensors, without copying, and returns those it used; giving them back undoes it.
 
     The network's own parameters keep their identity, so that an optimizer that holds them is not disturbed.
@@ -79,25 +80,60 @@ def point_entries(model: nn.Module, entries: dict[str, Tensor]) -> dict[str, Ten
     Raises:
         FsclError: the network has no such entry.
     """
-    modules = dict(model.named_modules())
+    steps, groups = _route(tuple(entries))
     before: dict[str, Tensor] = {}
-    for name in entries:  # all of them, before any is changed
-        owner, _, leaf = name.rpartition(".")
-        module = modules.get(owner)
-        table: dict[str, Any] = {} if module is None else module._parameters | module._buffers
-        if table.get(leaf) is None:
-            raise FsclError(f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?")
-        before[name] = table[leaf]
-    for name, tensor in entries.items():
-        owner, _, leaf = name.rpartition(".")
-        module, device = modules[owner], before[name].device
-        tensor = tensor if tensor.device == device else tensor.to(device)
-        if leaf in module._parameters:
-            is_parameter = isinstance(tensor, nn.Parameter)
-            module._parameters[leaf] = tensor if is_parameter else nn.Parameter(tensor, requires_grad=False)
-        else:
-            module._buffers[leaf] = tensor
+    places: list[tuple[dict[str, Any], str, Tensor]] = []
+    try:  # all of them are found before any is changed, and afresh each time: modules may have been replaced
+        modules = [model]
+        for above, key in steps:
+            modules.append(modules[above]._modules[key])  # type: ignore[arg-type]  # None fails below
+        for number, wanted in groups:
+            parameters, buffers = modules[number]._parameters, modules[number]._buffers
+            for leaf, name in wanted:
+                table: dict[str, Any] = parameters if leaf in parameters else buffers
+                old, tensor = table[leaf], entries[name]
+                if tensor.device != old.device:
+                    tensor = tensor.to(old.device)
+                if table is parameters and type(tensor) is Tensor:
+                    tensor = nn.Parameter(tensor, requires_grad=False)
+                before[name] = old
+                places.append((table, leaf, tensor))
+    except (KeyError, AttributeError):
+        name = next(name for name in entries if not _has_entry(model, name))
+        raise FsclError(
+            f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?"
+        ) from None
+    for table, leaf, tensor in places:
+        table[leaf] = tensor
     return before
+
+
+@lru_cache(maxsize=64)
+def _route(names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[tuple[int, list[tuple[str, str]]]]]:
+    """How to walk from a network, module 0, to its entries.
+
+    Returns:
+        Steps (module so far, its child), each of which finds the next module; and (module, [(leaf, entry)]).
+    """
+    numbers = {"": 0}
+    steps: list[tuple[int, str]] = []
+    groups: dict[int, list[tuple[str, str]]] = {}
+    for name in names:
+        *path, leaf = name.split(".")
+        for depth, key in enumerate(path):
+            if (module := ".".join(path[: depth + 1])) not in numbers:
+                steps.append((numbers[".".join(path[:depth])], key))
+                numbers[module] = len(steps)
+        groups.setdefault(numbers[".".join(path)], []).append((leaf, name))
+    return steps, list(groups.items())
+
+
+def _has_entry(model: nn.Module, name: str) -> bool:
+    module: nn.Module | None = model
+    *path, leaf = name.split(".")
+    for key in path:
+        module = None if module is None else module._modules.get(key)
+    return module is not None and (module._parameters.get(leaf) is not None or module._buffers.get(leaf) is not None)
 
 
 def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -137,7 +173,9 @@ def live_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    return tensor.detach().clone(memory_format=torch.contiguous_format)
+    """A copy that nothing trains; of a parameter it is one, so that a network can be pointed at it as it is."""
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
 
 
 def fingerprint_of(coefficients: dict[str, Tensor]) -> str:

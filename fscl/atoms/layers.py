@@ -1,7 +1,8 @@
 """A convolution whose filters are a product of shared coefficients and a few spatial atoms."""
 
 import math
-from typing import Self
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,11 +17,27 @@ __all__ = ["AtomConv2d", "atom_layers", "freeze_coefficients"]
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
+class _Composed(NamedTuple):
+    """Filters, and all that they were composed of: while it is kept, neither can be taken for something newer."""
+
+    filters: Tensor
+    parameters: tuple[nn.Parameter, nn.Parameter]
+    memory: tuple[Tensor, Tensor]  # aliases: `parameter.data = ...` cannot be given the address that was freed
+    mark: tuple[Any, ...]
+
+
 class AtomConv2d(nn.Module):
     """A 2-D convolution with filters ``W[o, i] = sum_k coefficients[o, i, k] * atoms[k]``.
 
     Takes what ``torch.nn.Conv2d`` takes, gives the same output shapes, and adds ``num_atoms``. The coefficients mix
     channels and are meant to be shared by all tasks; the atoms do the spatial filtering and are a few hundred numbers.
+
+    Filters are composed in every forward pass in training. In evaluation, where no gradient to them is needed, they
+    are kept from one pass to the next, until a parameter is written in place, replaced, loaded, moved or cast, a pass
+    needs a gradient, or :meth:`train` or :meth:`eval` is called. PyTorch does not count some writes: through
+    ``parameter.data``, through a NumPy view, from another process, by a fused optimizer. Between two passes in
+    evaluation these go unnoticed; call :meth:`eval` after them, as is usual after training. Filters are composed in the
+    parameters' precision, also under autocast, which then casts them for the convolution as it does any weight.
 
     Args:
         in_channels: channels of the input (N, in_channels, H, W).
@@ -47,6 +64,9 @@ class AtomConv2d(nn.Module):
         >>> layer.weight.shape, layer.atoms.numel()
         (torch.Size([16, 3, 3, 3]), 54)
     """
+
+    _composed: _Composed | None = None
+    _may_change = False  # trained in evaluation mode, perhaps by an optimizer whose steps are not counted
 
     def __init__(
         self,
@@ -113,8 +133,51 @@ class AtomConv2d(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The composed filters (out_channels, in_channels / groups, height, width)."""
-        filters = self.coefficients.flatten(0, 1) @ self.atoms.flatten(1)
-        return filters.view(self.out_channels, self.in_channels // self.groups, *self.kernel_size)
+        kind = self.atoms.device.type
+        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+            with torch.autocast(kind, enabled=False):
+                return self._compose()
+        return self._compose()
+
+    def _compose(self) -> Tensor:
+        coefficients, atoms = self.coefficients.flatten(0, 1), self.atoms.flatten(1)
+        shape = self.out_channels, self.in_channels // self.groups, *self.kernel_size
+        if math.prod(self.kernel_size) < 12 and shape[0] * shape[1] % 2 == 0 and atoms.device.type == "cpu":
+            # two filters a row: so narrow a product, and its gradients, take the CPU twice as long as one twice as wide
+            coefficients, atoms = coefficients.reshape(-1, 2 * self.num_atoms), torch.block_diag(atoms, atoms)
+        return (coefficients @ atoms).view(shape)
+
+    def _filters(self) -> Tensor:
+        """:attr:`weight`, kept from pass to pass where that is safe."""
+        coefficients, atoms = self.coefficients, self.atoms
+        if self.training or not _can_be_kept(coefficients, atoms):
+            return self.weight
+        if torch.is_grad_enabled() and (coefficients.requires_grad or atoms.requires_grad):
+            self._composed, self._may_change = None, True
+        if self._may_change:
+            return self.weight
+        stream = torch.cuda.current_stream(atoms.device) if atoms.is_cuda else None  # another one would have to wait
+        mark = coefficients._version, atoms._version, coefficients.data_ptr(), atoms.data_ptr(), stream
+        kept = self._composed
+        if kept and kept.parameters[0] is coefficients and kept.parameters[1] is atoms and kept.mark == mark:
+            return kept.filters
+        with torch.inference_mode(False), torch.no_grad():  # autograd may need these filters after inference mode
+            filters = self.weight
+            if type(filters) is Tensor:  # not a fake one, nor any that lives only as long as some mode
+                memory = coefficients.detach(), atoms.detach()
+                self._composed = _Composed(filters, (coefficients, atoms), memory, mark)
+        return filters
+
+    def train(self, mode: bool = True) -> Self:
+        self._composed, self._may_change = None, False
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
+        self._composed = None  # or the memory that is left would stay in use
+        return super()._apply(fn, recurse)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_composed"}
 
     def gram(self) -> Tensor:
         """The (m, m) matrix ``sum_oi coefficients[o, i] coefficients[o, i]^T``: inner products of atoms as filters."""
@@ -126,7 +189,7 @@ class AtomConv2d(nn.Module):
         if self.padding_mode != "zeros" and padding != "valid":
             x = F.pad(x, self._border(), mode=self.padding_mode)
             padding = (0, 0)
-        return F.conv2d(x, self.weight, self.bias, self.stride, padding, self.dilation, self.groups)
+        return F.conv2d(x, self._filters(), self.bias, self.stride, padding, self.dilation, self.groups)
 
     def _border(self) -> tuple[int, ...]:
         """Pixels to add (left, right, top, bottom); "same" puts the odd one right and below, as torch does."""
@@ -225,6 +288,20 @@ class AtomConv2d(nn.Module):
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         text += "".join(f", {k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v)
         return text + ("" if self.bias is not None else ", bias=False")
+
+
+def _can_be_kept(coefficients: Tensor, atoms: Tensor) -> bool:
+    """Whether what is composed of two tensors now may be used in a later pass, and changes to them would be noticed."""
+    return not (
+        torch.compiler.is_compiling()
+        or type(coefficients) is not nn.Parameter
+        or type(atoms) is not nn.Parameter
+        or coefficients.is_inference()
+        or atoms.is_inference()
+        or torch._C._are_functorch_transforms_active()
+        or torch.jit.is_tracing()
+        or (atoms.is_cuda and torch.cuda.is_current_stream_capturing())
+    )
 
 
 def atom_layers(model: nn.Module) -> dict[str, AtomConv2d]:

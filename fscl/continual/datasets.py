@@ -6,6 +6,7 @@ import pickle
 import socket
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from fscl.continual.decoded import cached_pixels
 from fscl.errors import FsclError
 
 __all__ = ["ImageSet", "data_root", "find_data", "load_images"]
@@ -220,19 +222,25 @@ def _from_folder(folder: Path, image_size: int | None) -> ImageSet:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
         raise FsclError(f"{folder}: no class folders in it; expected {folder}/<class>/*")
-    arrays, labels = [], []
+    files, labels = [], []
     for index, name in enumerate(classes):
-        files = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not files:
+        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
+        if not found:
             raise FsclError(f"{folder / name}: no images in it; known endings: {' '.join(SUFFIXES)}")
-        arrays += [_read(path, image_size) for path in files]
-        labels += [index] * len(files)
+        files += found
+        labels += [index] * len(found)
+    images = cached_pixels(folder, files, image_size, lambda: _decoded(folder, files, image_size))
+    return ImageSet(torch.from_numpy(images), torch.tensor(labels), classes)
+
+
+def _decoded(folder: Path, files: list[Path], image_size: int | None) -> np.ndarray:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work outside of Python's lock
+        arrays = list(pool.map(lambda path: _read(path, image_size), files, chunksize=64))
     sizes = {a.shape for a in arrays}
     if len(sizes) > 1:
         example = ", ".join(sorted(f"{s[1]}x{s[0]}" for s in sizes)[:3])
         raise FsclError(f"{folder}: images of {len(sizes)} sizes ({example}, ...); set data.image_size in the recipe")
-    images = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
-    return ImageSet(images, torch.tensor(labels), classes)
+    return np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2))
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -70,7 +70,8 @@ class FeatureRecorder(SupervisedPlugin):
     @contextmanager
     def recording(self) -> Iterator[dict[int, Features]]:
         """Within the block evaluations are recorded; the features are in the dictionary once the block has ended."""
-        self._kept, features = {}, {}
+        features: dict[int, Features] = {}
+        self._kept = {}
         try:
             yield features
             for experience, parts in self._kept.items():

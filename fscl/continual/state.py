@@ -23,8 +23,20 @@ __all__ = ["SAFE_CLASSES", "plugin_state", "restore_plugins", "strategy_state", 
 SAFE_CLASSES: list[Any] = [AtomBank, set]
 PARAM = "fscl: name of ParamData"  # an Avalanche class that holds a function, so that it is written in parts
 CODE = (type, FunctionType, BuiltinFunctionType, MethodType)
-TRANSIENT = ("_before", "_random", "_heads", "_shown", "_scheduler", "_progress", "_stream", "_device")
-TRANSIENT += ("_scaler", "_task_ids", "_kept", "_tap")
+TRANSIENT = (
+    "_before",
+    "_random",
+    "_heads",
+    "_shown",
+    "_scheduler",
+    "_progress",
+    "_stream",
+    "_device",
+    "_scaler",
+    "_task_ids",
+    "_kept",
+    "_tap",
+)
 
 
 def plugin_state(strategy: Any) -> list[dict[str, Any]]:

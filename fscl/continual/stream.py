@@ -103,8 +103,7 @@ def split_classes(
     if not 0 <= validation < 1:
         raise FsclError(f"validation is {validation}; it is a share of the training images, at least 0 and below 1")
     groups = _groups(train.classes, tasks, seed, shuffle)
-    pixels = train.images.float().div_(255)
-    mean, std = pixels.mean((0, 2, 3)).tolist(), pixels.std((0, 2, 3)).clamp_min(1e-3).tolist()
+    mean, std = _statistics(train.images)
     transforms = {
         "train": (ImageTransform(mean, std, crop_padding, flip), None),
         "eval": (ImageTransform(mean, std), None),
@@ -130,6 +129,20 @@ def split_classes(
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
     channels, height, width = train.images.shape[1:]
     return Stream(benchmark, names, (channels, height, width))
+
+
+def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, in units of [0, 1], from how often each of the 256 values occurs."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        counts = torch.zeros(256, dtype=torch.int64)
+        for part in channel.flatten().split(2**22):  # counting takes eight bytes a value
+            counts += torch.bincount(part, minlength=256)
+        n = int(counts.sum())
+        mean.append(float((counts * values).sum() / n))
+        std.append(max(float(((counts * (values - mean[-1]).square()).sum() / max(n - 1, 1)).sqrt()), 1e-3))
+    return mean, std
 
 
 def _groups(classes: list[str], tasks: int | Sequence[Sequence[str]], seed: int, shuffle: bool) -> list[list[int]]:

@@ -117,7 +117,7 @@ class TaskSwitchPlugin(SupervisedPlugin):
             point_entries(model, self._before)
             self._before = {}
         if entries is not None:
-            self._before = point_entries(model, dict(entries))
+            self._before = point_entries(model, entries)
         self._shown = task
 
 

@@ -1,6 +1,7 @@
-"""How tasks compare: similarities of filter atoms, and honest correlations of task-by-task matrices."""
+"""How tasks compare: by their filter atoms, by features on data, and how one task-by-task matrix goes with another."""
 
 from fscl.similarity.correlation import Correlation, Spread, holm, mantel, seed_interval
+from fscl.similarity.probing import SVCCA, linear_cka, mean_cca, minibatch_cka, probing_matrix, svcca
 from fscl.similarity.subspace import (
     AtomStacks,
     FilterAtoms,
@@ -11,6 +12,7 @@ from fscl.similarity.subspace import (
 )
 
 __all__ = [
+    "SVCCA",
     "AtomStacks",
     "Correlation",
     "FilterAtoms",
@@ -19,7 +21,12 @@ __all__ = [
     "atoms_of_filters",
     "gram_matrix",
     "holm",
+    "linear_cka",
     "mantel",
+    "mean_cca",
+    "minibatch_cka",
+    "probing_matrix",
     "seed_interval",
     "similarity_matrix",
+    "svcca",
 ]

@@ -5,7 +5,7 @@ comparing two small sets of atoms, layer by layer. Everything here is a pure fun
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -16,8 +16,10 @@ from fscl.errors import FsclError
 __all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", "gram_matrix", "similarity_matrix"]
 
 METRICS = ("cosine", "filter", "grassmann", "projection")
+SPANS = ("grassmann", "projection")
 AGGREGATES = ("mean", "product")
-_BLOCK_VALUES = 2**21  # most float64 values in one block of task pairs: 16 MiB
+_BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which a core's cache holds
+_TINY = torch.finfo(torch.float64).tiny
 
 
 @runtime_checkable
@@ -75,7 +77,11 @@ def similarity_matrix(
         rank: dimensions of a span, for `grassmann` and `projection`; less than kh*kw and at most m.
 
     Returns:
-        (T, T), or (L, T, T) with `per_layer`; float64 if a stack is, else float32. Computed in float64 on the CPU.
+        (T, T), or (L, T, T) with `per_layer`, on the device of the first stack; float64 if a stack is, else float32.
+
+    Computed in float64 on that device (on the CPU for MPS, which has no float64), in blocks of pairs. Beside the atoms,
+    one float64 copy of them (`projection`: (kh*kw)^2 values in place of m*kh*kw, `grassmann`: rank*kh*kw) and the
+    result, the memory used does not grow with the tasks: below 32 MiB for 20 layers of 12 atoms of 3x3.
 
     Raises:
         FsclError: unknown metric, aggregate or layer; shapes that do not fit; values that are not finite; no Gram
@@ -96,10 +102,22 @@ def similarity_matrix(
             "metric 'filter' needs the Gram matrices of the coefficients: pass a bank or "
             f"grams={{layer: gram_matrix(coefficients)}} for {list(stacks)}, or use metric='cosine'"
         )
-    compared = torch.stack([_layer_similarity(name, stack, found, metric, rank) for name, stack in stacks.items()])
-    result = compared if per_layer else aggregate_layers(compared, aggregate)
     given = list(stacks.values())
-    return result.to(given[0].device, torch.float64 if torch.float64 in {s.dtype for s in given} else torch.float32)
+    device = torch.device("cpu") if given[0].device.type == "mps" else given[0].device  # MPS has no float64
+    roots = {name: _gram_root(name, gram).to(device) for name, gram in found.items()}
+    tasks, edge = len(given[0]), _edge(stacks, metric, rank)
+    blocks = [_factors(stacks, roots, metric, rank, start, edge, device) for start in range(0, tasks, edge)]
+    dtype = torch.float64 if any(stack.dtype == torch.float64 for stack in given) else torch.float32
+    result = torch.empty((len(given), tasks, tasks) if per_layer else (tasks, tasks), dtype=dtype, device=device)
+    compare = _geodesics if metric == "grassmann" else _products
+    for i, rows in enumerate(blocks):
+        for j, columns in enumerate(blocks[i:], i):
+            pairs = map(compare, rows, columns)
+            tiles = pairs if per_layer else [_aggregated(pairs, len(rows), aggregate)]
+            for whole, tile in zip(result if per_layer else [result], tiles, strict=True):
+                _place(whole, tile.clamp_(-1, 1), i * edge, j * edge)
+    result.diagonal(dim1=-2, dim2=-1).fill_(1)
+    return result.to(given[0].device)
 
 
 def aggregate_layers(per_layer: Tensor, how: str = "product") -> Tensor:
@@ -158,7 +176,7 @@ def atoms_of_filters(filters: Sequence[Tensor] | Tensor, reference: int = 0) -> 
     _check_finite("filters", stored, "snapshot")
     flat = stored.cpu().double().flatten(3).flatten(1, 2)
     basis, strength, _ = torch.linalg.svd(flat[reference], full_matrices=False)
-    basis = basis[:, strength > strength[0] * _eps(stored) * max(flat.shape[1:])]
+    basis = basis[:, strength > strength[0] * _eps(stored.dtype) * max(flat.shape[1:])]
     if basis.shape[1] == 0:
         raise FsclError(f"the filters of reference snapshot {reference} are all zero; choose another reference")
     atoms = basis.mT @ flat
@@ -179,8 +197,8 @@ def _check_finite(name: str, values: Tensor, what: str) -> None:
         raise FsclError(f"{name}: {what} {bad[0]} holds values that are not finite; leave it out or restore it")
 
 
-def _eps(stored: Tensor) -> float:
-    return torch.finfo(torch.float64 if stored.dtype == torch.float64 else torch.float32).eps
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
 def _named(values: Any, ndim: int) -> dict[str, Tensor]:
@@ -192,18 +210,18 @@ def _named(values: Any, ndim: int) -> dict[str, Tensor]:
 
 
 def _stacks(source: Any, layers: Iterable[str | int] | None) -> dict[str, Tensor]:
-    given = {} if isinstance(source, AtomStacks) else _named(source, ndim=4)
-    known = list(source.layers) if isinstance(source, AtomStacks) else list(given)
+    bank = isinstance(source, AtomStacks)
+    given = {} if bank else _named(source, ndim=4)
+    known = list(source.layers if bank else given)
     wanted = known if layers is None else [str(name) for name in ([layers] if isinstance(layers, str) else layers)]
     unknown = [name for name in wanted if name not in known]
     if unknown or not wanted:
         raise FsclError(f"{f'unknown layer {unknown[0]!r}' if unknown else 'no layers'}; known layers: {known}")
-    stacks = {name: given[name] if given else source.stack(name) for name in wanted}
+    stacks = {name: source.stack(name) if bank else given[name] for name in wanted}
     for name, stack in stacks.items():
         if not isinstance(stack, Tensor) or stack.ndim != 4 or 0 in stack.shape or stack.is_complex():
             got = f"shape {tuple(stack.shape)}" if isinstance(stack, Tensor) else type(stack).__name__
             raise FsclError(f"layer {name!r}: {got}; a real tensor of shape (tasks, m, kh, kw) would do")
-        _check_finite(f"layer {name!r}", stack, "task")
     tasks = {name: len(stack) for name, stack in stacks.items()}
     if len(set(tasks.values())) > 1:
         raise FsclError(f"every layer needs the same number of tasks, but they have {tasks}")
@@ -225,30 +243,55 @@ def _grams(source: Any, grams: Any, stacks: Mapping[str, Tensor]) -> dict[str, T
     return found
 
 
-def _layer_similarity(name: str, stack: Tensor, grams: Mapping[str, Tensor], metric: str, rank: int) -> Tensor:
-    atoms = stack.detach().cpu().double().flatten(2)
-    # No metric depends on the scale of a task's atoms; a common scale keeps squares from over- or underflowing.
-    largest = atoms.abs().amax((1, 2), keepdim=True)
-    atoms = atoms / torch.where(largest > 0, largest, 1.0)
-    if grams:
-        atoms = _gram_root(name, grams[name]) @ atoms
-    if metric in ("cosine", "filter"):
-        similarity = _cosines(atoms.flatten(1))
-    else:
-        bases = _bases(name, atoms, rank, _eps(stack))
-        # |B^T B'|_F^2 is the inner product of the projectors, each of norm sqrt(rank).
-        similarity = _geodesics(bases) if metric == "grassmann" else _cosines((bases.mT @ bases).flatten(1))
-    present = atoms.flatten(1).any(1)
-    similarity = similarity.clamp(-1, 1) * (present[:, None] & present)
-    upper = similarity.triu(1)  # matrix products need not be symmetric to the last bit
-    return upper + upper.mT + torch.eye(len(atoms), dtype=upper.dtype)
+def _edge(stacks: Mapping[str, Tensor], metric: str, rank: int) -> int:
+    """How many tasks a block of pairs takes on each side; a pair of spans is worked on with all their values."""
+    largest = max(rank * stack.shape[2:].numel() for stack in stacks.values()) if metric == "grassmann" else 1
+    return max(1, math.isqrt(_BLOCK_VALUES // max(1, largest)))
+
+
+def _factors(
+    stacks: Mapping[str, Tensor],
+    roots: Mapping[str, Tensor],
+    metric: str,
+    rank: int,
+    start: int,
+    edge: int,
+    device: torch.device,
+) -> list[Tensor]:
+    """What pairs of up to `edge` tasks from `start` on are compared by, layer by layer: (tasks, ...) in float64."""
+    alike: dict[tuple[torch.Size, torch.dtype], list[str]] = {}  # layers of one shape are prepared in one go
+    for name, stack in stacks.items():
+        alike.setdefault((stack.shape, stack.dtype), []).append(name)
+    factors: dict[str, Tensor] = {}
+    for (_, dtype), names in alike.items():
+        atoms = torch.stack([stacks[name][start : start + edge].to(device) for name in names]).double().flatten(3)
+        flat = atoms.flatten(2)
+        if dtype == torch.float64:  # no metric depends on scale; squares of narrower types cannot overflow here
+            flat.div_(flat.abs().amax(2, keepdim=True).clamp_(min=_TINY))
+        norms = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
+        if not math.isfinite(norms.sum()):
+            for name in names:
+                _check_finite(f"layer {name!r}", stacks[name], "task")
+        flat.div_(norms.clamp_(min=_TINY))
+        if roots:
+            atoms = torch.stack([roots[name] for name in names])[:, None] @ atoms
+        if metric in SPANS:
+            atoms = _bases(names, atoms, rank, _eps(dtype), start)
+        if metric == "projection":  # |B^T B'|_F^2 is the inner product of the projectors
+            atoms = atoms.mT @ atoms
+        if metric != "grassmann":
+            atoms = atoms.flatten(2)
+        if metric in ("filter", "projection"):
+            atoms.div_(torch.linalg.vector_norm(atoms, dim=2, keepdim=True).clamp_(min=_TINY))
+        factors.update(zip(names, atoms, strict=True))
+    return [factors[name] for name in stacks]
 
 
 def _gram_root(name: str, gram: Tensor) -> Tensor:
     """A root R with R^T R = G; eigenvalues that are rounding of the input's precision count as zero."""
     full = gram.detach().cpu().double()
     values, vectors = torch.linalg.eigh((full + full.mT) / 2)
-    noise = 4 * len(full) * _eps(gram) * values.abs().max()
+    noise = 4 * len(full) * _eps(gram.dtype) * values.abs().max()
     if (full - full.mT).abs().max() > noise or values[0] < -noise:
         raise FsclError(
             f"layer {name!r}: the Gram matrix is not symmetric positive semi-definite (least eigenvalue "
@@ -257,45 +300,55 @@ def _gram_root(name: str, gram: Tensor) -> Tensor:
     return torch.where(values > noise, values, 0.0).sqrt()[:, None] * vectors.mT
 
 
-def _cosines(flat: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(flat, dim=1, keepdim=True)
-    unit = flat / torch.where(norms > 0, norms, 1.0)
-    return unit @ unit.mT
-
-
-def _bases(name: str, atoms: Tensor, rank: int, eps: float) -> Tensor:
-    """Orthonormal rows (T, rank, kh*kw) of the leading dimensions that each task's atoms span."""
-    _, m, size = atoms.shape
+def _bases(names: Sequence[str], atoms: Tensor, rank: int, eps: float, start: int) -> Tensor:
+    """Orthonormal rows (L, T, rank, kh*kw) of the leading dimensions that atoms (L, T, m, kh*kw) span, or zeros."""
+    m, size = atoms.shape[2:]
     most = min(m, size - 1)
     if not 1 <= rank <= most:
         use = f"use a rank from 1 to {most}, or leave" if most else "leave"
-        raise FsclError(f"layer {name!r}: rank {rank} with m={m} atoms of {size} values; {use} it out with layers=")
+        raise FsclError(f"layer {names[0]!r}: rank {rank} with m={m} atoms of {size} values; {use} it out with layers=")
     _, strength, span = torch.linalg.svd(atoms, full_matrices=False)
-    dimensions = (strength > strength[:, :1] * eps * max(m, size)).sum(1)
-    short = ((dimensions > 0) & (dimensions < rank)).nonzero().flatten().tolist()
+    dimensions = (strength > strength[..., :1] * eps * max(m, size)).sum(2)
+    short = ((dimensions > 0) & (dimensions < rank)).nonzero().tolist()
     if short:
-        least = int(dimensions[short[0]])
+        layer, task = short[0]
+        least = int(dimensions[layer, task])
         raise FsclError(
-            f"layer {name!r}: the atoms of task {short[0]} span {least} dimensions, fewer than rank {rank}; "
-            f"use a rank up to {least}, or leave the layer out with layers="
+            f"layer {names[layer]!r}: the atoms of task {start + task} span {least} dimensions, fewer than rank "
+            f"{rank}; use a rank up to {least}, or leave the layer out with layers="
         )
-    return span[:, :rank]
+    return span[:, :, :rank] * (dimensions > 0)[..., None, None]
 
 
-def _geodesics(bases: Tensor) -> Tensor:
-    """Grassmann similarity of all pairs of spans, from orthonormal rows (T, rank, size); upper triangle only."""
-    tasks, rank, size = bases.shape
-    result = torch.zeros(tasks, tasks, dtype=bases.dtype)
-    start = 0
-    while start < tasks:
-        others = bases[start:]
-        stop = min(tasks, start + max(1, _BLOCK_VALUES // (len(others) * rank * size)))
-        rows = bases[start:stop, None]
-        left, _, right = torch.linalg.svd(rows @ others.mT)
-        # Principal vectors an angle theta apart are a chord 2 sin(theta / 2) apart. Unlike the arc cosine of the
-        # singular values, this keeps full precision for spans that (almost) coincide.
-        chords = torch.linalg.vector_norm(left.mT @ rows - right @ others, dim=-1)
-        angles = 2 * torch.asin((chords / 2).clamp(max=math.sqrt(0.5)))
-        result[start:stop, start:] = 1 - torch.linalg.vector_norm(angles, dim=-1) / (math.sqrt(rank) * math.pi / 2)
-        start = stop
-    return result
+def _products(rows: Tensor, columns: Tensor) -> Tensor:
+    return rows @ columns.mT
+
+
+def _geodesics(rows: Tensor, columns: Tensor) -> Tensor:
+    """Grassmann similarity of all pairs of spans, from orthonormal rows (T, rank, size) and (T', rank, size)."""
+    present = rows.any(2).any(1)[:, None] & columns.any(2).any(1)
+    rank, rows = rows.shape[1], rows[:, None]
+    left, _, right = torch.linalg.svd(rows @ columns.mT)
+    # Principal vectors an angle theta apart are a chord 2 sin(theta / 2) apart. Unlike the arc cosine of the
+    # singular values, this keeps full precision for spans that (almost) coincide.
+    chords = torch.linalg.vector_norm(left.mT @ rows - right @ columns, dim=-1)
+    angles = 2 * torch.asin((chords / 2).clamp(max=math.sqrt(0.5)))
+    return (1 - torch.linalg.vector_norm(angles, dim=-1) / (math.sqrt(rank) * math.pi / 2)) * present
+
+
+def _aggregated(pairs: Iterator[Tensor], layers: int, how: str) -> Tensor:
+    """`aggregate_layers` of one layer after another, without holding them all."""
+    total = next(pairs)
+    for pair in pairs:
+        total = total.add_(pair) if how == "mean" else total.mul_(pair)
+    return total.div_(layers) if how == "mean" else total.square_()
+
+
+def _place(whole: Tensor, tile: Tensor, row: int, column: int) -> None:
+    """Write a tile on or above the diagonal, and its mirror image."""
+    above = whole[row : row + tile.shape[0], column : column + tile.shape[1]]
+    if row == column:
+        tile = (tile + tile.mT).div_(2)  # matrix products need not be symmetric to the last bit
+    above.copy_(tile)
+    if row != column:
+        whole[column : column + tile.shape[1], row : row + tile.shape[0]].copy_(above.mT)

@@ -79,6 +79,53 @@ def test_nor_when_the_network_lacks_an_entry(three_tasks):
     assert same(state_of(model), before)
 
 
+def test_swapping_follows_modules_that_are_replaced_and_heads_that_grow(three_tasks):
+    model, bank = three_tasks.model, three_tasks.bank
+    with bank.swapped(model, 0):
+        pass
+    model.norm, model.classifier = copy.deepcopy(model.norm), nn.Linear(8, 7)
+    own = dict(model.named_parameters())
+    with bank.swapped(model, 1):
+        assert torch.equal(three_tasks.say(model), three_tasks.outputs[1])
+    assert all(p is own[n] for n, p in model.named_parameters())
+    model.norm.running_var = None
+    with pytest.raises(FsclError, match=r"Net has no entry 'norm\.running_var'"), bank.swapped(model, 2):
+        pass
+    assert all(p is own[n] for n, p in model.named_parameters())
+    model.norm = None
+    with pytest.raises(FsclError, match=r"Net has no entry 'norm\.weight'"), bank.swapped(model, 2):
+        pass
+
+
+def test_a_task_is_shown_with_the_same_parameters_each_time_and_none_is_trained(three_tasks):
+    model, bank = three_tasks.model, three_tasks.bank
+    shown = []
+    for _ in range(2):
+        with bank.swapped(model, 1):
+            shown.append(dict(model.named_parameters()))
+            assert isinstance(model.first.atoms, nn.Parameter)
+            assert not isinstance(model.norm.running_mean, nn.Parameter)
+            assert not any(p.requires_grad for n, p in model.named_parameters() if n in bank.entries(1))
+            assert model.first.atoms.data_ptr() == bank.atoms(1)["first"].data_ptr()
+    assert all(shown[0][name] is shown[1][name] for name in shown[0])
+
+
+def test_one_module_under_two_names_is_swapped_and_given_back(three_tasks):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one = self.other = nn.Conv2d(1, 8, 3)
+            self.head = nn.Linear(8, 2)
+
+    model = decompose(Twice()).model
+    freeze_coefficients(model)
+    bank, own = AtomBank(model), model.one.atoms
+    bank.store(model, 0)
+    with bank.swapped(model, 0):
+        assert model.other.atoms is model.one.atoms is not own
+    assert model.other.atoms is own
+
+
 def test_memory_is_the_bytes_of_what_differs_from_task_to_task(three_tasks, of_a_task):
     bank = three_tasks.bank
     values = {n: t.numel() * t.element_size() for n, t in three_tasks.model.state_dict().items()}

@@ -1,15 +1,20 @@
+import copy
+import io
 import json
 import os
+import pickle
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from fscl.atoms import AtomBank
-from fscl.atoms import bank as bank_module
+from fscl.atoms import AtomBank, bank_file, decompose, freeze_coefficients
+from fscl.atoms.tasks import TaskFile
 from fscl.errors import FsclError
 
 IN_ANOTHER_PROCESS = """
@@ -73,7 +78,7 @@ def test_every_task_is_the_same_to_the_bit_in_another_process(three_tasks, saved
 
 def test_the_file_is_plain_safetensors(three_tasks, saved):
     tensors = load_file(saved)
-    assert torch.equal(tensors["task/1/second.atoms"], three_tasks.bank.atoms(1)["second"])
+    assert torch.equal(tensors["tasks/second.atoms"], three_tasks.bank.stack("second"))
     assert torch.equal(tensors["shared/first.coefficients"], three_tasks.bank.shared["first.coefficients"])
     kept = sum(three_tasks.bank.memory().values()) * 3 + sum(three_tasks.bank.shared_memory().values())
     assert sum(t.nbytes for t in tensors.values()) == kept
@@ -116,12 +121,15 @@ def test_other_files_are_told_apart(saved, tmp_path):
         AtomBank.load(tmp_path / "nowhere")
     with pytest.raises(FsclError, match="no such bank"):
         AtomBank.load(tmp_path)
-    rewritten(saved, version="2")
-    with pytest.raises(FsclError, match="bank format 2, and this fscl reads up to 1; upgrade fscl"):
+    rewritten(saved, version="3")
+    with pytest.raises(FsclError, match="bank format 3, and this fscl reads up to 2; upgrade fscl"):
         AtomBank.load(saved)
 
 
-@pytest.mark.parametrize("meta", ["", "[]", "{}", "3", '{"tasks": [1], "layers": [], "kinds": {}, "fingerprint": ""}'])
+SENSELESS = '{"tasks": [1], "names": ["a"], "layers": [], "kinds": {}, "fingerprint": "", "stacks": {"tasks/no": {}}}'
+
+
+@pytest.mark.parametrize("meta", ["", "[]", "{}", "3", '{"tasks": [1], "layers": []}', SENSELESS])
 def test_metadata_that_makes_no_sense_is_damage(saved, meta):
     rewritten(saved, bank=meta)
     with pytest.raises(FsclError, match="damaged or truncated") as error:
@@ -149,7 +157,7 @@ def test_a_full_disk_leaves_the_old_file_whole(three_tasks, saved, monkeypatch, 
         path.write_bytes(b"half a ba")
         raise failure
 
-    monkeypatch.setattr(bank_module, "save_file", fails)
+    monkeypatch.setattr(bank_file, "save_file", fails)
     three_tasks.bank.store(three_tasks.model, 8)
     with pytest.raises(FsclError, match=r"cannot write .*bank\.safetensors: .*No space left on device") as error:
         three_tasks.bank.save(saved)
@@ -186,6 +194,217 @@ def test_a_folder_that_cannot_be_written_is_named(three_tasks, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FsclError, match=r"cannot write .*file/bank\.safetensors"):
         three_tasks.bank.save(tmp_path / "file" / "bank.safetensors")
+
+
+def save_as_format_1(bank, path, kinds):
+    """How the first release wrote it: one tensor for each task and entry."""
+    tensors = {f"shared/{name}": t for name, t in bank.shared.items()}
+    for task in bank.tasks:
+        tensors |= {f"task/{task}/{name}": t.detach() for name, t in bank.entries(task).items()}
+    meta = {
+        "tasks": [{"id": t, "name": n, "kinds": kinds} for t, n in zip(bank.tasks, bank.names, strict=True)],
+        "layers": bank.layers,
+        "kinds": kinds,
+        "fingerprint": bank.fingerprint,
+    }
+    save_file(tensors, path, {"format": "fscl.AtomBank", "version": "1", "bank": json.dumps(meta)})
+
+
+def test_files_of_the_first_format_are_read(three_tasks, of_a_task, tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_as_format_1(three_tasks.bank, path, {name: kind for kind, names in of_a_task.items() for name in names})
+    bank = AtomBank.load(path)
+    assert (bank.tasks, bank.names, bank.layers) == ([0, 1, 2], three_tasks.bank.names, three_tasks.bank.layers)
+    assert bank.memory(1) == three_tasks.bank.memory(1)
+    bank.save(path)  # in the present format
+    for loaded in (bank, AtomBank.load(path)):
+        model = three_tasks.fresh()
+        for task in (2, 0, 1):
+            loaded.restore(model, task)
+            assert torch.equal(three_tasks.say(model), three_tasks.outputs[task])
+            with loaded.swapped(model, 0):
+                assert torch.equal(three_tasks.say(model), three_tasks.outputs[0])
+
+
+@pytest.fixture
+def bytes_read(monkeypatch):
+    """Bytes read of tasks, as they are read."""
+    read, original = [], TaskFile.read
+
+    def counting(self, *arguments):
+        read.append(original(self, *arguments).nbytes)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(TaskFile, "read", counting)
+    return read
+
+
+def test_a_task_is_read_when_it_is_asked_for_and_once(three_tasks, saved, bytes_read):
+    bank = AtomBank.load(saved)
+    assert (len(bank), bank.names, bank.memory(), repr(bank)) == (
+        3,
+        three_tasks.bank.names,
+        three_tasks.bank.memory(),
+        repr(three_tasks.bank),
+    )
+    assert bytes_read == []
+    assert bank.gram("first").shape == (8, 8)
+    assert torch.equal(bank.stack("second"), three_tasks.bank.stack("second"))
+    assert sum(bytes_read) == bank.stack("second").nbytes
+    bytes_read.clear()
+    with bank.swapped(three_tasks.model, 1):
+        assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[1])
+    assert sum(bytes_read) == sum(bank.memory(1).values())
+    for call in (bank.entries, bank.atoms):
+        call(1)
+    assert sum(bytes_read) == sum(bank.memory(1).values())
+
+
+def test_a_bank_that_is_partly_read_is_the_same_bank(three_tasks, saved):
+    bank, original = AtomBank.load(saved), three_tasks.bank
+    bank.entries(1)
+    three_tasks.become_another()
+    for each in (bank, original):
+        each.store(three_tasks.model, 0)
+        each.store(three_tasks.model, 5, "five")
+    assert torch.equal(bank.stack("first"), original.stack("first"))
+    assert torch.equal(bank.similarity(), original.similarity())
+    assert bank.nearest(5) == original.nearest(5)
+    merged = bank.merge(AtomBank.load(saved))
+    assert torch.equal(merged.stack("second")[4:], AtomBank.load(saved).stack("second"))
+    assert bank.to("meta").stack("first").device.type == "meta"
+    assert torch.equal(bank.to("cpu").stack("first"), original.stack("first"))
+
+
+def through_torch(bank):
+    torch.save(bank, file := io.BytesIO())
+    file.seek(0)
+    with torch.serialization.safe_globals([AtomBank]):
+        return torch.load(file, weights_only=True)
+
+
+COPIES = [copy.deepcopy, copy.copy, lambda bank: pickle.loads(pickle.dumps(bank)), through_torch]
+
+
+@pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "copy", "pickle", "torch"])
+def test_copies_and_pickles_need_the_file_no_more(three_tasks, saved, copied):
+    bank = copied(AtomBank.load(saved))
+    saved.write_bytes(b"gone")
+    assert torch.equal(bank.similarity(), three_tasks.bank.similarity())
+    for task in bank.tasks:
+        bank.restore(three_tasks.model, task)
+        assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[task])
+
+
+def test_a_bank_can_be_saved_over_the_file_that_it_is_read_from(three_tasks, saved):
+    bank = AtomBank.load(saved)
+    three_tasks.become_another()
+    bank.store(three_tasks.model, 3)
+    said = three_tasks.say(three_tasks.model)
+    bank.save(saved)
+    bank.save(saved)
+    for each in (bank, AtomBank.load(saved)):
+        for task, outputs in enumerate([*three_tasks.outputs, said]):
+            each.restore(three_tasks.model, task)
+            assert torch.equal(three_tasks.say(three_tasks.model), outputs)
+
+
+def test_a_file_that_is_deleted_can_still_be_read(three_tasks, saved):
+    bank = AtomBank.load(saved)
+    saved.unlink()
+    assert torch.equal(bank.stack("first"), three_tasks.bank.stack("first"))
+    bank.restore(three_tasks.model, 1)
+    assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[1])
+
+
+class Broken:
+    """A file on a disk that fails: at once, or only after its size was asked for."""
+
+    def __init__(self, file, works):
+        self.file, self.works = file, works
+
+    def fileno(self):
+        self.works -= 1
+        if self.works >= 0:
+            return self.file.fileno()
+        raise OSError(5, "Input/output error")
+
+    def close(self):
+        self.file.close()
+
+
+@pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:-4] + b"\0\0\0\1"])
+def test_one_that_is_written_to_is_refused_in_one_line(three_tasks, saved, damage):
+    bank = AtomBank.load(saved)
+    bank.entries(0)
+    time.sleep(0.02)  # file times are coarse
+    with open(saved, "r+b") as file:
+        whole = damage(file.read())
+        file.seek(0)
+        file.write(whole)
+        file.truncate()
+    for call in (lambda: bank.entries(1), lambda: bank.stack("first"), lambda: bank.restore(three_tasks.model, 2)):
+        with pytest.raises(
+            FsclError, match=r"bank\.safetensors: written to since it was loaded; load it again"
+        ) as error:
+            call()
+        assert one_line(error)
+    assert bank.entries(0).keys() == three_tasks.bank.entries(0).keys()
+
+
+@pytest.mark.parametrize("works", [0, 1])
+@pytest.mark.parametrize("call", [lambda bank: bank.entries(0), lambda bank: bank.stack("first")])
+def test_a_disk_that_fails_is_one_line_too(saved, works, call):
+    bank = AtomBank.load(saved)
+    file = bank._tasks[0].file
+    file._file = Broken(file._file, works)
+    with pytest.raises(FsclError, match=r"bank\.safetensors: cannot be read \(Input/output error\)"):
+        call(bank)
+
+
+def test_tasks_whose_entries_differ_in_name_and_shape(tmp_path):
+    model = decompose(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))).model
+    freeze_coefficients(model)
+    bank = AtomBank(model)
+    for task, width in enumerate((2, 5, 2, 3)):
+        model[3] = nn.Linear(16, width, bias=task != 2)
+        nn.init.normal_(model[0].atoms)
+        bank.store(model, task, head=["3"])
+    bank.save(tmp_path / "bank.safetensors")
+    loaded = AtomBank.load(tmp_path / "bank.safetensors")
+    assert torch.equal(loaded.stack("0"), bank.stack("0"))
+    for task in bank.tasks:
+        ours, theirs = loaded.entries(task), bank.entries(task)
+        assert ours.keys() == theirs.keys()
+        for name in ours:
+            assert torch.equal(ours[name], theirs[name])
+            assert (ours[name].dtype, type(ours[name])) == (theirs[name].dtype, type(theirs[name]))
+        assert loaded.memory(task) == bank.memory(task)
+    assert loaded.memory() == bank.memory()
+
+
+def test_thousands_of_tasks_load_at_once_and_not_one_by_one(tmp_path):
+    model = decompose(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 2))).model
+    freeze_coefficients(model)
+    bank = AtomBank(model)
+    for task in range(3000):
+        bank.store(model, task)
+    with torch.no_grad():
+        model[0].atoms.add_(1)
+    bank.store(model, 1234)
+    path = tmp_path / "bank.safetensors"
+    bank.save(path)
+    values = sum(bank.memory().values()) * len(bank) + sum(bank.shared_memory().values())
+    assert os.path.getsize(path) < values + 100_000  # no table of entries by task
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        loaded = AtomBank.load(path)
+        seconds.append(time.perf_counter() - began)
+    assert min(seconds) < 0.2
+    assert torch.equal(loaded.stack("0"), bank.stack("0"))
+    assert torch.equal(loaded.entries(1234)["0.atoms"], model[0].atoms)
+    assert loaded.tasks == list(range(3000))
 
 
 def _umask():

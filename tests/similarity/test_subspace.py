@@ -1,6 +1,9 @@
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -193,12 +196,50 @@ def test_mixing_as_many_atoms_as_the_rank_leaves_their_span(metric, dtype):
     assert (plain[:3, 3:].diagonal() - 1).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("values", [1, 100, 2000])
-def test_blocks_of_any_size_give_the_same_answer(monkeypatch, values):
-    atoms = random(11, 4, 3, 3)
-    whole = similarity_matrix(atoms, "grassmann")
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("how", ["mean", "product", "per_layer"])
+@pytest.mark.parametrize("values", [1, 20, 100, 2000])  # 11 tasks are a multiple of no block but one of 1
+def test_blocks_of_any_size_give_the_same_answer(monkeypatch, metric, how, values):
+    stacks = [random(11, 4, 3, 3), random(11, 5, 3, 3, seed=1, dtype=torch.float32), random(11, 4, 3, 3, seed=2)]
+    stacks[1][7] = 0
+    options = {"per_layer": True} if how == "per_layer" else {"aggregate": how}
+    grams = [gram_matrix(random(6, 2, stack.shape[1], seed=3)) for stack in stacks]
+    whole = similarity_matrix(stacks, metric, grams=grams, **options)
     monkeypatch.setattr(subspace, "_BLOCK_VALUES", values)
-    torch.testing.assert_close(similarity_matrix(atoms, "grassmann"), whole, atol=1e-12, rtol=0)
+    blocks = similarity_matrix(stacks, metric, grams=grams, **options)
+    torch.testing.assert_close(blocks, whole, atol=1e-12, rtol=0)
+    assert torch.equal(blocks, blocks.mT)
+    assert (blocks.diagonal(dim1=-2, dim2=-1) == 1).all()
+
+
+def test_mistakes_beyond_the_first_block_name_the_task(monkeypatch):
+    monkeypatch.setattr(subspace, "_BLOCK_VALUES", 120)
+    atoms = random(11, 4, 3, 3)
+    atoms[8] = atoms[8, :1].clone()
+    with pytest.raises(FsclError, match="the atoms of task 8 span 1 dimensions"):
+        similarity_matrix(atoms, "grassmann")
+    atoms[9] = math.nan
+    with pytest.raises(FsclError, match="layer '0': task 9 holds values that are not finite"):
+        similarity_matrix(atoms)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
+def test_memory_beside_the_result_does_not_grow_with_the_pairs():
+    """Eight layers of 3,000 tasks take 576 MB if the float64 similarities of all layers are held."""
+    code = """
+import re, torch
+from fscl.similarity import similarity_matrix
+torch.set_num_threads(1)
+stacks = list(torch.randn(8, 3000, 9, 3, 3))
+similarity_matrix([stack[:9] for stack in stacks])
+used = lambda what: int(re.search(what + r":\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+before = used("VmRSS")
+result = similarity_matrix(stacks)
+copies = sum(8 * stack.numel() for stack in stacks)
+print((used("VmHWM") - before - copies - result.nbytes) / 2**20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert float(done.stdout) < 64
 
 
 # Layers

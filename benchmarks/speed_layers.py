@@ -1,0 +1,230 @@
+"""What atoms cost: a layer beside ``nn.Conv2d``, swapping a task, and a bank of ten thousand tasks.
+
+    python benchmarks/speed_layers.py [--quick] [--device cuda]
+
+Ratios are taken round by round between calls that take turns, on one thread.
+"""
+
+import argparse
+import itertools
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from timing import alternately, ratio, spread
+from torch import Tensor, nn
+
+from fscl.atoms import AtomBank, AtomConv2d, decompose, freeze_coefficients
+from fscl.atoms.entries import point_entries
+from fscl.continual.networks import ConvNet
+
+__all__ = ["measure"]
+
+AT_LEAST = 5e-3  # seconds of one timing
+MODES = ("evaluation", "training", "training, frozen")
+TASKS = 10_000
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A convolution and its input; as many atoms as a kernel has pixels, so that the filters are equal."""
+
+    channels: tuple[int, int]
+    side: int
+    batch: int = 64
+    kernel: int = 3
+    stride: int = 1
+    groups: int = 1
+
+    def __str__(self) -> str:
+        extra = f" stride {self.stride}" if self.stride > 1 else ""
+        extra += f" groups {self.groups}" if self.groups > 1 else ""
+        return (
+            f"{self.channels[0]}->{self.channels[1]} {self.kernel}x{self.kernel} on {self.side}^2 x{self.batch}{extra}"
+        )
+
+
+QUICK = (
+    Shape((3, 32), 32),
+    Shape((64, 128), 8),
+    Shape((128, 128), 4),
+    Shape((256, 256), 4),
+    Shape((64, 64), 16, stride=2),
+    Shape((128, 128), 8, batch=8),
+)
+FULL = (
+    *QUICK,
+    Shape((32, 64), 16),
+    Shape((64, 64), 32),
+    Shape((128, 256), 8),
+    Shape((256, 256), 8),
+    Shape((64, 64), 16, groups=4),
+    Shape((32, 32), 16, kernel=5),
+)
+
+
+def measure(quick: bool, device: str = "cpu") -> dict[str, Any]:
+    """All timings as plain data: ratios to ``nn.Conv2d``, microseconds of a swap, seconds of a large bank."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        rows = [
+            _layer(shape, mode, device, 0.6 if quick else 4) for shape in (QUICK if quick else FULL) for mode in MODES
+        ]
+        ratios = [row["ratio"]["median"] for row in rows]
+        return {
+            "device": device,
+            "rows": rows,
+            "median": statistics.median(ratios),
+            "worst": max(ratios),
+            "by_mode": {
+                mode: {"median": statistics.median(found), "worst": max(found)}
+                for mode in MODES
+                if (found := [row["ratio"]["median"] for row in rows if row["mode"] == mode])
+            },
+            "swap": _swaps(device, 50 if quick else 300),
+            "bank": _large_bank(),
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _layer(shape: Shape, mode: str, device: str, budget: float) -> dict[str, Any]:
+    conv = nn.Conv2d(*shape.channels, shape.kernel, shape.stride, shape.kernel // 2, groups=shape.groups, device=device)
+    layer = AtomConv2d.from_conv(conv, shape.kernel**2)
+    layer.coefficients.requires_grad_(mode != "training, frozen")
+    # the images themselves need no gradient
+    x = torch.randn(shape.batch, shape.channels[0], shape.side, shape.side, device=device)
+    x.requires_grad_(shape.channels[0] > 3 and mode != "evaluation")
+    calls = {name: _pass(m.train(mode != "evaluation"), x) for name, m in (("atoms", layer), ("conv", conv))}
+    calls["conv"]()
+    repetitions = max(1, round(AT_LEAST / _seconds(calls["conv"]) + 0.5))
+
+    def repeated(call: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(repetitions):
+                call()
+            _synchronise(device)
+
+        return run
+
+    times = alternately({name: repeated(call) for name, call in calls.items()}, rounds=200, warmup=2, budget=budget)
+    return {
+        "shape": str(shape),
+        "mode": mode,
+        "ratio": asdict(ratio(times["atoms"], times["conv"])),
+        "of_fastest": min(times["atoms"]) / min(times["conv"]),  # what interruptions leave alone
+        "conv_us": 1e6 * spread(times["conv"]).median / repetitions,
+    }
+
+
+def _pass(module: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A forward pass, in training with its backward pass."""
+    if not module.training:
+
+        def evaluate() -> None:
+            with torch.no_grad():
+                module(x)
+
+        return evaluate
+    seed = torch.randn_like(module(x))
+
+    def train() -> None:
+        x.grad = None
+        module.zero_grad()
+        module(x).backward(seed)
+
+    return train
+
+
+def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
+    """Microseconds to point a network at another task's tensors, and to do so and go back."""
+    from torchvision.models import resnet18
+
+    found = {}
+    for name, network in (("ConvNet", ConvNet(3, 10)), ("ResNet-18", resnet18(num_classes=10))):
+        model = decompose(network).model.to(device)
+        freeze_coefficients(model)
+        bank = AtomBank(model)
+        for task in range(4):
+            bank.store(model, task)
+        entries = itertools.cycle([bank.entries(task) for task in bank.tasks])
+        tasks = itertools.cycle(bank.tasks)
+        swaps = 50
+
+        def point(model: nn.Module = model, entries: Any = entries, swaps: int = swaps) -> None:
+            for _ in range(swaps):
+                point_entries(model, next(entries))
+
+        def there_and_back(
+            model: nn.Module = model, bank: AtomBank = bank, tasks: Any = tasks, swaps: int = swaps
+        ) -> None:
+            for _ in range(swaps):
+                with bank.swapped(model, next(tasks)):
+                    pass
+
+        times = alternately({"point_us": point, "swapped_us": there_and_back}, rounds)
+        found[name] = {"entries": len(bank.entries(0))}
+        found[name] |= {key: asdict(spread([1e6 * s / swaps for s in values])) for key, values in times.items()}
+    return found
+
+
+def _large_bank() -> dict[str, Any]:
+    """Seconds to save, open and read a bank of ten thousand tasks of a small network."""
+    model = decompose(ConvNet(3, 2, widths=(8, 8, 8, 8)), num_atoms=12).model
+    freeze_coefficients(model)
+    bank = AtomBank(model)
+    for task in range(TASKS):
+        bank.store(model, task)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "bank.safetensors")
+        found: dict[str, Any] = {"tasks": TASKS, "save_s": _seconds(lambda: bank.save(path))}
+        found["megabytes"] = os.path.getsize(path) / 1e6
+        opened = []
+        found["open_s"] = statistics.median(_seconds(lambda: opened.append(AtomBank.load(path))) for _ in range(5))
+        loaded = opened[0]
+        found["first_task_s"] = _seconds(lambda: loaded.entries(TASKS // 2))
+        found["stack_of_a_layer_s"] = _seconds(lambda: loaded.stack(loaded.layers[1]))
+        found["all_tasks_s"] = _seconds(lambda: [loaded.entries(task) for task in loaded.tasks])
+    return found
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began
+
+
+def _synchronise(device: str) -> None:
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+
+
+def _show(found: dict[str, Any]) -> None:
+    for row in found["rows"]:
+        r = row["ratio"]
+        print(
+            f"{row['shape']:38} {row['mode']:17} {r['median']:5.2f} [{r['low']:.2f}, {r['high']:.2f}] "
+            f"n={r['n']:<4} fastest {row['of_fastest']:.2f}, nn.Conv2d {row['conv_us']:8.0f} us"
+        )
+    for mode, both in {**found["by_mode"], "all": found}.items():
+        print(f"{mode}: median {both['median']:.3f}, worst {both['worst']:.3f}")
+    for name, swap in found["swap"].items():
+        print(
+            f"swap of {name}, {swap['entries']} entries: {swap['point_us']['median']:.1f} us; "
+            f"there and back {swap['swapped_us']['median']:.1f} us"
+        )
+    print("bank:", ", ".join(f"{key} {value:.4g}" for key, value in found["bank"].items()))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    _show(measure(options.quick, options.device))

@@ -1,0 +1,209 @@
+"""The tasks of a bank: held in memory, or in a file and read when they are asked for."""
+
+import math
+import os
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fscl.errors import FsclError
+
+__all__ = ["FiledTask", "HeldTask", "Stack", "Task", "TaskFile", "entry_of_all"]
+
+
+@dataclass(frozen=True)
+class HeldTask:
+    """A task whose tensors are in memory."""
+
+    name: str
+    kinds: Mapping[str, str]
+    tensors: dict[str, Tensor]
+
+    def sizes(self) -> dict[str, int]:
+        sizes: dict[str, int] = {}
+        for entry, tensor in self.tensors.items():
+            sizes[self.kinds[entry]] = sizes.get(self.kinds[entry], 0) + tensor.nbytes
+        return sizes
+
+    def held(self) -> "HeldTask":
+        return self
+
+    def to(self, device: str | torch.device) -> "HeldTask":
+        return HeldTask(self.name, self.kinds, {n: _moved(t, device) for n, t in self.tensors.items()})
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One entry of many tasks in the file: a row each."""
+
+    entry: str
+    kind: str
+    parameter: bool
+    dtype: torch.dtype
+    shape: tuple[int, ...]  # of a row
+    start: int  # in the file
+    tasks: Sequence[int]  # number of the task of each row
+
+    @property
+    def nbytes(self) -> int:
+        """Of one row."""
+        return self.dtype.itemsize * math.prod(self.shape)
+
+
+class TaskFile:
+    """The tasks of a bank file, which stays open: renaming, replacing or deleting it does not matter.
+
+    It is read, never mapped: a mapped file that is cut short ends the process.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = path
+        self.stacks: list[Stack] = []
+        self._rows: dict[int, list[tuple[Stack, int]]] = {}  # of the stacks that are not of all tasks
+        self._whole: list[Stack] = []
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the last task that may need it
+        self._lock = threading.Lock()
+        self._written = self._stamp()
+
+    def add(self, stack: Stack, number_of_tasks: int) -> None:
+        self.stacks.append(stack)
+        if stack.tasks == range(number_of_tasks):
+            self._whole.append(stack)
+        else:
+            for row, task in enumerate(stack.tasks):
+                self._rows.setdefault(task, []).append((stack, row))
+
+    def rows_of(self, task: int) -> list[tuple[Stack, int]]:
+        return [(stack, task) for stack in self._whole] + self._rows.get(task, [])
+
+    @cached_property
+    def whole_sizes(self) -> dict[str, int]:
+        """Bytes by kind of what every task has."""
+        return _sizes(self._whole)
+
+    def sizes(self, task: int) -> dict[str, int]:
+        sizes = dict(self.whole_sizes)
+        for kind, size in _sizes(stack for stack, _ in self._rows.get(task, [])).items():
+            sizes[kind] = sizes.get(kind, 0) + size
+        return sizes
+
+    def read(self, stack: Stack, first: int = 0, rows: int | None = None) -> Tensor:
+        """Rows of a stack, (rows, ...); all by default.
+
+        Raises:
+            FsclError: the file cannot be read.
+        """
+        shape = (len(stack.tasks) if rows is None else rows, *stack.shape)
+        data = bytearray(stack.dtype.itemsize * math.prod(shape))
+        if not data:
+            return torch.empty(shape, dtype=stack.dtype)
+        self.read_into(data, stack.start + first * stack.nbytes)
+        return torch.frombuffer(data, dtype=stack.dtype).view(shape)
+
+    def read_into(self, data: bytearray, start: int) -> None:
+        done = 0
+        try:
+            while done < len(data):
+                if not (got := self._read_at(start + done, len(data) - done)):
+                    raise FsclError(f"{self.path}: damaged or truncated, it ends too early")
+                data[done : done + len(got)] = got
+                done += len(got)
+        except OSError as error:
+            raise FsclError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+
+    def _read_at(self, start: int, size: int) -> bytes:
+        if hasattr(os, "pread"):  # forked processes share the position in the file
+            return os.pread(self._file.fileno(), size, start)
+        with self._lock:
+            self._file.seek(start)
+            return self._file.read(size)
+
+    def check(self) -> None:
+        """Raises :class:`FsclError` if the file was written to since it was loaded, or is out of reach."""
+        try:
+            changed = self._stamp() != self._written
+        except OSError as error:
+            raise FsclError(f"{self.path}: cannot be read ({error.strerror or error})") from error
+        if changed:
+            raise FsclError(f"{self.path}: written to since it was loaded; load it again")
+
+    def _stamp(self) -> tuple[int, int]:
+        found = os.fstat(self._file.fileno())
+        return found.st_size, found.st_mtime_ns
+
+    def __del__(self) -> None:
+        if "_file" in self.__dict__:  # it could be opened
+            self._file.close()
+
+
+class FiledTask:
+    """A task whose tensors are read when they are first asked for."""
+
+    def __init__(self, name: str, file: TaskFile, number: int, device: torch.device) -> None:
+        self.name = name
+        self.file = file
+        self.number = number
+        self.device = device
+
+    @property
+    def kinds(self) -> dict[str, str]:
+        return {stack.entry: stack.kind for stack, _ in self.file.rows_of(self.number)}
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return self._read()
+
+    def sizes(self) -> dict[str, int]:
+        return self.file.sizes(self.number)
+
+    def held(self) -> HeldTask:
+        return HeldTask(self.name, self.kinds, self.__dict__.get("tensors") or self._read())
+
+    def to(self, device: str | torch.device) -> "FiledTask":
+        if torch.device(device) == self.device:
+            return self
+        return FiledTask(self.name, self.file, self.number, torch.device(device))
+
+    def _read(self) -> dict[str, Tensor]:
+        self.file.check()
+        found: dict[str, Tensor] = {}
+        for stack, row in self.file.rows_of(self.number):
+            tensor = self.file.read(stack, row, 1)[0].to(self.device)
+            found[stack.entry] = nn.Parameter(tensor, requires_grad=False) if stack.parameter else tensor
+        return found
+
+
+Task = HeldTask | FiledTask
+
+
+def entry_of_all(tasks: Iterable[Task], entry: str) -> list[Tensor]:
+    """One entry of each task; of those that are still on disk all at once, and not kept."""
+    found: list[Tensor] = []
+    read: dict[TaskFile, dict[int, Tensor]] = {}
+    for task in tasks:
+        if not isinstance(task, FiledTask) or "tensors" in task.__dict__:
+            found.append(task.tensors[entry])
+            continue
+        if task.file not in read:
+            task.file.check()
+            stacks = [stack for stack in task.file.stacks if stack.entry == entry]
+            read[task.file] = {n: row for s in stacks for n, row in zip(s.tasks, task.file.read(s), strict=True)}
+        found.append(read[task.file][task.number].to(task.device))
+    return found
+
+
+def _moved(tensor: Tensor, device: str | torch.device) -> Tensor:
+    moved = tensor.to(device)
+    is_copy = moved is not tensor
+    return nn.Parameter(moved, requires_grad=False) if is_copy and isinstance(tensor, nn.Parameter) else moved
+
+
+def _sizes(stacks: Iterable[Stack]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for stack in stacks:
+        sizes[stack.kind] = sizes.get(stack.kind, 0) + stack.nbytes
+    return sizes
