@@ -1,4 +1,4 @@
-"""Image folders as they were decoded last time: reading 60,000 small files anew for each run takes longer than it should."""
+"""Image folders as they were decoded last time; reading 60,000 small files anew for each run takes too long."""
 
 import contextlib
 import hashlib

@@ -1,0 +1,89 @@
+"""How fast fscl is: training, atom layers, similarity and whole runs, each against what it is measured by, in one run.
+
+    uv run python benchmarks/speed.py            # under three minutes on two cores
+    uv run python benchmarks/speed.py --full --data DIR --before REVISION --write reports/speed
+
+Contenders take turns (``timing.py``), so that what slows the machine slows all of them; ratios are taken round by round
+and reported as median and quartiles.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+warnings.filterwarnings("ignore")
+
+import speed_layers  # noqa: E402 - after the filter
+import speed_runs  # noqa: E402
+import speed_similarity  # noqa: E402
+import speed_training  # noqa: E402
+import torch  # noqa: E402
+from speed_report import write_report  # noqa: E402
+
+SECTIONS = ("training", "layers", "similarity", "runs")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true", help="more rounds and larger grids: about twenty minutes")
+    parser.add_argument("--data", help="data folder, for CIFAR-100")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--before", help="git revision against which whole runs are timed; left out without it")
+    parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; may be repeated")
+    parser.add_argument("--write", type=Path, default=Path("speed"), help="folder of the report")
+    options = parser.parse_args()
+    wanted = options.only or SECTIONS
+    quick, results = not options.full, options.write / "results.json"
+    # sections that are not measured now stay as they were measured before
+    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if options.only and results.exists() else {}
+    calls = {
+        "training": lambda: _single(lambda: speed_training.measure(quick, options.data, options.device)),
+        "layers": lambda: speed_layers.measure(quick, options.device),
+        "similarity": lambda: _single(lambda: speed_similarity.measure(quick)),
+        "runs": lambda: speed_runs.measure(options.before, options.data),
+    }
+    for section in SECTIONS:
+        if section not in wanted or (section == "runs" and not options.before):
+            continue
+        print(f"{section} ...", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        found[section] = calls[section]() | {
+            "mode": "quick" if quick else "full",
+            "seconds": time.perf_counter() - began,
+            "date": datetime.date.today().isoformat(),
+            "machine": _machine(options.device),
+        }
+        options.write.mkdir(parents=True, exist_ok=True)
+        results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(write_report(found, options.write))
+
+
+def _single(call: Any) -> dict[str, Any]:
+    """On one thread, as runs are: there is one a core."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return call()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _machine(device: str) -> dict[str, Any]:
+    from fscl.suite.run import _processor
+
+    return {
+        "processor": _processor(),
+        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""What ``speed.py`` measured, as a page of tables and two figures."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from fscl.plots.figures import new_axes, palette, quiet_grid, save_png, style
+
+__all__ = ["write_report"]
+
+LEARNERS = {"naive": "fine-tuning", "atom_swapping": "atom swapping"}
+METHODS = {
+    "atoms": "filter atoms",
+    "matrix_products": "bare matrix products",
+    "minibatch_cka": "minibatch CKA",
+    "linear_cka": "linear CKA",
+    "svcca": "SVCCA",
+    "feature_extraction": "feature extraction alone",
+}
+
+
+def write_report(found: dict[str, Any], folder: Path) -> str:
+    """Writes ``README.md`` and its figures, and returns the page's text."""
+    parts = [
+        "# Speed",
+        "Contenders took turns within one run; every ratio is the median of the rounds' own ratios, with quartiles in "
+        "brackets. Written by `benchmarks/speed.py`; all numbers are in [results.json](results.json).",
+    ]
+    sections = {"training": _training, "layers": _layers, "similarity": _similarity, "runs": _runs}
+    for name, write in sections.items():
+        if name in found:
+            parts += write(found[name], folder) + [_provenance(found[name])]
+    text = "\n\n".join(parts) + "\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    return text
+
+
+def _training(found: dict[str, Any], folder: Path) -> list[str]:
+    rows = []
+    for row in found["rows"]:
+        speeds = row["images_per_second"]
+        rows.append(
+            [
+                f"{row['benchmark']}, {row['network'].removeprefix('avalanche:')}, {LEARNERS[row['learner']]}",
+                row["precision"],
+                *(f"{speeds[name]['median']:,.0f}" for name in ("bare", "fscl", "avalanche")),
+                _range(row["fscl_over_bare"]),
+                _range(row["fscl_over_avalanche"], 1),
+            ]
+        )
+    if rows:
+        save_png(_training_figure(found["rows"]), folder / "training.png")
+    head = ["network and learner", "precision", "bare loop", "fscl", "stock Avalanche", "fscl / bare", "fscl / stock"]
+    return [
+        "## Training, images a second",
+        "The bare loop is PyTorch alone on tensors in memory: the same network, batch size, augmentation, optimizer, "
+        "precision and memory layout. fscl is what `fscl run` does, an Avalanche strategy with its plugins. Stock "
+        "Avalanche is `Naive` with PIL images, torchvision's transforms and its own loader, in float32; beside atom "
+        "swapping too it trains the ordinary network. An epoch of one task is timed, after an earlier task, on "
+        f"{found['threads']} thread{'s' * (found['threads'] > 1)}.",
+        _table(head, rows),
+        *(["![Training images a second](training.png)"] if rows else []),
+        *(f"Left out: {reason}." for reason in found["skipped"]),
+    ]
+
+
+def _layers(found: dict[str, Any], folder: Path) -> list[str]:
+    modes = {
+        "evaluation": "forward, evaluation",
+        "training": "forward and backward",
+        "training, frozen": "the same, coefficients frozen",
+    }
+    summary = [
+        [modes[mode], f"{both['median']:.2f}", f"{both['worst']:.2f}"] for mode, both in found["by_mode"].items()
+    ] + [["all", f"{found['median']:.2f}", f"{found['worst']:.2f}"]]
+    rows = [
+        [row["shape"], modes[row["mode"]], _range(row["ratio"]), f"{row['of_fastest']:.2f}", f"{row['conv_us']:,.0f}"]
+        for row in found["rows"]
+    ]
+    swaps = [
+        [name, str(swap["entries"]), f"{swap['point_us']['median']:.1f}", f"{swap['swapped_us']['median']:.1f}"]
+        for name, swap in found["swap"].items()
+    ]
+    bank = found["bank"]
+    return [
+        "## `AtomConv2d` against `nn.Conv2d`",
+        "Time of the atom layer divided by that of an ordinary convolution with equal filters, one thread.",
+        _table(["pass", "median over shapes", "worst shape"], summary),
+        "<details><summary>Every shape</summary>",
+        _table(["shape", "pass", "ratio", "of the fastest rounds", "nn.Conv2d, µs"], rows),
+        "</details>",
+        "## Swapping tasks",
+        _table(["network", "tensors a task", "swap, µs", "there and back, µs"], swaps),
+        f"A bank of {bank['tasks']:,} tasks ({bank['megabytes']:.0f} MB) opens in {1e3 * bank['open_s']:.1f} ms and gives "
+        f"its first task after another {1e3 * bank['first_task_s']:.1f} ms, the atoms of a layer of all tasks in "
+        f"{1e3 * bank['stack_of_a_layer_s']:.0f} ms, every tensor of every task, one by one, in "
+        f"{bank['all_tasks_s']:.1f} s. It was saved in {bank['save_s']:.1f} s.",
+    ]
+
+
+def _similarity(found: dict[str, Any], folder: Path) -> list[str]:
+    rows = []
+    for row in found["rows"]:
+        both, star = row["with_features"], " *" if row["extrapolated"] else ""
+        rows.append(
+            [
+                f"{row['networks']:,}",
+                METHODS[row["method"]],
+                _seconds(row["seconds"]["median"]) + star,
+                f"{row['flops']:.1e}" + (" (formula)" if row["flops_how"] == "formula" else ""),
+                f"{row['times_atoms']:,.2g}" if row["times_atoms"] < 100 else f"{row['times_atoms']:,.0f}",
+                f"{_seconds(both['seconds'])} *" if both else "",
+            ]
+        )
+    against = [
+        [f"{row['networks']:,}", _range(row["times_matrix_products"])]
+        for row in found["rows"]
+        if row.get("times_matrix_products")
+    ]
+    save_png(_similarity_figure(found["rows"]), folder / "similarity.png")
+    head = ["networks", "method", "all pairs", "FLOPs", "times the atoms' time", "with feature extraction"]
+    return [
+        "## Similarity of all pairs of N networks",
+        f"On {found['threads']} thread{'s' * (found['threads'] > 1)}. A star marks what was timed on fewer networks or "
+        "images and scaled to all of them. The rivals work in float64 on features of 10,000 images; in float32 they "
+        "would take about half.",
+        _table(head, rows),
+        "![Seconds for all pairs against the number of networks](similarity.png)",
+        "Time divided by that of the bare matrix products of the same size, `x @ x.T` in float32 for each layer:",
+        _table(["networks", "ratio"], against),
+        "<details><summary>What is counted</summary>",
+        "\n".join(f"- **{name}**: {text}" for name, text in found["counted"].items()),
+        "</details>",
+    ]
+
+
+def _runs(found: dict[str, Any], folder: Path) -> list[str]:
+    digits = found["split_digits"]
+    rows = [
+        [
+            "`fscl run`: split_digits, 4 learners, 3 seeds",
+            f"{digits['before']['median']:.0f} s",
+            f"{digits['after']['median']:.0f} s",
+            _range(digits["before_over_after"], 1),
+        ]
+    ]
+    if cifar := found.get("split_cifar100"):
+        both = [f"{cifar[side] / 60:.1f} min" for side in ("before", "after")]
+        rows.append(["split_cifar100, atom_swapping, one seed", *both, f"{cifar['before_over_after']:.1f} (n = 1)"])
+    return [
+        "## Whole runs",
+        f"Wall time, start-up and report included, against revision `{found['before']}` with the recipes of that "
+        "revision; on CIFAR-100 this one trains in mixed precision. There the two ran side by side, a core each.",
+        _table(["run", "before", "now", "before / now"], rows),
+    ]
+
+
+def _training_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    names = {"bare": "bare PyTorch loop", "fscl": "fscl", "avalanche": "stock Avalanche"}
+    colours = palette(list(names.values()))
+    with style():
+        axes = new_axes((6.2, 0.62 * len(rows) + 0.8))
+        for i, row in enumerate(rows):
+            for j, (name, label) in enumerate(names.items()):
+                speed = row["images_per_second"][name]
+                error = [[speed["median"] - speed["low"]], [speed["high"] - speed["median"]]]
+                axes.barh(
+                    i + (j - 1) * 0.26,
+                    speed["median"],
+                    0.24,
+                    xerr=error,
+                    color=colours[label],
+                    label=label if i == 0 else None,
+                    error_kw={"elinewidth": 0.8},
+                )
+        labels = [
+            f"{row['benchmark']}\n{row['network'].removeprefix('avalanche:')}, {LEARNERS[row['learner']]}"
+            for row in rows
+        ]
+        axes.set_yticks(range(len(rows)), labels)
+        axes.invert_yaxis()
+        axes.set_xscale("log")
+        axes.set_xlabel("training images a second (log scale)")
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.5 / len(rows)), ncols=3)
+        quiet_grid(axes)
+        axes.grid(axis="x", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
+        axes.grid(axis="y", visible=False)
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _similarity_figure(rows: Sequence[dict[str, Any]]) -> Figure:
+    colours = palette(list(METHODS.values()))
+    with style():
+        axes = new_axes((5.2, 3.4))
+        for method, label in METHODS.items():
+            points = [(row["networks"], row["seconds"]["median"]) for row in rows if row["method"] == method]
+            if points:
+                dashed = "--" if method in ("matrix_products", "feature_extraction") else "-"
+                axes.plot(
+                    *zip(*points, strict=True), dashed, marker="o", ms=3.5, lw=1.2, color=colours[label], label=label
+                )
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xlabel("networks")
+        axes.set_ylabel("seconds for all pairs")
+        axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+        quiet_grid(axes)
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    return figure
+
+
+def _provenance(found: dict[str, Any]) -> str:
+    machine = found["machine"]
+    device = "" if machine["device"] == "cpu" else f", {machine['device']}"
+    return (
+        f"*{found['date']}, {found['mode']} mode, {found['seconds']:.0f} s; {machine['processor']}{device}; "
+        f"Python {machine['python']}, torch {machine['torch']}.*"
+    )
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ["---", *(["---:"] * (len(head) - 1))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, align, *rows))
+
+
+def _range(value: dict[str, float], digits: int = 2) -> str:
+    return f"{value['median']:.{digits}f} [{value['low']:.{digits}f}, {value['high']:.{digits}f}]"
+
+
+def _seconds(value: float) -> str:
+    for limit, factor, unit in ((1e-3, 1e6, "µs"), (1.0, 1e3, "ms"), (600.0, 1.0, "s")):
+        if value < limit:
+            return f"{value * factor:.3g} {unit}"
+    return f"{value / 60:.3g} min"
