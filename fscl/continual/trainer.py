@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.models import MultiHeadClassifier
 from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
@@ -68,8 +69,8 @@ class Trainer:
         class_path: dotted path of an Avalanche strategy.
         arguments: its own arguments.
         network, network_arguments: see :func:`fscl.continual.build_network`.
-        epochs, batch_size, drop_last, optimizer, lr, lr_next, momentum, weight_decay, schedule, label_smoothing,
-            precision, channels_last, compile: how a task is trained, see ``fscl.suite.recipe.TrainingRecipe``.
+        epochs, epochs_next, batch_size, drop_last, optimizer, lr, lr_next, momentum, weight_decay, schedule,
+            label_smoothing, precision, channels_last, compile: how a task is trained, see ``fscl.suite.recipe.TrainingRecipe``.
         seed: of the initial weights and of all that is drawn later.
         device: where to train.
         loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.
@@ -88,6 +89,7 @@ class Trainer:
         network_arguments: Mapping[str, Any] | None = None,
         *,
         epochs: int = 10,
+        epochs_next: int | None = None,
         batch_size: int = 64,
         drop_last: bool = False,
         optimizer: str = "sgd",
@@ -109,6 +111,10 @@ class Trainer:
         kind = strategy_class(class_path, arguments)
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
+        if len(set(map(len, stream.tasks))) == 1:  # heads have no outputs beyond their task's, so none need be masked
+            for module in model.modules():
+                if isinstance(module, MultiHeadClassifier):
+                    module.masking = False
         chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         self._start = _StartRecorder(stream, self.device)
@@ -138,7 +144,7 @@ class Trainer:
             plugin_state(self.strategy),
         )  # refuses what could not be resumed before anything is trained
         self.done = 0
-        self._drop_last = drop_last
+        self._epochs, self._epochs_next, self._drop_last = epochs, epochs_next or epochs, drop_last
         self._known: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}  # by task: a network, and its accuracy
         self._history = FilterHistory()
         self._stored: list[int] = []
@@ -158,6 +164,7 @@ class Trainer:
         t = self.done
         _seed_all(self.seed, t + 1)
         began = time.perf_counter()
+        self.strategy.train_epochs = self._epochs if t == 0 else self._epochs_next
         self.strategy.train(self.stream.train_stream[t], drop_last=self._drop_last)
         trained = time.perf_counter()
         with self._features.recording() as features:
@@ -317,7 +324,9 @@ class _Silent(EvaluationPlugin):
             warnings.filterwarnings("ignore", "No loggers specified")
             super().__init__()
 
-    def _update_metrics_and_loggers(self, strategy: Any, callback: str) -> None:
+    __getattribute__ = object.__getattribute__  # without Avalanche's answer to every event
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         pass
 
 

@@ -62,12 +62,13 @@ class ModelRecipe(_Recipe):
 class TrainingRecipe(_Recipe):
     """How a task is trained.
 
-    ``lr_next`` is the learning rate from the second task on; ``drop_last`` leaves out an epoch's last batch where it is
+    ``epochs_next`` and ``lr_next`` are those from the second task on; ``drop_last`` leaves out an epoch's last batch where it is
     smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
     ``fscl.continual.Acceleration``.
     """
 
     epochs: Positive = 10
+    epochs_next: Positive | None = None
     batch_size: Positive = 64
     drop_last: bool = False
     optimizer: Literal["sgd", "adam"] = "sgd"

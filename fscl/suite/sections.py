@@ -117,6 +117,7 @@ def _budget(run: RunResult) -> str:
     training: Mapping[str, Any] = run.benchmark.get("training") or {}
     shown = (
         ("epochs", "{} epochs a task"),
+        ("epochs_next", "{} epochs from the second task on"),
         ("batch_size", "batches of {}"),
         ("optimizer", "{}"),
         ("schedule", "{}"),

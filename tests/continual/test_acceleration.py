@@ -1,0 +1,220 @@
+import copy
+import functools
+import shutil
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.models import avalanche_forward
+from avalanche.training.plugins import EWCPlugin, LwFPlugin
+from torch import nn
+
+from fscl.continual import Acceleration, AccuracyRecorder, InMemoryLoader
+from fscl.errors import FsclError
+
+SETTINGS = [("float32", True), ("bfloat16", False), ("bfloat16", True), ("float16", True)]
+
+
+class Seen(SupervisedPlugin):
+    """What passes through the network: types and layouts of convolutions' and heads' inputs and outputs."""
+
+    supports_distributed = False
+
+    def __init__(self):
+        super().__init__()
+        self.convolutions, self.heads, self.outputs, self.gradients = [], [], [], []
+        self.loss = None
+
+    def before_training_exp(self, strategy, **kwargs):
+        for module in strategy.model.modules():
+            if isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda m, inputs, out: self.heads.append((inputs[0].dtype, out.dtype)))
+            elif hasattr(module, "kernel_size") and not isinstance(module, nn.MaxPool2d):
+                module.register_forward_hook(
+                    lambda m, inputs, out: self.convolutions.append((out.dtype, inputs[0].stride()))
+                )
+
+    def after_forward(self, strategy, **kwargs):
+        self.outputs.append(strategy.mb_output)
+
+    def after_backward(self, strategy, **kwargs):
+        self.loss = float(strategy.loss.detach())
+        self.gradients.append({n: p.grad.clone() for n, p in strategy.model.named_parameters() if p.grad is not None})
+
+
+@pytest.mark.parametrize(("precision", "channels_last"), SETTINGS)
+@pytest.mark.parametrize("kind", ["naive", "atom_swapping", "from_scratch"])
+def test_learners_learn_as_well_as_in_float32(learner, stream, kind, precision, channels_last):
+    accuracies = []
+    for plugins in ([], [Acceleration(precision, channels_last)]):
+        recorder = AccuracyRecorder()
+        strategy = learner(kind, plugins=[InMemoryLoader(), *plugins, recorder], train_epochs=12)
+        for experience in stream.train_stream:
+            strategy.train(experience)
+        assert all(p.dtype == torch.float32 for p in strategy.model.parameters())
+        tested = stream.test_stream[-1:] if kind == "naive" else list(stream.test_stream)
+        accuracies.append(recorder.accuracies(strategy, tested))
+    plain, fast = (sum(a) / len(a) for a in accuracies)
+    assert plain > 0.9
+    assert abs(plain - fast) < 0.06  # of 40 images a task
+
+
+@pytest.mark.parametrize(("precision", "channels_last"), SETTINGS)
+def test_convolutions_run_in_it_and_heads_and_outputs_do_not(learner, stream, precision, channels_last):
+    seen = Seen()
+    learner(plugins=[InMemoryLoader(), Acceleration(precision, channels_last), seen]).train(stream.train_stream[0])
+    assert {dtype for dtype, _ in seen.convolutions} == {getattr(torch, precision)}
+    assert set(seen.heads) == {(torch.float32, torch.float32)}
+    assert {x.dtype for x in seen.outputs} == {torch.float32}
+    first, second = seen.convolutions[0][1], seen.convolutions[1][1]
+    assert (first[1] == 1 and second[1] == 1) == channels_last  # images of one channel too
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_restored_tasks_answer_as_they_did(learner, stream, outputs):
+    strategy = learner(plugins=[InMemoryLoader(), Acceleration("bfloat16"), outputs])
+    before = []
+    for experience in stream.train_stream:
+        strategy.train(experience)
+        before += outputs.say(strategy, stream.test_stream[len(before) : len(before) + 1])
+    assert all(torch.equal(a, b) for a, b in zip(before, outputs.say(strategy, stream.test_stream), strict=True))
+
+
+@pytest.mark.parametrize("plugin", [lambda: EWCPlugin(0.5), lambda: LwFPlugin(1.0, 2.0)])
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_other_plugins_work_beside_it(learner, stream, plugin, precision):
+    strategy = learner("naive", plugins=[InMemoryLoader(), Acceleration(precision), plugin()])
+    for experience in stream.train_stream:
+        strategy.train(experience)
+    assert all(bool(p.isfinite().all()) for p in strategy.model.parameters())
+
+
+def test_batches_of_several_tasks_go_through_several_heads(learner, stream):
+    """Avalanche writes the answers of the heads into a float32 tensor, which lower precision does not fit."""
+    strategy = learner("naive", plugins=[Acceleration("bfloat16")], train_epochs=1)
+    for experience in stream.train_stream[:2]:
+        strategy.train(experience)
+    model, x = strategy.model.eval(), torch.randn(6, 1, 8, 8)
+    tasks = torch.tensor([0, 1, 0, 1, 1, 0])
+    with torch.no_grad():
+        mixed = avalanche_forward(model, x, tasks)
+        apart = torch.stack([model(x, int(t))[i] for i, t in enumerate(tasks)])
+    assert torch.allclose(mixed, apart, atol=0.02)
+    assert mixed.dtype == torch.float32
+
+
+def test_precision_ends_with_the_forward_pass_even_where_that_fails(learner, stream):
+    strategy = learner("naive", plugins=[Acceleration("bfloat16")])
+    strategy.train(stream.train_stream[0])
+    with pytest.raises(RuntimeError):
+        strategy.model(torch.randn(2, 7, 8, 8), 0)
+    assert not torch.is_autocast_enabled("cpu")
+    assert strategy.model(torch.randn(2, 1, 8, 8), 0).dtype == torch.float32
+
+
+def test_copies_of_the_network_work_on_their_own(learner, stream):
+    strategy = learner("naive", plugins=[Acceleration("bfloat16")], train_epochs=1)
+    strategy.train(stream.train_stream[0])
+    strategy.train(stream.train_stream[1])
+    twin, x = copy.deepcopy(strategy.model).eval(), torch.randn(3, 1, 8, 8)
+    hooks = [m._forward_pre_hooks for m in strategy.model.modules()]
+    assert sum(len(h) for h in hooks) == 3  # layout and precision of the network, precision of its heads, once each
+    assert torch.equal(twin(x, 0), strategy.model.eval()(x, 0))
+
+
+class TestFloat16:
+    def test_gradients_and_loss_are_those_of_float32(self, learner, stream):
+        found = []
+        for precision in ("float32", "float16"):
+            seen = Seen()
+            strategy = learner("naive", plugins=[InMemoryLoader(), Acceleration(precision), seen], train_epochs=1)
+            strategy.train(stream.train_stream[0])
+            found.append((seen.gradients[0], strategy.loss, seen.loss))
+        (exact, _, _), (scaled, _, _) = found
+        assert exact.keys() == scaled.keys()
+        for name in exact:
+            assert torch.allclose(
+                exact[name], scaled[name], rtol=0.1, atol=2e-2 * float(exact[name].abs().max() + 1e-3)
+            )
+
+    def test_a_step_with_infinite_gradients_is_left_out(self, learner, stream):
+        class Spoil(SupervisedPlugin):
+            supports_distributed = False
+
+            def before_training_exp(self, strategy, **kwargs):
+                self.before = copy.deepcopy(list(strategy.model.parameters()))
+
+            def before_backward(self, strategy, **kwargs):
+                strategy.loss = strategy.loss * float("inf")
+
+        spoil = Spoil()
+        strategy = learner("naive", plugins=[Acceleration("float16"), spoil], train_epochs=1)
+        strategy.train(stream.train_stream[0])
+        assert all(torch.equal(a, b) for a, b in zip(spoil.before, strategy.model.parameters(), strict=True))
+
+    def test_the_strategy_has_its_own_backward_again_afterwards(self, learner, stream):
+        strategy = learner("naive", plugins=[Acceleration("float16")], train_epochs=1)
+        strategy.train(stream.train_stream[0])
+        assert "backward" not in vars(strategy)
+
+
+class TestCompile:
+    @pytest.fixture
+    def traced(self, monkeypatch):
+        """Compiles with the back end that runs the traced graph as it is: seconds instead of a minute."""
+        graphs = []
+
+        def backend(graph, inputs):
+            graphs.append(graph)
+            return graph
+
+        ordinary = nn.Module.compile
+        monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(ordinary, backend=backend))
+        torch._dynamo.reset()
+        yield graphs
+        torch._dynamo.reset()
+
+    @pytest.mark.parametrize("kind", ["naive", "atom_swapping", "from_scratch"])
+    @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+    def test_multi_head_networks_learn_the_same(self, learner, stream, outputs, traced, kind, precision):
+        said = []
+        for compiled in (False, True):
+            plugins = [InMemoryLoader(), Acceleration(precision, compile=compiled), outputs]
+            strategy = learner(kind, plugins=plugins)
+            for experience in stream.train_stream[:2]:
+                strategy.train(experience)
+            said.append(outputs.say(strategy, stream.test_stream[:2]))
+        assert traced
+        assert not torch.equal(said[1][0], said[1][1])  # tasks are told apart
+        tolerance = 1e-4 if precision == "float32" else 0.3
+        assert all(torch.allclose(a, b, atol=tolerance, rtol=0.1) for a, b in zip(*said, strict=True))
+
+    @pytest.mark.slow
+    @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
+    def test_generated_code_learns_too(self, learner, stream):
+        recorder = AccuracyRecorder()
+        strategy = learner(plugins=[InMemoryLoader(), Acceleration("auto", compile=True), recorder], train_epochs=12)
+        for experience in stream.train_stream:
+            strategy.train(experience)
+        assert min(recorder.accuracies(strategy, list(stream.test_stream))) > 0.85
+
+    def test_a_missing_compiler_is_said_plainly(self, learner, stream, monkeypatch):
+        monkeypatch.setattr("fscl.continual.acceleration.shutil.which", lambda name: None)
+        with pytest.raises(FsclError, match=r"torch.compile needs a C\+\+ compiler on the CPU \(g\+\+, clang\+\+"):
+            learner(plugins=[Acceleration(compile=True)]).train(stream.train_stream[0])
+
+
+def test_auto_is_lower_precision_only_where_the_processor_multiplies_in_it(monkeypatch):
+    for capabilities, expected in (
+        ({}, "float32"),
+        ({"avx512_bf16": True}, "bfloat16"),
+        ({"amx_bf16": True}, "bfloat16"),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
+        assert Acceleration("auto").resolved(torch.device("cpu")) == expected
+    assert Acceleration("float16").resolved(torch.device("cpu")) == "float16"
+
+
+def test_unknown_precisions_are_refused():
+    with pytest.raises(FsclError, match="precision is 'half'; known: auto, float32, bfloat16, float16"):
+        Acceleration("half")
