@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from fscl.plots.figures import new_axes, palette, quiet_grid, save_png, style
+from fscl.plots.figures import INK, new_axes, palette, quiet_grid, save_png, style
 
 __all__ = ["write_report"]
 
@@ -31,7 +31,7 @@ def write_report(found: dict[str, Any], folder: Path) -> str:
     sections = {"training": _training, "layers": _layers, "similarity": _similarity, "runs": _runs}
     for name, write in sections.items():
         if name in found:
-            parts += write(found[name], folder) + [_provenance(found[name])]
+            parts += [*write(found[name], folder), _provenance(found[name])]
     text = "\n\n".join(parts) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(text, encoding="utf-8")
@@ -94,8 +94,8 @@ def _layers(found: dict[str, Any], folder: Path) -> list[str]:
         "</details>",
         "## Swapping tasks",
         _table(["network", "tensors a task", "swap, µs", "there and back, µs"], swaps),
-        f"A bank of {bank['tasks']:,} tasks ({bank['megabytes']:.0f} MB) opens in {1e3 * bank['open_s']:.1f} ms and gives "
-        f"its first task after another {1e3 * bank['first_task_s']:.1f} ms, the atoms of a layer of all tasks in "
+        f"A bank of {bank['tasks']:,} tasks ({bank['megabytes']:.0f} MB) opens in {1e3 * bank['open_s']:.1f} ms and "
+        f"gives its first task after another {1e3 * bank['first_task_s']:.1f} ms, the atoms of a layer of all tasks in "
         f"{1e3 * bank['stack_of_a_layer_s']:.0f} ms, every tensor of every task, one by one, in "
         f"{bank['all_tasks_s']:.1f} s. It was saved in {bank['save_s']:.1f} s.",
     ]
@@ -159,35 +159,39 @@ def _runs(found: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _training_figure(rows: Sequence[dict[str, Any]]) -> Figure:
-    names = {"bare": "bare PyTorch loop", "fscl": "fscl", "avalanche": "stock Avalanche"}
+    names = {"fscl": "fscl", "avalanche": "stock Avalanche"}
     colours = palette(list(names.values()))
     with style():
-        axes = new_axes((6.2, 0.62 * len(rows) + 0.8))
+        axes = new_axes((6.2, 0.55 * len(rows) + 0.8))
         for i, row in enumerate(rows):
             for j, (name, label) in enumerate(names.items()):
-                speed = row["images_per_second"][name]
-                error = [[speed["median"] - speed["low"]], [speed["high"] - speed["median"]]]
+                share, y = row[f"{name}_over_bare"], i + (j - 0.5) * 0.36
+                error = [[share["median"] - share["low"]], [share["high"] - share["median"]]]
+                first = label if i == 0 else None
                 axes.barh(
-                    i + (j - 1) * 0.26,
-                    speed["median"],
-                    0.24,
+                    y,
+                    share["median"],
+                    0.33,
                     xerr=error,
                     color=colours[label],
-                    label=label if i == 0 else None,
+                    label=first,
                     error_kw={"elinewidth": 0.8},
                 )
+                speed = f"{row['images_per_second'][name]['median']:,.0f}"
+                axes.text(0.015, y, speed, va="center", color="white", fontsize=7.5)
+        axes.axvline(1, color=INK, linewidth=0.8, linestyle="--")
         labels = [
             f"{row['benchmark']}\n{row['network'].removeprefix('avalanche:')}, {LEARNERS[row['learner']]}"
             for row in rows
         ]
         axes.set_yticks(range(len(rows)), labels)
         axes.invert_yaxis()
-        axes.set_xscale("log")
-        axes.set_xlabel("training images a second (log scale)")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.0 + 0.5 / len(rows)), ncols=3)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("training speed, bare PyTorch loop = 1 (in the bars: images a second)")
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
         quiet_grid(axes)
-        axes.grid(axis="x", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
         axes.grid(axis="y", visible=False)
+        axes.grid(axis="x", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
     figure = axes.figure
     assert isinstance(figure, Figure)
     return figure

@@ -75,6 +75,7 @@ def _row(
         "images": n,
         "images_per_second": {name: _plain(spread([n / s for s in taken])) for name, taken in seconds.items()},
         "fscl_over_bare": _plain(ratio(seconds["bare"], seconds["fscl"])),
+        "avalanche_over_bare": _plain(ratio(seconds["bare"], seconds["avalanche"])),
         "fscl_over_avalanche": _plain(ratio(seconds["avalanche"], seconds["fscl"])),
     }
 

@@ -1,8 +1,14 @@
 """Small deterministic fixtures that every test may use: one thread, a fixed seed, no downloads."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("MPLBACKEND", "Agg")
+# decoded images go where nothing of the user's is
+os.environ["FSCL_CACHE"] = tempfile.mkdtemp(prefix="fscl-cache-")
+atexit.register(shutil.rmtree, os.environ["FSCL_CACHE"], ignore_errors=True)
 
 import random
 

@@ -70,7 +70,8 @@ class Trainer:
         arguments: its own arguments.
         network, network_arguments: see :func:`fscl.continual.build_network`.
         epochs, epochs_next, batch_size, drop_last, optimizer, lr, lr_next, momentum, weight_decay, schedule,
-            label_smoothing, precision, channels_last, compile: how a task is trained, see ``fscl.suite.recipe.TrainingRecipe``.
+            label_smoothing, precision, channels_last, compile: how a task is trained, see
+            ``fscl.suite.recipe.TrainingRecipe``.
         seed: of the initial weights and of all that is drawn later.
         device: where to train.
         loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.
@@ -153,6 +154,11 @@ class Trainer:
     def bank(self) -> AtomBank | None:
         """The bank of a learner that has one."""
         return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomSwappingPlugin)), None)
+
+    @property
+    def precision(self) -> str:
+        """Of convolutions, on this device where the recipe says ``auto``: ``float32``, ``bfloat16`` or ``float16``."""
+        return self._acceleration.resolved(self.device)
 
     def untrained(self) -> list[float]:
         """Nearest-class-mean accuracy on every task of the features before any training."""

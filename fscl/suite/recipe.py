@@ -62,8 +62,8 @@ class ModelRecipe(_Recipe):
 class TrainingRecipe(_Recipe):
     """How a task is trained.
 
-    ``epochs_next`` and ``lr_next`` are those from the second task on; ``drop_last`` leaves out an epoch's last batch where it is
-    smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
+    ``epochs_next`` and ``lr_next`` are those from the second task on; ``drop_last`` leaves out an epoch's last batch
+    where it is smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
     ``fscl.continual.Acceleration``.
     """
 

@@ -162,7 +162,7 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
             trainer.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(folder / "checkpoint.pt", error) from error
-        record["resumed"].append({"after": trainer.done, "versions": _versions(), "machine": _machine(spec)})
+        record["resumed"].append({"after": trainer.done, "versions": _versions(), "machine": _machine(spec, trainer)})
     else:
         record = _new_record(spec, trainer)
         record["untrained"] = trainer.untrained()
@@ -230,7 +230,7 @@ def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
         "validation": spec.validation,
         "seed": spec.seed,
         "versions": _versions(),
-        "machine": _machine(spec),
+        "machine": _machine(spec, trainer),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": [],
         "tasks": [{"name": name, "classes": classes} for name, classes in tasks],
@@ -338,8 +338,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _machine(spec: RunSpec) -> dict[str, Any]:
-    return {"device": _device_name(spec.device), "processor": _processor(), "threads": spec.threads}
+def _machine(spec: RunSpec, trainer: Any) -> dict[str, Any]:
+    found = {"device": _device_name(spec.device), "processor": _processor(), "threads": spec.threads}
+    return found | {"precision": trainer.precision}
 
 
 def _processor() -> str:

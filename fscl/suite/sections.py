@@ -137,7 +137,7 @@ def _tested(run: RunResult) -> str:
 def _machine(run: RunResult) -> str:
     threads = run.machine.get("threads")
     count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
-    parts = [run.machine.get("processor"), run.machine.get("device"), count]
+    parts = [run.machine.get("processor"), run.machine.get("device"), count, run.machine.get("precision")]
     return ", ".join(str(part) for part in parts if part)
 
 

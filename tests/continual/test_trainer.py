@@ -1,5 +1,8 @@
+from collections import Counter
+
 import pytest
 import torch
+from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EWCPlugin
 
 from fscl.continual import class_mean_accuracy
@@ -105,6 +108,66 @@ def test_what_is_measured(stream):
         before = measured.transfer  # noqa: F841
         assert measured.train_seconds > 0
         assert measured.evaluate_seconds > 0
+
+
+class Passes(SupervisedPlugin):
+    """Counts the images of each task that evaluations send through the network."""
+
+    supports_distributed = False
+
+    def __init__(self):
+        super().__init__()
+        self.images = Counter()
+
+    def after_eval_iteration(self, strategy, **kwargs):
+        self.images[strategy.experience.current_experience] += len(strategy.mb_y)
+
+
+@pytest.mark.parametrize("kind", ["atom_swapping", "from_scratch", "naive"])
+def test_networks_that_are_kept_are_measured_once_and_at_the_end(stream, kind):
+    trainer, passes = trainer_of(stream, kind), Passes()
+    trainer.strategy.plugins.append(passes)
+    rows = [trainer.train_next().accuracy for _ in range(3)]
+    sizes = [len(e.dataset) for e in stream.test_stream]
+    times = [3, 2, 1] if kind == "naive" else [2, 2, 1]
+    assert [passes.images[i] for i in range(3)] == [n * k for n, k in zip(sizes, times, strict=True)]
+    if kind != "naive":
+        assert rows[0] == rows[1][:1] == rows[2][:1]
+        assert rows[1] == rows[2][:2]
+
+
+def test_a_kept_network_that_was_written_to_is_measured_again(stream):
+    trainer, passes = trainer_of(stream, "atom_swapping"), Passes()
+    trainer.strategy.plugins.append(passes)
+    trainer.train_next()
+    with torch.no_grad():
+        trainer.bank.entries(0)["model.features.0.atoms"].zero_()
+    before = passes.images[0]
+    trainer.train_next()
+    assert passes.images[0] == 2 * before
+
+
+def test_test_images_go_through_a_shared_network_once(stream, monkeypatch):
+    """Accuracy and class means are of the same features."""
+    trainer = trainer_of(stream, "naive")
+    trainer.train_next()
+    trainer.train_next()
+    seen = Counter()
+    body = trainer.strategy.model.model
+    body.register_forward_hook(lambda m, inputs, out: seen.update(images=0 if m.training else len(out)))
+    trainer.train_next()
+    tests = sum(len(e.dataset) for e in stream.test_stream)
+    few = sum(min(50, count) for e in stream.train_stream for count in Counter(e.dataset.targets).values())
+    start = len(stream.test_stream[2].dataset) + few // 3
+    assert seen["images"] == tests + few + start
+
+
+def test_epochs_of_the_first_task_are_its_own(stream):
+    calls = []
+    trainer = trainer_of(stream, "naive", epochs=3, epochs_next=1, progress=lambda *call: calls.append(call))
+    trainer.train_next()
+    trainer.train_next()
+    assert calls == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 1)]
 
 
 def test_progress_counts_epochs(stream):
