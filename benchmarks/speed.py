@@ -22,11 +22,12 @@ warnings.filterwarnings("ignore")
 import speed_layers  # noqa: E402 - after the filter
 import speed_runs  # noqa: E402
 import speed_similarity  # noqa: E402
+import speed_startup  # noqa: E402
 import speed_training  # noqa: E402
 import torch  # noqa: E402
 from speed_report import write_report  # noqa: E402
 
-SECTIONS = ("training", "layers", "similarity", "runs")
+SECTIONS = ("training", "layers", "similarity", "startup", "runs")
 
 
 def main() -> None:
@@ -46,6 +47,7 @@ def main() -> None:
         "training": lambda: _single(lambda: speed_training.measure(quick, options.data, options.device)),
         "layers": lambda: speed_layers.measure(quick, options.device),
         "similarity": lambda: _single(lambda: speed_similarity.measure(quick)),
+        "startup": lambda: speed_startup.measure(quick),
         "runs": lambda: speed_runs.measure(options.before, options.data),
     }
     for section in SECTIONS:

@@ -28,7 +28,7 @@ def write_report(found: dict[str, Any], folder: Path) -> str:
         "Contenders took turns within one run; every ratio is the median of the rounds' own ratios, with quartiles in "
         "brackets. Written by `benchmarks/speed.py`; all numbers are in [results.json](results.json).",
     ]
-    sections = {"training": _training, "layers": _layers, "similarity": _similarity, "runs": _runs}
+    sections = {"training": _training, "layers": _layers, "similarity": _similarity, "startup": _startup, "runs": _runs}
     for name, write in sections.items():
         if name in found:
             parts += [*write(found[name], folder), _provenance(found[name])]
@@ -135,6 +135,14 @@ def _similarity(found: dict[str, Any], folder: Path) -> list[str]:
         "\n".join(f"- **{name}**: {text}" for name, text in found["counted"].items()),
         "</details>",
     ]
+
+
+def _startup(found: dict[str, Any], folder: Path) -> list[str]:
+    rows = [
+        [f"`{name}`", _range(taken), _range(found["beyond_torch"][name]) if name in found["beyond_torch"] else ""]
+        for name, taken in found["processes"].items()
+    ]
+    return ["## Starting", _table(["process", "seconds", "beyond torch"], rows)]
 
 
 def _runs(found: dict[str, Any], folder: Path) -> list[str]:

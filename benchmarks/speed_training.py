@@ -28,6 +28,8 @@ __all__ = ["measure"]
 
 # benchmark, what it changes, and the learner; stock Avalanche trains the same network with Naive
 CASES = (
+    ("split_digits", {}, "naive"),
+    ("split_digits", {}, "atom_swapping"),
     ("split_fmnist", {}, "naive"),
     ("split_fmnist", {}, "atom_swapping"),
     ("split_cifar100", {}, "naive"),
