@@ -64,3 +64,11 @@ def test_the_results_are_those_of_the_committed_reports():
         assert row in reports.splitlines(), row
     for picture in re.findall(r"\]\((reports/[^)]*)\)", results):
         assert (ROOT / picture).exists(), picture
+
+
+def test_the_speeds_are_those_of_the_committed_report():
+    shown = README.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
+    report = (ROOT / "reports" / "speed" / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(rows) > 4
+    assert all(row in report for row in rows)

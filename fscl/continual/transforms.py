@@ -29,13 +29,16 @@ class ImageTransform:
         self.shift = (-torch.tensor(mean) / torch.tensor(std))[:, None, None]
         self.crop_padding = crop_padding
         self.flip = flip
+        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}  # a copy a batch would hold up a GPU
 
     def __call__(self, images: Tensor) -> Tensor:
         if images.ndim == 3:
             return self(images[None])[0]
         if self.crop_padding or self.flip:
             images = self._augmented(images, self._draws(len(images)).to(images.device, non_blocking=True))
-        scale, shift = self.scale.to(images.device), self.shift.to(images.device)
+        if images.device not in self._constants:
+            self._constants[images.device] = self.scale.to(images.device), self.shift.to(images.device)
+        scale, shift = self._constants[images.device]
         return images.float().mul_(scale).add_(shift)
 
     @staticmethod

@@ -72,6 +72,9 @@ def run(
     validation: Annotated[
         float, typer.Option(help="Test on this share of the training images instead of the test images.")
     ] = 0.0,
+    loader: Annotated[
+        str, typer.Option(help="Where images are kept: auto, device, host; off for Avalanche's own loader.")
+    ] = "auto",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     report_to: Annotated[
         Optional[Path],  # noqa: UP045
@@ -104,7 +107,9 @@ def run(
     with console.status("Loading Avalanche and PyTorch ..."):
         place = _device(device)
         base = str(_data_root(data))
-        specs = [RunSpec(b, s, seed, base, place, threads, validation) for seed in range(seeds) for b, s in pairs]
+        specs = [
+            RunSpec(b, s, seed, base, place, threads, validation, loader) for seed in range(seeds) for b, s in pairs
+        ]
         _check(specs[: len(pairs)])
     jobs = 1 if jobs is None and place.startswith("cuda") else jobs  # runs would share one GPU's memory
     outcomes = sweep(specs, out, jobs, overwrite, console)

@@ -36,6 +36,7 @@ class RunSpec:
         device: ``cpu``, ``cuda``, ...
         threads: CPU threads; sums are made in another order with another number, so it is recorded.
         validation: share of the training images that takes the place of the test images; 0 for real runs.
+        loader: where images are kept, see ``fscl.continual.InMemoryLoader``; of no effect on the numbers.
     """
 
     benchmark: BenchmarkRecipe
@@ -45,6 +46,7 @@ class RunSpec:
     device: str = "cpu"
     threads: int = 1
     validation: float = 0.0
+    loader: str = "auto"
 
     @property
     def hash(self) -> str:
@@ -214,6 +216,7 @@ def _trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
             b.model.args,
             seed=spec.seed,
             device=spec.device,
+            loader=spec.loader,
             progress=progress,
             **b.training.model_dump(),
         )

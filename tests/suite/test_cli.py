@@ -256,6 +256,7 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["run", "--validation", "1.5"], r"validation is 1.5; it is a share"),
         (["run", "--device", "cuda:77"], r"--device cuda:77: not to be had here"),
         (["run", "--device", "gpu"], r"--device gpu: not to be had here"),
+        (["run", "--loader", "disk"], r"place is 'disk'; known: auto, device, host, off"),
         (["run", "--set", "epochs=3"], r"--set epochs=3: expected SECTION.KEY=VALUE"),
         (["run", "--set", "training.epochs=x"], r"--set: training.epochs = 'x'"),
         (
