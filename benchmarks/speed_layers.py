@@ -171,6 +171,23 @@ def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
         times = alternately({"point_us": point, "swapped_us": there_and_back}, rounds)
         found[name] = {"entries": len(bank.entries(0))}
         found[name] |= {key: asdict(spread([1e6 * s / swaps for s in values])) for key, values in times.items()}
+        x = torch.randn(64, 3, 32, 32, device=device)
+        model.eval()
+
+        @torch.no_grad()
+        def forward(model: nn.Module = model, x: Tensor = x) -> None:
+            model(x)
+            _synchronise(device)
+
+        @torch.no_grad()
+        def swap_and_forward(model: nn.Module = model, entries: Any = entries, x: Tensor = x) -> None:
+            point_entries(model, next(entries))
+            model(x)
+            _synchronise(device)
+
+        times = alternately({"swap_and_pass_ms": swap_and_forward}, rounds=min(rounds, 9))
+        times |= alternately({"pass_ms": forward}, rounds=min(rounds, 9))
+        found[name] |= {key: asdict(spread([1e3 * s for s in values])) for key, values in times.items()}
     return found
 
 

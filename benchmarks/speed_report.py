@@ -59,7 +59,8 @@ def _training(found: dict[str, Any], folder: Path) -> list[str]:
         "The bare loop is PyTorch alone on tensors in memory: the same network, batch size, augmentation, optimizer, "
         "precision and memory layout. fscl is what `fscl run` does, an Avalanche strategy with its plugins. Stock "
         "Avalanche is `Naive` with PIL images, torchvision's transforms and its own loader, in float32; beside atom "
-        "swapping too it trains the ordinary network. An epoch of one task is timed, after an earlier task, on "
+        "swapping too it trains the ordinary network. An epoch of one task is timed, after an earlier task and without the "
+        "set-up of the experience, on "
         f"{found['threads']} thread{'s' * (found['threads'] > 1)}.",
         _table(head, rows),
         *(["![Training images a second](training.png)"] if rows else []),
@@ -81,19 +82,31 @@ def _layers(found: dict[str, Any], folder: Path) -> list[str]:
         for row in found["rows"]
     ]
     swaps = [
-        [name, str(swap["entries"]), f"{swap['point_us']['median']:.1f}", f"{swap['swapped_us']['median']:.1f}"]
+        [
+            name,
+            str(swap["entries"]),
+            f"{swap['point_us']['median']:.1f}",
+            f"{swap['swapped_us']['median']:.1f}",
+            f"{swap['pass_ms']['median']:.1f}",
+            f"{swap['swap_and_pass_ms']['median']:.1f}",
+        ]
         for name, swap in found["swap"].items()
     ]
     bank = found["bank"]
     return [
         "## `AtomConv2d` against `nn.Conv2d`",
-        "Time of the atom layer divided by that of an ordinary convolution with equal filters, one thread.",
+        "Time of the atom layer divided by that of an ordinary convolution with equal filters, one thread. In evaluation "
+        "the composed filters are kept from pass to pass; the first pass after a change pays for them, see below.",
         _table(["pass", "median over shapes", "worst shape"], summary),
         "<details><summary>Every shape</summary>",
         _table(["shape", "pass", "ratio", "of the fastest rounds", "nn.Conv2d, µs"], rows),
         "</details>",
         "## Swapping tasks",
-        _table(["network", "tensors a task", "swap, µs", "there and back, µs"], swaps),
+        "A swap points the network at another task's tensors; its next pass composes each layer's filters anew. The "
+        "passes are of 64 images of 32x32 in evaluation.",
+        _table(
+            ["network", "tensors a task", "swap, µs", "there and back, µs", "a pass, ms", "swap and pass, ms"], swaps
+        ),
         f"A bank of {bank['tasks']:,} tasks ({bank['megabytes']:.0f} MB) opens in {1e3 * bank['open_s']:.1f} ms and "
         f"gives its first task after another {1e3 * bank['first_task_s']:.1f} ms, the atoms of a layer of all tasks in "
         f"{1e3 * bank['stack_of_a_layer_s']:.0f} ms, every tensor of every task, one by one, in "
@@ -125,8 +138,8 @@ def _similarity(found: dict[str, Any], folder: Path) -> list[str]:
     return [
         "## Similarity of all pairs of N networks",
         f"On {found['threads']} thread{'s' * (found['threads'] > 1)}. A star marks what was timed on fewer networks or "
-        "images and scaled to all of them. The rivals work in float64 on features of 10,000 images; in float32 they "
-        "would take about half.",
+        "images and scaled to all of them. The rivals work in float64 on random features of 10,000 images, of which "
+        "SVCCA, with 99 % of the variance to keep, keeps almost all.",
         _table(head, rows),
         "![Seconds for all pairs against the number of networks](similarity.png)",
         "Time divided by that of the bare matrix products of the same size, `x @ x.T` in float32 for each layer:",

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 
 from fscl.atoms import decompose, freeze_coefficients
+from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
 from fscl.continual.acceleration import channels_last
 from fscl.continual.datasets import ImageSet, find_data
@@ -94,10 +95,13 @@ class _Bare:
         if strategy.name == "atom_swapping":
             self.model = decompose(self.model, strategy.args.get("num_atoms", 9)).model
             freeze_coefficients(self.model)
+            own = entry_kinds(self.model)
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in own)  # as atom swapping does: all else is shared
         self.model.to(self.device)
         self.channels_last = training.channels_last
         if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)
+            self.model.to(memory_format=torch.channels_last)  # filters too, which fscl leaves alone
         precision = Acceleration(training.precision).resolved(self.device)
         self.dtype = None if precision == "float32" else getattr(torch, precision)
         trained = [p for p in self.model.parameters() if p.requires_grad]

@@ -40,21 +40,15 @@ def alternately(
         for name in order:
             calls[name]()
     began = time.perf_counter()
-    enabled = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
-        for i in range(rounds):
-            if budget is not None and i >= 3 and time.perf_counter() - began > budget:
-                break
-            for name in order:
-                start = time.perf_counter()
-                own = calls[name]()
-                seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
-            order.reverse()
-    finally:
-        if enabled:
-            gc.enable()
+    for i in range(rounds):
+        if budget is not None and i >= 3 and time.perf_counter() - began > budget:
+            break
+        for name in order:
+            start = time.perf_counter()
+            own = calls[name]()
+            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
+        order.reverse()
     return seconds
 
 

@@ -177,7 +177,7 @@ class AtomConv2d(nn.Module):
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_composed"}
+        return {name: value for name, value in super().__getstate__().items() if name != "_composed"}
 
     def gram(self) -> Tensor:
         """The (m, m) matrix ``sum_oi coefficients[o, i] coefficients[o, i]^T``: inner products of atoms as filters."""

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import MultiHeadClassifier
+from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTaskModule
 from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
@@ -21,13 +21,14 @@ class Acceleration(SupervisedPlugin):
     """Trains and evaluates a strategy's network faster, on the CPU or a GPU, with accuracies within seed noise.
 
     Weights, gradients and heads stay in float32; what convolutions multiply is cast. In ``float16`` the loss is scaled
-    so that small gradients survive, and a step whose gradients are not finite is left out.
+    so that small gradients survive, and a step whose gradients are not finite is left out; strategies that call
+    ``loss.backward()`` themselves are not scaled.
 
     Args:
         precision: of convolutions and matrix products. ``auto`` is bfloat16 where the processor multiplies in it, else
             float32.
-        channels_last: whether images and filters are laid out with channels last, in which convolutions are faster on
-            most processors.
+        channels_last: whether images are laid out with channels last, in which convolutions are faster on most
+            processors. Parameters stay as they are, for Avalanche's plugins flatten them and their gradients.
         compile: whether ``torch.compile`` compiles the network (below its heads, which come and go). Pays on long
             trainings only: compiling takes most of a minute. On the CPU it needs a C++ compiler.
 
@@ -74,14 +75,15 @@ class Acceleration(SupervisedPlugin):
         """Idempotent, for the network may be replaced, by its decomposition for one, between experiences."""
         model = strategy.model
         dtype = PRECISIONS[self.resolved(strategy.device)]
-        if self.channels_last:
-            model.to(memory_format=torch.channels_last)
-            _attach(_ChannelsLast(), model)
+        if self.channels_last and _images_last not in model._forward_pre_hooks.values():
+            model.register_forward_pre_hook(_images_last)
         if dtype != torch.float32:
-            _attach(_Autocast(strategy.device.type, dtype), model)
+            _wrap(model, "forward", _Lowered(model, strategy.device.type, dtype))
             for module in model.modules():
-                if isinstance(module, MultiHeadClassifier):
-                    _attach(_Autocast(strategy.device.type, torch.float32), module)
+                if isinstance(module, MultiTaskModule):
+                    _wrap(module, "forward_single_task", _InFloat32(module, "forward_single_task"))
+            for head in _heads(model):
+                _wrap(head, "forward", _InFloat32(head, "forward", strategy.device.type))
         if self.compile:
             _check_compiler(strategy.device)
             for module in _compilable(model):
@@ -99,43 +101,53 @@ class Acceleration(SupervisedPlugin):
         self._scaler.unscale_(strategy.optimizer)
         gradients = [p.grad for group in strategy.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not bool(torch.stack([g.isfinite().all() for g in gradients]).all()):
-            strategy.optimizer.zero_grad(set_to_none=True)  # so that the step is left out
+            for gradient in gradients:
+                gradient.zero_()  # what plugins find is finite, and this one step is not made
+            strategy.optimizer_step = lambda: vars(strategy).pop("optimizer_step", None)
         self._scaler.update()
 
 
-def _attach(hook: "_ChannelsLast | _Autocast", module: nn.Module) -> None:
-    """Once: networks are prepared before each experience, and copies of them carry their hooks along."""
-    if not any(type(known) is type(hook) for known in module._forward_pre_hooks.values()):
-        module.register_forward_pre_hook(hook)
-        if isinstance(hook, _Autocast):
-            module.register_forward_hook(hook.leave, always_call=True)
+class _Lowered:
+    """A network's ``forward`` in a lower precision, whoever calls it, whatever ends it; float32 comes out."""
+
+    def __init__(self, module: nn.Module, device: str, dtype: torch.dtype) -> None:
+        self.module, self.device, self.dtype = module, device, dtype
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        with torch.autocast(self.device, self.dtype):
+            return _float(type(self.module).forward(self.module, *inputs, **named))
 
 
-class _ChannelsLast:
-    """A forward hook that lays out images with channels last."""
+class _InFloat32:
+    """A module's method from which float32 comes out, and, given a device, in which all is float32."""
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        images, *others = inputs
-        return (channels_last(images) if isinstance(images, Tensor) and images.ndim == 4 else images, *others)
+    def __init__(self, module: nn.Module, name: str, device: str | None = None) -> None:
+        self.module, self.name, self.device = module, name, device
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        method = getattr(type(self.module), self.name)
+        if self.device is None:
+            return _float(method(self.module, *inputs, **named))
+        with torch.autocast(self.device, enabled=False):
+            return method(self.module, *map(_float, inputs), **{n: _float(v) for n, v in named.items()})
 
 
-class _Autocast:
-    """Forward hooks that run a module in a precision, whoever calls it, and give float32 back."""
+def _wrap(module: nn.Module, name: str, wrapper: Any) -> None:
+    """On the module itself, so that copies and pickles of it carry the wrapper along, with themselves in it; once."""
+    vars(module).setdefault(name, wrapper)
 
-    def __init__(self, device: str, dtype: torch.dtype) -> None:
-        self.device, self.dtype = device, dtype
-        self.entered: list[torch.autocast] = []
 
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        lower = self.dtype != torch.float32
-        context = torch.autocast(self.device, self.dtype if lower else None, enabled=lower)
-        context.__enter__()
-        self.entered.append(context)
-        return inputs if lower else tuple(_float(x) for x in inputs)
+def _heads(model: nn.Module) -> list[nn.Module]:
+    """What makes a network's outputs: Avalanche's classifiers, or its last linear layer."""
+    modules = list(model.modules())
+    known: list[nn.Module] = [m for m in modules if isinstance(m, MultiHeadClassifier | IncrementalClassifier)]
+    linear: list[nn.Module] = [m for m in modules if isinstance(m, nn.Linear)]
+    return known or linear[-1:]
 
-    def leave(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        self.entered.pop().__exit__(None, None, None)
-        return _float(output)
+
+def _images_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """A forward hook: images with channels last, to which convolutions adapt whatever the layout of their filters."""
+    return tuple(channels_last(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in inputs)
 
 
 def _float(value: Any) -> Any:
@@ -143,9 +155,10 @@ def _float(value: Any) -> Any:
 
 
 def channels_last(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) laid out with channels last, also where there is one channel and both layouts are the same
+    memory: strides tell a convolution which one is meant."""
     if x.shape[1] > 1 or not x.is_contiguous():
         return x.contiguous(memory_format=torch.channels_last)
-    # with one channel both layouts are the same memory, and strides tell a convolution which one is meant
     return x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
 
 

@@ -8,6 +8,7 @@ import psutil
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.core import SupervisedPlugin
+from avalanche.models import MultiTaskModule
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
@@ -16,7 +17,7 @@ from fscl.continual.stream import TaskImages
 from fscl.continual.transforms import ImageTransform
 from fscl.errors import FsclError
 
-__all__ = ["InMemoryBatches", "InMemoryLoader", "Place", "batches"]
+__all__ = ["InMemoryBatches", "InMemoryLoader", "Place", "batches", "task_of"]
 
 _NOTHING = TensorDataset(torch.empty(0))
 PLACES = ("auto", "device", "host", "off")
@@ -29,9 +30,9 @@ class InMemoryLoader(SupervisedPlugin):
     Avalanche transforms one sample at a time, which takes nine tenths of a step on a small network. This plugin gathers
     and transforms whole batches of the uint8 images that our streams keep in memory. It takes the order of samples from
     the loader that it replaces, whatever that is (task-balanced, replay, a plain ``DataLoader``), and draws the same
-    random numbers: what a strategy sees is the same, bit for bit, with it and without. Batches that are of one task
-    are handed to the network with its label as a number, which spares multi-head networks a search for the tasks in
-    them (and a GPU a synchronisation) at each step.
+    random numbers: what a strategy sees is the same, bit for bit, as with Avalanche's loader without worker processes
+    (whose augmentation is seeded apart). Where a batch is of one task, a multi-head network is told so, which spares it
+    a search for the tasks in the batch (and a GPU a synchronisation) at each step.
 
     It steps aside, and warns once, where it cannot do the same: the data is not one of our streams (or a mixture of
     parts of them, as replay makes), its transform is not an :class:`~fscl.continual.transforms.ImageTransform`, samples
@@ -59,7 +60,6 @@ class InMemoryLoader(SupervisedPlugin):
             raise FsclError(f"place is {place!r}; known: {', '.join(PLACES)}")
         self.place = place
         self._warned = False
-        self._task_ids: Tensor | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._replace(strategy)
@@ -70,30 +70,12 @@ class InMemoryLoader(SupervisedPlugin):
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._replace(strategy)
 
-    def before_forward(self, strategy: Any, **kwargs: Any) -> None:
-        task = getattr(strategy.dataloader, "task", None)
-        if task is not None:
-            self._task_ids, strategy.mbatch[-1] = strategy.mbatch[-1], task
-
-    def after_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._task_ids is not None:
-            strategy.mbatch[-1], self._task_ids = self._task_ids, None
-            # with labels of its samples, a multi-head network's output is as wide as its widest head
-            missing = getattr(strategy.model, "max_class_label", 0) - strategy.mb_output.shape[1]
-            if missing > 0:
-                strategy.mb_output = F.pad(strategy.mb_output, (0, missing))
-
-    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self.before_forward(strategy)
-
-    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        self.after_forward(strategy)
-
     def _replace(self, strategy: Any) -> None:
         if self.place == "off" or isinstance(strategy.dataloader, InMemoryBatches):
             return
         try:
             strategy.dataloader = InMemoryBatches(strategy.dataloader, strategy.device, self.place)
+            _attach_fast_path(strategy.model)
         except _Unservable as reason:
             if not self._warned:
                 warnings.warn(
@@ -121,11 +103,7 @@ class InMemoryBatches:
     """
 
     def __init__(self, loader: Any, device: torch.device, place: Place = "auto") -> None:
-        ours = (
-            isinstance(loader, MultiDatasetDataLoader)
-            and type(loader)._get_loader is MultiDatasetDataLoader._get_loader
-        )
-        if not ours and not (type(loader) is DataLoader and loader.batch_sampler is not None):
+        if not _is_understood(loader):
             raise _Unservable(f"{type(loader).__name__} is an unknown loader")
         self.loader = loader
         parts = loader.datasets if isinstance(loader, MultiDatasetDataLoader) else [loader.dataset]
@@ -150,8 +128,10 @@ class InMemoryBatches:
         iter(DataLoader(_NOTHING, batch_sampler=[], generator=generator))
         for positions in sampler:
             index = torch.as_tensor(positions)
-            x, y, task = (self._at(values, index) for values in (self.images, self.targets, self.tasks))
-            yield [self.transform(x), y, task]
+            x, y, tasks = (self._at(values, index) for values in (self.images, self.targets, self.tasks))
+            if self.task is not None:
+                tasks.of_one_task = _Label(self.task)  # type: ignore[attr-defined]
+            yield [self.transform(x), y, tasks]
 
     def _at(self, values: Tensor, index: Tensor) -> Tensor:
         if self.on_device or self.device.type == "cpu":
@@ -160,8 +140,47 @@ class InMemoryBatches:
         return torch.index_select(values, 0, index, out=out).to(self.device, non_blocking=True)
 
 
+class _Label(int):
+    """A task label that stands for those of a whole batch."""
+
+
+def task_of(labels: Any) -> int | None:
+    """The task label of all samples of a batch that :class:`InMemoryBatches` made, if they have one in common.
+
+    It is known of the very tensor that was made: what is joined to it, or taken from it, has none.
+    """
+    return getattr(labels, "of_one_task", None)
+
+
+def _attach_fast_path(model: Any) -> None:
+    if isinstance(model, MultiTaskModule) and _one_label not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_one_label)
+        model.register_forward_hook(_as_wide_as_ever)
+
+
+def _one_label(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """One label in place of a tensor of equal ones: a multi-task module then need not search it."""
+    label = task_of(inputs[1]) if len(inputs) == 2 else None
+    return inputs if label is None else (inputs[0], label)
+
+
+def _as_wide_as_ever(module: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    """Given a label a sample, a multi-task module answers with as many outputs as its widest head."""
+    if len(inputs) == 2 and isinstance(inputs[1], _Label) and isinstance(outputs, Tensor) and outputs.ndim == 2:
+        return F.pad(outputs, (0, max(module.max_class_label - outputs.shape[1], 0)))
+    return outputs
+
+
 class _Unservable(Exception):
     """Why a loader cannot be served from memory, as the end of a sentence."""
+
+
+def _is_understood(loader: Any) -> bool:
+    """Whether a loader goes through its data in a way that can be followed from outside."""
+    if isinstance(loader, MultiDatasetDataLoader):
+        inherited = ("__iter__", "_get_loader", "_create_samplers")
+        return all(getattr(type(loader), name) is getattr(MultiDatasetDataLoader, name) for name in inherited)
+    return type(loader) is DataLoader and loader.batch_sampler is not None
 
 
 def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:

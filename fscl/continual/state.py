@@ -33,7 +33,6 @@ TRANSIENT = (
     "_stream",
     "_device",
     "_scaler",
-    "_task_ids",
     "_kept",
     "_tap",
 )

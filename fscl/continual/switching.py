@@ -9,6 +9,7 @@ from avalanche.models import MultiHeadClassifier, avalanche_forward
 from torch import Tensor, nn
 
 from fscl.atoms.entries import point_entries
+from fscl.continual.loader import task_of
 
 __all__ = ["TaskSwitchPlugin", "head_names"]
 
@@ -100,7 +101,7 @@ class TaskSwitchPlugin(SupervisedPlugin):
 
     def _labels(self, strategy: Any) -> list[int]:
         """Task labels of the mini-batch; of an experience with one task without looking at the device."""
-        task = getattr(strategy.dataloader, "task", None)  # our loader knows, where all samples are of one
+        task = task_of(strategy.mb_task_id)
         labels = list(strategy.experience.task_labels) if task is None else [task]
         if len(labels) == 1 and (task is not None or not strategy.is_training):
             return labels

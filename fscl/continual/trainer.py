@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import MultiHeadClassifier
 from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
@@ -23,7 +22,7 @@ from fscl.atoms.entries import within
 from fscl.continual.acceleration import Acceleration, Precision
 from fscl.continual.evaluate import AccuracyRecorder, FeatureRecorder, Features, class_mean_accuracy
 from fscl.continual.from_scratch import FromScratchPlugin
-from fscl.continual.loader import InMemoryLoader, Place
+from fscl.continual.loader import InMemoryLoader
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.networks import build_network
 from fscl.continual.schedule import LearningRateSchedule
@@ -103,7 +102,7 @@ class Trainer:
         precision: Precision = "float32",
         channels_last: bool = True,
         compile: bool = False,
-        loader: Place = "auto",
+        loader: str = "auto",
         seed: int = 0,
         device: str | torch.device = "cpu",
         progress: Progress | None = None,
@@ -112,10 +111,6 @@ class Trainer:
         kind = strategy_class(class_path, arguments)
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
-        if len(set(map(len, stream.tasks))) == 1:  # heads have no outputs beyond their task's, so none need be masked
-            for module in model.modules():
-                if isinstance(module, MultiHeadClassifier):
-                    module.masking = False
         chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         self._start = _StartRecorder(stream, self.device)
@@ -130,7 +125,7 @@ class Trainer:
             device=self.device,
             evaluator=_Silent(),
             plugins=[
-                InMemoryLoader(loader),
+                InMemoryLoader(loader),  # type: ignore[arg-type]  # checked there
                 self._acceleration,
                 LearningRateSchedule(lr, lr_next, schedule, momentum),
                 self._start,
@@ -144,6 +139,8 @@ class Trainer:
             strategy_state(self.strategy),
             plugin_state(self.strategy),
         )  # refuses what could not be resumed before anything is trained
+        if drop_last and (small := min(len(e.dataset) for e in stream.train_stream)) < batch_size:
+            raise FsclError(f"drop_last leaves nothing of a task of {small} images in batches of {batch_size}")
         self.done = 0
         self._epochs, self._epochs_next, self._drop_last = epochs, epochs_next or epochs, drop_last
         self._known: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}  # by task: a network, and its accuracy

@@ -118,7 +118,7 @@ def _budget(run: RunResult) -> str:
     shown = (
         ("epochs", "{} epochs a task"),
         ("epochs_next", "{} epochs from the second task on"),
-        ("batch_size", "batches of {}"),
+        ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
         ("optimizer", "{}"),
         ("schedule", "{}"),
         ("lr", "learning rate {}"),

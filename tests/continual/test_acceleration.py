@@ -1,12 +1,13 @@
 import copy
 import functools
+import pickle
 import shutil
 
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import avalanche_forward
-from avalanche.training.plugins import EWCPlugin, LwFPlugin
+from avalanche.models import MultiTaskModule, avalanche_forward
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LwFPlugin, SynapticIntelligencePlugin
 from torch import nn
 
 from fscl.continual import Acceleration, AccuracyRecorder, InMemoryLoader
@@ -117,9 +118,66 @@ def test_copies_of_the_network_work_on_their_own(learner, stream):
     strategy.train(stream.train_stream[0])
     strategy.train(stream.train_stream[1])
     twin, x = copy.deepcopy(strategy.model).eval(), torch.randn(3, 1, 8, 8)
-    hooks = [m._forward_pre_hooks for m in strategy.model.modules()]
-    assert sum(len(h) for h in hooks) == 3  # layout and precision of the network, precision of its heads, once each
     assert torch.equal(twin(x, 0), strategy.model.eval()(x, 0))
+    assert sum(len(m._forward_pre_hooks) for m in strategy.model.modules()) == 1  # however many experiences
+    with torch.no_grad():
+        for parameter in strategy.model.parameters():
+            parameter.zero_()
+    assert bool((twin(x, 0) != 0).any())
+    assert torch.equal(pickle.loads(pickle.dumps(twin))(x, 0), twin(x, 0))
+
+
+def test_an_interrupted_forward_pass_leaves_nothing_behind(learner, stream):
+    strategy = learner("naive", plugins=[Acceleration("bfloat16")], train_epochs=1)
+    strategy.train(stream.train_stream[0])
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    hook = strategy.model.model.features[0].register_forward_hook(stop)
+    with pytest.raises(KeyboardInterrupt):
+        strategy.model(torch.randn(2, 1, 8, 8), 0)
+    hook.remove()
+    assert not torch.is_autocast_enabled("cpu")
+    assert (torch.eye(2) @ torch.eye(2)).dtype == torch.float32
+
+
+def test_other_networks_are_called_as_they_like(learner):
+    """Keywords, one head, a multi-task module of one's own: outputs, and what the last layer sees, are float32."""
+
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(1, 4, 3), nn.Linear(144, 2)
+
+        def forward(self, x):
+            return self.head(self.conv(x).flatten(1))
+
+    class Several(MultiTaskModule):
+        def __init__(self):
+            super().__init__()
+            self.body, self.max_class_label = Single(), 2
+
+        def forward_single_task(self, x, task_label):
+            return self.body(x) * (1 + task_label)
+
+    seen, x = [], torch.randn(4, 1, 8, 8)
+    for model, inputs in ((Single(), {"x": x}), (Several(), {"x": x, "task_labels": torch.tensor([0, 1, 0, 1])})):
+        head = model.head if isinstance(model, Single) else model.body.head
+        head.register_forward_hook(lambda m, given, out: seen.append(out.dtype))
+        strategy = learner("naive", model, plugins=[])
+        Acceleration("bfloat16").before_eval(strategy)
+        assert strategy.model(**inputs).dtype == torch.float32
+    assert set(seen) == {torch.float32}
+
+
+@pytest.mark.parametrize("make", [AGEMPlugin, SynapticIntelligencePlugin], ids=["agem", "si"])
+def test_parameters_keep_the_layout_that_plugins_rely_on(learner, stream, make):
+    plugin = make(20, 16) if make is AGEMPlugin else make(si_lambda=1.0)
+    strategy = learner("naive", plugins=[InMemoryLoader(), Acceleration("float32"), plugin], train_epochs=1)
+    for experience in stream.train_stream[:2]:
+        strategy.train(experience)
+    assert all(p.is_contiguous() for p in strategy.model.parameters())
 
 
 class TestFloat16:
@@ -137,7 +195,7 @@ class TestFloat16:
                 exact[name], scaled[name], rtol=0.1, atol=2e-2 * float(exact[name].abs().max() + 1e-3)
             )
 
-    def test_a_step_with_infinite_gradients_is_left_out(self, learner, stream):
+    def test_a_step_with_infinite_gradients_is_left_out(self, learner, network, stream):
         class Spoil(SupervisedPlugin):
             supports_distributed = False
 
@@ -147,9 +205,16 @@ class TestFloat16:
             def before_backward(self, strategy, **kwargs):
                 strategy.loss = strategy.loss * float("inf")
 
+            def after_update(self, strategy, **kwargs):
+                assert all(bool(p.grad.isfinite().all()) for p in strategy.model.parameters() if p.grad is not None)
+
         spoil = Spoil()
-        strategy = learner("naive", plugins=[Acceleration("float16"), spoil], train_epochs=1)
+        optimizer = functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9, weight_decay=0.1)
+        model = network()
+        plugins = [Acceleration("float16"), spoil]
+        strategy = learner("naive", model, optimizer(model.parameters()), plugins=plugins, train_epochs=1)
         strategy.train(stream.train_stream[0])
+        assert "optimizer_step" not in vars(strategy)
         assert all(torch.equal(a, b) for a, b in zip(spoil.before, strategy.model.parameters(), strict=True))
 
     def test_the_strategy_has_its_own_backward_again_afterwards(self, learner, stream):

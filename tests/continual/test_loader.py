@@ -4,14 +4,15 @@ import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
 from avalanche.benchmarks.utils import DataAttribute, _make_taskaware_tensor_classification_dataset
+from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
 from avalanche.core import SupervisedPlugin
-from avalanche.training import Cumulative, Naive
+from avalanche.training import DER, Cumulative, Naive
 from avalanche.training.plugins import EWCPlugin, LwFPlugin, ReplayPlugin
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from fscl.continual import ImageTransform, InMemoryLoader, build_network, split_classes
+from fscl.continual import ConvNet, ImageTransform, InMemoryLoader, build_network, split_classes
 from fscl.continual import loader as loader_module
 from fscl.continual.loader import InMemoryBatches, batches
 from fscl.errors import FsclError
@@ -170,6 +171,73 @@ class Said(SupervisedPlugin):
     def after_training_iteration(self, strategy, **kwargs):
         assert strategy.mb_task_id.shape == strategy.mb_y.shape  # whatever the network was given
         self.widths.add(strategy.mb_output.shape[1])
+
+
+class Mixing(SupervisedPlugin):
+    """Puts samples of the task before into each mini-batch, as rehearsal does."""
+
+    supports_distributed = False
+
+    def __init__(self):
+        super().__init__()
+        self.kept = None
+
+    def before_training_iteration(self, strategy, **kwargs):
+        if strategy.experience.current_experience == 0:
+            self.kept = [part[:4].clone() for part in strategy.mbatch]
+        else:
+            strategy.mbatch = [torch.cat(pair) for pair in zip(strategy.mbatch, self.kept, strict=True)]
+
+
+def test_samples_that_plugins_add_go_to_their_own_heads(learner, stream):
+    ends = []
+    for ours in ([], [InMemoryLoader()]):
+        strategy = learner("naive", plugins=[*ours, Mixing()])
+        strategy.train(stream.train_stream[0])
+        head = strategy.model.classifier.classifiers["0"].classifier.weight.clone()
+        strategy.train(stream.train_stream[1])
+        assert not torch.equal(head, strategy.model.classifier.classifiers["0"].classifier.weight)
+        ends.append(strategy.model.state_dict())
+    assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
+
+
+def test_strategies_that_join_batches_and_networks_with_other_outputs_work(digits, network):
+    """DER appends to the labels within a step; some networks answer with more than one tensor."""
+    stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"]])
+    model = ConvNet(1, 2, widths=(8,), pool_after=(0,))
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    strategy = DER(model=model, optimizer=optimizer, mem_size=20, train_mb_size=16, plugins=[InMemoryLoader()])
+    for experience in stream.train_stream:
+        strategy.train(experience)
+
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = ConvNet(1, 2, widths=(8,), pool_after=(0,))
+
+        def forward(self, x):
+            return self.inner(x), x
+
+    model = Pair()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    criterion = lambda out, y: nn.functional.cross_entropy(out[0], y)  # noqa: E731
+    Naive(
+        model=model,
+        optimizer=optimizer,
+        criterion=criterion,
+        train_mb_size=16,
+        plugins=[InMemoryLoader()],
+        evaluator=None,
+    ).train(stream.train_stream[0])
+
+
+def test_loaders_that_iterate_their_own_way_are_left_alone(stream):
+    class EverySecond(TaskBalancedDataLoader):
+        def __iter__(self):
+            yield from list(super().__iter__())[::2]
+
+    with pytest.raises(Exception, match="EverySecond is an unknown loader"):
+        InMemoryBatches(EverySecond(stream.train_stream[0].dataset, batch_size=16), torch.device("cpu"))
 
 
 def test_labels_stay_with_their_images(learner, digits, stream):

@@ -5,7 +5,8 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.training.plugins import EWCPlugin
 
-from fscl.continual import class_mean_accuracy
+from fscl.atoms import AtomBank, decompose
+from fscl.continual import build_network, class_mean_accuracy
 from fscl.continual.state import SAFE_CLASSES
 from fscl.continual.trainer import Trainer, strategy_class
 from fscl.errors import FsclError
@@ -160,6 +161,31 @@ def test_test_images_go_through_a_shared_network_once(stream, monkeypatch):
     few = sum(min(50, count) for e in stream.train_stream for count in Counter(e.dataset.targets).values())
     start = len(stream.test_stream[2].dataset) + few // 3
     assert seen["images"] == tests + few + start
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_bank_answers_in_a_network_built_anew_as_it_did_in_training(stream, tmp_path, precision):
+    trainer = trainer_of(stream, "atom_swapping", precision=precision, epochs=4)
+    measured = [trainer.train_next() for _ in range(3)][-1]
+    trainer.bank.save(tmp_path / "bank.safetensors")
+    network = build_network("convnet", (1, 8, 8), 2, {"widths": [8, 8], "pool_after": [0], "dropout": 0.1})
+    model, bank = decompose(network, 9).model.eval(), AtomBank.load(tmp_path / "bank.safetensors")
+    for task, accuracy in enumerate(measured.accuracy):
+        bank.restore(model, task)
+        test = stream.test_stream[task].dataset.eval()
+        x = torch.stack([test[i][0] for i in range(len(test))])
+        y = torch.tensor([test[i][1] for i in range(len(test))])
+        with torch.no_grad():
+            outputs = model(x, task)
+        assert float(outputs.min()) > -100  # no answer is masked
+        assert float((outputs.argmax(1) == y).double().mean()) == pytest.approx(accuracy, abs=0.026)  # of 40 images
+        if precision == "float32":
+            assert float((outputs.argmax(1) == y).double().mean()) == pytest.approx(accuracy)
+
+
+def test_tasks_smaller_than_a_batch_are_not_dropped_in_silence(stream):
+    with pytest.raises(FsclError, match="drop_last leaves nothing of a task of 72 images in batches of 100"):
+        trainer_of(stream, "naive", batch_size=100, drop_last=True)
 
 
 def test_epochs_of_the_first_task_are_its_own(stream):
