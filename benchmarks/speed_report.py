@@ -59,8 +59,8 @@ def _training(found: dict[str, Any], folder: Path) -> list[str]:
         "The bare loop is PyTorch alone on tensors in memory: the same network, batch size, augmentation, optimizer, "
         "precision and memory layout. fscl is what `fscl run` does, an Avalanche strategy with its plugins. Stock "
         "Avalanche is `Naive` with PIL images, torchvision's transforms and its own loader, in float32; beside atom "
-        "swapping too it trains the ordinary network. An epoch of one task is timed, after an earlier task and without the "
-        "set-up of the experience, on "
+        "swapping too it trains the ordinary network. An epoch of one task is timed, after an earlier task and without "
+        "the set-up of the experience, on "
         f"{found['threads']} thread{'s' * (found['threads'] > 1)}.",
         _table(head, rows),
         *(["![Training images a second](training.png)"] if rows else []),
@@ -95,8 +95,8 @@ def _layers(found: dict[str, Any], folder: Path) -> list[str]:
     bank = found["bank"]
     return [
         "## `AtomConv2d` against `nn.Conv2d`",
-        "Time of the atom layer divided by that of an ordinary convolution with equal filters, one thread. In evaluation "
-        "the composed filters are kept from pass to pass; the first pass after a change pays for them, see below.",
+        "Time of the atom layer divided by that of an ordinary convolution with equal filters, one thread. In "
+        "evaluation the composed filters are kept from pass to pass; the first pass after a change pays for them.",
         _table(["pass", "median over shapes", "worst shape"], summary),
         "<details><summary>Every shape</summary>",
         _table(["shape", "pass", "ratio", "of the fastest rounds", "nn.Conv2d, µs"], rows),

@@ -246,6 +246,8 @@ class AtomBank:
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
         """Reads a bank that :meth:`save` wrote; a task's tensors only once they are asked for. No code is executed.
 
+        (On Windows all at once, for an open file could not be replaced there.)
+
         The file is kept open, so it may be replaced (by :meth:`save` too), renamed or deleted, but not written to in
         place: tasks that were not read yet are then refused. Copies and pickles hold all tasks.
 

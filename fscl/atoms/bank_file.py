@@ -125,7 +125,10 @@ def _filed_tasks(path: str | os.PathLike[str], metadata: dict[str, str], device:
             raise ValueError(f"{key} has another size than it should have")
         file.add(stack, len(names))
     device = torch.device(device)
-    return {task: FiledTask(name, file, number, device) for number, (task, name) in enumerate(names.items())}
+    filed = {task: FiledTask(name, file, number, device) for number, (task, name) in enumerate(names.items())}
+    if os.name == "nt":  # where an open file can be neither replaced nor deleted
+        return {label: task.held() for label, task in filed.items()}
+    return dict(filed)
 
 
 def _tasks_of_format_1(file: Any, meta: dict[str, Any], device: str | torch.device) -> dict[int, Task]:

@@ -232,6 +232,17 @@ def test_transforms_do_not_leak(layer, x):
     assert right(layer, x)
 
 
+def test_a_copy_of_a_layer_compiled_in_place_is_a_layer_of_its_own(layer, x):
+    layer.compile(backend="eager")
+    layer(x)
+    twin = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
+    with torch.no_grad():
+        twin.atoms.zero_()
+        twin.bias.zero_()
+    assert bool((layer(x) != 0).any())
+    assert not bool(twin(x).any())
+
+
 def test_compiled_and_exported_layers_follow_their_parameters(layer, x):
     compiled = torch.compile(layer, backend="eager", fullgraph=True)
     with torch.no_grad():
