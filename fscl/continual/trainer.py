@@ -160,6 +160,7 @@ class Trainer:
     def untrained(self) -> list[float]:
         """Nearest-class-mean accuracy on every task of the features before any training."""
         self.strategy.model.to(self.device)
+        self._acceleration.before_eval(self.strategy)  # in the precision in which tasks will start
         return self._class_means()
 
     def train_next(self) -> Measured:
