@@ -115,9 +115,10 @@ def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyR
 
 def _budget(run: RunResult) -> str:
     training: Mapping[str, Any] = run.benchmark.get("training") or {}
+    first = training.get("epochs_next") is not None
     shown = (
-        ("epochs", "{} epochs a task"),
-        ("epochs_next", "{} epochs from the second task on"),
+        ("epochs", "{} epochs on the first task" if first else "{} epochs a task"),
+        ("epochs_next", "{} on each later one"),
         ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
         ("optimizer", "{}"),
         ("schedule", "{}"),
