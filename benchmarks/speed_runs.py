@@ -1,6 +1,7 @@
 """Wall time of whole runs of ``fscl run``: this checkout against an earlier revision of it, with the same recipe."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,10 @@ def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, 
         old.mkdir()
         archive = subprocess.run(["git", "archive", before], cwd=ROOT, check=True, capture_output=True).stdout
         subprocess.run(["tar", "x", "-C", old], input=archive, check=True)
-        trees = {"before": old, "after": ROOT}
+        now = Path(folder) / "now"  # a copy, so that edits meanwhile do no harm
+        for name in ("fscl", "benchmarks", "strategies"):
+            shutil.copytree(ROOT / name, now / name, ignore=shutil.ignore_patterns("__pycache__"))
+        trees = {"before": old, "after": now}
         digits = str(old / "benchmarks" / "split_digits.toml")
         counter = iter(range(1000))
         calls = {

@@ -1,5 +1,6 @@
 """What a run measures: the accuracy matrix, and how well the features of one task serve another without training."""
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,8 +15,7 @@ from fscl.continual.loader import batches
 from fscl.continual.switching import TaskSwitchPlugin
 from fscl.errors import FsclError
 
-__all__ = ["AccuracyRecorder", "FeatureRecorder", "class_mean_accuracy"]
-
+__all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy"]
 
 Features = tuple[Tensor, Tensor]  # (N, p) what enters the head, (N) labels
 
@@ -92,6 +92,24 @@ class FeatureRecorder(SupervisedPlugin):
         switches = [p for p in strategy.plugins if isinstance(p, TaskSwitchPlugin)]
         if len(seen) == 1 and all(p.shown is None for p in switches):
             self._kept.setdefault(strategy.experience.current_experience, []).append((seen[0], strategy.mb_y))
+
+
+class StartRecorder(SupervisedPlugin):
+    """Measures the features with which a learner starts a task; comes after the plugin that prepares the network."""
+
+    supports_distributed = False
+
+    def __init__(self, stream: Any, device: torch.device) -> None:
+        super().__init__()
+        self._stream, self._device = stream, device
+        self.value = self.seconds = 0.0
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        began = time.perf_counter()
+        t = strategy.experience.current_experience
+        train, test = self._stream.train_stream[t].dataset, self._stream.test_stream[t].dataset
+        self.value = class_mean_accuracy(strategy.model, train, test, device=self._device)
+        self.seconds = time.perf_counter() - began
 
 
 @torch.no_grad()

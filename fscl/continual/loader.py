@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-import psutil
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.core import SupervisedPlugin
@@ -13,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from fscl.continual.stream import TaskImages
-from fscl.continual.transforms import ImageTransform
+from fscl.continual.tensors import Unservable, task_labels, tensors_behind
 from fscl.errors import FsclError
 
 __all__ = ["InMemoryBatches", "InMemoryLoader", "Place", "batches", "task_of"]
@@ -76,7 +74,7 @@ class InMemoryLoader(SupervisedPlugin):
         try:
             strategy.dataloader = InMemoryBatches(strategy.dataloader, strategy.device, self.place)
             _attach_fast_path(strategy.model)
-        except _Unservable as reason:
+        except Unservable as reason:
             if not self._warned:
                 warnings.warn(
                     f"images are loaded by Avalanche, one at a time, because {reason}; InMemoryLoader could not serve "
@@ -91,7 +89,7 @@ def batches(dataset: Any, batch_size: int, device: Any = "cpu") -> Iterable[Sequ
     loader = DataLoader(dataset, batch_size, collate_fn=getattr(dataset, "collate_fn", None))
     try:
         return InMemoryBatches(loader, torch.device(device))
-    except _Unservable:
+    except Unservable:
         return loader
 
 
@@ -104,14 +102,14 @@ class InMemoryBatches:
 
     def __init__(self, loader: Any, device: torch.device, place: Place = "auto") -> None:
         if not _is_understood(loader):
-            raise _Unservable(f"{type(loader).__name__} is an unknown loader")
+            raise Unservable(f"{type(loader).__name__} is an unknown loader")
         self.loader = loader
         parts = loader.datasets if isinstance(loader, MultiDatasetDataLoader) else [loader.dataset]
         collate = loader.collate_fn if isinstance(loader, DataLoader) else loader.loader_kwargs["collate_fn"]
         if collate is not default_collate:
-            raise _Unservable("its collate function is not torch's own")
-        images, targets, self.transform = _tensors(parts, place)
-        tasks = torch.cat([_task_labels(part) for part in parts])
+            raise Unservable("its collate function is not torch's own")
+        images, targets, self.transform = tensors_behind(parts, may_copy=place != "auto")
+        tasks = torch.cat([task_labels(part) for part in parts])
         self.task = int(tasks[0]) if bool((tasks == tasks[0]).all()) else None
         self.device = device
         self.on_device = device.type != "cpu" and place != "host" and (place == "device" or _fits(images, device))
@@ -171,10 +169,6 @@ def _as_wide_as_ever(module: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
     return outputs
 
 
-class _Unservable(Exception):
-    """Why a loader cannot be served from memory, as the end of a sentence."""
-
-
 def _is_understood(loader: Any) -> bool:
     """Whether a loader goes through its data in a way that can be followed from outside."""
     if isinstance(loader, MultiDatasetDataLoader):
@@ -197,80 +191,6 @@ def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
         loader.never_ending,
     )
     return sampler, options.get("generator")
-
-
-def _tensors(parts: Sequence[Any], place: Place) -> tuple[Tensor, Tensor, ImageTransform]:
-    """Images and targets of all samples behind Avalanche data sets, one after another, and what transforms them."""
-    leaves, source, index = _concatenated([_leaves(getattr(part, "_flat_data", part)) for part in parts])
-    transforms = [steps for _, steps in leaves]
-    if any(len(steps) != 1 or not isinstance(steps[0], ImageTransform) for steps in transforms):
-        raise _Unservable("its transform is not an ImageTransform")
-    if any(steps[0] is not transforms[0][0] for steps in transforms):
-        raise _Unservable("its parts have different transforms")
-    first = leaves[0][0]
-    if len(leaves) == 1 and torch.equal(index, torch.arange(len(first))):
-        return first.images, first.targets, transforms[0][0]
-    if len({leaf.images.shape[1:] for leaf, _ in leaves}) > 1:
-        raise _Unservable("its images are of different sizes")
-    need, free = first.images[:1].nbytes * len(index), psutil.virtual_memory().available
-    if place == "auto" and need > free / 2:
-        raise _Unservable(f"a copy of them takes {need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
-    images = first.images.new_empty((len(index), *first.images.shape[1:]))
-    targets = first.targets.new_empty(len(index))
-    for i, (leaf, _) in enumerate(leaves):
-        here = source == i
-        images[here], targets[here] = leaf.images[index[here]], leaf.targets[index[here]]
-    return images, targets, transforms[0][0]
-
-
-Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of each sample: which of them, where in it
-
-
-def _leaves(data: Any) -> Leaves:
-    """The images below Avalanche's wrappers, with the transforms on the way to them."""
-    if isinstance(data, TaskImages):
-        return [(data, [])], torch.zeros(len(data), dtype=torch.int64), torch.arange(len(data))
-    if not hasattr(data, "_indices") or not hasattr(data, "_datasets"):
-        raise _Unservable(f"{type(data).__name__} is not a stream of fscl")
-    leaves, source, index = _concatenated([_leaves(child) for child in data._datasets])
-    if data._indices is not None:
-        chosen = torch.tensor(list(data._indices), dtype=torch.int64)
-        source, index = source[chosen], index[chosen]
-    groups = [g for g in (getattr(data, f"_{k}transform_groups", None) for k in ("frozen_", "")) if g is not None]
-    steps = [step for g in groups for step in _steps(g.transform_groups.get(g.current_group))]
-    return [(leaf, [*before, *steps]) for leaf, before in leaves], source, index
-
-
-def _concatenated(parts: Sequence[Leaves]) -> Leaves:
-    if not parts:
-        raise _Unservable("there are no images")
-    leaves: list[tuple[TaskImages, list[Any]]] = []
-    sources = []
-    for found, source, _ in parts:
-        sources.append(source + len(leaves))
-        leaves += found
-    return leaves, torch.cat(sources), torch.cat([index for *_, index in parts])
-
-
-def _steps(transform: Any) -> list[Any]:
-    """The transforms inside Avalanche's wrappers."""
-    if transform is None:
-        return []
-    inner = getattr(transform, "transforms", None)
-    if inner is None:
-        return [transform]
-    return [step for t in inner for step in _steps(t)]
-
-
-def _task_labels(part: Any) -> Tensor:
-    """(N) task labels of an Avalanche data set."""
-    extra = {a.name: a for a in getattr(part, "_data_attributes", {}).values() if a.use_in_getitem}
-    labels = extra.pop("targets_task_labels", None)
-    if labels is None or extra:
-        raise _Unservable(f"its samples carry {', '.join(extra) or 'no task label'}")
-    if len(labels.uniques) == 1:
-        return torch.full((len(part),), next(iter(labels.uniques)))
-    return torch.tensor([labels[i] for i in range(len(part))])
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

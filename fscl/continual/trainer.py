@@ -1,7 +1,5 @@
 """One learner on one stream: trained experience by experience, measured after each, and able to resume between them."""
 
-import importlib
-import inspect
 import random
 import time
 import warnings
@@ -14,14 +12,14 @@ import torch
 from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
-from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.continual.acceleration import Acceleration, Precision
-from fscl.continual.evaluate import AccuracyRecorder, FeatureRecorder, Features, class_mean_accuracy
+from fscl.continual.evaluate import AccuracyRecorder, FeatureRecorder, Features, StartRecorder, class_mean_accuracy
 from fscl.continual.from_scratch import FromScratchPlugin
+from fscl.continual.learners import strategy_class
 from fscl.continual.loader import InMemoryLoader
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.networks import build_network
@@ -32,7 +30,7 @@ from fscl.continual.stream import Stream
 from fscl.continual.switching import TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
 
-__all__ = ["Measured", "Trainer", "strategy_class"]
+__all__ = ["Measured", "Trainer"]
 
 Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
 
@@ -113,7 +111,7 @@ class Trainer:
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
         chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
-        self._start = _StartRecorder(stream, self.device)
+        self._start = StartRecorder(stream, self.device)
         self._acceleration = Acceleration(precision, channels_last, compile)
         self.strategy = kind(
             model=model,
@@ -288,24 +286,6 @@ def _optimizer(
     return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
 
 
-class _StartRecorder(SupervisedPlugin):
-    """Measures the features with which a learner starts a task; comes after the plugin that prepares the network."""
-
-    supports_distributed = False
-
-    def __init__(self, stream: Stream, device: torch.device) -> None:
-        super().__init__()
-        self._stream, self._device = stream, device
-        self.value = self.seconds = 0.0
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        began = time.perf_counter()
-        t = strategy.experience.current_experience
-        train, test = self._stream.train_stream[t].dataset, self._stream.test_stream[t].dataset
-        self.value = class_mean_accuracy(strategy.model, train, test, device=self._device)
-        self.seconds = time.perf_counter() - began
-
-
 class _ProgressPlugin(SupervisedPlugin):
     supports_distributed = True
 
@@ -332,37 +312,6 @@ class _Silent(EvaluationPlugin):
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         pass
-
-
-def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) -> type[BaseSGDTemplate]:
-    """The strategy class at a dotted path, checked to take the arguments.
-
-    Raises:
-        FsclError: there is no such class, it is no Avalanche strategy, or an argument is unknown.
-
-    Example:
-        >>> strategy_class("avalanche.training.EWC", {"ewc_lambda": 1.0}).__name__
-        'EWC'
-    """
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FsclError(
-            f"unknown strategy class {class_path!r} ({error}); expected a dotted path such as avalanche.training.EWC "
-            "or fscl.continual.AtomSwapping"
-        ) from error
-    if not (isinstance(found, type) and issubclass(found, BaseSGDTemplate)):
-        raise FsclError(f"{class_path} is not an Avalanche strategy (a subclass of BaseSGDTemplate)")
-    own = list(inspect.signature(found).parameters.values())
-    taken = {p.name for p in own if p.kind is not p.VAR_KEYWORD}
-    reserved = {"model", "optimizer", "criterion", "plugins", "evaluator", "device", "train_mb_size", "train_epochs"}
-    reserved |= {"eval_mb_size", "eval_every"}
-    for argument in arguments or {}:
-        if argument in reserved or argument not in taken:
-            known = ", ".join(sorted(taken - reserved)) or "none"
-            raise FsclError(f"{class_path} takes no recipe argument {argument!r}; arguments: {known}")
-    return found
 
 
 def _seed_all(seed: int, step: int) -> None:

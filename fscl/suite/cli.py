@@ -183,7 +183,7 @@ def _show_report(folders: list[Path], out: Path, console: object) -> None:
 
 def _check(specs: "list[RunSpec]") -> None:
     """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
-    from fscl.continual.trainer import strategy_class
+    from fscl.continual.learners import strategy_class
     from fscl.suite.run import check_runnable, load_stream
 
     for spec in specs:

@@ -12,8 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from fscl.continual import ConvNet, ImageTransform, InMemoryLoader, build_network, split_classes
-from fscl.continual import loader as loader_module
+from fscl.continual import ConvNet, ImageTransform, InMemoryLoader, build_network, split_classes, tensors
 from fscl.continual.loader import InMemoryBatches, batches
 from fscl.errors import FsclError
 
@@ -331,7 +330,7 @@ def test_copies_that_would_fill_the_memory_are_not_made(learner, stream, monkeyp
     class Memory:
         available = 100
 
-    monkeypatch.setattr(loader_module.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(tensors.psutil, "virtual_memory", Memory)
     whole, part = stream.train_stream[0].dataset, stream.train_stream[0].dataset.subset(range(10))
     assert isinstance(batches(whole, 4), InMemoryBatches)  # no copy
     assert isinstance(batches(part, 4), DataLoader)

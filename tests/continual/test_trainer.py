@@ -7,8 +7,9 @@ from avalanche.training.plugins import EWCPlugin
 
 from fscl.atoms import AtomBank, decompose
 from fscl.continual import build_network, class_mean_accuracy
+from fscl.continual.learners import strategy_class
 from fscl.continual.state import SAFE_CLASSES
-from fscl.continual.trainer import Trainer, strategy_class
+from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 
 LEARNERS = {
