@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fscl.continual.datasets import ImageSet
-from fscl.continual.stream import split_classes
 from fscl.continual.learners import strategy_class
+from fscl.continual.stream import split_classes
 from fscl.suite.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
 from fscl.suite.report import summary_rows, write_report
 from fscl.suite.results import load_runs
