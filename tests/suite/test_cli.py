@@ -292,7 +292,7 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["heatmap", "nothing.safetensors"], r"nothing.safetensors: no such bank"),
         (["heatmap", "text.safetensors"], r"text.safetensors: damaged or truncated"),
         (["heatmap", "truncated.safetensors"], r"truncated.safetensors: damaged or truncated"),
-        (["heatmap", "newer.safetensors"], r"newer.safetensors: bank format 9, and this fscl reads up to 1; upgrade"),
+        (["heatmap", "newer.safetensors"], r"newer.safetensors: bank format 9, and this fscl reads up to 2; upgrade"),
         (["heatmap", "foreign.safetensors"], r"foreign.safetensors: a safetensors file, but not an atom bank"),
         (
             ["heatmap", "bank.safetensors", "other.safetensors"],
@@ -322,7 +322,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(fscl: Fscl, tmp_path: Path, argum
         make_bank(tmp_path / "single.safetensors", 1)
         (tmp_path / "text.safetensors").write_text("hello")
         (tmp_path / "truncated.safetensors").write_bytes(whole[:-100])
-        (tmp_path / "newer.safetensors").write_bytes(whole.replace(b'"version":"1"', b'"version":"9"'))
+        (tmp_path / "newer.safetensors").write_bytes(whole.replace(b'"version":"2"', b'"version":"9"'))
         head = b'{"__metadata__":{"format":"pt"}}'
         (tmp_path / "foreign.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
     before = contents(tmp_path)
