@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timing import alternately, ratio, spread
+from timing import alternately, ratio, spread, synchronise
 from torch import Tensor, nn
 
 from fscl.atoms import AtomBank, AtomConv2d, decompose, freeze_coefficients
@@ -109,7 +109,7 @@ def _layer(shape: Shape, mode: str, device: str, budget: float) -> dict[str, Any
         def run() -> None:
             for _ in range(repetitions):
                 call()
-            _synchronise(device)
+            synchronise(device)
 
         return run
 
@@ -177,13 +177,13 @@ def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
         @torch.no_grad()
         def forward(model: nn.Module = model, x: Tensor = x) -> None:
             model(x)
-            _synchronise(device)
+            synchronise(device)
 
         @torch.no_grad()
         def swap_and_forward(model: nn.Module = model, entries: Any = entries, x: Tensor = x) -> None:
             point_entries(model, next(entries))
             model(x)
-            _synchronise(device)
+            synchronise(device)
 
         times = alternately({"swap_and_pass_ms": swap_and_forward}, rounds=min(rounds, 9))
         times |= alternately({"pass_ms": forward}, rounds=min(rounds, 9))
@@ -215,11 +215,6 @@ def _seconds(call: Callable[[], object]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began
-
-
-def _synchronise(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
 
 
 def _show(found: dict[str, Any]) -> None:

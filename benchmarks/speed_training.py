@@ -1,6 +1,7 @@
 """Training images a second: a bare PyTorch loop, the same training through fscl, and through stock Avalanche."""
 
 import time
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
 from PIL import Image
-from timing import Spread, alternately, ratio, spread
+from timing import alternately, ratio, spread, synchronise
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
@@ -76,10 +77,10 @@ def _row(
         "precision": Acceleration(benchmark.training.precision).resolved(torch.device(device)),
         "batch_size": benchmark.training.batch_size,
         "images": n,
-        "images_per_second": {name: _plain(spread([n / s for s in taken])) for name, taken in seconds.items()},
-        "fscl_over_bare": _plain(ratio(seconds["bare"], seconds["fscl"])),
-        "avalanche_over_bare": _plain(ratio(seconds["bare"], seconds["avalanche"])),
-        "fscl_over_avalanche": _plain(ratio(seconds["avalanche"], seconds["fscl"])),
+        "images_per_second": {name: asdict(spread([n / s for s in taken])) for name, taken in seconds.items()},
+        "fscl_over_bare": asdict(ratio(seconds["bare"], seconds["fscl"])),
+        "avalanche_over_bare": asdict(ratio(seconds["bare"], seconds["avalanche"])),
+        "fscl_over_avalanche": asdict(ratio(seconds["avalanche"], seconds["fscl"])),
     }
 
 
@@ -126,7 +127,7 @@ class _Bare:
             loss = self.criterion(outputs.float(), self.targets[index])
             loss.backward()
             self.optimizer.step()
-        _synchronise(self.device)
+        synchronise(self.device)
         return time.perf_counter() - began
 
 
@@ -143,7 +144,7 @@ class _Epoch(SupervisedPlugin):
         self.began = time.perf_counter()
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        _synchronise(strategy.device)
+        synchronise(strategy.device)
         self.seconds = time.perf_counter() - self.began
 
 
@@ -232,12 +233,3 @@ def _task(stream: Stream, label: int) -> InMemoryBatches:
 def _first(images: ImageSet, per_class: int) -> ImageSet:
     keep = torch.cat([(images.labels == c).nonzero()[:per_class, 0] for c in range(len(images.classes))])
     return ImageSet(images.images[keep], images.labels[keep], images.classes)
-
-
-def _synchronise(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _plain(value: Spread) -> dict[str, float]:
-    return vars(value).copy()

@@ -6,7 +6,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Spread", "alternately", "ratio", "spread"]
+import torch
+
+__all__ = ["Spread", "alternately", "ratio", "spread", "synchronise"]
 
 
 @dataclass(frozen=True)
@@ -64,3 +66,9 @@ def spread(values: Sequence[float]) -> Spread:
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
     """Of two calls timed by :func:`alternately`: the ratio round by round, so that drift cancels."""
     return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
+
+
+def synchronise(device: str | torch.device) -> None:
+    """Waits until a GPU has done its work."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,6 +1,7 @@
 """Mixed precision, memory layout and compilation for any Avalanche strategy, multi-head networks included."""
 
 import shutil
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -137,12 +138,12 @@ def _wrap(module: nn.Module, name: str, wrapper: Any) -> None:
     vars(module).setdefault(name, wrapper)
 
 
-def _heads(model: nn.Module) -> list[nn.Module]:
+def _heads(model: nn.Module) -> Sequence[nn.Module]:
     """What makes a network's outputs: Avalanche's classifiers, or its last linear layer."""
-    modules = list(model.modules())
-    known: list[nn.Module] = [m for m in modules if isinstance(m, MultiHeadClassifier | IncrementalClassifier)]
-    linear: list[nn.Module] = [m for m in modules if isinstance(m, nn.Linear)]
-    return known or linear[-1:]
+    for kind in (MultiHeadClassifier, IncrementalClassifier):  # the first holds some of the second
+        if found := [m for m in model.modules() if isinstance(m, kind)]:
+            return found
+    return [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
 
 
 def _images_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

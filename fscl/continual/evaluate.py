@@ -15,7 +15,7 @@ from fscl.continual.loader import batches
 from fscl.continual.switching import TaskSwitchPlugin
 from fscl.errors import FsclError
 
-__all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy"]
+__all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy", "first_images"]
 
 Features = tuple[Tensor, Tensor]  # (N, p) what enters the head, (N) labels
 
@@ -99,15 +99,14 @@ class StartRecorder(SupervisedPlugin):
 
     supports_distributed = False
 
-    def __init__(self, stream: Any, device: torch.device) -> None:
+    def __init__(self, tasks: Sequence[tuple[Any, Any]], device: torch.device) -> None:
         super().__init__()
-        self._stream, self._device = stream, device
+        self._tasks, self._device = tasks, device  # training and test data of each
         self.value = self.seconds = 0.0
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         began = time.perf_counter()
-        t = strategy.experience.current_experience
-        train, test = self._stream.train_stream[t].dataset, self._stream.test_stream[t].dataset
+        train, test = self._tasks[strategy.experience.current_experience]
         self.value = class_mean_accuracy(strategy.model, train, test, device=self._device)
         self.seconds = time.perf_counter() - began
 
@@ -144,7 +143,7 @@ def class_mean_accuracy(
     modes = [(m, m.training) for m in model.modules()]
     model.eval()
     try:
-        given, labels = _features(model, _few(train.eval(), per_class), batch_size, device)
+        given, labels = _features(model, first_images(train, per_class).eval(), batch_size, device)
         classes = labels.unique()
         means = torch.stack([F.normalize(given[labels == c], dim=1).mean(0) for c in classes])
         given, labels = _features(model, test.eval(), batch_size, device) if features is None else features
@@ -187,8 +186,8 @@ class _Tap:
         return self.seen
 
 
-def _few(dataset: Any, per_class: int) -> Any:
-    """The first ``per_class`` images of each class."""
+def first_images(dataset: Any, per_class: int = 50) -> Any:
+    """The first ``per_class`` images of each class, as an Avalanche data set."""
     taken: dict[int, int] = {}
     keep = []
     for i, label in enumerate(dataset.targets):

@@ -30,7 +30,7 @@ TRANSIENT = (
     "_shown",
     "_scheduler",
     "_progress",
-    "_stream",
+    "_tasks",
     "_device",
     "_scaler",
     "_kept",

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.continual.acceleration import Acceleration, Precision
-from fscl.continual.evaluate import AccuracyRecorder, FeatureRecorder, Features, StartRecorder, class_mean_accuracy
+from fscl.continual.evaluate import (
+    AccuracyRecorder,
+    FeatureRecorder,
+    Features,
+    StartRecorder,
+    class_mean_accuracy,
+    first_images,
+)
 from fscl.continual.from_scratch import FromScratchPlugin
 from fscl.continual.learners import strategy_class
 from fscl.continual.loader import InMemoryLoader
@@ -111,7 +118,9 @@ class Trainer:
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
         chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
-        self._start = StartRecorder(stream, self.device)
+        pairs = zip(stream.train_stream, stream.test_stream, strict=True)
+        self._tasks = [(first_images(a.dataset), b.dataset) for a, b in pairs]  # for class means, chosen once
+        self._start = StartRecorder(self._tasks, self.device)
         self._acceleration = Acceleration(precision, channels_last, compile)
         self.strategy = kind(
             model=model,
@@ -268,12 +277,9 @@ class Trainer:
 
     def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
         """Nearest-class-mean accuracy on every task; of those in ``features`` the test images need no other pass."""
-        tasks = enumerate(zip(self.stream.train_stream, self.stream.test_stream, strict=True))
         return [
-            class_mean_accuracy(
-                self.strategy.model, a.dataset, b.dataset, device=self.device, features=(features or {}).get(i)
-            )
-            for i, (a, b) in tasks
+            class_mean_accuracy(self.strategy.model, *data, device=self.device, features=(features or {}).get(i))
+            for i, data in enumerate(self._tasks)
         ]
 
 
