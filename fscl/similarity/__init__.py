@@ -1,7 +1,11 @@
 """How tasks compare: by their filter atoms, by features on data, and how one task-by-task matrix goes with another."""
 
+from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca
 from fscl.similarity.correlation import Correlation, Spread, holm, mantel, seed_interval
-from fscl.similarity.probing import SVCCA, linear_cka, mean_cca, minibatch_cka, probing_matrix, svcca
+from fscl.similarity.features import collect_features
+from fscl.similarity.kernels import linear_cka, minibatch_cka, procrustes, rbf_cka
+from fscl.similarity.matrices import flatten_maps
+from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.subspace import (
     AtomStacks,
     FilterAtoms,
@@ -12,20 +16,26 @@ from fscl.similarity.subspace import (
 )
 
 __all__ = [
-    "SVCCA",
+    "PROBES",
     "AtomStacks",
     "Correlation",
     "FilterAtoms",
     "Spread",
     "aggregate_layers",
     "atoms_of_filters",
+    "collect_features",
+    "flatten_maps",
     "gram_matrix",
     "holm",
+    "kept_directions",
     "linear_cka",
     "mantel",
     "mean_cca",
     "minibatch_cka",
     "probing_matrix",
+    "procrustes",
+    "pwcca",
+    "rbf_cka",
     "seed_interval",
     "similarity_matrix",
     "svcca",

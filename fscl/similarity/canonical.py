@@ -1,0 +1,180 @@
+"""How alike the spaces are that features span: canonical correlations, their mean and weighted mean."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from fscl.errors import FsclError
+from fscl.similarity.matrices import EPS, Maps, Named, checked, compared, varying
+
+__all__ = ["kept_directions", "mean_cca", "pwcca", "svcca"]
+
+
+@overload
+def mean_cca(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
+@overload
+def mean_cca(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
+def mean_cca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
+    """Mean canonical correlation over the smaller rank, in [0, 1] (Raghu et al. 2017; Kornblith et al. 2019).
+
+    Invertible linear maps and shifts of either side's features change nothing.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64. All need more
+            samples than features.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: shapes that do not fit, or (n, c, h, w) without `maps`; values that are not finite; features that
+            are the same for all samples; no more samples than features, which makes the answer 1 whatever they hold.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [2.0, -3.0]])
+    >>> round(mean_cca(x, x @ torch.tensor([[2.0, 1.0], [0.0, 1.0]])), 6)
+    1.0
+    >>> mean_cca([x, x[:, :1], x.square()])
+    tensor([[1.0000, 1.0000, 0.5483],
+            [1.0000, 1.0000, 0.7456],
+            [0.5483, 0.7456, 1.0000]], dtype=torch.float64)
+    """
+    return compared(x, y, maps, _whole_space, _mean)
+
+
+@overload
+def svcca(x: Tensor, y: Tensor, *, keep: float = 0.99, maps: Maps | None = None) -> float: ...
+@overload
+def svcca(x: Sequence[Tensor], y: None = None, *, keep: float = 0.99, maps: Maps | None = None) -> Tensor: ...
+def svcca(
+    x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, keep: float = 0.99, maps: Maps | None = None
+) -> float | Tensor:
+    """Mean canonical correlation of the leading singular directions of either side, in [0, 1] (Raghu et al. 2017).
+
+    Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps change what leads.
+    `kept_directions` says how many directions are compared.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        keep: the fewest directions are compared that hold this share of the variance; in (0, 1].
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: as `linear_cka`; a `keep` out of range; directions that take up all n samples, which makes the
+            answer 1 whatever they hold.
+
+    >>> x = torch.tensor([[1.0, 0.01], [2.0, -0.01], [-3.0, 0.0], [4.0, 0.02]])
+    >>> round(svcca(x, x[:, :1]), 6), kept_directions(x)
+    (1.0, 1)
+    """
+    return compared(x, y, maps, partial(_leading_space, keep=_share(keep)), _mean)
+
+
+def kept_directions(x: Tensor, keep: float = 0.99, *, maps: Maps | None = None) -> int:
+    """How many singular directions of (n, p) `svcca` compares: the fewest that hold the share `keep` of the variance.
+
+    Raises:
+        FsclError: as `linear_cka`; a `keep` out of range.
+
+    >>> x = torch.eye(4) * torch.tensor([10.0, 2, 1, 0])
+    >>> kept_directions(x, 0.9), kept_directions(x, 0.99), kept_directions(x, 1)
+    (1, 2, 3)
+    """
+    (named,) = checked([x], ["x"], maps)
+    return _kept(torch.linalg.svdvals(varying(named)), max(named[1].shape), _share(keep))
+
+
+@overload
+def pwcca(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
+@overload
+def pwcca(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
+def pwcca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
+    """Projection-weighted mean canonical correlation, in [0, 1] (Morcos, Raghu, Bengio 2018).
+
+    Each canonical direction h_i of x counts by how much of the neurons of x it makes up, sum_j |<h_i, x_j>|. The
+    weights are those of x, so that pwcca(x, y) is not pwcca(y, x). In the matrix of all pairs, which is symmetric,
+    either entry is the mean of both.
+
+    Invertible linear maps and shifts of y change nothing. Of x, only shifts, a common scale, and swapping or negating
+    neurons change nothing: rotations do, since the weights are sums over single neurons. The symmetric matrix is blind
+    to the latter alone. Where some correlations are exactly equal, their directions and so their weights are not
+    unique.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64. All need more
+            samples than features.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: as `mean_cca`.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [2.0, -3.0]])
+    >>> y = x.square()
+    >>> round(pwcca(x, y), 4), round(pwcca(y, x), 4)
+    (0.6934, 0.7837)
+    >>> pwcca([x, y])
+    tensor([[1.0000, 0.7386],
+            [0.7386, 1.0000]], dtype=torch.float64)
+    """
+    return compared(x, y, maps, _whole_space, _weighted if y is not None else _weighted_both_ways)
+
+
+class _Space(NamedTuple):
+    basis: Tensor  # (n, k), orthonormal columns that span centred features X, or the leading part of them
+    loadings: Tensor  # (p, k), X^T basis
+
+
+def _whole_space(named: Named) -> _Space:
+    name, (n, p) = named[0], named[1].shape
+    if n <= p:
+        raise FsclError(
+            f"{name}: {n} samples of {p} features make every canonical correlation 1 whatever they hold; use more than "
+            f"{p} samples, fewer features (maps='positions' or 'pooled'), svcca or linear_cka"
+        )
+    return _leading_space(named, keep=1.0)
+
+
+def _leading_space(named: Named, keep: float) -> _Space:
+    """The fewest left singular vectors that hold the share `keep` of the variance."""
+    name, features = named
+    left, strength, right = torch.linalg.svd(varying(named), full_matrices=False)
+    kept = _kept(strength, max(features.shape), keep)
+    if kept >= len(features) - 1:  # centred samples span no more, so any other features lie within
+        raise FsclError(
+            f"{name}: {kept} directions of {len(features)} samples make every canonical correlation 1 whatever they "
+            f"hold; use more than {kept + 1} samples, fewer features, a lower keep of svcca, or linear_cka"
+        )
+    return _Space(left[:, :kept], right[:kept].mT * strength[:kept])
+
+
+def _share(keep: float) -> float:
+    if not 0 < keep <= 1:
+        raise FsclError(f"keep is {keep}; a share of the variance above 0 and up to 1 would do, such as 0.99")
+    return keep
+
+
+def _kept(strength: Tensor, longest: int, keep: float) -> int:
+    """How many singular values hold the share `keep` of the variance; those that are rounding hold none."""
+    rank = int((strength > strength[0] * longest * EPS).sum())
+    shares = strength[:rank].square().cumsum(0)
+    return rank if keep == 1 else min(rank, int((shares < keep * shares[-1]).sum()) + 1)
+
+
+def _mean(x: _Space, y: _Space) -> Tensor:
+    return torch.linalg.svdvals(x.basis.mT @ y.basis).clamp(0, 1).mean()
+
+
+def _weighted(x: _Space, y: _Space) -> Tensor:
+    turn, correlations, _ = torch.linalg.svd(x.basis.mT @ y.basis, full_matrices=False)
+    return _weighted_mean(correlations, x.loadings @ turn)
+
+
+def _weighted_both_ways(x: _Space, y: _Space) -> Tensor:
+    left, correlations, right = torch.linalg.svd(x.basis.mT @ y.basis, full_matrices=False)
+    both = _weighted_mean(correlations, x.loadings @ left) + _weighted_mean(correlations, y.loadings @ right.mT)
+    return both / 2
+
+
+def _weighted_mean(correlations: Tensor, loadings: Tensor) -> Tensor:
+    weights = loadings.abs().sum(0)
+    return (weights * correlations.clamp(0, 1)).sum() / weights.sum()

@@ -1,0 +1,233 @@
+"""Features of a network's layers over a data set, for the measures that need them."""
+
+import contextlib
+import difflib
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from fscl.errors import FsclError
+from fscl.similarity.matrices import MAPS, Maps, flatten_maps
+
+__all__ = ["collect_features"]
+
+
+def collect_features(
+    model: nn.Module,
+    loader: Iterable[Any],
+    layers: str | Iterable[str] | None = None,
+    *,
+    maps: Maps | None = None,
+    positions: int | None = None,
+    samples: int | None = None,
+    call: Callable[[nn.Module, Any], object] | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """What layers of a network give for the images of a loader, in the loader's order.
+
+    Networks are compared on the same images in the same order, so the loader must not shuffle. The network runs in
+    evaluation mode without gradients; every module's mode is put back and all hooks removed afterwards, also after
+    errors.
+
+    Args:
+        model: any network.
+        loader: an iterable of batches, such as a DataLoader: each a tensor, or a tuple, list or mapping, whose first
+            tensor is the input.
+        layers: dotted names of layers, or one; None for all convolution and linear layers that every pass calls
+            exactly once.
+        maps: flattens (n, c, h, w) as it arrives, see `flatten_maps`; None leaves it.
+        positions: positions drawn at random from each image's map, all if it has fewer; for `maps="positions"` alone.
+            The same ones for every layer and network of one `seed` and map size, whatever the batch size.
+        samples: stop after so many images.
+        call: makes the pass from (model, batch) where `model(input)` does not, such as
+            `lambda model, batch: model(batch[0], batch[2])` for a multi-head model and batches (x, y, task labels).
+        device: where batches are moved; that of the model's parameters by default. The model stays where it is.
+        progress: show a bar on stderr while it runs, on a terminal alone.
+        seed: of the positions.
+
+    Returns:
+        Features by layer, on the CPU, in the type that the layer gives (pooled ones in float32 at least).
+
+    Raises:
+        FsclError: an unknown layer; one which a pass calls never or several times, or that gives no tensor or not one
+            row for each image; a loader without batches or tensors; options that do not fit.
+
+    >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
+    >>> batches = torch.zeros(10, 3, 8, 8).split(4)
+    >>> {name: tuple(x.shape) for name, x in collect_features(net, batches).items()}
+    {'0': (10, 4, 6, 6), '3': (10, 5)}
+    >>> collect_features(net, batches, "0", maps="positions", positions=9, samples=8)["0"].shape
+    torch.Size([72, 4])
+    """
+    _check_options(loader, maps, positions, samples)
+    modules = dict(model.named_modules(remove_duplicate=False))
+    taps = {name: _Tap(name, maps, positions, seed) for name in _chosen(model, modules, layers)}
+    where = _device_of(model) if device is None else torch.device(device)
+    console = Console(stderr=True)
+    seen = 0
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
+        task = stack.enter_context(bar).add_task("features", total=samples or operator.length_hint(loader) or None)
+        stack.callback(_put_back, [(module, module.training) for module in model.modules()])
+        model.eval()
+        for name, tap in taps.items():
+            tap.handle = modules[name].register_forward_hook(tap)
+            stack.callback(tap.handle.remove)
+        for batch in loader:
+            first = next(_tensors(batch), None)
+            if first is None:
+                raise FsclError(
+                    f"a batch of type {type(batch).__name__} holds no tensor of images; a tensor, or a tuple, list or "
+                    "mapping with one would do"
+                )
+            take = len(first) if samples is None else min(len(first), samples - seen)
+            for tap in taps.values():
+                tap.images, tap.take, tap.calls = len(first), take, 0
+            if call is None:
+                model(first.to(where))
+            else:
+                call(model, _moved(batch, where))
+            for name in [name for name, tap in taps.items() if tap.calls != 1]:
+                if layers is not None:
+                    raise FsclError(_ill_called(name, taps[name].calls))
+                taps.pop(name).handle.remove()
+            if not taps:
+                raise FsclError(
+                    f"no convolution or linear layer of {type(model).__name__} is called exactly once in every pass; "
+                    "name other layers, as model.named_modules() does, or give a `call` that passes once, with task "
+                    "labels if the network has several heads"
+                )
+            seen += take
+            bar.advance(task, take if samples else 1)
+            if seen == samples:
+                break
+    if not seen:
+        raise FsclError("the loader gave no images; one batch or more would do")
+    return {name: torch.cat(tap.parts) for name, tap in taps.items()}
+
+
+class _Tap:
+    """A forward hook that keeps one layer's features, and counts its calls in a pass."""
+
+    handle: RemovableHandle
+
+    def __init__(self, name: str, maps: Maps | None, positions: int | None, seed: int) -> None:
+        self.name, self.maps, self.positions = name, maps, positions
+        self.generator = torch.Generator().manual_seed(seed)
+        self.parts: list[Tensor] = []
+        self.images = self.take = self.calls = 0  # images of this pass, how many of them to keep, calls so far
+
+    def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
+        self.calls += 1
+        if self.calls > 1:
+            return
+        if not isinstance(output, Tensor):
+            raise FsclError(
+                f"layer {self.name!r} ({type(module).__name__}) gives {type(output).__name__}; a layer that gives one "
+                "tensor would do, perhaps one within it"
+            )
+        if output.shape[:1] != (self.images,):
+            raise FsclError(
+                f"layer {self.name!r} gives shape {tuple(output.shape)} for {self.images} images; a layer that gives a "
+                "row for each image would do, and for a network with several heads batches of one task"
+            )
+        kept = self._flattened(output[: self.take])
+        if self.parts and kept.shape[1:] != self.parts[0].shape[1:]:
+            raise FsclError(
+                f"layer {self.name!r} gives {tuple(kept.shape[1:])} after {tuple(self.parts[0].shape[1:])} for each "
+                "sample; images of one size or maps='pooled' would do"
+            )
+        self.parts.append(kept.to("cpu", copy=True))  # a copy, since the next layer may work in place
+
+    def _flattened(self, output: Tensor) -> Tensor:
+        if self.maps is None or output.ndim == 2:
+            return output
+        if output.ndim != 4:
+            raise FsclError(
+                f"layer {self.name!r} gives shape {tuple(output.shape)}; maps={self.maps!r} takes (n, c, h, w) or "
+                "(n, p); leave maps out, or the layer"
+            )
+        size = output.shape[2] * output.shape[3]
+        if self.positions is None or self.positions >= size:
+            return flatten_maps(output, self.maps)
+        # one value a position, in the images' order: the draw is the same for any size of batches
+        luck = torch.rand(len(output), size, generator=self.generator, dtype=torch.float64)
+        drawn = luck.topk(self.positions).indices.to(output.device)
+        return output.flatten(2).mT[torch.arange(len(output), device=output.device)[:, None], drawn].flatten(0, 1)
+
+
+def _check_options(loader: object, maps: Maps | None, positions: int | None, samples: int | None) -> None:
+    if isinstance(loader, Tensor):
+        raise FsclError(f"loader is a tensor {tuple(loader.shape)}; an iterable of batches would do: x.split(256)")
+    if maps is not None and maps not in MAPS:
+        raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
+    if positions is not None and maps != "positions":
+        raise FsclError(f"positions is {positions} with maps={maps!r}; positions are drawn with maps='positions' alone")
+    for what, count in (("positions", positions), ("samples", samples)):
+        if count is not None and count < 1:
+            raise FsclError(f"{what} is {count}; None for all, or 1 or more would do")
+
+
+def _chosen(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Iterable[str] | None) -> list[str]:
+    if layers is None:
+        return [name for name, module in model.named_modules() if _is_layer(module)]
+    names = list(dict.fromkeys([layers] if isinstance(layers, str) else layers))
+    if not names:
+        raise FsclError("layers is empty; a name, several, or None for all convolution and linear layers would do")
+    for name in names:
+        if name not in modules:
+            near = difflib.get_close_matches(str(name), modules, 3) or [n for n in modules if _is_layer(modules[n])][:8]
+            would_do = f"perhaps {', '.join(map(repr, near))}" if near else f"its modules: {list(modules)[:8]}"
+            raise FsclError(f"{type(model).__name__} has no layer {name!r}; {would_do}")
+    return names
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Linear layers and convolutions; also those that are no subclass of PyTorch's, such as filter atoms."""
+    return isinstance(module, nn.Linear) or (hasattr(module, "kernel_size") and hasattr(module, "out_channels"))
+
+
+def _ill_called(name: str, calls: int) -> str:
+    if calls:
+        return (
+            f"layer {name!r} is called {calls} times in a pass; name one that is called once, perhaps around it, or "
+            "give a `call` that passes once, with task labels if the network has several heads"
+        )
+    return f"layer {name!r} is never called in a pass; leave it out, or give a `call` that reaches it"
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    return next((values.device for values in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+
+
+def _put_back(modes: Sequence[tuple[nn.Module, bool]]) -> None:
+    for module, training in modes:
+        module.training = training
+
+
+def _tensors(batch: object) -> Iterator[Tensor]:
+    """All tensors of a batch that have samples, depth first."""
+    if isinstance(batch, Tensor) and batch.ndim:
+        yield batch
+    elif isinstance(batch, Mapping | tuple | list):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from _tensors(part)
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device)
+    if isinstance(batch, Mapping):
+        return {key: _moved(part, device) for key, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        parts = [_moved(part, device) for part in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch

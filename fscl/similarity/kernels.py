@@ -1,0 +1,237 @@
+"""How alike the kernels of features are, X X^T or a Gaussian one: centred kernel alignment, and Procrustes."""
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from fscl.errors import FsclError
+from fscl.similarity.matrices import PAIR, Maps, Named, centred, checked, compared, given, varying
+
+__all__ = ["linear_cka", "minibatch_cka", "procrustes", "rbf_cka"]
+
+
+@overload
+def linear_cka(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
+@overload
+def linear_cka(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
+def linear_cka(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
+    """Linear centred kernel alignment, |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F), in [0, 1] (Kornblith et al. 2019).
+
+    Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps do.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: shapes that do not fit, or (n, c, h, w) without `maps`; values that are not finite; features that
+            are the same for all samples.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> round(linear_cka(x, 5 - 2 * x), 6), round(linear_cka(x, x[:, :1]), 6)
+    (1.0, 0.790569)
+    >>> linear_cka([x, x[:, :1], -x])
+    tensor([[1.0000, 0.7906, 1.0000],
+            [0.7906, 1.0000, 0.7906],
+            [1.0000, 0.7906, 1.0000]], dtype=torch.float64)
+    """
+    return compared(x, y, maps, _unit_covariance, _inner)
+
+
+@overload
+def rbf_cka(x: Tensor, y: Tensor, *, bandwidth: float = 0.5, maps: Maps | None = None) -> float: ...
+@overload
+def rbf_cka(x: Sequence[Tensor], y: None = None, *, bandwidth: float = 0.5, maps: Maps | None = None) -> Tensor: ...
+def rbf_cka(
+    x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, bandwidth: float = 0.5, maps: Maps | None = None
+) -> float | Tensor:
+    """Centred alignment of Gaussian kernels exp(-d^2 / 2 sigma^2), in [0, 1] (Kornblith et al. 2019; biased HSIC).
+
+    Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps do. A wide bandwidth
+    tends to linear CKA; a very narrow one to 1 whatever the features, for then every sample is like itself alone.
+    Holds n^2 float64 values for each network: thousands of samples, not hundreds of thousands.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        bandwidth: sigma as a multiple of the median Euclidean distance between two different samples; above 0.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: as `linear_cka`; a bandwidth out of range; a median distance of 0.
+
+    >>> x = torch.arange(12.0).reshape(6, 2).sin()
+    >>> round(rbf_cka(x, 5 - 2 * x), 6), round(rbf_cka(x, x[:, :1]), 6)
+    (1.0, 0.838635)
+    """
+    if not 0 < bandwidth < math.inf:
+        raise FsclError(f"bandwidth is {bandwidth}; a finite multiple of the median distance above 0 would do")
+    return compared(x, y, maps, partial(_unit_gaussian, bandwidth=bandwidth), _inner_of_kernels)
+
+
+@overload
+def procrustes(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
+@overload
+def procrustes(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
+def procrustes(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
+    """How well a rotation fits one set of features on the other, in [0, 1] (Schönemann 1966; Williams et al. 2021).
+
+    nu, the nuclear norm of X^T Y, for centred features of unit Frobenius norm. 1 - nu^2 is the disparity of
+    `scipy.spatial.procrustes`, arccos(nu) a metric. Orthogonal maps, shifts and a common scale of the features change
+    nothing; other linear maps do.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: as `linear_cka`.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> round(procrustes(x, 5 - 2 * x), 6), round(procrustes(x, x[:, :1]), 6)
+    (1.0, 0.790569)
+    """
+    return compared(x, y, maps, _unit_features, _nuclear)
+
+
+@overload
+def minibatch_cka(x: Tensor, y: Tensor, *, batch_size: int = 256, maps: Maps | None = None) -> float: ...
+@overload
+def minibatch_cka(
+    x: Sequence[Tensor], y: None = None, *, batch_size: int = 256, maps: Maps | None = None
+) -> Tensor: ...
+@overload
+def minibatch_cka(
+    x: Iterable[tuple[Tensor, Tensor]], y: None = None, *, batch_size: int = 256, maps: Maps | None = None
+) -> float: ...
+def minibatch_cka(
+    x: Tensor | Sequence[Tensor] | Iterable[tuple[Tensor, Tensor]],
+    y: Tensor | None = None,
+    *,
+    batch_size: int = 256,
+    maps: Maps | None = None,
+) -> float | Tensor:
+    """Linear CKA from small batches, without the bias of small samples (Nguyen, Raghu, Kornblith 2021).
+
+    The numerator HSIC_1 (Song et al. 2012) and both self terms are summed over the batches before their ratio is
+    taken. In [-1, 1]; about 0, of either sign, for unrelated features. Orthogonal maps, shifts and a common scale of
+    the features change nothing; other linear maps do, and so does which samples share a batch.
+
+    Args:
+        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64; or an iterable
+            of batches (x, y) as `x` alone, read once, for a float.
+        batch_size: samples in a batch of given matrices, or less, for batches of like size.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: as `linear_cka`; no batches; a batch of fewer than 4 samples.
+
+    >>> x = torch.arange(32.0).reshape(16, 2).sin()
+    >>> round(minibatch_cka(x, 3 * x, batch_size=8), 6)
+    1.0
+    >>> round(minibatch_cka((part, 3 * part) for part in x.split(8)), 6)
+    1.0
+    """
+    if y is None and isinstance(x, Iterable) and not isinstance(x, Tensor):
+        rest: Iterator[Any] = iter(x)
+        first = next(rest, None)
+        if first is None:
+            raise FsclError("no features and no batches; give a list of tensors, or batches (x, y)")
+        x = itertools.chain([first], rest)
+        if not isinstance(first, Tensor):
+            return float(_unbiased(checked(batch, PAIR, maps) for batch in x)[0, 1])
+    matrix = _unbiased(_batches(given(x, y, maps), batch_size))
+    return float(matrix[0, 1]) if y is not None else matrix.fill_diagonal_(1)
+
+
+def _unit_features(named: Named) -> Tensor:
+    """Centred features X with |X|_F = 1; n columns in place of more, which leave X X^T as it is."""
+    features = varying(named)
+    if features.shape[1] > len(features):
+        features = torch.linalg.qr(features.mT, mode="r").R.mT
+    return features / torch.linalg.matrix_norm(features)
+
+
+def _unit_covariance(named: Named) -> Tensor:
+    """The same with |X^T X|_F = 1."""
+    features = _unit_features(named)
+    return features / torch.linalg.matrix_norm(features.mT @ features).sqrt()
+
+
+def _inner(x: Tensor, y: Tensor) -> Tensor:
+    """The inner product of the kernels X X^T and Y Y^T."""
+    return (y.mT @ x).square().sum().clamp(0, 1)
+
+
+def _inner_of_kernels(k: Tensor, m: Tensor) -> Tensor:
+    return torch.tensordot(k, m, 2).clamp(0, 1)
+
+
+def _nuclear(x: Tensor, y: Tensor) -> Tensor:
+    return torch.linalg.svdvals(x.mT @ y).sum().clamp(0, 1)
+
+
+def _unit_gaussian(named: Named, bandwidth: float) -> Tensor:
+    """The centred Gaussian kernel (n, n) of unit Frobenius norm."""
+    features = varying(named)
+    kernel, median = _distances(features, "use_mm_for_euclid_dist")
+    if median**2 < 1e-8 * features.square().sum(1).max():  # a matrix product leaves rounding in place of these
+        kernel, median = _distances(features, "donot_use_mm_for_euclid_dist")
+    if median == 0:
+        raise FsclError(
+            f"{named[0]}: at least half of all pairs of its {len(features)} samples have the same features, which "
+            "leaves no median distance to set the bandwidth by; use linear_cka, or samples that differ"
+        )
+    # less 1, which centring takes away in any case, but which would cost precision where the bandwidth is wide
+    kernel.div_(median * bandwidth).square_().div_(-2).expm1_()
+    means = kernel.mean(1)
+    kernel.sub_(means[:, None]).sub_(means).add_(means.mean())
+    return kernel.div_(torch.linalg.matrix_norm(kernel))
+
+
+def _distances(features: Tensor, how: str) -> tuple[Tensor, Tensor]:
+    """Euclidean distances (n, n), and the median of those between two different samples."""
+    distances = torch.cdist(features, features, compute_mode=how).fill_diagonal_(0)
+    apart = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
+    # every pair is there twice, so that the middle lies between two values: torch's median, and that of the negated
+    return distances, (apart.median() - (-apart).median()) / 2
+
+
+def _batches(named: Sequence[Named], batch_size: int) -> Iterator[list[Named]]:
+    n = len(named[0][1])
+    if batch_size < 4 or n < 4:
+        raise FsclError(f"batch_size {batch_size} for {n} samples; HSIC_1 needs 4 samples or more in a batch")
+    count = min(math.ceil(n / batch_size), n // 4)
+    parts = [values.tensor_split(count) for _, values in named]  # of like size: a short last one would be mostly noise
+    return ([(name, part[i]) for (name, _), part in zip(named, parts, strict=True)] for i in range(count))
+
+
+def _unbiased(batches: Iterable[Sequence[Named]]) -> Tensor:
+    """Unbiased CKA of all pairs of networks, from batches of the features of all of them: (N, N)."""
+    total, names = torch.zeros(()), [""]
+    for batch in batches:
+        names, n = [name for name, _ in batch], len(batch[0][1])
+        if n < 4:
+            raise FsclError(f"a batch of {n} samples; HSIC_1 needs 4 samples or more in a batch")
+        # HSIC_1 of two kernels is the inner product of their U-centred forms over n(n-3) (Szekely and Rizzo 2014), so
+        # that one matrix product serves all pairs.
+        kernels = torch.stack([_u_centred_kernel(features).flatten() for _, features in batch])
+        total = total.to(kernels) + kernels @ kernels.mT / (n * (n - 3))
+    own = total.diagonal()
+    if not own.all():
+        still = names[int((own == 0).nonzero()[0])]
+        raise FsclError(f"{still}: all samples of each batch have the same features; leave it out")
+    ratio = total / (own[:, None] * own).sqrt()
+    return ((ratio + ratio.mT) / 2).clamp(-1, 1)
+
+
+def _u_centred_kernel(features: Tensor) -> Tensor:
+    """The linear kernel (n, n) of (n, p) with its diagonal left out: zero there, rows and columns that sum to zero."""
+    n, less = len(features), centred(features)  # the mean drops out anyway, but a large one costs precision
+    kernel = (less @ less.mT).fill_diagonal_(0)
+    rows = kernel.sum(1) / (n - 2)
+    return kernel.sub_(rows[:, None]).sub_(rows).add_(rows.sum() / (n - 1)).fill_diagonal_(0)

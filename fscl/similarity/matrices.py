@@ -1,0 +1,134 @@
+"""Feature matrices as every probing measure takes them: flattened, checked and centred; then a pair or all pairs."""
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal, TypeVar, get_args
+
+import torch
+from torch import Tensor
+
+from fscl.errors import FsclError
+
+__all__ = ["Maps", "flatten_maps"]
+
+Maps = Literal["positions", "features", "pooled"]
+MAPS = get_args(Maps)
+PAIR = ("x", "y")
+EPS = torch.finfo(torch.float64).eps
+Named = tuple[str, Tensor]  # what errors call a feature matrix, and the matrix
+Prepared = TypeVar("Prepared")
+
+
+def flatten_maps(x: Tensor, how: Maps) -> Tensor:
+    """The maps (n, c, h, w) of a convolution as a feature matrix (samples, features). What is alike depends on how.
+
+    Args:
+        x: (n, c, h, w). A matrix (n, p) is given back as it is.
+        how: "positions": every position of every image is a sample, (n*h*w, c), image by image; "features": every
+            position of every channel is a feature, (n, c*h*w); "pooled": means over the positions, (n, c), in float32
+            or, if x has it, float64.
+
+    Raises:
+        FsclError: an unknown `how`; other shapes.
+
+    >>> x = torch.arange(16.0).reshape(1, 2, 2, 4)
+    >>> [tuple(flatten_maps(x, how).shape) for how in ("positions", "features", "pooled")]
+    [(8, 2), (1, 16), (1, 2)]
+    >>> flatten_maps(x, "pooled")
+    tensor([[ 3.5000, 11.5000]])
+    """
+    if how not in MAPS:
+        raise FsclError(f"maps is {how!r}; {', '.join(map(repr, MAPS))} would do")
+    if x.ndim == 2:
+        return x
+    if x.ndim != 4:
+        raise FsclError(f"features of shape {tuple(x.shape)}; (n, c, h, w) or (n, p) would do")
+    if how == "positions":
+        return x.movedim(1, -1).flatten(0, -2)
+    return x.flatten(1) if how == "features" else x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
+
+
+def compared(
+    x: Tensor | Iterable[Tensor],
+    y: Tensor | None,
+    maps: Maps | None,
+    prepare: Callable[[Named], Prepared],
+    compare: Callable[[Prepared, Prepared], Tensor],
+) -> float | Tensor:
+    """The measure of a pair (x, y), or with a list in the place of x the (N, N) matrix of all its pairs."""
+    named = given(x, y, maps)
+    prepared = [prepare(one) for one in named]
+    if y is not None:
+        return float(compare(*prepared))
+    matrix = torch.eye(len(named), dtype=torch.float64, device=named[0][1].device)
+    for i, j in itertools.combinations(range(len(named)), 2):
+        matrix[i, j] = matrix[j, i] = compare(prepared[i], prepared[j])
+    return matrix
+
+
+def given(x: object, y: Tensor | None, maps: Maps | None) -> list[Named]:
+    """Both of a pair, or all of a list, checked."""
+    if isinstance(x, Tensor) and isinstance(y, Tensor):
+        return checked((x, y), PAIR, maps)
+    if isinstance(x, Tensor) or y is not None or not isinstance(x, Iterable):
+        kinds = f"x is {type(x).__name__}, y is {type(y).__name__}"
+        raise FsclError(f"{kinds}; give two tensors x and y, or one list of tensors")
+    features = list(x)
+    if not features:
+        raise FsclError("0 feature matrices; one or more would do")
+    return checked(features, [f"features[{i}]" for i in range(len(features))], maps)
+
+
+def checked(features: Sequence[Tensor], names: Sequence[str], maps: Maps | None) -> list[Named]:
+    """The features as matrices with their names, on one device that has float64."""
+    if maps is not None and maps not in MAPS:
+        raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
+    if not isinstance(features, Sequence) or len(features) != len(names):
+        got = f"{len(features)} feature matrices" if isinstance(features, Sequence) else type(features).__name__
+        raise FsclError(f"{got}; {len(names)} feature matrices would do: ({', '.join(names)})")
+    found: list[Named] = []
+    for name, values in zip(names, features, strict=True):
+        found.append((name, _matrix(name, values, maps)))
+        if len(found[-1][1]) != len(found[0][1]):
+            raise FsclError(
+                f"{name} has {len(found[-1][1])} samples, {names[0]} has {len(found[0][1])}; they need the same"
+            )
+    first = found[0][1].device
+    device = torch.device("cpu") if first.type == "mps" else first  # MPS has no float64
+    return [(name, values.to(device)) for name, values in found]
+
+
+def _matrix(name: str, values: Tensor, maps: Maps | None) -> Tensor:
+    if not isinstance(values, Tensor) or values.ndim not in (2, 4) or 0 in values.shape or values.is_complex():
+        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        kind = " and complex values" if isinstance(values, Tensor) and values.is_complex() else ""
+        raise FsclError(f"{name}: {got}{kind}; a real tensor (samples, features) or (n, c, h, w) would do")
+    if values.ndim == 4:
+        if maps is None:
+            n, c, h, w = values.shape
+            raise FsclError(
+                f"{name}: shape {(n, c, h, w)}; say what are samples and what features: maps='positions' compares "
+                f"{(n * h * w, c)}, maps='features' {(n, c * h * w)}, maps='pooled' {(n, c)}"
+            )
+        values = flatten_maps(values, maps)
+    if not values.isfinite().all():
+        raise FsclError(f"{name} holds values that are not finite; leave it out or mend the network")
+    return values.detach()
+
+
+def centred(features: Tensor) -> Tensor:
+    """Columns less their means. What that leaves of a constant is rounding, which whitening would blow up: zeroed."""
+    exact = features.double()
+    less = exact - exact.mean(0)
+    less[:, less.abs().amax(0) <= 16 * EPS * exact.abs().amax(0)] = 0
+    return less
+
+
+def varying(named: Named) -> Tensor:
+    """Centred features, the largest value 1 in size, so that no square or fourth power overflows."""
+    name, features = named
+    less = centred(features)
+    largest = less.abs().max()
+    if largest == 0:
+        raise FsclError(f"{name}: all {len(less)} samples have the same features; leave it out")
+    return less.div_(largest)
