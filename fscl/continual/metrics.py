@@ -15,7 +15,7 @@ from fscl.continual.strategy import AtomSwappingPlugin
 from fscl.continual.transfer import forgetting_matrix
 from fscl.errors import FsclError
 from fscl.similarity.correlation import Correlation, mantel
-from fscl.similarity.subspace import METRICS, atoms_of_filters, similarity_matrix
+from fscl.similarity.subspace import AGGREGATES, METRICS, atoms_of_filters, similarity_matrix
 
 __all__ = ["FilterHistory", "SubspaceSimilarity", "subspace_similarity_metrics"]
 
@@ -40,7 +40,8 @@ def subspace_similarity_metrics(
 
     Args:
         metric: ``cosine``, ``filter``, ``grassmann`` or ``projection``, see :func:`fscl.similarity.similarity_matrix`.
-        aggregate: over layers, ``product`` (of squares) or ``mean``.
+        aggregate: over layers, ``product`` (of squares), ``mean`` or ``depth``, see
+            :func:`fscl.similarity.aggregate_layers`.
         heatmap: whether to emit figures (TensorBoard and W&B draw them; text and CSV loggers take the scalars).
         correlate: whether to correlate with forgetting.
         transfer: a benchmark with ``train_stream`` and ``test_stream``, to correlate with transfer as well: after each
@@ -73,7 +74,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
     ) -> None:
         super().__init__()
         self.transfer = transfer
-        for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, ("product", "mean"))):
+        for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
             if value not in known:
                 raise FsclError(f"{what} is {value!r}; known: {', '.join(known)}")
         self.metric, self.aggregate = metric, aggregate

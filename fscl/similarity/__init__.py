@@ -3,9 +3,10 @@
 from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca
 from fscl.similarity.correlation import Correlation, Spread, holm, mantel, seed_interval
 from fscl.similarity.features import collect_features
-from fscl.similarity.kernels import linear_cka, minibatch_cka, procrustes, rbf_cka
+from fscl.similarity.kernels import aligned_cosine, linear_cka, minibatch_cka, procrustes, rbf_cka
 from fscl.similarity.matrices import flatten_maps
 from fscl.similarity.probing import PROBES, probing_matrix
+from fscl.similarity.stimuli import dead_leaves, noise_images, recall_images
 from fscl.similarity.subspace import (
     AtomStacks,
     FilterAtoms,
@@ -22,8 +23,10 @@ __all__ = [
     "FilterAtoms",
     "Spread",
     "aggregate_layers",
+    "aligned_cosine",
     "atoms_of_filters",
     "collect_features",
+    "dead_leaves",
     "flatten_maps",
     "gram_matrix",
     "holm",
@@ -32,10 +35,12 @@ __all__ = [
     "mantel",
     "mean_cca",
     "minibatch_cka",
+    "noise_images",
     "probing_matrix",
     "procrustes",
     "pwcca",
     "rbf_cka",
+    "recall_images",
     "seed_interval",
     "similarity_matrix",
     "svcca",

@@ -12,7 +12,7 @@ from torch import Tensor
 from fscl.errors import FsclError
 from fscl.similarity.matrices import PAIR, Maps, Named, centred, checked, compared, given, varying
 
-__all__ = ["linear_cka", "minibatch_cka", "procrustes", "rbf_cka"]
+__all__ = ["aligned_cosine", "linear_cka", "minibatch_cka", "procrustes", "rbf_cka"]
 
 
 @overload
@@ -148,12 +148,46 @@ def minibatch_cka(
     return float(matrix[0, 1]) if y is not None else matrix.fill_diagonal_(1)
 
 
+@overload
+def aligned_cosine(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
+@overload
+def aligned_cosine(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
+def aligned_cosine(
+    x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None
+) -> float | Tensor:
+    """Squared cosine of centred features, channel by channel: <X, Y>^2 / (|X|^2 |Y|^2), in [0, 1].
+
+    For networks that share their coefficients, whose channels mean the same: what `similarity_matrix` approaches from
+    the atoms. Squared, it is of the degree of CKA, and no larger than the square of `procrustes`, which may rotate
+    the features first. Shifts and a common scale of the features, and one orthogonal map of both sides, change nothing;
+    an orthogonal map of one side does.
+
+    Args:
+        x, y: (n, p) both for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        maps: how (n, c, h, w) is flattened, see `flatten_maps`.
+
+    Raises:
+        FsclError: as `linear_cka`; feature counts that differ.
+
+    >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> round(aligned_cosine(x, 5 - 2 * x), 6), round(aligned_cosine(x, x.flip(1)), 6)
+    (1.0, 0.25)
+    """
+    sizes = {name: values.shape[1] for name, values in given(x, y, maps)}
+    if len(set(sizes.values())) > 1:
+        raise FsclError(f"features have {sizes} columns; channel by channel they need the same; use linear_cka")
+    return compared(x, y, maps, _unit_columns, lambda u, v: torch.tensordot(u, v, 2).square().clamp(0, 1))
+
+
+def _unit_columns(named: Named) -> Tensor:
+    features = varying(named)
+    return features / torch.linalg.matrix_norm(features)
+
+
 def _unit_features(named: Named) -> Tensor:
     """Centred features X with |X|_F = 1; n columns in place of more, which leave X X^T as it is."""
-    features = varying(named)
-    if features.shape[1] > len(features):
-        features = torch.linalg.qr(features.mT, mode="r").R.mT
-    return features / torch.linalg.matrix_norm(features)
+    features = _unit_columns(named)
+    return torch.linalg.qr(features.mT, mode="r").R.mT if features.shape[1] > len(features) else features
 
 
 def _unit_covariance(named: Named) -> Tensor:

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from fscl.errors import FsclError
 from fscl.similarity.canonical import mean_cca, pwcca, svcca
-from fscl.similarity.kernels import linear_cka, minibatch_cka, procrustes, rbf_cka
+from fscl.similarity.kernels import aligned_cosine, linear_cka, minibatch_cka, procrustes, rbf_cka
 from fscl.similarity.matrices import Maps
 
 __all__ = ["PROBES", "probing_matrix"]
 
-PROBES = ("linear_cka", "rbf_cka", "minibatch_cka", "mean_cca", "svcca", "pwcca", "procrustes")
+PROBES = ("linear_cka", "rbf_cka", "minibatch_cka", "mean_cca", "svcca", "pwcca", "procrustes", "aligned_cosine")
 
 
 def probing_matrix(
@@ -60,7 +60,13 @@ def probing_matrix(
         return minibatch_cka(features, batch_size=batch_size, maps=maps)
     if metric == "svcca":
         return svcca(features, keep=keep, maps=maps)
-    plain = {"linear_cka": linear_cka, "mean_cca": mean_cca, "pwcca": pwcca, "procrustes": procrustes}
+    plain = {
+        "linear_cka": linear_cka,
+        "mean_cca": mean_cca,
+        "pwcca": pwcca,
+        "procrustes": procrustes,
+        "aligned_cosine": aligned_cosine,
+    }
     if metric not in plain:
         raise FsclError(f"unknown metric {metric!r}; known: {', '.join(PROBES)}")
     return plain[metric](features, maps=maps)

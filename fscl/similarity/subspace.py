@@ -17,7 +17,7 @@ __all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", 
 
 METRICS = ("cosine", "filter", "grassmann", "projection")
 SPANS = ("grassmann", "projection")
-AGGREGATES = ("mean", "product")
+AGGREGATES = ("mean", "product", "depth")
 _BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which a core's cache holds
 _TINY = torch.finfo(torch.float64).tiny
 
@@ -70,7 +70,7 @@ def similarity_matrix(
         bank_or_stacks: a bank; or stacks of shape (T, m, kh, kw): a mapping from layer to stack, a sequence (its
             layers are named "0", "1", ...), or one stack.
         metric: "cosine", "filter", "grassmann" or "projection".
-        aggregate: "product" or "mean"; of no effect with `per_layer`.
+        aggregate: "product", "mean" or "depth"; of no effect with `per_layer`.
         layers: the layers to use; all by default.
         per_layer: return (L, T, T), before aggregation.
         grams: (m, m) for every layer used, given like the stacks; by default the bank's own.
@@ -124,15 +124,21 @@ def aggregate_layers(per_layer: Tensor, how: str = "product") -> Tensor:
     """One similarity from those of all layers: (L, ...) -> (...).
 
     `mean` is the plain mean. `product` is the product of squares: CKA, which it stands in for, is quadratic in the
-    features and composes over depth. Raises `FsclError` for an unknown `how` or when there are no layers.
+    features and composes over depth, so that the product down to a layer stands for the CKA of that layer's features.
+    `depth` is the mean over layers of the product down to each, as the CKA of a network is that of its layers; it
+    takes the layers in the order given, from input to output. Raises `FsclError` for an unknown `how` or when there are
+    no layers.
 
-    >>> aggregate_layers(torch.tensor([0.5, -1.0]), "mean"), aggregate_layers(torch.tensor([0.5, -1.0]), "product")
-    (tensor(-0.2500), tensor(0.2500))
+    >>> layers = torch.tensor([0.5, -1.0, 0.0])
+    >>> [round(float(aggregate_layers(layers, how)), 4) for how in ("mean", "product", "depth")]
+    [-0.1667, 0.0, 0.1667]
     """
     _check_known("aggregate", how, AGGREGATES)
     if per_layer.ndim == 0 or len(per_layer) == 0:
         raise FsclError(f"no layers to aggregate in shape {tuple(per_layer.shape)}; it takes (layers, tasks, tasks)")
-    return per_layer.mean(0) if how == "mean" else per_layer.square().prod(0)
+    if how == "mean":
+        return per_layer.mean(0)
+    return per_layer.square().prod(0) if how == "product" else per_layer.square().cumprod(0).mean(0)
 
 
 @torch.no_grad()
@@ -339,6 +345,11 @@ def _geodesics(rows: Tensor, columns: Tensor) -> Tensor:
 def _aggregated(pairs: Iterator[Tensor], layers: int, how: str) -> Tensor:
     """`aggregate_layers` of one layer after another, without holding them all."""
     total = next(pairs)
+    if how == "depth":
+        so_far = total.square_().clone()
+        for pair in pairs:
+            total.add_(so_far.mul_(pair.square_()))
+        return total.div_(layers)
     for pair in pairs:
         total = total.add_(pair) if how == "mean" else total.mul_(pair)
     return total.div_(layers) if how == "mean" else total.square_()
