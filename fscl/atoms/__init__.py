@@ -2,14 +2,17 @@
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import Decomposition, decompose, recompose
+from fscl.atoms.joint import JointDecomposition, joint_decompose
 from fscl.atoms.layers import AtomConv2d, atom_layers, freeze_coefficients
 
 __all__ = [
     "AtomBank",
     "AtomConv2d",
     "Decomposition",
+    "JointDecomposition",
     "atom_layers",
     "decompose",
     "freeze_coefficients",
+    "joint_decompose",
     "recompose",
 ]

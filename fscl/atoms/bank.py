@@ -1,7 +1,7 @@
 """AtomBank: what is stored of each task, kept apart from what all tasks share."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,11 +27,13 @@ class AtomBank:
     network's present state as a task, and :meth:`restore` any task later: outputs are then bit for bit what they were.
 
     Per task are: atoms, normalisation layers (affine and running statistics), biases of convolutions, and the head.
-    Everything else is shared, is kept once, and must not be trained after the bank is made.
+    Everything else is shared, is kept once, and must not be trained after the bank is made, but for what ``own`` names.
 
     Args:
         model: a network with atom layers.
         heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``.
+        own: dotted names of further modules or entries that differ from task to task, as 1x1 convolutions do between
+            networks that were trained whole.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -49,10 +51,10 @@ class AtomBank:
         144
     """
 
-    def __init__(self, model: nn.Module, heads: Sequence[str] | None = None) -> None:
+    def __init__(self, model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> None:
         if not atom_layers(model):
             raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
-        self._kinds = entry_kinds(model, heads)
+        self._kinds = entry_kinds(model, heads, own)
         self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
         self._layers = list(atom_layers(model))
         self._tasks: dict[int, Task] = {}
@@ -132,7 +134,7 @@ class AtomBank:
         """
         state = live_state(model)
         self._check_coefficients(state)
-        kinds = entry_kinds(model, head) if head is not None else entry_kinds(model, self._heads())
+        kinds = entry_kinds(model, self._of_kind("head") if head is None else head, self._of_kind("other"))
         ours = {n: k for n, k in kinds.items() if k == "head" or self._kinds.get(n) != "head"}
         self._tasks[task] = HeldTask(str(task) if name is None else name, ours, {n: copied(state[n]) for n in ours})
 
@@ -216,8 +218,9 @@ class AtomBank:
                     f"{other.fingerprint[:12]}), so their atoms cannot be compared; compare tasks of one bank, or "
                     "train the second from the first one's network"
                 )
-            for name, tensor in self._shared.items():
-                if name not in other._shared or not torch.equal(other._shared[name].to(tensor.device), tensor):
+            for name in {**self._shared, **other._shared}:
+                ours, theirs = self._shared.get(name), other._shared.get(name)
+                if ours is None or theirs is None or not torch.equal(theirs.to(ours.device), ours):
                     raise FsclError(
                         f"{name!r} differs between these banks although their tasks share it, so one network cannot "
                         "serve them all; their atoms can still be compared with fscl.similarity_matrix"
@@ -294,8 +297,8 @@ class AtomBank:
                     "and make a new bank for a network with others"
                 )
 
-    def _heads(self) -> list[str]:
-        return [name for name, kind in self._kinds.items() if kind == "head"]
+    def _of_kind(self, wanted: str) -> list[str]:
+        return [name for name, kind in self._kinds.items() if kind == wanted]
 
     def _blank(self) -> "AtomBank":
         bank = AtomBank.__new__(AtomBank)

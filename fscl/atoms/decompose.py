@@ -64,7 +64,7 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
         raise FsclError("the model is a single nn.Conv2d; use AtomConv2d.from_conv")
     for name, module in model.named_modules():
         if not within(name, skip):
-            _is_spatial(name, module)  # refuses before anything is done
+            is_spatial(name, module)  # refuses before anything is done
     try:
         result = copy.deepcopy(model)
     except RuntimeError as error:
@@ -72,7 +72,7 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
     errors: dict[str, float] = {}
 
     def atoms_of(name: str, conv: nn.Module) -> nn.Module | None:
-        if within(name, skip) or not _is_spatial(name, conv):
+        if within(name, skip) or not is_spatial(name, conv):
             return None
         assert isinstance(conv, nn.Conv2d)
         layer = AtomConv2d.from_conv(conv, max(num_atoms, math.ceil(num_atoms * math.prod(conv.kernel_size) / 9)))
@@ -105,7 +105,7 @@ def recompose(model: nn.Module) -> nn.Module:
     return result
 
 
-def _is_spatial(name: str, module: nn.Module) -> bool:
+def is_spatial(name: str, module: nn.Module) -> bool:
     if not isinstance(module, nn.Conv2d) or isinstance(module, nn.LazyConv2d):
         if isinstance(module, nn.LazyConv2d):
             raise FsclError(f"{name}: a lazy convolution has no filters yet; run the model once, then decompose it")

@@ -23,15 +23,16 @@ def within(name: str, owners: Collection[str]) -> bool:
     return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
 
 
-def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None) -> dict[str, str]:
+def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> dict[str, str]:
     """The per-task entries of a network's ``state_dict`` with their kinds; what is missing is shared.
 
     Args:
         model: a network with atom layers.
         heads: modules or entries that are heads; None takes the last ``nn.Linear``.
+        own: further modules or entries that belong to each task; of kind "other" where they are of no other kind.
 
     Raises:
-        FsclError: a head is neither a module nor an entry of the network.
+        FsclError: one of them is neither a module nor an entry of the network, or ``own`` names coefficients.
     """
     modules = dict(model.named_modules())
     state = live_state(model)
@@ -50,9 +51,14 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None) -> dict[st
             kinds[name] = "normalisation"
         elif isinstance(module, AtomConv2d | nn.Conv2d) and leaf == "bias":
             kinds[name] = "other"
-    for head in heads:
-        if not any(within(name, [head]) for name in state):
-            raise FsclError(f"head {head!r} is no module or entry of {type(model).__name__}")
+        elif within(name, own):
+            if isinstance(module, AtomConv2d):
+                raise FsclError(f"{name} cannot be a task's own: coefficients are what tasks share")
+            kinds[name] = "other"
+    for what, owners in (("head", heads), ("own entry", own)):
+        for owner in owners:
+            if not any(within(name, [owner]) for name in state):
+                raise FsclError(f"{what} {owner!r} is no module or entry of {type(model).__name__}")
     return kinds
 
 

@@ -361,3 +361,48 @@ def test_a_bank_holds_no_network_alive(three_tasks):
     gc.collect()
     assert watch() is None
     assert bank.stack("first").grad_fn is None
+
+
+def test_further_entries_can_be_a_tasks_own(three_tasks, tmp_path):
+    model, x = three_tasks.model, three_tasks.x
+    shared = AtomBank(model).shared_memory()
+    bank = AtomBank(model, own=["hidden", "pointwise.weight"])
+    said = []
+    for task in range(3):
+        three_tasks.become_another()
+        with torch.no_grad():
+            model.hidden.weight.normal_()
+            model.hidden.bias.normal_()
+            model.pointwise.weight.normal_()
+        bank.store(model, task)
+        said.append(three_tasks.say(model))
+    bank.save(tmp_path / "bank.safetensors")
+    for found in (bank, AtomBank.load(tmp_path / "bank.safetensors")):
+        assert "hidden.weight" not in found.shared
+        for task in (1, 0, 2):
+            found.restore(model, task)
+            assert torch.equal(three_tasks.say(model), said[task])
+            with found.swapped(model, (task + 1) % 3):
+                assert torch.equal(model(x), said[(task + 1) % 3])
+        own = 4 * (8 * 8 + 8 + 8 * 8)
+        assert found.memory()["other"] == 4 * (8 + 8) + own
+        assert found.shared_memory() == shared | {"other": shared["other"] - own}
+        found.store(model, 7)  # and what is its own stays so
+        assert found.entries(7).keys() == found.entries(0).keys()
+        assert found.merge(bank).tasks[:4] == [0, 1, 2, 7]
+
+
+def test_own_entries_that_are_not_there_or_cannot_be(three_tasks):
+    with pytest.raises(FsclError, match=r"own entry 'hiden' is no module or entry of Net"):
+        AtomBank(three_tasks.model, own=["hiden"])
+    with pytest.raises(FsclError, match=r"first\.coefficients cannot be a task's own: coefficients are what tasks sh"):
+        AtomBank(three_tasks.model, own=["first"])
+
+
+def test_banks_of_which_one_shares_more_are_not_merged(three_tasks):
+    one, other = AtomBank(three_tasks.model), AtomBank(three_tasks.model, own=["hidden.weight"])
+    for bank in (one, other):
+        bank.store(three_tasks.model, 0)
+    for first, second in ((one, other), (other, one)):
+        with pytest.raises(FsclError, match=r"'hidden\.weight' differs between these banks"):
+            first.merge(second)

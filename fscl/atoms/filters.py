@@ -1,0 +1,177 @@
+"""The filters of several networks side by side: the bases that they share, and how much of each a basis explains."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from fscl.atoms.decompose import is_spatial
+from fscl.errors import FsclError
+
+__all__ = ["LayerFilters", "State", "same_layers", "spatial_filters"]
+
+State = Mapping[str, Tensor] | nn.Module
+
+_CHUNK_VALUES = 2**21  # float64 values of a tall matrix that are held at a time: 16 MiB
+_ROUNDING = 1e-7  # singular values below this share of the largest are rounding of float32 filters
+
+
+def spatial_filters(name: str, state: State) -> dict[str, Tensor]:
+    """The filters (out, in / groups, kh, kw) of a network's spatial convolutions, by layer, in their own order.
+
+    In a ``state_dict`` these are the entries called ``weight`` of four dimensions with a kernel larger than 1x1.
+
+    Raises:
+        FsclError: there are none, a filter is not finite, or a module's convolution has no weight of its own; the
+            message begins with ``name``.
+    """
+    if isinstance(state, nn.Module):
+        found = {
+            n: m.weight.detach() for n, m in state.named_modules() if is_spatial(n, m) and isinstance(m, nn.Conv2d)
+        }
+    elif isinstance(state, Mapping):
+        found = {key.rpartition(".")[0]: t.detach() for key, t in state.items() if _is_filters(key, t)}
+    else:
+        raise FsclError(f"{name}: {type(state).__name__}; a state_dict or a module would do")
+    if not found:
+        raise FsclError(f"{name}: no spatial convolutions (4-D weights with a kernel larger than 1x1)")
+    for layer, filters in found.items():
+        if not filters.isfinite().all():
+            raise FsclError(f"{name}: the filters of layer {layer!r} are not all finite")
+    return found
+
+
+def same_layers(name: str, filters: Mapping[str, Tensor], other: str, others: Mapping[str, Tensor]) -> None:
+    """Raises :class:`FsclError` with the first layer in which two networks differ, and both shapes."""
+    for layer in {**others, **filters}:
+        mine, theirs = (tuple(f[layer].shape) if layer in f else None for f in (filters, others))
+        if mine != theirs:
+            raise FsclError(
+                f"{name}: layer {layer!r} has {f'filters {mine}' if mine else 'no filters'} here and "
+                f"{f'filters {theirs}' if theirs else 'none'} in {other}; networks of one architecture can be compared"
+            )
+
+
+def _is_filters(key: object, value: object) -> bool:
+    return (
+        isinstance(key, str)
+        and key.rpartition(".")[2] == "weight"
+        and isinstance(value, Tensor)
+        and value.ndim == 4
+        and value.is_floating_point()
+        and value.shape[2] * value.shape[3] > 1
+        and value.numel() > 0
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerFilters:
+    """One convolution's filters in T networks, as matrices W_t (n, k) of n = out * in / groups rows and k = kh * kw.
+
+    Every network's are scaled to norm 1 before they are compared or share a basis: similarity does not depend on
+    scale, so a network with larger filters has no more to say than the others about what is shared.
+
+    Attributes:
+        filters: T tensors (out, in / groups, kh, kw), which may lie in mapped files: they are read in chunks.
+    """
+
+    filters: Sequence[Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.filters[0].shape
+
+    @property
+    def rows(self) -> int:
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def pixels(self) -> int:
+        return self.shape[2] * self.shape[3]
+
+    @cached_property
+    def norms(self) -> Tensor:
+        """Frobenius norms, (T,) float64."""
+        return torch.stack([torch.linalg.vector_norm(f.cpu(), dtype=torch.float64) for f in self.filters])
+
+    @cached_property
+    def gram(self) -> Tensor:
+        """Inner products of all columns of the unit-norm matrices side by side, (T, k, T, k) float64."""
+        count, pixels = len(self.filters), self.pixels
+        total = torch.zeros(count * pixels, count * pixels, dtype=torch.float64)
+        for part in self._chunks():
+            total.addmm_(part.mT, part)
+        return total.view(count, pixels, count, pixels)
+
+    def of(self, networks: Sequence[int]) -> "LayerFilters":
+        """Those of some of the networks; inner products that were taken are taken over."""
+        part = LayerFilters([self.filters[t] for t in networks])
+        part.__dict__["norms"] = self.norms[networks]
+        if "gram" in self.__dict__:
+            part.__dict__["gram"] = self.gram[networks][:, :, networks]
+        return part
+
+    def basis(self, size: int) -> Tensor:
+        """The leading left singular vectors of the unit-norm matrices side by side, (n, size) float64.
+
+        Orthonormal columns, the best of their number for all networks together; columns of zeros where the filters
+        span fewer dimensions than ``size``.
+
+        A matrix wider than tall is decomposed as it is. A tall one (262,144 x 108 for a layer of 12 ResNet-18s) goes
+        through its Gram matrix, so that it is never held whole in float64. That halves the digits: a singular
+        vector is lost in rounding where its value is below about 1e-8 of the largest. Float32 filters carry nothing
+        there, so what is below 1e-7 is left out; and the vectors, orthonormal only to about 1e-2 near that limit, are
+        made orthonormal to float64 precision in a second step.
+        """
+        wide = len(self.filters) * self.pixels
+        if self.rows <= wide:
+            vectors, values, _ = torch.linalg.svd(torch.cat(list(self._chunks())), full_matrices=False)
+            vectors = vectors[:, : min(size, int((values > _ROUNDING * values[0]).sum()))]
+        else:
+            squares, right = torch.linalg.eigh(self.gram.reshape(wide, wide))
+            squares, right = squares.flip(0), right.flip(1)
+            keep = min(size, int((squares > _ROUNDING**2 * squares[0].clamp(min=0)).sum()))
+            right = right[:, :keep] / squares[:keep].sqrt()
+            vectors = torch.cat([part @ right for part in self._chunks()])
+            lengths, turns = torch.linalg.eigh(vectors.mT @ vectors)
+            vectors = vectors @ (turns / lengths.sqrt() @ turns.mT)
+        return nn.functional.pad(vectors, (0, size - vectors.shape[1]))
+
+    def project(self, basis: Tensor) -> Tensor:
+        """The filters in an orthonormal basis (n, m), at their own scale: (T, m, k) float64."""
+        total = torch.zeros(basis.shape[1], len(self.filters) * self.pixels, dtype=torch.float64)
+        for part, vectors in zip(self._chunks(), basis.split(self._height), strict=True):
+            total.addmm_(vectors.mT, part)
+        return total.unflatten(1, (len(self.filters), self.pixels)).transpose(0, 1) * self.norms[:, None, None]
+
+    def overlap(self) -> tuple[Tensor, Tensor]:
+        """Share of each network's filters that lies in the span of another's, and what chance alone would give.
+
+        Returns:
+            Both (T, T), symmetric (the mean of both directions). By chance, filters of n rows have the share k / n of
+            their energy in a span of k dimensions. Where one of two networks' filters are all zero, both are 1.
+        """
+        count, gram = len(self.filters), self.gram
+        values, vectors = torch.linalg.eigh(gram.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+        real = values > 1e-10 * values[:, -1:].clamp(min=1e-300)  # what is 1e-5 of the largest spans nothing of note
+        whiten = vectors * (torch.where(real, values, 1.0).rsqrt() * real)[:, None]
+        share = torch.stack([(whiten[s].mT @ gram[s].flatten(1)).square().sum(0) for s in range(count)])
+        share = share.unflatten(1, (count, self.pixels)).sum(2)
+        chance = (real.sum(1) / self.rows).double().clamp(max=1)[:, None].expand(count, count)
+        empty = (self.norms == 0)[:, None] | (self.norms == 0)
+        share, chance = (torch.where(empty, 1.0, (m + m.mT) / 2).clamp(max=1) for m in (share, chance))
+        return share, chance
+
+    @property
+    def _height(self) -> int:
+        return max(1, _CHUNK_VALUES // (len(self.filters) * self.pixels))
+
+    def _chunks(self) -> Iterator[Tensor]:
+        """Rows of the unit-norm matrices side by side, (rows, T * k) float64."""
+        flat = [filters.reshape(self.rows, self.pixels) for filters in self.filters]
+        scale = [norm or 1.0 for norm in self.norms.tolist()]
+        for start in range(0, self.rows, self._height):
+            stop = start + self._height
+            yield torch.cat([w[start:stop].to("cpu", torch.float64) / s for w, s in zip(flat, scale, strict=True)], 1)
