@@ -1,0 +1,48 @@
+"""What the parts of the evidence are made of: units of work with results as plain data, and what a page shows of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fscl.suite.sections import Picture
+
+__all__ = ["Block", "Context", "Part", "Picture", "Table", "Unit"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """Where units find data and keep what took long."""
+
+    data: str | None  # the data folder, see fscl.continual.load_images
+    work: Path  # trained networks and results of units, so that an interrupted run goes on
+    quick: bool  # minutes instead of hours: smaller populations, fewer repetitions
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A piece of work that is done once and kept: JSON-able results by the name of the unit."""
+
+    name: str  # also a file name; unique among all parts
+    call: Callable[[Context], dict[str, Any]]  # a module's function or a partial of one, so that it can be pickled
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells are text; numbers are formatted by whoever makes the table."""
+
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+
+
+Block = str | Table | Picture  # a paragraph, a table or a figure
+
+
+@dataclass(frozen=True)
+class Part:
+    """One section of the page."""
+
+    title: str
+    lead: str  # what was found, in one or two sentences with numbers
+    blocks: list[Block]

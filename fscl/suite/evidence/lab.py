@@ -1,0 +1,226 @@
+"""Networks over shared coefficients, trained on tasks of known geometry: what the evidence is measured on."""
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import rotate
+
+from fscl.atoms import AtomBank, decompose, freeze_coefficients
+from fscl.atoms.entries import entry_kinds
+from fscl.continual.acceleration import Acceleration, channels_last
+from fscl.continual.datasets import ImageSet, load_images
+from fscl.continual.networks import ConvNet
+from fscl.errors import FsclError
+
+__all__ = ["ARCHITECTURES", "Budget", "Images", "Task", "accuracy", "learn", "start"]
+
+ARCHITECTURES = ("plain", "vgg", "resnet")
+SIDE, CLASSES = 32, 10  # of all tasks here
+NORMAL = {"fmnist": ((0.286,), (0.353,)), "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What training a network costs; the first task trains coefficients as well, for longer."""
+
+    images: int = 6000  # of each task, drawn at random
+    epochs: int = 2
+    first_epochs: int = 6
+    rate: float = 0.05  # the peak of one cycle, of SGD with Nesterov momentum 0.9
+    first_rate: float = 0.1
+    decay: float = 5e-4
+    batch: int = 64
+
+    def to_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Task:
+    """Training and test images of one task, normalised float32 (n, c, 32, 32), and labels from 0."""
+
+    name: str
+    images: Tensor
+    labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+
+
+class Images:
+    """A data set from which tasks are made.
+
+    Args:
+        name: ``fmnist``, padded to 32x32, or ``cifar100``.
+        data: the data folder, see :func:`fscl.continual.load_images`.
+    """
+
+    def __init__(self, name: str, data: str | None) -> None:
+        if name not in NORMAL:
+            raise FsclError(f"unknown images {name!r}; known: {', '.join(NORMAL)}")
+        self.name = name
+        self.train, self.test = _loaded(name, data)
+        self.channels = self.train.images.shape[1]
+
+    def rotated(self, degrees: float, budget: Budget, seed: int, name: str | None = None) -> Task:
+        """The first ten classes, all images rotated about their centre, counter-clockwise."""
+
+        def turned(pixels: Tensor) -> Tensor:
+            return rotate(pixels, degrees, InterpolationMode.BILINEAR) if degrees else pixels
+
+        return self._task(name or f"{degrees:.0f}°", range(CLASSES), budget, seed, turned)
+
+    def of_classes(self, classes: Sequence[int], budget: Budget, seed: int, name: str | None = None) -> Task:
+        """Ten classes, labelled in the order given."""
+        title = name or " ".join(self.train.classes[c] for c in classes[:3])
+        return self._task(title, classes, budget, seed, lambda pixels: pixels)
+
+    def probe(self, n: int, seed: int, turns: Sequence[float] = (0,), train: bool = False) -> Tensor:
+        """Test images of all classes, in equal parts under each of some rotations: (n, c, 32, 32)."""
+        source = self.train if train else self.test
+        generator = torch.Generator().manual_seed(seed)
+        chosen = torch.randperm(len(source.images), generator=generator)[:n]
+        pixels = self._pixels(source.images[chosen])
+        turned = [rotate(part, turn, InterpolationMode.BILINEAR) if turn else part
+                  for part, turn in zip(pixels.tensor_split(len(turns)), turns, strict=True)]  # fmt: skip
+        mixed = torch.cat(turned)[torch.randperm(len(pixels), generator=generator)]
+        return self._normalised(mixed)
+
+    def _task(
+        self, name: str, classes: Iterable[int], budget: Budget, seed: int, change: Callable[[Tensor], Tensor]
+    ) -> Task:
+        places = torch.full((len(self.train.classes),), -1)
+        for place, label in enumerate(classes):
+            places[label] = place
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for source, most in ((self.train, budget.images), (self.test, 1000)):
+            labels = places[source.labels]
+            chosen = (labels >= 0).nonzero().flatten()
+            chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most]]
+            parts += [self._normalised(change(self._pixels(source.images[chosen]))), labels[chosen]]
+        return Task(name, *parts)
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        margin = (SIDE - images.shape[-1]) // 2
+        return F.pad(images.float() / 255, [margin] * 4)
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        mean, deviation = (torch.tensor(values).view(1, -1, 1, 1) for values in NORMAL[self.name])
+        return (pixels - mean) / deviation
+
+
+@lru_cache(maxsize=4)
+def _loaded(name: str, data: str | None) -> tuple[ImageSet, ImageSet]:
+    return load_images(name, data)
+
+
+def start(architecture: str, task: Task, budget: Budget, seed: int) -> tuple[nn.Module, float]:
+    """A network of atom layers, trained on its first task with all its parameters, then its coefficients frozen.
+
+    Returns:
+        The network, in which only what belongs to a task still requires gradients, and its test accuracy.
+
+    Raises:
+        FsclError: an unknown architecture.
+    """
+    torch.manual_seed(seed)
+    model = decompose(_network(architecture, task.images.shape[1])).model
+    reached = _train(model, task, budget.first_epochs, budget.first_rate, budget, seed)
+    freeze_coefficients(model)
+    kinds = entry_kinds(model)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in kinds)
+    return model, reached
+
+
+def learn(
+    model: nn.Module,
+    task: Task,
+    budget: Budget,
+    seed: int,
+    after_step: Callable[[int, int], None] | None = None,
+    new_head: bool = True,
+) -> float:
+    """Trains in place what of a network requires gradients, with a fresh head; the test accuracy.
+
+    Args:
+        after_step: called with the step just done, from 1, and how many there will be.
+        new_head: False goes on with the head as it is.
+    """
+    torch.manual_seed(seed)
+    if new_head:
+        head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
+        head.reset_parameters()
+    return _train(model, task, budget.epochs, budget.rate, budget, seed, after_step)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """Share of images that the network labels rightly, in evaluation mode."""
+    model.eval()
+    found = torch.cat([model(channels_last(part)).argmax(1) for part in images.split(500)])
+    return float((found == labels).float().mean())
+
+
+def bank_of(model: nn.Module, states: Sequence[tuple[str, dict[str, Tensor]]]) -> AtomBank:
+    """Snapshots of one network as the tasks of a bank."""
+    bank, network = AtomBank(model), copy.deepcopy(model)
+    for task, (name, state) in enumerate(states):
+        network.load_state_dict(state)
+        bank.store(network, task, name)
+    return bank
+
+
+def _train(
+    model: nn.Module,
+    task: Task,
+    epochs: int,
+    rate: float,
+    budget: Budget,
+    seed: int,
+    after_step: Callable[[int, int], None] | None = None,
+) -> float:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+    steps = len(task.images) // budget.batch * epochs
+    if steps < 1:
+        raise FsclError(f"task {task.name!r} has {len(task.images)} images; a batch is {budget.batch}")
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    generator = torch.Generator().manual_seed(seed)
+    lower = getattr(torch, Acceleration().resolved(torch.device("cpu")))
+    model.train().to(memory_format=torch.channels_last)
+    done = 0
+    for _ in range(epochs):
+        order = torch.randperm(len(task.images), generator=generator)
+        for chosen in order[: len(order) // budget.batch * budget.batch].split(budget.batch):
+            with torch.autocast("cpu", lower, enabled=lower != torch.float32):
+                loss = F.cross_entropy(model(channels_last(task.images[chosen])).float(), task.labels[chosen])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            done += 1
+            if after_step:
+                after_step(done, steps)
+    if not math.isfinite(float(loss.detach())):
+        raise FsclError(f"training on {task.name!r} ended with loss {float(loss.detach())}; lower the rate")
+    return accuracy(model, task.test_images, task.test_labels)
+
+
+def _network(architecture: str, channels: int) -> nn.Module:
+    if architecture == "plain":
+        return ConvNet(channels, CLASSES, (16, 32, 32, 64, 64), (0, 2), dropout=0.0)
+    if architecture == "vgg":  # two or more convolutions between pools
+        return ConvNet(channels, CLASSES, (16, 16, 32, 32, 64, 64, 64, 64), (0, 1, 3), dropout=0.0)
+    if architecture == "resnet":
+        from pytorchcv.models.resnet_cifar import get_resnet_cifar
+
+        return get_resnet_cifar(CLASSES, blocks=8, bottleneck=False, in_channels=channels, in_size=(SIDE, SIDE))
+    raise FsclError(f"unknown architecture {architecture!r}; known: {', '.join(ARCHITECTURES)}")
