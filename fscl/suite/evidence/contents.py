@@ -1,4 +1,4 @@
-"""What the parts of the evidence are made of: units of work with results as plain data, and what a page shows of them."""
+"""What the evidence is made of: units of work with results as plain data, and what a page shows of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -19,7 +19,7 @@ from fscl.continual.datasets import ImageSet, load_images
 from fscl.continual.networks import ConvNet
 from fscl.errors import FsclError
 
-__all__ = ["ARCHITECTURES", "Budget", "Images", "Task", "accuracy", "learn", "start"]
+__all__ = ["ARCHITECTURES", "Budget", "Images", "Task", "accuracy", "bank_of", "blank", "learn", "start"]
 
 ARCHITECTURES = ("plain", "vgg", "resnet")
 SIDE, CLASSES = 32, 10  # of all tasks here
@@ -121,6 +121,15 @@ def _loaded(name: str, data: str | None) -> tuple[ImageSet, ImageSet]:
     return load_images(name, data)
 
 
+def blank(architecture: str, channels: int) -> nn.Module:
+    """An untrained network of atom layers.
+
+    Raises:
+        FsclError: an unknown architecture.
+    """
+    return decompose(_network(architecture, channels)).model
+
+
 def start(architecture: str, task: Task, budget: Budget, seed: int) -> tuple[nn.Module, float]:
     """A network of atom layers, trained on its first task with all its parameters, then its coefficients frozen.
 
@@ -131,7 +140,7 @@ def start(architecture: str, task: Task, budget: Budget, seed: int) -> tuple[nn.
         FsclError: an unknown architecture.
     """
     torch.manual_seed(seed)
-    model = decompose(_network(architecture, task.images.shape[1])).model
+    model = blank(architecture, task.images.shape[1])
     reached = _train(model, task, budget.first_epochs, budget.first_rate, budget, seed)
     freeze_coefficients(model)
     kinds = entry_kinds(model)
