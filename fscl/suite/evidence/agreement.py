@@ -19,7 +19,7 @@ from fscl.similarity import (
     probing_matrix,
     recall_images,
 )
-from fscl.suite.evidence.contents import Context, Unit
+from fscl.suite.evidence.contents import Context, Part, Unit
 from fscl.suite.evidence.lab import ARCHITECTURES
 from fscl.suite.evidence.populations import REGIMES, Population, budget_of, population, spread_over, tensors_of
 
@@ -210,3 +210,10 @@ def _correlations(one: Tensor, other: Tensor, resamples: int) -> dict[str, dict[
         value = mantel(one, other, method=method, pairs="lower", n_resamples=resamples)
         found[method] = {"r": value.statistic, "low": value.low, "high": value.high, "p": value.p_value}
     return found
+
+
+def part(results: dict[str, dict[str, Any]]) -> Part:
+    """The page's section, from the results of the units."""
+    from fscl.suite.evidence.agreement_page import agreement_part
+
+    return agreement_part(list(results.values()))

@@ -1,0 +1,58 @@
+"""The evidence as one HTML page that opens offline, and one Markdown page with its figures."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup, escape
+
+from fscl.files import write_atomically
+from fscl.plots.figures import inline_svg, save_png
+from fscl.suite.evidence.contents import Part, Picture, Table
+from fscl.suite.report import _environment
+
+__all__ = ["write_page"]
+
+TITLE = "Can a cosine of filter atoms stand in for CKA and CCA?"
+
+
+def write_page(results: dict[str, Any], parts: Sequence[Part], out: Path) -> Path:
+    """Writes ``index.html``, ``README.md`` and ``figures/*.png`` into a folder; returns the HTML page."""
+    pictures = [block for part in parts for block in part.blocks if isinstance(block, Picture)]
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    for picture in pictures:
+        save_png(picture.figure, out / "figures" / f"{picture.slug}.png")
+    done = results["units"].values()
+    dates = sorted({unit["date"] for unit in done})
+    facts = [
+        ("mode", "quick: small populations, to try the code" if results["quick"] else "full"),
+        ("made by", f"fscl evidence --data DIR{' --quick' if results['quick'] else ''}"),
+        (
+            "work",
+            f"{len(results['units'])} units, {sum(unit['seconds'] for unit in done) / 3600:.1f} hours of one core",
+        ),
+        ("machine", "; ".join(sorted({unit["machine"] for unit in done}))),
+        ("date", dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"),
+    ]
+    values = {"title": TITLE, "facts": facts, "parts": parts, "kind": _kind}
+    html = _environment(html=True)
+    html.filters["rich"] = lambda text: Markup(_inline(str(escape(text)), ("<strong>", "</strong>"), "code"))
+    html.globals["svg"] = lambda p: Markup(inline_svg(p.figure, p.slug, f"{p.title}. {p.caption}"))
+    markdown = _environment(html=False)
+    _write(out / "index.html", html.get_template("evidence.html.j2").render(values))
+    _write(out / "README.md", markdown.get_template("evidence.md.j2").render(values))
+    return out / "index.html"
+
+
+def _kind(block: object) -> str:
+    return "table" if isinstance(block, Table) else "picture" if isinstance(block, Picture) else "text"
+
+
+def _inline(text: str, strong: tuple[str, str], code: str) -> str:
+    text = re.sub(r"\*\*(.+?)\*\*", rf"{strong[0]}\1{strong[1]}", text)
+    return re.sub(r"`(.+?)`", rf"<{code}>\1</{code}>", text)
+
+
+def _write(file: Path, text: str) -> None:
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
