@@ -1,11 +1,13 @@
 """Figures of accuracy, similarity and memory: arrays in, matplotlib Axes out."""
 
 from fscl.plots.charts import accuracy_over_time, memory_against_accuracy, scatter_correlation
+from fscl.plots.clusters import clustered_heatmap
 from fscl.plots.heatmaps import accuracy_heatmap, similarity_by_layer, similarity_heatmap, similarity_limits
 
 __all__ = [
     "accuracy_heatmap",
     "accuracy_over_time",
+    "clustered_heatmap",
     "memory_against_accuracy",
     "scatter_correlation",
     "similarity_by_layer",

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from fscl.errors import FsclError
 from fscl.plots.figures import abbreviate, new_axes, style
 
-__all__ = ["accuracy_heatmap", "similarity_by_layer", "similarity_heatmap", "similarity_limits"]
+__all__ = ["accuracy_heatmap", "decimals", "similarity_by_layer", "similarity_heatmap", "similarity_limits"]
 
 # Translucent greys read as "no value" on white and on black; the diagonal sits among pale cells and needs more.
 UNSEEN = (0.5, 0.5, 0.5, 0.14)
@@ -74,12 +74,21 @@ def similarity_heatmap(
     """Task-to-task similarity, (T, T); the diagonal is greyed and the colours span the off-diagonal values."""
     matrix = _square(similarity, names)
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
-    axes = _heatmap(
-        matrix, hidden, names, _colours("flare", DIAGONAL), limits or similarity_limits(matrix), label, ".2f", ax
-    )
+    limits = limits or similarity_limits(matrix)
+    form = f"z.{decimals(*limits)}f"  # without a sign before what rounds to 0
+    axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, form, ax)
     axes.set_xlabel("task")
     axes.set_ylabel("task")
     return axes
+
+
+def decimals(low: float, high: float) -> int:
+    """How many decimals tell similarities in a range apart: two, and more where all are nearly the same.
+
+    >>> decimals(-0.1, 0.9), decimals(0.95, 0.99), decimals(0.997, 0.999)
+    (2, 3, 4)
+    """
+    return min(4, max(2, 1 + math.ceil(-math.log10(max(high - low, 1e-9)))))
 
 
 def similarity_by_layer(
@@ -137,12 +146,12 @@ def _heatmap(
     count = len(matrix)
     short = [abbreviate(name) for name in names]
     with style():
-        side = min(5.6, max(3.9, 2.3 + 0.2 * count))
+        side = max(3.9, 2.3 + 0.2 * count) if count <= 16 else max(5.6, 2.2 + 0.14 * count)
         axes = ax if ax is not None else new_axes((side + 0.5, side))
         sns.heatmap(
             matrix, mask=hidden, cmap=colours, vmin=limits[0], vmax=limits[1], square=True, ax=axes,
             xticklabels=short, yticklabels=short, annot=count <= ANNOTATE_UP_TO, fmt=form,
-            annot_kws={"fontsize": 8 if count <= 8 else 6.5}, rasterized=True,
+            annot_kws={"fontsize": 8 if count <= 8 else 6.5 if count <= 10 else 5.8}, rasterized=True,
             cbar_kws={"shrink": 0.75, "aspect": 22, "pad": 0.03},
         )  # fmt: skip
         size = 8.0 if count <= 12 else 6.5

@@ -1,4 +1,4 @@
-"""The command line: list, run, report, heatmap. Slow libraries are imported where they are used."""
+"""The command line: list, run, report, heatmap, similarity. Slow libraries are imported where they are used."""
 
 import json
 import os
@@ -162,6 +162,75 @@ def heatmap(
     assert isinstance(figure, Figure)  # the axes are not in a part of one
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
     typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {out}")
+
+
+@app.command()
+def similarity(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(help="Files (.pt, .pth, .bin, .ckpt, .safetensors) of one architecture, or folders of them."),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("similarity"),
+    arch: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Their network: torchvision:resnet18, pytorchcv:NAME, or package.module:callable."),
+    ] = None,
+    atoms: Annotated[
+        int,
+        typer.Option(help="Atoms of a 3x3 layer for each start; 9 are those of one network, 9 a network are exact."),
+    ] = 9,
+    metric: Annotated[str, typer.Option(help="cosine, filter, grassmann or projection.")] = "cosine",
+    aggregate: Annotated[
+        str,
+        typer.Option(
+            help="mean, product (of squares) or depth, over layers. The mean reads the same at any depth; over 20 "
+            "layers the product is near 0 for all but copies, and depth needs the layers in order (--arch)."
+        ),
+    ] = "mean",
+    bank: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Save the networks as an atom bank in this .safetensors file; needs --arch."),
+    ] = None,
+    skip_broken: Annotated[
+        bool, typer.Option("--skip-broken", help="Leave out files that cannot be used, and say which.")
+    ] = False,
+) -> None:
+    """Compare fine-tuned checkpoints by their filters: which are alike, and which share a start. No data is needed.
+
+    Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
+    are left out.
+    """
+    from fscl.suite.checkpoints import load_checkpoints
+    from fscl.suite.comparison import check_measure, compare, lines, write_comparison
+
+    check_measure(metric, aggregate)
+    if atoms < 1:
+        raise FsclError(f"--atoms is {atoms}; it must be at least 1")
+    if bank is not None and (arch is None or bank.suffix != ".safetensors"):
+        raise FsclError(f"--bank {bank}: give --arch and a .safetensors file; a bank restores networks")
+    architecture = None
+    if arch is not None:
+        from fscl.suite.architecture import Architecture
+
+        architecture = Architecture(arch)
+    found = load_checkpoints(checkpoints, architecture, skip_broken)
+    _check_writable(out)
+    from fscl.atoms.joint import joint_decompose
+
+    compared = compare(joint_decompose(found.states, atoms, found.layers), metric, aggregate)
+    if bank is not None and architecture is not None:
+        compared.joint.bank(architecture.network).save(bank)
+    more = {
+        "arch": arch,
+        "files": {name: str(path) for name, path in found.files.items()},
+        "left_out": {str(path): reason for path, reason in found.left_out.items()},
+    }
+    written = write_comparison(compared, out, more)
+    for line in lines(compared):
+        typer.echo(line)
+    for path, reason in found.left_out.items():
+        typer.echo(f"left out: {path}: {' '.join(reason.split())}", err=True)
+    typer.echo(f"-> {', '.join(map(str, [*written, *([bank] if bank else [])]))}")
 
 
 def _show_report(folders: list[Path], out: Path, console: object) -> None:

@@ -23,6 +23,7 @@ from fscl.plots import (
     similarity_heatmap,
     similarity_limits,
 )
+from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import abbreviate, inline_svg
 
 RNG = np.random.default_rng(0)
@@ -137,3 +138,59 @@ def test_mistakes_carry_shapes() -> None:
         similarity_by_layer(similarity(4, 3), ["a", "b"], names(4))
     with pytest.raises(FsclError, match="got 3 x and 2 y"):
         scatter_correlation([1, 2, 3], [1, 2])
+
+
+@pytest.mark.parametrize("tasks", [2, 3, 12, 40, 60])
+def test_clusters_draw_at_any_size_and_leave_no_state(tasks: int) -> None:
+    before = dict(mpl.rcParams)
+    figure = clustered_heatmap(similarity(tasks)[0], names(tasks), groups=[i % 2 for i in range(tasks)])
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=60)
+    assert plt.get_fignums() == []
+    assert dict(mpl.rcParams) == before
+    labels = figure.axes[0].get_yticklabels()
+    boxes = [label.get_window_extent() for label in labels]
+    assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes)), "names do not overlap"
+
+
+def test_clusters_put_what_is_alike_side_by_side() -> None:
+    groups = [0, 1, 2, 1, 0, 2, 1, 0]
+    matrix = np.where(np.equal.outer(groups, groups), 0.8, 0.1) + 0.2 * np.eye(8)
+    figure = clustered_heatmap(matrix, [f"{g}{i}" for i, g in enumerate(groups)], groups=groups)
+    order = [label.get_text()[0] for label in figure.axes[0].get_yticklabels()]
+    assert [len(list(run)) for _, run in itertools.groupby(order)] in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+    outlines = [(p.get_x(), p.get_width()) for p in figure.axes[0].patches]
+    assert sorted(width for _, width in outlines) == [2, 3, 3]
+    assert [x for x, _ in outlines] == [0, *np.cumsum([w for _, w in outlines])[:-1]]
+    (tree,) = figure.axes[0].child_axes
+    heights = {round(y, 6) for line in tree.collections[0].get_segments() for y in line[:, 1]}
+    assert heights == {0, 0.2, 0.9}, "average linkage of 1 - similarity"
+
+
+def test_clusters_of_what_cannot_be_clustered() -> None:
+    for matrix, labels in (([[1.0]], ["a"]), (np.eye(3), ["a", "b"]), ([[1, np.nan], [np.nan, 1]], ["a", "b"])):
+        with pytest.raises(FsclError, match=r"the matrix has shape .*; finite similarities \(T, T\) of two or more"):
+            clustered_heatmap(matrix, labels)
+
+
+def test_similarities_that_are_all_but_equal_are_told_apart() -> None:
+    matrix = np.array([[1, 0.9981, 0.9979], [0.9981, 1, 0.9985], [0.9979, 0.9985, 1]])
+    assert similarity_heatmap(matrix, "abc").texts[0].get_text() == "0.9981"
+    assert similarity_heatmap([[1, -0.001, 0.5], [-0.001, 1, 0], [0.5, 0, 1]], "abc").texts[0].get_text() == "0.00"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [f"resnet18_imagenet_finetuned_flowers_{i:03d}_best_checkpoint" for i in range(60)],
+        ["a" * 40 + str(i) for i in range(12)],
+        ["x" * 30 + str(i) + "y" * 30 for i in range(12)],
+        ["one", "two", "three"],
+        ["runs/a/model", "runs/b/model", "a_very_long_name/of_another_kind/model"],
+        ["same_long_name_of_all_and", "same_long_name_of_all_and_more_of_it"],
+    ],
+)
+def test_short_names_fit_and_differ(given: list[str]) -> None:
+    short = short_names(given)
+    assert len(set(short)) == len(given)
+    assert all(0 < len(name) <= 18 for name in short)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,43 +20,16 @@ from torch import nn
 
 from fscl import AtomBank, decompose, freeze_coefficients
 from fscl.continual.trainer import Trainer
-from fscl.suite import cli
 from fscl.suite.recipe import find_recipes
 
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "similarity")
 TINY = ("--jobs", "1", "--seeds", "1", "--set", "training.epochs=1", "--set", "model.args.widths=[8, 8]")
 
 
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
+Fscl = Callable[..., Any]  # the fixture, see conftest.py
 
 
-Fscl = Callable[..., Ended]
-
-
-@pytest.fixture
-def fscl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fscl:
-    """Runs the command line in this process, in an empty folder, without data, 80 columns wide."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("FSCL_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: object) -> Ended:
-        capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", ["fscl", *map(str, arguments)])
-        code: Any = 0
-        try:
-            cli.main()
-        except SystemExit as stop:
-            code = stop.code or 0
-        return Ended(code, *capsys.readouterr())
-
-    return call
-
-
-def refused(ended: Ended, says: str) -> None:
+def refused(ended: Any, says: str) -> None:
     """One clear line on stderr, exit code 2."""
     assert ended.err.startswith("error: "), ended
     assert ended.err.count("\n") == 1
@@ -138,11 +111,11 @@ print("slow:", sorted({m.partition(".")[0] for m in sys.modules} & {
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "code 0" in done.stdout
     assert "slow: []" in done.stdout
-    for command in ("list", "run", "report", "heatmap"):
+    for command in ("list", "run", "report", "heatmap", "similarity"):
         assert re.search(rf"\b{command}\b", done.stdout)
 
 
-@pytest.mark.parametrize("command", ["list", "run", "report", "heatmap"])
+@pytest.mark.parametrize("command", ["list", "run", "report", "heatmap", "similarity"])
 def test_every_command_has_help(fscl: Fscl, command: str) -> None:
     ended = fscl(command, "--help")
     assert ended.code == 0
@@ -331,7 +304,8 @@ def test_a_mistake_is_one_line_and_exit_code_2(fscl: Fscl, tmp_path: Path, argum
 
 
 @pytest.mark.parametrize(
-    "arguments", [["runn"], ["run", "--sedes", "3"], ["run", "--seeds", "three"], ["heatmap"], ["report"]]
+    "arguments",
+    [["runn"], ["run", "--sedes", "3"], ["run", "--seeds", "three"], ["heatmap"], ["report"], ["similarity"]],
 )
 def test_wrong_usage_is_exit_code_2(fscl: Fscl, arguments: list[str]) -> None:
     ended = fscl(*arguments)
@@ -507,7 +481,7 @@ def test_a_report_that_cannot_be_written(fscl: Fscl, tmp_path: Path, monkeypatch
 # interrupted
 
 
-def interrupted(fscl: Fscl, monkeypatch: pytest.MonkeyPatch, command: list[Any], experience: int = 2) -> Ended:
+def interrupted(fscl: Fscl, monkeypatch: pytest.MonkeyPatch, command: list[Any], experience: int = 2) -> Any:
     """Ctrl-C in the middle of an experience: a real signal to this process."""
     train_next = Trainer.train_next
 

@@ -1,0 +1,111 @@
+"""Similarity with what is alike side by side: a heatmap under the tree that says in which order things join."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from itertools import groupby
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+from scipy.cluster.hierarchy import dendrogram, linkage
+from scipy.spatial.distance import squareform
+
+from fscl.errors import FsclError
+from fscl.plots.figures import INK, style
+from fscl.plots.heatmaps import decimals, similarity_heatmap
+
+__all__ = ["clustered_heatmap", "short_names"]
+
+
+def clustered_heatmap(
+    similarity: ArrayLike,
+    names: Sequence[str],
+    *,
+    groups: Sequence[int] | None = None,
+    limits: tuple[float, float] | None = None,
+    label: str = "similarity",
+) -> Figure:
+    """A heatmap of (T, T) similarities, ordered and topped by a tree; ``groups``, a number for each, are outlined.
+
+    Average linkage of 1 - similarity, leaves ordered so that neighbours are alike. The tree's height is the mean
+    similarity at which two clusters join.
+
+    Raises:
+        FsclError: fewer than two names, a shape that does not fit, or values that are not finite.
+    """
+    matrix = np.asarray(similarity, dtype=np.float64)
+    if matrix.shape != (len(names), len(names)) or len(names) < 2 or not np.isfinite(matrix).all():
+        raise FsclError(
+            f"the matrix has shape {matrix.shape} for {len(names)} names; finite similarities (T, T) of two or more "
+            "things can be clustered"
+        )
+    distance = 1 - (matrix + matrix.T) / 2
+    np.fill_diagonal(distance, 0)
+    tree = linkage(squareform(distance.clip(min=0), checks=False), "average", optimal_ordering=True)
+    drawn = dendrogram(tree, no_plot=True)
+    order = drawn["leaves"]
+    short = short_names(names)
+    shown = matrix[np.ix_(order, order)]
+    axes = similarity_heatmap(shown, [short[i] for i in order], limits=limits, label=label)
+    figure = axes.figure
+    assert isinstance(figure, Figure)  # the axes are not in a part of one
+    with style():
+        axes.set(xlabel="", ylabel="")
+        _draw_tree(axes, figure, drawn["icoord"], drawn["dcoord"])
+        if groups is not None and len(set(groups)) > 1:
+            _outline(axes, [groups[i] for i in order])
+    return figure
+
+
+def short_names(names: Sequence[str], width: int = 18) -> list[str]:
+    """Names that fit on an axis and still differ: without the words that all begin or end with, then without middles.
+
+    >>> short_names(["resnet18_flowers_lr0.01_best", "resnet18_flowers_lr0.1_best"])
+    ['…lr0.01…', '…lr0.1…']
+    >>> short_names(["one_of_a_great_many_tasks", "another_of_a_great_number"], 16)
+    ['one_o…many_tasks', 'anoth…eat_number']
+    """
+    if max(map(len, names), default=0) <= width:
+        return list(names)
+    words = [re.findall(r"[^_\-/ ]*[_\-/ ]?", name)[:-1] for name in names]
+    least = min(map(len, words)) - 1
+    start = next((i for i in range(least) if len({w[i] for w in words}) > 1), least)
+    end = next((i for i in range(least - start) if len({w[-1 - i] for w in words}) > 1), least - start)
+    found = ["".join(w[start : len(w) - end]) for w in words]
+    found = [f"{'…' * (start > 0)}{n.rstrip('_-/ ') if end else n}{'…' * (end > 0)}" for n in found]
+    head = (width - 1) // 3
+    found = [n if len(n) <= width else f"{n[:head]}…{n[len(n) - (width - 1 - head) :]}" for n in found]
+    if len(set(found)) == len(set(names)):
+        return found
+    return [f"{name[: width - 1 - len(str(i))]}…{i}" for i, name in enumerate(found, 1)]
+
+
+def _draw_tree(axes: Axes, figure: Figure, across: Sequence[Sequence[float]], up: Sequence[Sequence[float]]) -> None:
+    """On top of the heatmap, as wide as it is: an inset stays so whatever the layout does to the heatmap."""
+    inches = figure.get_size_inches()[1]
+    tree = axes.inset_axes((0, 1.01, 1, 0.75 / (0.7 * inches)), sharex=axes)
+    lines = [list(zip(np.divide(x, 10), y, strict=True)) for x, y in zip(across, up, strict=True)]
+    tree.add_collection(LineCollection(lines, colors=INK, linewidths=0.8, capstyle="projecting"))
+    top = max(max(y) for y in up) or 1.0
+    tree.set_ylim(0, 1.05 * top)
+    tree.set_yticks([0, top], ["1", f"{1 - top:z.{decimals(1 - top, 1)}f}"])
+    tree.set_ylabel("joined at", fontsize=6.5)
+    tree.tick_params(axis="x", length=0, labelbottom=False)
+    tree.tick_params(axis="y", length=2, labelsize=6.5)
+    tree.spines["bottom"].set_visible(False)
+    tree.spines["left"].set_linewidth(0.6)
+
+
+def _outline(axes: Axes, groups: Sequence[int]) -> None:
+    start = 0
+    for _, members in groupby(groups):
+        size = len(list(members))
+        axes.add_patch(
+            Rectangle((start, start), size, size, fill=False, edgecolor=INK, linewidth=1.2, clip_on=False, zorder=3)
+        )
+        start += size

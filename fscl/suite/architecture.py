@@ -1,0 +1,107 @@
+"""A network by name that checkpoints are held against: whether a state fits it, and the order of its layers."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from fscl.atoms.entries import live_state, within
+from fscl.atoms.filters import spatial_filters
+from fscl.continual.networks import ConvNet, _argument_names, _factory
+from fscl.errors import FsclError
+
+__all__ = ["Architecture"]
+
+# what libraries call the weights that they would download
+NOT_DOWNLOADED = {"weights": None, "weights_backbone": None, "pretrained": False, "pretrained_backbone": False}
+
+
+class Architecture:
+    """A network that is built once it is known for how many classes and channels: those of the first state.
+
+    Args:
+        name: ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``, ``convnet``, or
+            ``package.module:callable`` of your own that returns a module.
+
+    Raises:
+        FsclError: there is no such network.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._make: Callable[..., Any] = ConvNet if name == "convnet" else _factory(name)
+        self._network: nn.Module | None = None
+
+    @property
+    def network(self) -> nn.Module:
+        """The network, with values of its own that mean nothing.
+
+        Raises:
+            FsclError: no state was held against it yet.
+        """
+        if self._network is None:
+            raise FsclError(f"{self.name}: not built yet; hold a state against it first")
+        return self._network
+
+    @property
+    def layers(self) -> list[str]:
+        """The spatial convolutions, in the order in which the network registers them."""
+        return list(spatial_filters(self.name, self.network))
+
+    def misfit(self, state: Mapping[str, Tensor]) -> str:
+        """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size.
+
+        Raises:
+            FsclError: the network cannot be built.
+        """
+        network = self._network or self._built(state)
+        expected = {name: tuple(tensor.shape) for name, tensor in live_state(network).items()}
+        head = _head(network)
+        for name, shape in expected.items():
+            if name not in state:
+                if not name.endswith("num_batches_tracked"):  # which old files lack
+                    return f"entry {name!r} {shape} of {self.name} is missing"
+            elif (found := tuple(state[name].shape)) != shape and not within(name, [head]):
+                return f"entry {name!r} has shape {found}, and {shape} in {self.name}"
+        if strange := next((name for name in state if name not in expected), None):
+            return f"entry {strange!r} {tuple(state[strange].shape)} is none of {self.name}"
+        self._network = network
+        return ""
+
+    def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
+        """The network for as many classes and channels as the state's ends have, where these can be found."""
+        network = self._call()
+        stem = next((n for n, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
+        first, last = state.get(f"{stem}.weight"), state.get(f"{_head(network)}.weight")
+        if first is None or first.ndim != 4 or last is None:
+            return network  # it will not fit
+        try:
+            return self._call(len(last), first.shape[1])  # images come ungrouped
+        except FsclError:  # some are for so many classes only; heads may differ in size
+            return network
+
+    def _call(self, classes: int | None = None, channels: int | None = None) -> nn.Module:
+        """The network, with its own numbers of classes and channels, or any where it has none, by default."""
+        taken = inspect.signature(self._make).parameters
+        options: dict[str, Any] = _argument_names(self.name, classes or 10, (channels or 3, 0, 0))
+        options.pop("in_size", None)  # pytorchcv's networks know the size that they are for
+        options |= {key: channels or 3 for key in ("in_channels", "in_chans") if key in taken}
+        if classes is None:
+            options = {k: v for k, v in options.items() if k in taken and taken[k].default is inspect.Parameter.empty}
+        elif not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
+            options = {key: value for key, value in options.items() if key in taken}
+        options |= {key: value for key, value in NOT_DOWNLOADED.items() if key in taken}
+        try:
+            network = self._make(**options)
+        except Exception as error:  # a user's own callable can fail in any way
+            raise FsclError(f"network {self.name!r} cannot be built with {options}: {error}") from error
+        if not isinstance(network, nn.Module):
+            raise FsclError(f"network {self.name!r} is {type(network).__name__}; a torch.nn.Module would do")
+        return network
+
+
+def _head(network: nn.Module) -> str:
+    """The last linear layer; or the owner of the last entry, for networks that end in a convolution."""
+    linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    return linear[-1] if linear else list(network.state_dict())[-1].rpartition(".")[0]

@@ -1,0 +1,245 @@
+"""Which checkpoints are alike, which of them share a start, and so how far the numbers can be trusted."""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+import fscl
+from fscl.atoms.joint import JointDecomposition
+from fscl.errors import FsclError
+from fscl.files import write_atomically
+from fscl.plots.clusters import clustered_heatmap, short_names
+from fscl.plots.figures import save_png
+from fscl.plots.heatmaps import similarity_heatmap
+from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
+
+__all__ = [
+    "SHARED_START",
+    "WELL_EXPLAINED",
+    "Comparison",
+    "Group",
+    "check_measure",
+    "compare",
+    "find_groups",
+    "lines",
+    "write_comparison",
+]
+
+# Mean relatedness from which on networks count as of one start. Measured on digits (two or three layers of 8 to 64
+# channels, with and without normalisation) and CIFAR-100 (four layers of 32 to 128; a ResNet of 17). Pairs of one start:
+# 0.96 to 1 after fine-tuning with a fifth of the learning rate of training, 0.80 to 0.99 with the same, 0.14 to 0.99 with
+# four times as much (0.41 to 0.80 on the average). Pairs of different starts, or of none: -0.06 to 0.05; after four
+# times the rate -0.11 to 0.09, and once 0.28, in networks of 8 channels where the average was 0.04.
+SHARED_START = 0.3
+# Share from which on similarities are said to hold: cosines are then within 2 (1 - 0.9) of those of the filters. Nine
+# atoms explained 0.94 and more of networks fine-tuned with the same rate, 0.79 to 0.86 with four times as much.
+WELL_EXPLAINED = 0.9
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks that share a start, and how much of their filters coefficients of their own explain."""
+
+    members: tuple[str, ...]
+    share: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What is known of the likeness of T networks.
+
+    Attributes:
+        joint: the networks over the coefficients by which they were compared.
+        matrix: their similarity, (T, T).
+        metric, aggregate: how it was measured, see :func:`fscl.similarity.similarity_matrix`.
+        num_atoms: atoms of a 3x3 layer for each start.
+        share: of the filters' energy, what ``num_atoms`` atoms explain; near 1 where all share a start.
+        related: how far each two share coefficients, (T, T); :meth:`JointDecomposition.relatedness`.
+        groups: networks that share a start, in the order of their first members.
+    """
+
+    joint: JointDecomposition
+    matrix: Array
+    metric: str
+    aggregate: str
+    num_atoms: int
+    share: float
+    related: Array
+    groups: list[Group]
+
+    @property
+    def trusted(self) -> bool:
+        """Whether all the numbers may be compared with one another."""
+        return len(self.groups) == 1 and self.share >= WELL_EXPLAINED
+
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        explain = f"{self.num_atoms} atoms explain {percent(self.share)} of their filters"
+        if self.trusted:
+            return f"trusted: these networks share a start, and {explain}"
+        if len(self.groups) == 1:
+            return f"to be read with care: these networks share a start, but {explain}; more explain more (--atoms)"
+        text = f"not to be trusted as a whole: these networks do not share a start, and {explain}"
+        if len(self.groups) == len(self.joint.names):
+            return f"{text}; no two of them are related, and their similarities say no more than that"
+        return f"{text}; within each of the {len(self.groups)} groups the numbers hold, across them they mean little"
+
+    def group_of(self, name: str) -> int:
+        """The number of a network's group, from 1."""
+        return next(i for i, group in enumerate(self.groups, 1) if name in group.members)
+
+    def nearest(self, name: str) -> tuple[str, float]:
+        """The most similar other network, and how similar it is."""
+        row = self.matrix[self.joint.names.index(name)].copy()
+        row[self.joint.names.index(name)] = -np.inf
+        return self.joint.names[int(row.argmax())], float(row.max())
+
+    def as_data(self) -> dict[str, Any]:
+        """All of it for other programs, in plain values."""
+        names, joint = self.joint.names, self.joint
+        return {
+            "fscl": fscl.__version__,
+            "names": list(names),
+            "metric": self.metric,
+            "aggregate": self.aggregate,
+            "matrix": self.matrix.tolist(),
+            "verdict": {"trusted": self.trusted, "text": self.verdict},
+            "groups": [{"members": list(g.members), "explained": g.share} for g in self.groups],
+            "atoms": {"of_a_start": self.num_atoms, "compared": joint.num_atoms},
+            "explained": {
+                "by_atoms_of_a_start": self.share,
+                "by_atoms_compared": joint.share,
+                "by_checkpoint": dict(zip(names, joint.shares.tolist(), strict=True)),
+                "by_layer": {
+                    layer: dict(zip(names, shares.tolist(), strict=True)) for layer, shares in joint.explained.items()
+                },
+            },
+            "relatedness": self.related.tolist(),
+        }
+
+
+def compare(joint: JointDecomposition, metric: str = "cosine", aggregate: str = "mean") -> Comparison:
+    """Compares networks by their atoms, with as many of them for each start as the decomposition has.
+
+    Networks of one start have the coefficients of one network, or nearly. Where there are several starts, coefficients
+    that are shared out among them explain a part of each and compare the rest with nothing: so the networks are
+    compared over ``num_atoms`` coefficients for each group that is found.
+
+    Raises:
+        FsclError: the metric or the aggregate is unknown, or does not apply.
+
+    Example:
+        >>> import torch
+        >>> from fscl.atoms import joint_decompose
+        >>> start, other = torch.randn(2, 16, 16, 3, 3)
+        >>> weights = {"a": start, "b": start + 0.1 * torch.randn(16, 16, 3, 3), "c": other}
+        >>> found = compare(joint_decompose({name: {"conv.weight": w} for name, w in weights.items()}))
+        >>> [group.members for group in found.groups], found.trusted, found.nearest("a")[0]
+        ([('a', 'b'), ('c',)], False, 'b')
+    """
+    related = joint.relatedness().numpy()
+    groups = find_groups(related, joint.names)
+    if len(groups) == 1:
+        compared, shares = joint, [joint.share]
+    else:
+        compared = joint.refit(joint.num_atoms * len(groups))
+        shares = [joint.refit(names=members).share for members in groups]
+    matrix = similarity_matrix(compared, metric=metric, aggregate=aggregate).double().numpy()
+    found = [Group(members, share) for members, share in zip(groups, shares, strict=True)]
+    return Comparison(compared, matrix, metric, aggregate, joint.num_atoms, joint.share, related, found)
+
+
+def check_measure(metric: str, aggregate: str) -> None:
+    """Raises :class:`FsclError` for a metric or an aggregate that is unknown, before anything is read."""
+    for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
+        if value not in known:
+            raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def find_groups(related: Array, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The networks that share a start: clusters whose mean relatedness is at least ``SHARED_START``.
+
+    >>> find_groups(np.array([[1, 0.1, 0.9], [0.1, 1, 0.0], [0.9, 0.0, 1]]), ["a", "b", "c"])
+    [('a', 'c'), ('b',)]
+    """
+    if len(names) < 2:
+        return [(name,) for name in names]
+    distance = squareform(1 - np.clip(related, 0, 1), checks=False)
+    labels = fcluster(linkage(distance, "average"), 1 - SHARED_START, "distance").tolist()
+    return [
+        tuple(name for name, of in zip(names, labels, strict=True) if of == label) for label in dict.fromkeys(labels)
+    ]
+
+
+def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> list[Path]:
+    """Writes ``similarity.csv``, ``similarity.json`` (with ``more``), ``similarity.png`` and ``clustered.png``.
+
+    Raises:
+        FsclError: the folder cannot be written.
+    """
+    names = found.joint.names
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(["", *names])
+    table.writerows([name, *map(repr, row)] for name, row in zip(names, found.matrix.tolist(), strict=True))
+    data = json.dumps({**found.as_data(), **more}, indent=1)
+    label = f"{found.metric} similarity, {found.aggregate} over layers"
+    axes = similarity_heatmap(found.matrix, short_names(names), label=label)
+    axes.set(xlabel="checkpoint", ylabel="checkpoint")
+    figure = axes.figure
+    assert isinstance(figure, Figure)  # the axes are not in a part of one
+    numbers = [found.group_of(name) for name in names]
+    clustered = clustered_heatmap(found.matrix, names, groups=numbers, label=label)
+    written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
+    write_atomically(written[0], lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
+    write_atomically(written[1], lambda path: path.write_text(data, encoding="utf-8"))
+    save_png(figure, written[2])
+    save_png(clustered, written[3])
+    return written
+
+
+def lines(found: Comparison) -> list[str]:
+    """What a terminal shows: a line for each network, the verdict, the groups."""
+    joint, several = found.joint, len(found.groups) > 1
+    names = dict(zip(joint.names, short_names(joint.names, 28), strict=True))
+    width = max(10, *map(len, names.values()))
+    shares = dict(zip(joint.names, joint.shares.tolist(), strict=True))
+    said = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
+    for name, short in names.items():
+        nearest, similarity = found.nearest(name)
+        of = f"{found.group_of(name):>5} " if several else ""
+        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {names[nearest]} ({similarity:.3f})")
+    of_each = f", {found.num_atoms} for each of {len(found.groups)} starts" if several else ""
+    said += [
+        "",
+        f"{len(names)} checkpoints, {len(joint.layers)} layers, {found.metric} ({found.aggregate} over layers) of "
+        f"{joint.num_atoms} atoms{of_each}",
+        found.verdict[0].upper() + found.verdict[1:],
+    ]
+    for number, group in enumerate(found.groups if several else [], 1):
+        alone = len(group.members) == 1
+        explained = "on its own" if alone else f"{percent(group.share)} explained by {found.num_atoms} atoms of its own"
+        said.append(f"  group {number}: {', '.join(names[name] for name in group.members)} ({explained})")
+    return said
+
+
+def percent(share: float) -> str:
+    """Rounded down: 100 % is all.
+
+    >>> percent(0.99996), percent(1.0)
+    ('99.9 %', '100 %')
+    """
+    return "100 %" if share > 1 - 1e-9 else f"{int(1000 * share) / 10:.1f} %"

@@ -1,0 +1,92 @@
+"""The command line in this process, and small networks that were really fine-tuned."""
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fscl.suite import cli
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Fscl = Callable[..., Ended]
+
+
+@pytest.fixture
+def fscl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fscl:
+    """Runs the command line in this process, in an empty folder, without data, 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FSCL_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fscl", *map(str, arguments)])
+        code: Any = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+def small_network(classes: int = 10) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(128, classes),
+    )  # fmt: skip
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, lr: float) -> nn.Module:
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(64):
+            if len(batch) > 1:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def fine_tuned() -> dict[str, nn.Module]:
+    """Twelve networks on scikit-learn's digits: three starts, each fine-tuned to four tasks with a new head."""
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    images, labels = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes)
+    found: dict[str, nn.Module] = {}
+    for s in range(3):
+        torch.manual_seed(s)
+        start = train(small_network(), images, labels, epochs=4, lr=0.05)
+        for t, few in enumerate(([0, 1, 2], [3, 4, 5], [6, 7], [8, 9])):
+            model = copy.deepcopy(start)
+            model[-1] = nn.Linear(128, len(few))
+            mine = torch.isin(labels, torch.tensor(few))
+            found[f"start{s}_task{t}"] = train(model, images[mine], labels[mine] - few[0], epochs=4, lr=0.02)
+    return found
+
+
+@pytest.fixture
+def folder(fine_tuned: dict[str, nn.Module], tmp_path: Path) -> Path:
+    """Their checkpoints."""
+    (tmp_path / "nets").mkdir()
+    for name, model in fine_tuned.items():
+        torch.save(model.state_dict(), tmp_path / "nets" / f"{name}.pt")
+    return tmp_path / "nets"
