@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 # Mean relatedness from which on networks count as of one start. Measured on digits (two or three layers of 8 to 64
-# channels, with and without normalisation) and CIFAR-100 (four layers of 32 to 128; a ResNet of 17). Pairs of one start:
-# 0.96 to 1 after fine-tuning with a fifth of the learning rate of training, 0.80 to 0.99 with the same, 0.14 to 0.99 with
-# four times as much (0.41 to 0.80 on the average). Pairs of different starts, or of none: -0.06 to 0.05; after four
-# times the rate -0.11 to 0.09, and once 0.28, in networks of 8 channels where the average was 0.04.
+# channels, with and without normalisation) and CIFAR-100 (four layers of 32 to 128; a ResNet of 17). Pairs of one
+# start: 0.96 to 1 after fine-tuning with a fifth of the learning rate of training, 0.80 to 0.99 with the same, 0.14 to
+# 0.99 with four times as much (0.41 to 0.80 on the average). Pairs of other starts, or of none: -0.06 to 0.05; with
+# four times the rate -0.11 to 0.09, and once 0.28, in networks of 8 channels where the average was 0.04.
 SHARED_START = 0.3
 # Share from which on similarities are said to hold: cosines are then within 2 (1 - 0.9) of those of the filters. Nine
 # atoms explained 0.94 and more of networks fine-tuned with the same rate, 0.79 to 0.86 with four times as much.
@@ -95,7 +95,11 @@ class Comparison:
         text = f"not to be trusted as a whole: these networks do not share a start, and {explain}"
         if len(self.groups) == len(self.joint.names):
             return f"{text}; no two of them are related, and their similarities say no more than that"
-        return f"{text}; within each of the {len(self.groups)} groups the numbers hold, across them they mean little"
+        hold = all(group.share >= WELL_EXPLAINED for group in self.groups)
+        return (
+            f"{text}; within each of the {len(self.groups)} groups the numbers hold"
+            f"{'' if hold else ' as far as its filters are explained'}, across them they only say: no shared start"
+        )
 
     def group_of(self, name: str) -> int:
         """The number of a network's group, from 1."""
