@@ -95,11 +95,10 @@ class Comparison:
         text = f"not to be trusted as a whole: these networks do not share a start, and {explain}"
         if len(self.groups) == len(self.joint.names):
             return f"{text}; no two of them are related, and their similarities say no more than that"
-        hold = all(group.share >= WELL_EXPLAINED for group in self.groups)
-        return (
-            f"{text}; within each of the {len(self.groups)} groups the numbers hold"
-            f"{'' if hold else ' as far as its filters are explained'}, across them they only say: no shared start"
-        )
+        well = all(group.share >= WELL_EXPLAINED for group in self.groups)
+        hold = "hold" if well else "hold as far as its filters are explained"
+        across = "across them they only say that no start is shared"
+        return f"{text}; within each of the {len(self.groups)} groups the numbers {hold}, {across}"
 
     def group_of(self, name: str) -> int:
         """The number of a network's group, from 1."""
