@@ -17,7 +17,7 @@ __all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", 
 
 METRICS = ("cosine", "filter", "grassmann", "projection")
 SPANS = ("grassmann", "projection")
-AGGREGATES = ("mean", "product", "depth")
+AGGREGATES = ("product", "mean", "depth")
 _BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which a core's cache holds
 _TINY = torch.finfo(torch.float64).tiny
 

@@ -298,7 +298,7 @@ def test_non_finite_atoms_are_named(bank, bad):
     ("arguments", "message"),
     [
         ({"metric": "cka"}, "unknown metric 'cka'; known: cosine, filter, grassmann, projection"),
-        ({"aggregate": "median"}, "unknown aggregate 'median'; known: mean, product"),
+        ({"aggregate": "median"}, "unknown aggregate 'median'; known: product, mean"),
         ({"layers": ["head"]}, r"unknown layer 'head'; known layers: \['conv1', 'conv2'\]"),
         ({"layers": []}, "no layers; known layers"),
         ({"metric": "filter"}, "'filter' needs the Gram matri.*conv1"),
@@ -339,7 +339,7 @@ def test_spans_of_layers_that_are_too_small():
 
 
 def test_aggregate_layers_mistakes():
-    with pytest.raises(FsclError, match="unknown aggregate 'max'; known: mean, product"):
+    with pytest.raises(FsclError, match="unknown aggregate 'max'; known: product, mean"):
         aggregate_layers(torch.eye(3)[None], "max")
     with pytest.raises(FsclError, match="no layers"):
         aggregate_layers(torch.empty(0, 3, 3))

@@ -276,7 +276,7 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["heatmap", "bank.safetensors", "-o", "file/h.png"], r"cannot write file/h.png: "),
         (["heatmap", "bank.safetensors", "-o", "/proc/h.png"], r"cannot write /proc/h.png: "),
         (["heatmap", "bank.safetensors", "--metric", "cosin"], r"cosin.*cosine, filter, grassmann"),
-        (["heatmap", "bank.safetensors", "--aggregate", "sum"], r"unknown aggregate 'sum'; known: mean, product"),
+        (["heatmap", "bank.safetensors", "--aggregate", "sum"], r"unknown aggregate 'sum'; known: product, mean"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(fscl: Fscl, tmp_path: Path, arguments: list[str], says: str) -> None:

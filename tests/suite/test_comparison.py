@@ -176,7 +176,7 @@ def test_unknown_measures_are_refused_before_anything_is_read() -> None:
     check_measure("cosine", "mean")
     with pytest.raises(FsclError, match="unknown metric 'cosin'; known: cosine, filter, grassmann, projection"):
         check_measure("cosin", "mean")
-    with pytest.raises(FsclError, match="unknown aggregate 'sum'; known: mean, product"):
+    with pytest.raises(FsclError, match="unknown aggregate 'sum'; known: product, mean"):
         check_measure("cosine", "sum")
 
 
