@@ -173,6 +173,8 @@ def aligned_cosine(
     >>> round(aligned_cosine(x, 5 - 2 * x), 6), round(aligned_cosine(x, x.flip(1)), 6)
     (1.0, 0.25)
     """
+    if y is None and not isinstance(x, Tensor):
+        x = list(x)  # read twice
     sizes = {name: values.shape[1] for name, values in given(x, y, maps)}
     if len(set(sizes.values())) > 1:
         raise FsclError(f"features have {sizes} columns; channel by channel they need the same; use linear_cka")

@@ -14,6 +14,7 @@ from torch import Tensor
 from fscl.errors import FsclError
 from fscl.similarity import (
     PROBES,
+    aligned_cosine,
     flatten_maps,
     kept_directions,
     linear_cka,
@@ -349,7 +350,7 @@ def test_no_gradient_is_recorded_and_nothing_written(measure, pair):
 # All pairs
 
 
-@pytest.mark.parametrize("metric", PROBES)
+@pytest.mark.parametrize("metric", MEASURES)
 def test_matrix_holds_what_the_measure_says_of_each_pair(metric, pair):
     features = [*pair, random(64, 5, seed=8), random(64, 3, seed=11, dtype=torch.float32)]
     measure = MEASURES[metric]
@@ -381,7 +382,35 @@ def test_matrix_passes_options_on(pair):
 
 
 def test_every_probe_is_a_function_of_its_name():
-    assert set(PROBES) == set(MEASURES)
+    assert set(PROBES) == {*MEASURES, "aligned_cosine"}  # the last has tests of its own: it needs channels that match
+
+
+def test_aligned_cosine_is_the_squared_correlation_of_all_centred_values(pair):
+    x, y = pair[0][:, :4], pair[1]
+    flat = [(f - f.mean(0)).flatten().numpy() for f in (x, y)]
+    expected = float(np.dot(*flat) ** 2 / np.dot(flat[0], flat[0]) / np.dot(flat[1], flat[1]))
+    assert aligned_cosine(x, y) == pytest.approx(expected, abs=1e-12)
+    assert aligned_cosine(x, y) <= procrustes(x, y) ** 2 + 1e-12
+
+
+def test_aligned_cosine_ignores_scale_shift_and_a_common_rotation_but_no_rotation_of_one_side(pair):
+    x, y = pair[0][:, :4], pair[1]
+    expected = aligned_cosine(x, y)
+    turn = torch.linalg.qr(random(4, 4, seed=9)).Q
+    assert aligned_cosine(-3 * x + 1e3, 1e-3 * y) == pytest.approx(expected, abs=1e-9)
+    assert aligned_cosine(x @ turn, y @ turn) == pytest.approx(expected, abs=1e-9)
+    assert abs(aligned_cosine(x @ turn, y) - expected) > 1e-3
+
+
+def test_aligned_cosine_of_all_pairs_and_of_channels_that_do_not_match(pair):
+    features = [pair[0][:, :4], pair[1], random(64, 4, seed=8)]
+    matrix = aligned_cosine(iter(features))
+    assert torch.equal(matrix, probing_matrix(features, "aligned_cosine"))
+    assert torch.equal(matrix, matrix.T)
+    assert (matrix.diagonal() == 1).all()
+    assert matrix[0, 1] == pytest.approx(aligned_cosine(features[0], features[1]), abs=1e-12)
+    with pytest.raises(FsclError, match="channel by channel they need the same"):
+        aligned_cosine(*pair)
 
 
 # Maps of convolutions
@@ -411,7 +440,7 @@ def test_maps_are_flattened_as_asked(measure, how):
     assert torch.allclose(measure([x, y], maps=how), measure(list(flat)), atol=1e-12)
 
 
-@pytest.mark.parametrize("metric", PROBES)
+@pytest.mark.parametrize("metric", MEASURES)
 def test_the_answer_depends_on_how_maps_are_flattened(metric):
     x, y = random(80, 3, 2, 3), random(80, 2, 2, 3, seed=1)
     y += x[:, :2]

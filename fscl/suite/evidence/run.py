@@ -15,7 +15,7 @@ from fscl.suite.evidence.contents import Context, Part, Unit
 
 __all__ = ["PARTS", "gather", "parts_of"]
 
-PARTS = ("agreement",)  # modules with `units` and `part`
+PARTS = ("agreement", "robustness", "grounding", "failures")  # modules with `units` and `part`
 RESULTS = "results.json"
 
 
