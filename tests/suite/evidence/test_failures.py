@@ -14,7 +14,16 @@ from fscl.plots.figures import save_png
 from fscl.similarity import noise_images
 from fscl.suite.evidence import failures as module
 from fscl.suite.evidence.contents import Context, Picture, Table
-from fscl.suite.evidence.failures import compared, part, permuted, regauged, units, whole_filters
+from fscl.suite.evidence.failures import part, units
+from fscl.suite.evidence.failures_networks import (
+    compared,
+    of_atoms,
+    own_bank,
+    permuted,
+    refused,
+    regauged,
+    whole_filters,
+)
 from fscl.suite.evidence.lab import Budget, Task, blank
 
 TINY = Budget(images=64, epochs=2, first_epochs=2, batch=16)
@@ -72,7 +81,7 @@ def test_a_common_gauge_moves_the_cosine_but_not_the_metric_of_filters():
     networks = [model, with_own_atoms(model, 0.3), with_own_atoms(model, 1.0)]
     changed = [regauged(one, 5) for one in networks]
     for metric, moves in (("cosine", True), ("filter", False)):
-        shift = float((module._of_atoms(networks, metric) - module._of_atoms(changed, metric)).abs().max())
+        shift = float((of_atoms(networks, metric) - of_atoms(changed, metric)).abs().max())
         assert shift > 1e-3 if moves else shift < 1e-6, metric
     for layer in atom_layers(changed[0]).values():
         layer.fix_gauge()
@@ -103,12 +112,12 @@ def test_what_tells_apart_strangers_and_permuted_networks():
 
 def test_banks_refuse_other_coefficients():
     model = network(0)
-    ours = module._bank(model)
-    assert not module._refused(ours, module._bank(with_own_atoms(model, 1.0)))
+    ours = own_bank(model)
+    assert not refused(ours, own_bank(with_own_atoms(model, 1.0)))
     for other in (network(1), permuted(model, 0), regauged(model, 0)):
-        assert module._refused(ours, module._bank(other))
+        assert refused(ours, own_bank(other))
         with pytest.raises(FsclError, match="different coefficients"):
-            ours.merge(module._bank(other))
+            ours.merge(own_bank(other))
 
 
 def test_the_cosine_of_whole_filters():

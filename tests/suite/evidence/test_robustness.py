@@ -16,6 +16,7 @@ from fscl.suite.evidence import robustness as module
 from fscl.suite.evidence.contents import Context, Picture, Table
 from fscl.suite.evidence.lab import Budget, Task, bank_of, learn, start
 from fscl.suite.evidence.robustness import MEASURES, compared, part, probed, units
+from fscl.suite.evidence.robustness_page import OURS
 
 TINY = Budget(images=64, epochs=2, first_epochs=2, batch=16)
 
@@ -141,7 +142,7 @@ def made_up(rho: float = 0.9, level: float = 0.8, images: str = "fmnist") -> dic
     ours = {"level": [0.7], "shift": [0.001], "rho": [0.99], "agrees": {"linear_cka": 0.6, "mean_cca": 0.7}}
     return {
         "images": images, "networks": 8, "budget": TINY.to_json(), "accuracies": [0.5, 0.7], "draws": 2,
-        "places": [2, 40], "stimuli": {"images": 16, "steps": 5}, "ours": dict.fromkeys(module.OURS, ours),
+        "places": [2, 40], "stimuli": {"images": 16, "steps": 5}, "ours": dict.fromkeys(OURS, ours),
         "probes": [row("500 images", 1, 1.0, 0.0), row("50 images", 2, 0.95), row("white noise", 2, rho)],
     }  # fmt: skip
 
