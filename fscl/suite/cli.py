@@ -1,4 +1,4 @@
-"""The command line: list, run, report, heatmap, similarity, evidence. Slow libraries are imported where they are used."""
+"""The command line of fscl. Slow libraries are imported where they are used."""
 
 import json
 import os
@@ -269,7 +269,9 @@ def evidence(
     folder = out or (work / "quick" if quick else Path("reports/similarity"))
     for place in (folder, work):
         _check_writable(place)
-    cost = [cost_part(speed)] if speed.exists() else []
+    measured = speed if speed.exists() else None
+    if measured:
+        cost_part(measured)  # if it cannot be read, sooner than hours later
     console = Console()
     base = str(_data_root(data))
     with console.status("Reading images ..."):
@@ -279,8 +281,8 @@ def evidence(
             load_images(images, base)  # a missing one shall cost nothing
     results = gather(Context(base, work, quick), folder, jobs or os.cpu_count() or 1, only, overwrite, console)
     with console.status("Drawing the page ..."):
-        page = write_page(results, [*parts_of(results), *cost], folder)
-    if not cost:
+        page = write_page(results, parts_of(results, measured), folder)
+    if not measured:
         typer.echo(f"no {speed}: the page is without costs; benchmarks/speed.py measures them", err=True)
     typer.echo(f"{len(results['units'])} units -> {page}")
 

@@ -51,8 +51,8 @@ METHODS = {
     "recalled": ("response to recalled images", "passes of recalled images"),
     "recalled_cka": ("CKA on recalled images", "passes of recalled images"),
     "recalled_cca": ("mean CCA on recalled images", "passes of recalled images"),
-    "recalled_own": ("the same, each layer's own atoms alone, over depth", "passes of recalled images"),
-    "recalled_atoms": ("the same, atoms alone", "passes of recalled images"),
+    "recalled_own": ("recalled, each layer's own atoms alone, over depth", "passes of recalled images"),
+    "recalled_atoms": ("recalled, all atoms but no normalisation", "passes of recalled images"),
     "real": ("response to 64 real images", "64 real images"),
     "real_cka": ("CKA on 64 real images", "64 real images"),
 }

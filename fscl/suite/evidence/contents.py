@@ -1,13 +1,20 @@
 """What the evidence is made of: units of work with results as plain data, and what a page shows of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from fscl.suite.sections import Picture
 
-__all__ = ["Block", "Context", "Part", "Picture", "Table", "Unit"]
+__all__ = ["RUNGS", "Block", "Context", "Goal", "Part", "Picture", "Table", "Unit"]
+
+# the ways to compare without data, from the cheapest to the dearest
+RUNGS = {
+    "atoms": "cosine of atoms, over depth",
+    "tangent": "tangent on recalled images",
+    "response": "response to recalled images",
+}  # and "like": CKA or CCA themselves, of recalled images
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,13 @@ class Table:
     caption: str
     header: list[str]
     rows: list[list[str]]
+    folded: str = ""  # what to open it by, of a table that only some readers want
+
+    @property
+    def words(self) -> list[bool]:
+        """For each column whether it holds words, not numbers."""
+        columns = [[row[place] for row in self.rows if row[place]] for place in range(len(self.header))]
+        return [any(cell[0].isalpha() or cell[:2] == "**" for cell in column) for column in columns]
 
 
 Block = str | Table | Picture  # a paragraph, a table or a figure
@@ -46,3 +60,13 @@ class Part:
     title: str
     lead: str  # what was found, in one or two sentences with numbers
     blocks: list[Block]
+    goals: list["Goal"] = field(default_factory=list)
+    points: list[str] = field(default_factory=list)  # what else was found, a line each
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What was to be reached, and how each way of comparing without data did."""
+
+    what: str
+    reached: dict[str, str]  # by the key of RUNGS, or "like"

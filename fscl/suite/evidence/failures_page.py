@@ -18,26 +18,25 @@ def failures_part(results: Mapping[str, Mapping[str, Any]]) -> Part:
     """The section, from the results of its units by name."""
     started = results.get("failures-starts")
     runs = [result for name, result in results.items() if name != "failures-starts"]
-    lead: list[str] = []
+    points: list[str] = []
     blocks: list[Block] = [
-        "Atoms can be compared where networks share the start and the coefficients. Each case here breaks one of "
-        "these; the last column is what tells the user: a bank **refuses** networks of other coefficients by their "
-        "fingerprint; `joint_decompose` gives the **relatedness** of networks and the **explained** share of their "
-        "filters; metrics of any strategy emit the share that is explained when filters are **projected** on the "
+        "The last column of the table is what tells the user. A bank **refuses** networks of other coefficients by "
+        "their fingerprint. `joint_decompose` gives the **relatedness** of networks and the **explained** share of "
+        "their filters. Metrics of any strategy emit the share that is kept when filters are **projected** on the "
         "first network's coefficients. An explained share counts energy, which a few atoms may hold in any two "
         "networks; relatedness takes off what chance explains."
     ]
     if started:
-        lead.append(_lead_of_starts(started))
+        points += _points_of_starts(started)
         blocks.append(_table_of_starts(started))
     for regime, title in REGIMES.items():
         if chosen := [r for r in runs if r["regime"] == regime]:
             still, moved = (_over(chosen, which) for which in (0, -1))
-            lead.append(
-                f"Coefficients that learn along, tasks {title}: where they are trained most, those of the first "
-                f"network explain {_text(moved['explained'])} of the filters, the Spearman correlation with CKA is "
-                f"{_text(moved['first']['rho'])} in place of {_text(still['first']['rho'])}, and the mean difference "
-                f"from CKA {_text(moved['first']['difference'])} in place of {_text(still['first']['difference'])}"
+            points.append(
+                f"**Much-trained coefficients**, tasks {title}: where they are trained most, those of the first "
+                f"network explain {_text(moved['explained'])} of the filters. The Spearman correlation with CKA is "
+                f"{_text(moved['first']['rho'])} in place of {_text(still['first']['rho'])}, the mean difference "
+                f"from CKA {_text(moved['first']['difference'])} in place of {_text(still['first']['difference'])}."
             )
     if runs:
         caption = (
@@ -47,26 +46,34 @@ def failures_part(results: Mapping[str, Mapping[str, Any]]) -> Part:
         )
         title = "Agreement with CKA as coefficients move"
         blocks += [Picture("failures-explained", _figure(runs), title, caption, wide=True), _table_of_rates(runs)]
-    return Part("Where it misleads", ". ".join(lead) + ".", blocks)
+    lead = (
+        "Atoms can be compared where networks share their start, their coefficients and the order of their channels. "
+        "Each case here breaks one of these, and says what tells the user."
+    )
+    return Part("Where it misleads", lead, blocks, points=points)
 
 
-def _lead_of_starts(r: Mapping[str, Any]) -> str:
+def _points_of_starts(r: Mapping[str, Any]) -> list[str]:
     same, other = (r["pairs"].get(kind) for kind in ("same start, other task", "other start, same task"))
     gauge, permuted = r["gauge"], r["permuted"]
-    text = ""
+    found = []
     if same and other:
-        text = (
-            "Networks of other random starts that learned the same task have a CKA of "
-            f"{_text(other['cka']['mean'])} and a cosine of filters of {_text(other['filters']['mean'])}; their "
-            f"relatedness is {_text(other['related']['mean'])}, within a start {_text(same['related']['mean'])}. "
+        found.append(
+            "**Unrelated starts.** Networks of other random starts that learned the same task have a CKA of "
+            f"{_text(other['cka']['mean'])} and a cosine of filters of {_text(other['filters']['mean'])}. Their "
+            f"relatedness is {_text(other['related']['mean'])}; within a start it is {_text(same['related']['mean'])}."
         )
-    return text + (
-        "Another gauge, outputs the same, moves the plain cosine of a pair by "
+    found.append(
+        "**Another gauge**, outputs the same, moves the plain cosine of a pair by "
         f"{_text(gauge['cosine']['mean'])} on average and its Spearman correlation with CKA from "
-        f"{_text(gauge['order_before'])} to as little as {_text(gauge['order']['low'])}; it moves the metric `filter` "
-        f"by at most {_text(gauge['filter']['high'], '.0e')}. Permuted channels, outputs the same: CKA "
-        f"{_text(permuted['cka']['mean'])}, cosine of filters {_text(permuted['filters']['mean'])}"
+        f"{_text(gauge['order_before'])} to as little as {_text(gauge['order']['low'])}. The metric `filter` moves by "
+        f"{_text(gauge['filter']['high'], '.0e')} at most."
     )
+    found.append(
+        f"**Permuted channels**, outputs the same: CKA {_text(permuted['cka']['mean'])}, cosine of filters "
+        f"{_text(permuted['filters']['mean'])}."
+    )
+    return found
 
 
 def _warnings(values: Mapping[str, Any], refused: bool) -> str:
@@ -81,23 +88,23 @@ def _table_of_starts(r: Mapping[str, Any]) -> Table:
     for kind, values in r["pairs"].items():
         refused = r["refused"] and kind.startswith("other start")
         shown = [_ranged(values[name]) for name in cosines]
-        rows.append([kind, f"{values['cka']['n']} pairs", "other networks", *shown, _warnings(values, refused)])
+        rows.append([f"{kind} ({values['cka']['n']} pairs)", "–", *shown, _warnings(values, refused)])
     gauge, permuted = r["gauge"], r["permuted"]
     pairs = gauge["networks"] * (gauge["networks"] - 1) // 2
     outputs, moved = (_text(gauge[name]["high"], ".0e") for name in ("outputs", "filter"))
     rows.append([
-        "all networks of one start in another gauge, the same for all", f"{gauge['draws']} gauges, {pairs} pairs",
-        outputs, f"{_text(gauge['level_before'])} becomes {_ranged(gauge['level'])}", "the same", "the same",
+        f"all networks of one start in another gauge, the same for all ({gauge['draws']} gauges, {pairs} pairs)",
+        outputs, f"{_ranged(gauge['level'])}, was {_text(gauge['level_before'])}", "the same", "the same",
         f"{_text(gauge['cka'])}, the same",
         f"nothing; but the metric `filter` moves by at most {moved}, and `freeze_coefficients` fixes the gauge",
     ])  # fmt: skip
     rows.append([
-        "one network against itself in another gauge", f"{gauge['draws']} gauges", outputs, _ranged(gauge["alone"]),
+        f"one network against itself in another gauge ({gauge['draws']} gauges)", outputs, _ranged(gauge["alone"]),
         _ranged(gauge["alone_joint"]), "the same", _ranged(gauge["alone_cka"]),
         "a bank refuses" if gauge["alone_refused"]["low"] == 1 else "a bank takes both",
     ])  # fmt: skip
     rows.append([
-        "one network against itself, channels permuted", f"{permuted['draws']} orders",
+        f"one network against itself, channels permuted ({permuted['draws']} orders)",
         _text(permuted["outputs"]["high"], ".0e"), *(_ranged(permuted[name]) for name in cosines),
         _warnings(permuted, permuted["refused"]["low"] == 1),
     ])  # fmt: skip
@@ -114,7 +121,7 @@ def _table_of_starts(r: Mapping[str, Any]) -> Table:
         f"for atoms as stored, {_text(order['joint'])} for joint ones, {_text(order['filters'])} for filters; over the "
         f"{pairs} of one start, {_text(gauge['order_before'])} before and {_ranged(gauge['order'])} in other gauges."
     )
-    header = ["what was done", "n", "outputs", "atoms as stored", "atoms of a joint decomposition", "whole filters"]
+    header = ["what was done", "outputs move by", "atoms as stored", "atoms of a joint decomposition", "whole filters"]
     return Table(caption, [*header, "CKA", "what warns"], rows)
 
 
@@ -142,7 +149,7 @@ def _table_of_rates(runs: Sequence[Mapping[str, Any]]) -> Table:
         "share that this keeps, mean over networks but the first and over layers; the last two columns leave less out. "
         f"Means [least, largest] over starts. {_runs(runs)}"
     )
-    return Table(caption, header, rows)
+    return Table(caption, header, rows, "Every rate of the coefficients")
 
 
 def _runs(runs: Sequence[Mapping[str, Any]]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fscl.suite.evidence.contents import Block, Part, Table
+from fscl.suite.evidence.contents import Block, Goal, Part, Table
 from fscl.suite.evidence.grounding_networks import MEASURES, OURS, SHORT, VARIANTS
 from fscl.suite.evidence.grounding_pictures import pictures
 from fscl.suite.evidence.grounding_text import (
@@ -78,7 +78,23 @@ def grounding_part(results: Results) -> Part:
         results, [(t.name, t.statistic, t.scores) for t in tests if not t.statistic.startswith("nearest")]
     )
     blocks.append(_variants(tests))
-    return Part("Grounding", _lead(tests), blocks)
+    return Part("Grounding", _lead(tests), blocks, _aims(tests))
+
+
+def _aims(tests: Sequence[Trial]) -> list[Goal]:
+    """The goals, those of one kind together: of how many tests each rung meets it."""
+    kinds: dict[str, list[Trial]] = {}
+    for t in tests:
+        kinds.setdefault(f"{t.name.split(',')[0].capitalize()}: {t.statistic}, {t.aim}", []).append(t)
+    found = []
+    for what, alike in kinds.items():
+        reached = {}
+        for rung, key in {"atoms": "atoms", "tangent": "tangent", "response": "responses"}.items():
+            said = [t.verdict(key) for t in alike]
+            open_ = said.count("no difference told")
+            reached[rung] = f"{said.count('met')} of {len(said)}" + (f", {open_} undecided" if open_ else "")
+        found.append(Goal(what, reached))
+    return found
 
 
 def trials(results: Results) -> list[Trial]:

@@ -10,6 +10,7 @@ from markupsafe import Markup, escape
 from fscl.files import write_atomically
 from fscl.plots.figures import inline_svg, save_png
 from fscl.suite.evidence.contents import Part, Picture, Table
+from fscl.suite.evidence.opening import opening
 from fscl.suite.report import _environment
 
 __all__ = ["write_page"]
@@ -35,11 +36,12 @@ def write_page(results: dict[str, Any], parts: Sequence[Part], out: Path) -> Pat
         ("machine", "; ".join(sorted({unit["machine"] for unit in done}))),
         ("date", dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"),
     ]
-    values = {"title": TITLE, "facts": facts, "parts": parts, "kind": _kind}
+    values = {"title": TITLE, "facts": facts, "parts": [opening(parts), *parts], "kind": _kind}
     html = _environment(html=True)
-    html.filters["rich"] = lambda text: Markup(_inline(str(escape(text)), ("<strong>", "</strong>"), "code"))
+    html.filters["rich"] = lambda text: Markup(_inline(str(escape(_signs(text))), ("<strong>", "</strong>"), "code"))
     html.globals["svg"] = lambda p: Markup(inline_svg(p.figure, p.slug, f"{p.title}. {p.caption}"))
     markdown = _environment(html=False)
+    markdown.filters["signs"] = _signs
     _write(out / "index.html", html.get_template("evidence.html.j2").render(values))
     _write(out / "README.md", markdown.get_template("evidence.md.j2").render(values))
     return out / "index.html"
@@ -52,6 +54,11 @@ def _kind(block: object) -> str:
 def _inline(text: str, strong: tuple[str, str], code: str) -> str:
     text = re.sub(r"\*\*(.+?)\*\*", rf"{strong[0]}\1{strong[1]}", text)
     return re.sub(r"`(.+?)`", rf"<{code}>\1</{code}>", text)
+
+
+def _signs(text: str) -> str:
+    """Minus signs in front of numbers."""
+    return re.sub(r"(?<![\w.\-`])-(?=\d)", "\N{MINUS SIGN}", text)
 
 
 def _write(file: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.suite.evidence.contents import Context, Part, Unit
+from fscl.suite.evidence.cost import cost_part
 
 __all__ = ["PARTS", "gather", "parts_of"]
 
@@ -58,10 +59,12 @@ def gather(
     return results
 
 
-def parts_of(results: dict[str, Any]) -> list[Part]:
-    """The sections for whose units there are results."""
+def parts_of(results: dict[str, Any], speed: Path | None = None) -> list[Part]:
+    """The sections for whose units there are results, and that of the costs, from what the benchmark of speed wrote."""
     parts = []
     for name in PARTS:
+        if name == "grounding" and speed is not None:
+            parts.append(cost_part(speed))
         module = import_module(f"fscl.suite.evidence.{name}")
         known = [unit.name for unit in module.units(results["quick"])]
         found = {unit: results["units"][unit]["result"] for unit in known if unit in results["units"]}
