@@ -10,10 +10,9 @@ from torch import nn
 
 from fscl.atoms import AtomConv2d, atom_layers, freeze_coefficients
 from fscl.errors import FsclError
-from fscl.plots.figures import save_png
 from fscl.similarity import noise_images
 from fscl.suite.evidence import failures as module
-from fscl.suite.evidence.contents import Context, Picture, Table
+from fscl.suite.evidence.contents import Context
 from fscl.suite.evidence.failures import part, units
 from fscl.suite.evidence.failures_networks import (
     compared,
@@ -168,7 +167,7 @@ def test_units_are_deterministic(drawn, tmp_path):
         assert json.dumps(result) == json.dumps(unit.call(Context(None, tmp_path, True)))
 
 
-def test_the_unit_of_starts_and_its_page(drawn, tmp_path):
+def test_the_unit_of_starts_and_its_page(drawn, tmp_path, rendered):
     result = json.loads(json.dumps(module.starts(Context(None, tmp_path, True))))
     assert result["pairs"]["other start, same task"]["cka"]["n"] == result["tasks"]
     assert sum(kind["cka"]["n"] for kind in result["pairs"].values()) == math.comb(result["networks"], 2)
@@ -177,7 +176,7 @@ def test_the_unit_of_starts_and_its_page(drawn, tmp_path):
     assert result["gauge"]["outputs"]["high"] < 1e-5
     assert result["permuted"]["outputs"]["high"] < 1e-5
     assert result["permuted"]["cka"]["low"] == pytest.approx(1, abs=1e-6)
-    assert "the metric `filter` by" in rendered(part({"failures-starts": result}), tmp_path)
+    assert "the metric `filter` by" in rendered(part({"failures-starts": result}))
 
 
 # the page
@@ -211,31 +210,16 @@ def made_up(odd: float = 0.5) -> dict:
     }  # fmt: skip
 
 
-def rendered(section, folder) -> str:
-    texts = [section.title, section.lead]
-    for block in section.blocks:
-        if isinstance(block, Table):
-            assert all(len(row) == len(block.header) for row in block.rows)
-            assert all(isinstance(cell, str) and cell for row in block.rows for cell in row)
-            texts += [block.caption, *(cell for row in block.rows for cell in row)]
-        elif isinstance(block, Picture):
-            save_png(block.figure, folder / f"{block.slug}.png", dpi=40)
-            texts += [block.title, block.caption]
-        else:
-            texts.append(block)
-    return "\n".join(texts)
-
-
 @pytest.mark.parametrize("odd", [0.5, math.nan, -1.0])
-def test_odd_results_are_shown(tmp_path, odd):
-    text = rendered(part(json.loads(json.dumps(made_up(odd)))), tmp_path)
+def test_odd_results_are_shown(rendered, odd):
+    text = rendered(part(json.loads(json.dumps(made_up(odd)))))
     assert "nan" not in text
     assert ("undefined" in text) == math.isnan(odd)
 
 
 @pytest.mark.parametrize("only", ["failures-starts", "failures-first-0", "failures-sequence-0"])
-def test_some_of_the_units_make_a_page(tmp_path, only):
-    assert rendered(part({only: made_up()[only]}), tmp_path)
+def test_some_of_the_units_make_a_page(rendered, only):
+    assert rendered(part({only: made_up()[only]}))
 
 
 def test_units_have_names_of_their_own():

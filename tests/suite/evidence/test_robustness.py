@@ -10,10 +10,9 @@ from torch import Tensor
 
 from fscl.atoms import AtomBank
 from fscl.errors import FsclError
-from fscl.plots.figures import save_png
 from fscl.similarity import linear_cka, noise_images
 from fscl.suite.evidence import robustness as module
-from fscl.suite.evidence.contents import Context, Picture, Table
+from fscl.suite.evidence.contents import Context
 from fscl.suite.evidence.lab import Budget, Task, bank_of, learn, start
 from fscl.suite.evidence.robustness import MEASURES, compared, part, probed, units
 from fscl.suite.evidence.robustness_page import OURS
@@ -122,13 +121,13 @@ def test_what_takes_no_data_moves_by_its_seed_alone(trained):
 
 
 @pytest.mark.slow
-def test_a_unit_is_deterministic_json_and_makes_a_page(tmp_path, monkeypatch):
+def test_a_unit_is_deterministic_json_and_makes_a_page(tmp_path, monkeypatch, rendered):
     monkeypatch.setattr(module, "Images", Drawn)
     monkeypatch.setattr(module, "QUICK", TINY)
     (unit,) = units(quick=True)
     result = unit.call(Context(None, tmp_path, True))
     assert json.loads(json.dumps(result, allow_nan=False)) == unit.call(Context(None, tmp_path, True))
-    rendered(part({unit.name: result}), tmp_path)
+    rendered(part({unit.name: result}))
 
 
 # the page
@@ -147,32 +146,17 @@ def made_up(rho: float = 0.9, level: float = 0.8, images: str = "fmnist") -> dic
     }  # fmt: skip
 
 
-def rendered(section, folder) -> str:
-    texts = [section.title, section.lead]
-    for block in section.blocks:
-        if isinstance(block, Table):
-            assert all(len(row) == len(block.header) for row in block.rows)
-            assert all(isinstance(cell, str) and cell for row in block.rows for cell in row)
-            texts += [block.caption, *(cell for row in block.rows for cell in row)]
-        elif isinstance(block, Picture):
-            save_png(block.figure, folder / f"{block.slug}.png", dpi=40)
-            texts += [block.title, block.caption]
-        else:
-            texts.append(block)
-    return "\n".join(texts)
-
-
-def test_the_lead_says_what_the_numbers_say(tmp_path):
+def test_the_lead_says_what_the_numbers_say(rendered):
     section = part({"robustness-fmnist": made_up(rho=0.9)})
     assert "CKA itself keeps less of that order on none of the other probes" in section.lead
     assert "on white noise (0.50)" in part({"robustness-fmnist": made_up(rho=0.5)}).lead
-    assert "0.80 / 0.05 / 0.90" in rendered(section, tmp_path)
+    assert "0.80 / 0.05 / 0.90" in rendered(section)
 
 
 @pytest.mark.parametrize("odd", [math.nan, -1.0, 0.0])
-def test_odd_results_are_shown(tmp_path, odd):
+def test_odd_results_are_shown(rendered, odd):
     results = {"robustness-fmnist": made_up(odd, odd), "robustness-cifar100": made_up(images="cifar100")}
-    assert rendered(part(json.loads(json.dumps(results))), tmp_path).count("CIFAR-100, class sets") > 3
+    assert rendered(part(json.loads(json.dumps(results)))).count("CIFAR-100, class sets") > 3
 
 
 def test_units_have_names_of_their_own():
