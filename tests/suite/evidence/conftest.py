@@ -45,7 +45,8 @@ def rendered(tmp_path: Path) -> Callable[[Part], str]:
     """All text of a section, after its tables were found whole and its figures were drawn."""
 
     def read(part: Part) -> str:
-        texts = [part.title, part.lead]
+        texts = [part.title, part.lead, *part.points]
+        texts += [text for goal in part.goals for text in (goal.what, *goal.reached.values())]
         for block in part.blocks:
             if isinstance(block, Table):
                 assert block.rows
