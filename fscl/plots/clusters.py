@@ -21,6 +21,8 @@ from fscl.plots.heatmaps import decimals, similarity_heatmap
 
 __all__ = ["clustered_heatmap", "short_names"]
 
+SAME = 5e-7  # 1 - similarity below which two things are copies: atoms are kept in float32
+
 
 def clustered_heatmap(
     similarity: ArrayLike,
@@ -33,7 +35,8 @@ def clustered_heatmap(
     """A heatmap of (T, T) similarities, ordered and topped by a tree; ``groups``, a number for each, are outlined.
 
     Average linkage of 1 - similarity, leaves ordered so that neighbours are alike. The tree's height is the mean
-    similarity at which two clusters join.
+    similarity at which two clusters join; 1 - similarity on a logarithmic scale where that spans orders of magnitude,
+    as in networks of several starts of which each was fine-tuned but a little.
 
     Raises:
         FsclError: fewer than two names, a shape that does not fit, or values that are not finite.
@@ -57,7 +60,7 @@ def clustered_heatmap(
     with style():
         axes.set(xlabel="", ylabel="")
         _draw_tree(axes, figure, drawn["icoord"], drawn["dcoord"])
-        if groups is not None and len(set(groups)) > 1:
+        if groups is not None and 1 < len(set(groups)) < len(names):  # else there is nothing to tell apart
             _outline(axes, [groups[i] for i in order])
     return figure
 
@@ -89,11 +92,22 @@ def _draw_tree(axes: Axes, figure: Figure, across: Sequence[Sequence[float]], up
     """On top of the heatmap, as wide as it is: an inset stays so whatever the layout does to the heatmap."""
     inches = figure.get_size_inches()[1]
     tree = axes.inset_axes((0, 1.01, 1, 0.75 / (0.7 * inches)), sharex=axes)
-    lines = [list(zip(np.divide(x, 10), y, strict=True)) for x, y in zip(across, up, strict=True)]
+    joins = [max(y) for y in up]
+    top, least = max(joins) or 1.0, min((y for y in joins if y > SAME), default=1.0)
+    if top > 30 * least:
+        tree.set_yscale("log")
+        tree.minorticks_off()
+        floor, ceiling = least / 4, top * (top / least) ** 0.05
+        ticks = {10.0**k: f"{1 - 10.0**k:.{max(0, -k)}f}" for k in range(-6, 1) if floor < 10.0**k < ceiling}
+    else:
+        floor, ceiling = 0.0, 1.05 * top
+        ticks = {top: f"{1 - top:z.{decimals(1 - top, 1)}f}"}
+    if floor == 0 or min(joins) <= SAME:
+        ticks[floor] = "1"
+    lines = [list(zip(np.divide(x, 10), np.clip(y, floor, None), strict=True)) for x, y in zip(across, up, strict=True)]
     tree.add_collection(LineCollection(lines, colors=INK, linewidths=0.8, capstyle="projecting"))
-    top = max(max(y) for y in up) or 1.0
-    tree.set_ylim(0, 1.05 * top)
-    tree.set_yticks([0, top], ["1", f"{1 - top:z.{decimals(1 - top, 1)}f}"])
+    tree.set_ylim(floor, ceiling)
+    tree.set_yticks(list(ticks), list(ticks.values()))
     tree.set_ylabel("joined at", fontsize=6.5)
     tree.tick_params(axis="x", length=0, labelbottom=False)
     tree.tick_params(axis="y", length=2, labelsize=6.5)

@@ -42,7 +42,7 @@ def accuracy_heatmap(
     matrix = 100 * _square(accuracy, names)
     hidden = np.triu(np.ones(matrix.shape, dtype=bool), 1) | np.isnan(matrix)
     low, high = limits or (float(np.min(matrix[~hidden], initial=100)), 100.0)
-    axes = _heatmap(matrix, hidden, names, _colours("crest", UNSEEN), (low, high), "accuracy (%)", ".0f", ax)
+    axes = _heatmap(matrix, hidden, names, _colours("crest", UNSEEN), (low, high), "accuracy (%)", None, ax)
     axes.set_xlabel("accuracy on task")
     axes.set_ylabel("after learning task")
     return axes
@@ -75,8 +75,9 @@ def similarity_heatmap(
     matrix = _square(similarity, names)
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
     limits = limits or similarity_limits(matrix)
-    form = f"z.{decimals(*limits)}f"  # without a sign before what rounds to 0
-    axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, form, ax)
+    places = decimals(*limits)
+    texts = [[_written(value, places) for value in row] for row in matrix.tolist()]
+    axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax)
     axes.set_xlabel("task")
     axes.set_ylabel("task")
     return axes
@@ -89,6 +90,18 @@ def decimals(low: float, high: float) -> int:
     (2, 3, 4)
     """
     return min(4, max(2, 1 + math.ceil(-math.log10(max(high - low, 1e-9)))))
+
+
+def _written(value: float, places: int) -> str:
+    """More digits for what would round to 1 but is not; without a sign before what rounds to 0.
+
+    >>> _written(0.9, 2), _written(0.9987, 2), _written(0.99999, 2), _written(-0.001, 2)
+    ('0.90', '.9987', '1', '0.00')
+    """
+    text = f"{value:z.{places}f}"
+    if not (value < 1 and float(text) == 1):
+        return text
+    return f"{value:.4f}"[1:] if value < 0.99995 else "1"
 
 
 def similarity_by_layer(
@@ -140,17 +153,20 @@ def _heatmap(
     colours: Colormap,
     limits: tuple[float, float],
     label: str,
-    form: str,
+    texts: Sequence[Sequence[str]] | None,
     ax: Axes | None,
 ) -> Axes:
     count = len(matrix)
     short = [abbreviate(name) for name in names]
+    written: Any = count <= ANNOTATE_UP_TO
+    if written and texts is not None:
+        written = np.array(texts)
     with style():
         side = max(3.9, 2.3 + 0.2 * count) if count <= 16 else max(5.6, 2.2 + 0.14 * count)
         axes = ax if ax is not None else new_axes((side + 0.5, side))
         sns.heatmap(
             matrix, mask=hidden, cmap=colours, vmin=limits[0], vmax=limits[1], square=True, ax=axes,
-            xticklabels=short, yticklabels=short, annot=count <= ANNOTATE_UP_TO, fmt=form,
+            xticklabels=short, yticklabels=short, annot=written, fmt=".0f" if texts is None else "",
             annot_kws={"fontsize": 8 if count <= 8 else 6.5 if count <= 10 else 5.8}, rasterized=True,
             cbar_kws={"shrink": 0.75, "aspect": 22, "pad": 0.03},
         )  # fmt: skip

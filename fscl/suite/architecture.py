@@ -1,14 +1,17 @@
 """A network by name that checkpoints are held against: whether a state fits it, and the order of its layers."""
 
+import importlib
 import inspect
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
 
 from fscl.atoms.entries import live_state, within
 from fscl.atoms.filters import spatial_filters
-from fscl.continual.networks import ConvNet, _argument_names, _factory
+from fscl.continual.networks import LIBRARIES, ConvNet, _argument_names, _factory
 from fscl.errors import FsclError
 
 __all__ = ["Architecture"]
@@ -22,16 +25,18 @@ class Architecture:
 
     Args:
         name: ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``, ``convnet``, or
-            ``package.module:callable`` of your own that returns a module.
+            ``package.module:callable`` or ``folder/file.py:callable`` of your own that returns a module, installed or
+            in the current folder.
 
     Raises:
-        FsclError: there is no such network.
+        FsclError: there is no such network, or it cannot be built.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._make: Callable[..., Any] = ConvNet if name == "convnet" else _factory(name)
+        self._make = _maker(name)
         self._network: nn.Module | None = None
+        self._default = self._call()
 
     @property
     def network(self) -> nn.Module:
@@ -50,11 +55,7 @@ class Architecture:
         return list(spatial_filters(self.name, self.network))
 
     def misfit(self, state: Mapping[str, Tensor]) -> str:
-        """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size.
-
-        Raises:
-            FsclError: the network cannot be built.
-        """
+        """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size."""
         network = self._network or self._built(state)
         expected = {name: tuple(tensor.shape) for name, tensor in live_state(network).items()}
         head = _head(network)
@@ -71,7 +72,7 @@ class Architecture:
 
     def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The network for as many classes and channels as the state's ends have, where these can be found."""
-        network = self._call()
+        network = self._default
         stem = next((n for n, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
         first, last = state.get(f"{stem}.weight"), state.get(f"{_head(network)}.weight")
         if first is None or first.ndim != 4 or last is None:
@@ -93,12 +94,63 @@ class Architecture:
             options = {key: value for key, value in options.items() if key in taken}
         options |= {key: value for key, value in NOT_DOWNLOADED.items() if key in taken}
         try:
-            network = self._make(**options)
+            with _current_folder():  # it may import more of them
+                network = self._make(**options)
         except Exception as error:  # a user's own callable can fail in any way
-            raise FsclError(f"network {self.name!r} cannot be built with {options}: {error}") from error
+            raise FsclError(f"network {self.name!r} cannot be built with {options}: {_in_words(error)}") from error
         if not isinstance(network, nn.Module):
             raise FsclError(f"network {self.name!r} is {type(network).__name__}; a torch.nn.Module would do")
         return network
+
+
+def _maker(name: str) -> Callable[..., Any]:
+    """What makes the network."""
+    library, _, attribute = name.partition(":")
+    if name == "convnet":
+        return ConvNet
+    if library in LIBRARIES or not attribute:
+        make = _factory(name)
+    else:
+        if library.endswith(".py"):  # a file is a module by another name
+            library = library.removesuffix(".py").replace("/", ".")
+        try:
+            with _current_folder():
+                module = importlib.import_module(library)
+        except ModuleNotFoundError as error:
+            if error.name and f"{library}.".startswith(f"{error.name}."):
+                raise FsclError(
+                    f"unknown network {name!r}: there is no module {error.name!r} in the current folder, nor installed"
+                ) from error
+            raise FsclError(f"network {name!r}: {library} cannot be imported: {_in_words(error)}") from error
+        except Exception as error:  # a user's own module can fail in any way
+            raise FsclError(f"network {name!r}: {library} cannot be imported: {_in_words(error)}") from error
+        make = getattr(module, attribute, None)
+        if make is None:
+            known = [n for n, found in vars(module).items() if getattr(found, "__module__", "") == library]
+            raise FsclError(f"unknown network {name!r}; {library} has {', '.join(known[:8]) or 'no callables'}")
+    if not callable(make):
+        raise FsclError(
+            f"network {name!r} is {type(make).__name__}; a callable that returns a torch.nn.Module would do"
+        )
+    return make
+
+
+@contextmanager
+def _current_folder() -> Iterator[None]:
+    """Modules are found there, too, as ``python`` itself finds them; an installed command does not look there."""
+    sys.path.insert(0, "")
+    try:
+        yield
+    finally:
+        sys.path.remove("")
+
+
+def _in_words(error: Exception) -> str:
+    """
+    >>> _in_words(KeyError("width")), _in_words(ValueError("odd width")), _in_words(AssertionError())
+    ("KeyError: 'width'", 'ValueError: odd width', 'AssertionError')
+    """
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _head(network: nn.Module) -> str:

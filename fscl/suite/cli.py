@@ -168,12 +168,12 @@ def heatmap(
 def similarity(
     checkpoints: Annotated[
         list[Path],
-        typer.Argument(help="Files (.pt, .pth, .bin, .ckpt, .safetensors) of one architecture, or folders of them."),
+        typer.Argument(help="Files (.pt, .pth, .pth.tar, .bin, .ckpt, .safetensors) of one architecture, or folders."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("similarity"),
     arch: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Their network: torchvision:resnet18, pytorchcv:NAME, or package.module:callable."),
+        typer.Option(help="Their network: torchvision:resnet18, pytorchcv:NAME, or your own module:callable."),
     ] = None,
     atoms: Annotated[
         int,

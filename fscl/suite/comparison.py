@@ -200,12 +200,14 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
     table.writerows([name, *map(repr, row)] for name, row in zip(names, found.matrix.tolist(), strict=True))
     data = json.dumps({**found.as_data(), **more}, indent=1)
     label = f"{found.metric} similarity, {found.aggregate} over layers"
-    axes = similarity_heatmap(found.matrix, short_names(names), label=label)
+    # unrelated networks differ by chance alone, which should not fill the range of colours
+    limits = (min(0.0, float(found.matrix.min())), 1.0) if len(found.groups) == len(names) else None
+    axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)
     axes.set(xlabel="checkpoint", ylabel="checkpoint")
     figure = axes.figure
     assert isinstance(figure, Figure)  # the axes are not in a part of one
     numbers = [found.group_of(name) for name in names]
-    clustered = clustered_heatmap(found.matrix, names, groups=numbers, label=label)
+    clustered = clustered_heatmap(found.matrix, names, groups=numbers, limits=limits, label=label)
     written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
     write_atomically(written[0], lambda path: path.write_text(text.getvalue(), encoding="utf-8"))
     write_atomically(written[1], lambda path: path.write_text(data, encoding="utf-8"))
@@ -217,14 +219,15 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
 def lines(found: Comparison) -> list[str]:
     """What a terminal shows: a line for each network, the verdict, the groups."""
     joint, several = found.joint, len(found.groups) > 1
-    names = dict(zip(joint.names, short_names(joint.names, 28), strict=True))
+    names = dict(zip(joint.names, short_names(joint.names, 26), strict=True))
     width = max(10, *map(len, names.values()))
     shares = dict(zip(joint.names, joint.shares.tolist(), strict=True))
     said = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
-    for name, short in names.items():
-        nearest, similarity = found.nearest(name)
+    alike = [found.nearest(name) for name in names]
+    places = digits([similarity for _, similarity in alike])
+    for (name, short), (nearest, similarity) in zip(names.items(), alike, strict=True):
         of = f"{found.group_of(name):>5} " if several else ""
-        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {names[nearest]} ({similarity:.3f})")
+        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {names[nearest]} ({similarity:.{places}f})")
     of_each = f", {found.num_atoms} for each of {len(found.groups)} starts" if several else ""
     said += [
         "",
@@ -237,6 +240,16 @@ def lines(found: Comparison) -> list[str]:
         explained = "on its own" if alone else f"{percent(group.share)} explained by {found.num_atoms} atoms of its own"
         said.append(f"  group {number}: {', '.join(names[name] for name in group.members)} ({explained})")
     return said
+
+
+def digits(similarities: Sequence[float]) -> int:
+    """How many decimals similarities take so that only copies read as 1: three to six.
+
+    >>> digits([0.5, 0.9994, 1.0]), digits([0.9998]), digits([0.999999])
+    (3, 4, 6)
+    """
+    closest = max((s for s in similarities if s < 1 - 5e-7), default=0.0)
+    return next((places for places in (3, 4, 5) if round(closest, places) < 1), 6)
 
 
 def percent(share: float) -> str:

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -167,6 +168,34 @@ def test_clusters_put_what_is_alike_side_by_side() -> None:
     assert heights == {0, 0.2, 0.9}, "average linkage of 1 - similarity"
 
 
+def tree_of(figure: Figure) -> Axes:
+    (tree,) = figure.axes[0].child_axes
+    return tree
+
+
+def test_a_tree_shows_what_joins_at_any_scale() -> None:
+    groups = np.array([0, 0, 0, 1, 1, 2])
+    matrix = np.where(np.equal.outer(groups, groups), 0.9996, 0.0)
+    matrix[0, 1] = matrix[1, 0] = 0.9998
+    np.fill_diagonal(matrix, 1)
+    tree = tree_of(clustered_heatmap(matrix, "abcdef"))
+    assert tree.get_yscale() == "log"
+    assert [t.get_text() for t in tree.get_yticklabels()] == ["0.9999", "0.999", "0.99", "0.9", "0"]
+    matrix[0, 1] = matrix[1, 0] = 1
+    tree = tree_of(clustered_heatmap(matrix, "abcdef"))
+    assert [t.get_text() for t in tree.get_yticklabels()] == ["0.9999", "0.999", "0.99", "0.9", "0", "1"]
+    assert tree.get_yticks()[-1] == min(y for line in tree.collections[0].get_segments() for y in line[:, 1])
+    assert tree_of(clustered_heatmap(np.full((3, 3), 0.9), "abc")).get_yscale() == "linear"
+    for same in (np.ones((3, 3)), np.ones((2, 2))):
+        tree = tree_of(clustered_heatmap(same, "abc"[: len(same)]))
+        assert tree.get_yscale() == "linear"
+
+
+def test_what_is_alone_everywhere_is_not_outlined() -> None:
+    assert not clustered_heatmap(similarity(4)[0], "abcd", groups=[1, 2, 3, 4]).axes[0].patches
+    assert len(clustered_heatmap(similarity(4)[0], "abcd", groups=[1, 2, 2, 4]).axes[0].patches) >= 3
+
+
 def test_clusters_of_what_cannot_be_clustered() -> None:
     for matrix, labels in (([[1.0]], ["a"]), (np.eye(3), ["a", "b"]), ([[1, np.nan], [np.nan, 1]], ["a", "b"])):
         with pytest.raises(FsclError, match=r"the matrix has shape .*; finite similarities \(T, T\) of two or more"):
@@ -176,6 +205,15 @@ def test_clusters_of_what_cannot_be_clustered() -> None:
 def test_similarities_that_are_all_but_equal_are_told_apart() -> None:
     matrix = np.array([[1, 0.9981, 0.9979], [0.9981, 1, 0.9985], [0.9979, 0.9985, 1]])
     assert similarity_heatmap(matrix, "abc").texts[0].get_text() == "0.9981"
+    far = [[1, 0.9981, 0], [0.9981, 1, 1], [0, 1, 1]]
+    assert [t.get_text() for t in similarity_heatmap(far, "abc").texts] == [
+        ".9981",
+        "0.00",
+        ".9981",
+        "1.00",
+        "0.00",
+        "1.00",
+    ]
     assert similarity_heatmap([[1, -0.001, 0.5], [-0.001, 1, 0], [0.5, 0, 1]], "abc").texts[0].get_text() == "0.00"
 
 

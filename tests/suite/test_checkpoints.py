@@ -76,11 +76,11 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None
 
 def test_real_wrappers(tmp_path: Path) -> None:
     model = network()
-    wrapped = [model, nn.DataParallel(model), torch.compile(model), AveragedModel(model)]
+    wrapped = [model, nn.DataParallel(model), AveragedModel(model)]
     for i, each in enumerate(wrapped):
         torch.save(each.state_dict(), tmp_path / f"{i}.pth")
     found = load_checkpoints([tmp_path])
-    assert list(found.states) == ["0", "1", "2", "3"]
+    assert list(found.states) == ["0", "1", "2"]
     assert all(same(state, model.state_dict()) for state in found.states.values())
 
 
@@ -120,13 +120,23 @@ def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
     assert names("x/one.pt", "y/one.pt") == ["x/one", "y/one"]
     assert names("x/one.pt", "y/one.pt", "x/one.pth") == ["x/one.pt", "y/one.pt", "x/one.pth"]
     assert names("x/resnet.v1.pt", "x/resnet.v2.pt") == ["resnet.v1", "resnet.v2"]
+    assert names("x/best.pth.tar", "x/last.PTH.TAR") == ["best", "last"]
 
 
 def test_a_folder_stands_for_the_checkpoints_in_it_sorted(tmp_path: Path) -> None:
-    for name in ("b.pt", "a.safetensors", "c.CKPT", "notes.txt", "run.json"):
+    for name in ("b.pt", "a.safetensors", "c.CKPT", "d.pth.tar", "notes.txt", "run.json", "data.tar", "._b.pt"):
         (tmp_path / name).touch()
     (tmp_path / "deeper.pt").mkdir()
-    assert list(find_checkpoints([tmp_path])) == ["a", "b", "c"]
+    assert list(find_checkpoints([tmp_path])) == ["a", "b", "c", "d"]
+
+
+def test_patterns_that_no_shell_has_expanded(tmp_path: Path) -> None:
+    for name in ("b.pt", "a.pt", "a[1].pt", "c.safetensors"):
+        (tmp_path / name).touch()
+    assert list(find_checkpoints([tmp_path / "*.pt"])) == ["a", "a[1]", "b"]
+    assert list(find_checkpoints([tmp_path / "a[1].pt"])) == ["a[1]"]
+    with pytest.raises(FsclError, match=r"\*\.bin: no such file or folder"):
+        find_checkpoints([tmp_path / "*.bin"])
 
 
 @pytest.mark.parametrize(
@@ -246,6 +256,24 @@ def test_so_is_garbage(tmp_path: Path, garbage: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"<!DOCTYPE html>\n<html>", "it begins with the text '<!DOCTYPE html>'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n", "a pointer of Git LFS .*`git lfs pull`"),
+        (pickle.dumps({"epoch": 3}), "a plain pickle, which is not loaded"),
+    ],
+)
+def test_a_file_that_is_something_else_is_told_by_its_beginning(tmp_path: Path, content: bytes, says: str) -> None:
+    for suffix in (".pt", ".safetensors"):
+        file = tmp_path / f"a{suffix}"
+        file.write_bytes(content)
+        with pytest.raises(FsclError, match=rf"a{suffix}: damaged or truncated, .*\({says}") as error:
+            read_checkpoint(file)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("found", "says"),
     [
         ([1, 2], "not the state of a network, but list"),
@@ -304,6 +332,29 @@ def test_files_that_cannot_be_used_end_it_or_are_left_out(tmp_path: Path) -> Non
     assert list(found.states) == list(found.files) == ["0first", "another", "zlast"]
     assert {p.stem for p in found.left_out} == set(reasons)
     assert all(str(p) not in reason for p, reason in found.left_out.items())
+    with pytest.raises(FsclError, match=r"cut\.pt: damaged .*; --skip-broken goes on without it$"):
+        load_checkpoints([tmp_path / f"{name}.pt" for name in ("0first", "another", "cut")])
+
+
+def test_what_most_files_hold_is_what_the_others_are_held_against(tmp_path: Path) -> None:
+    torch.save(nn.Sequential(nn.Conv2d(1, 8, 3)).state_dict(), tmp_path / "a.pt")  # a stranger, and the first
+    for name in "bcd":
+        torch.save(network().state_dict(), tmp_path / f"{name}.pt")
+    with pytest.raises(
+        FsclError, match=r"a\.pt: layer '0' has filters \(8, 1, 3, 3\) here and .* in .*b\.pt; networks"
+    ):
+        load_checkpoints([tmp_path])
+    found = load_checkpoints([tmp_path], skip_broken=True)
+    assert list(found.states) == ["b", "c", "d"]
+    assert [p.name for p in found.left_out] == ["a.pt"]
+
+
+def test_what_is_left_out_makes_no_name_longer(tmp_path: Path) -> None:
+    for name in ("a.pt", "b.pt"):
+        torch.save(network().state_dict(), tmp_path / name)
+    (tmp_path / "a.safetensors").write_text("nothing")
+    found = load_checkpoints([tmp_path], skip_broken=True)
+    assert found.files == {"a": tmp_path / "a.pt", "b": tmp_path / "b.pt"}
 
 
 # an architecture to hold them against
@@ -323,6 +374,9 @@ class Branches(nn.Module):
 class WithoutClasses(Branches):
     def __init__(self) -> None:
         super().__init__()
+
+
+SOME = 3
 
 
 def headless() -> nn.Module:
@@ -402,7 +456,17 @@ def test_states_that_do_not_fit(tmp_path: Path, mine: str, change: Any, says: st
         ("torchvision:resnet19", r"unknown network 'torchvision:resnet19'; known: convnet, torchvision:NAME"),
         ("resnet18", r"unknown network 'resnet18'"),
         ("my_networks:no_module", r"network 'my_networks:no_module' is str; a torch\.nn\.Module would do"),
-        ("my_networks:failing", r"network 'my_networks:failing' cannot be built with .*: too"),
+        ("my_networks:failing", r"network 'my_networks:failing' cannot be built with .*: ZeroDivisionError: too"),
+        ("my_networks:nothing", r"unknown network 'my_networks:nothing'; my_networks has no callables"),
+        (
+            "my_networks:SOME",
+            r"network 'my_networks:SOME' is int; a callable that returns a torch\.nn\.Module would do",
+        ),
+        ("torchvision:resnet", r"network 'torchvision:resnet' is module; a callable"),
+        (
+            "no_such.networks:build",
+            r"unknown network 'no_such\.networks:build': there is no module 'no_such' in the cur",
+        ),
         ("pytorchcv:resnet99", r"network 'pytorchcv:resnet99' cannot be built"),
         ("torchvision:resnet18", r"a\.pt: entry 'conv1\.weight' \(64, 3, 7, 7\) of torchvision:resnet18 is missing"),
         ("my_networks:headless", r"a\.pt: entry '0\.weight' \(4, 3, 3, 3\) of my_networks:headless is missing"),
@@ -412,6 +476,38 @@ def test_architectures_that_will_not_do(tmp_path: Path, mine: str, name: str, sa
     files = two(tmp_path, Branches().state_dict(), Branches().state_dict())
     with pytest.raises(FsclError, match=says):
         load_checkpoints(files, Architecture(name))
+
+
+def test_networks_in_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    (tmp_path / "nets").mkdir()
+    (tmp_path / "parts_of_mine.py").write_text("from torch import nn\n")
+    (tmp_path / "nets/of_mine.py").write_text(
+        "def build(num_classes):\n"
+        "    from parts_of_mine import nn\n"
+        "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, num_classes))\n"
+    )
+    state = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 5)).state_dict()
+    for name in ("nets.of_mine:build", "nets/of_mine.py:build"):
+        assert Architecture(name).misfit(state) == ""
+    for module, text, says in (
+        ("in_pieces", "def build(:", "in_pieces cannot be imported: SyntaxError"),
+        (
+            "needing",
+            "import no_such_thing",
+            "needing cannot be imported: ModuleNotFoundError: No module named 'no_such_t",
+        ),
+        ("empty_one", "", "unknown network 'empty_one:build'; empty_one has no callables"),
+    ):
+        (tmp_path / f"{module}.py").write_text(text)
+        with pytest.raises(FsclError, match=says):
+            Architecture(f"{module}:build")
+    assert sys.path == before
+    for module in ("nets", "nets.of_mine", "parts_of_mine", "empty_one"):
+        sys.modules.pop(module)
 
 
 def test_a_network_is_built_once_it_is_known_for_what() -> None:

@@ -2,10 +2,13 @@
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
 from torch import nn
 
 from fscl.atoms import joint_decompose
@@ -44,6 +47,9 @@ def test_fine_tuned_networks_are_grouped_by_their_start(fine_tuned: dict[str, nn
     assert found.matrix[same].min() > 0.9
     assert abs(found.matrix[~same]).max() < 0.2
     assert all(found.nearest(name)[0][:6] == name[:6] for name in fine_tuned)
+    tree = linkage(squareform(1 - found.matrix, checks=False), "average")  # what is drawn on top of the heatmap
+    cut = fcluster(tree, 3, "maxclust")
+    assert (np.equal.outer(cut, cut) == same).all()
 
 
 def test_they_are_so_in_any_order(fine_tuned: dict[str, nn.Module]) -> None:
@@ -170,6 +176,18 @@ def test_what_a_terminal_shows(fine_tuned: dict[str, nn.Module]) -> None:
     alone = lines(compare(joint_decompose(dict(list(fine_tuned.items())[:2]))))
     assert "group" not in "".join(alone)
     assert alone[-1].startswith("Trusted: ")
+
+
+def test_networks_that_are_all_but_copies_are_told_apart(fine_tuned: dict[str, nn.Module]) -> None:
+    torch.manual_seed(0)
+    start = torch.randn(16, 16, 3, 3)
+    turned = {n: start @ (torch.eye(3) + by * torch.randn(3, 3)) for n, by in (("b", 0.005), ("c", 0.05))}
+    states = {n: {"conv.weight": w} for n, w in {"a": start, **turned}.items()}
+    alike = [line.split()[-1] for line in lines(compare(joint_decompose(states)))[1:4]]
+    assert all(re.fullmatch(r"\(0\.99\d{3}\)", number) for number in alike), alike
+    states = {"a": states["a"], "b": states["a"]}
+    copies = [line.split()[-1] for line in lines(compare(joint_decompose(states)))[1:3]]
+    assert copies == ["(1.000)", "(1.000)"]
 
 
 def test_unknown_measures_are_refused_before_anything_is_read() -> None:

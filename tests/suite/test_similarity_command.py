@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 
 import fscl as package
@@ -22,6 +23,7 @@ from fscl.suite.comparison import compare
 
 Fscl = Callable[..., Any]  # the fixture, see conftest.py
 
+LEFT_OUT = ["another.pt", "cut.pt", "evil.pt", "evil_too.bin"]
 WRITTEN = ["clustered.png", "similarity.csv", "similarity.json", "similarity.png"]
 
 
@@ -65,6 +67,20 @@ def test_a_folder_is_compared_and_what_is_written_reads_back(
     assert "group 3: start2_task0, start2_task1, start2_task2, start2_task3 (9" in ended.out
 
 
+def test_the_same_networks_in_other_files_give_the_same(
+    fscl: Fscl, folder: Path, tmp_path: Path, fine_tuned: dict[str, nn.Module]
+) -> None:
+    assert fscl("similarity", folder, "-o", "one").code == 0
+    (tmp_path / "others").mkdir()
+    for name, model in fine_tuned.items():
+        save_file(model.state_dict(), tmp_path / f"others/{name}.safetensors")
+    ended = fscl("similarity", tmp_path / "others/*.safetensors", "-o", "other")
+    assert ended.code == 0, ended.err
+    names, matrix = read_csv(tmp_path / "other/similarity.csv")
+    assert names == list(fine_tuned)
+    np.testing.assert_allclose(matrix, read_csv(tmp_path / "one/similarity.csv")[1], atol=1e-6)
+
+
 def test_files_of_one_start_in_the_order_given(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
     files = [folder / f"start2_task{t}.pt" for t in (3, 0, 2)]
     ended = fscl("similarity", *files, "--metric", "filter", "--aggregate", "product", "--atoms", 27)
@@ -92,24 +108,28 @@ def test_broken_files_end_it_or_are_left_out_and_named(fscl: Fscl, folder: Path,
     torch.save({"state_dict": Evil()}, folder / "evil.pt")
     (folder / "evil_too.bin").write_bytes(pickle.dumps(Evil(), 2))
     (folder / "cut.pt").write_bytes((folder / "start0_task0.pt").read_bytes()[:5000])
-    torch.save(nn.Sequential(nn.Conv2d(1, 8, 3)).state_dict(), folder / "zother.pt")
+    torch.save(nn.Sequential(nn.Conv2d(1, 8, 3)).state_dict(), folder / "another.pt")  # the first of them
     for name, says in (
         ("evil.pt", r"evil\.pt: holds posix\.system, which is not loaded"),
         ("evil_too.bin", r"evil_too\.bin: holds|evil_too\.bin: damaged"),
         ("cut.pt", r"cut\.pt: damaged or truncated"),
-        ("zother.pt", r"zother\.pt: layer '0' has filters \(8, 1, 3, 3\) here and filters \(16, 1, 3, 3\) in .*start0"),
+        (
+            "another.pt",
+            r"another\.pt: layer '0' has filters \(8, 1, 3, 3\) here and filters \(16, 1, 3, 3\) in .*start0",
+        ),
     ):
         refused(fscl("similarity", folder / "start0_task0.pt", folder / name, "-o", "out"), says)
         assert not (tmp_path / "out").exists()
+    refused(fscl("similarity", folder, "-o", "out"), r"cut\.pt: damaged .*; --skip-broken goes on without it$")
     ended = fscl("similarity", folder, "-o", "out", "--skip-broken")
     assert ended.code == 0
     assert ended.err.count("\n") == 4
-    for line, name in zip(ended.err.splitlines(), ("cut.pt", "evil.pt", "evil_too.bin", "zother.pt"), strict=True):
+    for line, name in zip(ended.err.splitlines(), LEFT_OUT, strict=True):
         assert line.startswith(f"left out: {folder / name}: ")
     assert not (tmp_path / "mark").exists()
     assert (tmp_path / "out/similarity.csv").read_bytes() == (tmp_path / "whole/similarity.csv").read_bytes()
     left = json.loads((tmp_path / "out/similarity.json").read_text())["left_out"]
-    assert sorted(Path(path).name for path in left) == ["cut.pt", "evil.pt", "evil_too.bin", "zother.pt"]
+    assert sorted(Path(path).name for path in left) == LEFT_OUT
 
 
 @pytest.mark.parametrize(
