@@ -4,6 +4,7 @@ from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import Decomposition, decompose, recompose
 from fscl.atoms.joint import JointDecomposition, joint_decompose
 from fscl.atoms.layers import AtomConv2d, atom_layers, freeze_coefficients
+from fscl.atoms.response import response_features, response_similarity, tangent_features, tangent_similarity
 
 __all__ = [
     "AtomBank",
@@ -15,4 +16,8 @@ __all__ = [
     "freeze_coefficients",
     "joint_decompose",
     "recompose",
+    "response_features",
+    "response_similarity",
+    "tangent_features",
+    "tangent_similarity",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from fscl.atoms.bank import AtomBank
 from fscl.errors import FsclError
@@ -29,7 +29,7 @@ def response_features(
     model: nn.Module,
     images: Tensor,
     *,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
     positions: int | None = 64,
     batch_size: int = 64,
     call: Call | None = None,
@@ -39,9 +39,9 @@ def response_features(
 
     Args:
         bank: T tasks.
-        model: their network; it is left as it was.
+        model: their network, or one of its architecture; it is left as it was.
         images: (n, channels, height, width), such as :func:`fscl.similarity.dead_leaves`, or real ones.
-        layers: dotted names; the bank's layers by default.
+        layers: dotted names, or one; the bank's layers by default.
         positions: drawn from each image's map, the same in all tasks; None for all of them.
         batch_size: images a pass.
         call: makes the pass from (model, images) where ``model(images)`` does not.
@@ -54,7 +54,7 @@ def response_features(
         FsclError: the bank is empty or not of this network; as :func:`fscl.similarity.collect_features`.
 
     Example:
-        >>> from fscl.atoms import decompose, freeze_coefficients
+        >>> from fscl.atoms import AtomBank, decompose, freeze_coefficients, response_features
         >>> from fscl.similarity import noise_images
         >>> model = decompose(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2))).model
         >>> freeze_coefficients(model)
@@ -64,22 +64,22 @@ def response_features(
         torch.Size([72, 4])
     """
     _check(bank)
-    names = list(bank.layers if layers is None else layers)
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    network, names = copy.deepcopy(model), _names(bank, layers)
+    found: dict[str, list[Tensor]] = {}
     for task in bank.tasks:
-        with bank.swapped(model, task):
-            features = collect_features(
-                model,
-                images.split(batch_size),
-                names,
-                maps="positions",
-                positions=positions,
-                call=None if call is None else lambda net, batch: call(net, batch.to(_place(net))),
-                progress=False,
-                seed=seed,
-            )
+        bank.restore(network, task)
+        features = collect_features(
+            network,
+            images.split(batch_size),
+            names,
+            maps="positions",
+            positions=positions,
+            call=call,
+            progress=False,
+            seed=seed,
+        )
         for name, values in features.items():
-            found[name].append(values)
+            found.setdefault(name, []).append(values)
     return found
 
 
@@ -117,7 +117,7 @@ def tangent_features(
     images: Tensor,
     *,
     reference: int | None = None,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
     positions: int | None = 64,
     call: Call | None = None,
     seed: int = 0,
@@ -150,7 +150,7 @@ def tangent_similarity(
     *,
     per_layer: bool = False,
     reference: int | None = None,
-    layers: Iterable[str] | None = None,
+    layers: str | Iterable[str] | None = None,
     positions: int | None = 64,
     call: Call | None = None,
     seed: int = 0,
@@ -187,73 +187,81 @@ def _tangent(
     model: nn.Module,
     images: Tensor,
     reference: int | None,
-    layers: Iterable[str] | None,
+    layers: str | Iterable[str] | None,
     positions: int | None,
     call: Call | None,
     seed: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """By layer the reference's features and derivatives (1 + r, samples, channels), and weights (T, 1 + r) of each."""
     _check(bank)
-    names = list(bank.layers if layers is None else layers)
+    task = bank.tasks[0] if reference is None else reference
     network = copy.deepcopy(model).eval()
-    bank.restore(network, bank.tasks[0] if reference is None else reference)
-    folded = _fold_normalisation(network)
-    tasks = [_coordinates(bank.entries(task), network, folded) for task in bank.tasks]
-    at = _coordinates(bank.entries(bank.tasks[0] if reference is None else reference), network, folded)
-    origin = torch.cat([value.flatten() for value in at.values()]).double()
-    steps = torch.stack([torch.cat([task[name].flatten() for name in at]).double() for task in tasks]) - origin
+    bank.restore(network, task)
+    features = collect_features(
+        network,
+        [images],
+        _names(bank, layers),
+        maps="positions",
+        positions=positions,
+        call=call,
+        progress=False,
+        seed=seed,
+    )
+    folded, place = _fold_normalisation(network), _place(network)
+    own = [_coordinates(bank.entries(t), network, folded) for t in bank.tasks]
+    at = {
+        name: value.to(place)
+        for name, value in own[bank.tasks.index(task)].items()
+        if all(name in values and values[name].shape == value.shape for values in own)  # heads may be of one task alone
+    }
+    points = torch.stack([torch.cat([values[name].cpu().double().flatten() for name in at]) for values in own])
+    steps = points - points[bank.tasks.index(task)]
     # a direction for each task, or an orthonormal basis of what they span where that is smaller
     svd = torch.linalg.svd(steps, full_matrices=False)
     left, strength, right = svd.U, svd.S, svd.Vh
-    kept = strength > strength[0] * 1e-6 if strength.numel() else strength > 0
+    kept = strength > strength[0] * 1e-6
     directions = right[kept]
-    weights = torch.cat([torch.ones(len(tasks), 1, dtype=torch.float64), (left * strength)[:, kept]], 1)
-
-    place = _place(network)
+    weights = torch.cat([torch.ones(len(own), 1, dtype=torch.float64), (left * strength)[:, kept]], 1)
     stimulus = images.to(place)
 
     def passes(values: dict[str, Tensor]) -> dict[str, Tensor]:
-        return _outputs(network, values, stimulus, names, positions, call, seed)
+        return _outputs(network, values, stimulus, list(features), positions, call, seed)
 
-    features: dict[str, Tensor] = {}
-    basis: dict[str, list[Tensor]] = {}
+    basis = {name: [values] for name, values in features.items()}
     with torch.no_grad():
-        features = passes(at)
-        basis = {name: [features[name].cpu()] for name in names}
         for direction in directions:
             parts = direction.split([value.numel() for value in at.values()])
             tangent = {
                 name: part.view(value.shape).to(value) for (name, value), part in zip(at.items(), parts, strict=True)
             }
             slopes = jvp(passes, (at,), (tangent,))[1]
-            for name in names:
-                basis[name].append(slopes[name].cpu())
+            for name, rows in basis.items():
+                rows.append(slopes[name].cpu())
     return {name: torch.stack(rows) for name, rows in basis.items()}, weights
 
 
-class _Affine(nn.Module):
-    """Batch normalisation in evaluation: a scale and a shift for each channel."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.ones(channels))
-        self.register_buffer("shift", torch.zeros(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        return x * self.get_buffer("scale").view(shape) + self.get_buffer("shift").view(shape)
-
-
 def _fold_normalisation(network: nn.Module) -> dict[str, float]:
-    """Puts an affine map in the place of every batch normalisation that keeps statistics: name -> its epsilon."""
+    """Makes each normalisation with statistics a scale and a shift of its channels, in place: name -> its epsilon."""
     folded: dict[str, float] = {}
-    for name, module in list(network.named_modules()):
-        if isinstance(module, _BatchNorm) and module.running_var is not None:
-            owner, _, leaf = name.rpartition(".")
-            affine = _Affine(module.num_features).to(module.running_var.device)
-            setattr(network.get_submodule(owner), leaf, affine)
+    state = network.state_dict()
+    for name, module in network.named_modules():
+        if isinstance(module, _NormBase) and module.running_mean is not None and module.running_var is not None:
             folded[name] = module.eps
+            scale, shift = _scale_and_shift(state, name, module.eps)
+            module.weight, module.bias = nn.Parameter(scale), nn.Parameter(shift)
+            module.running_mean.zero_()
+            module.running_var.fill_(1)
+            module.eps = 0.0
     return folded
+
+
+def _scale_and_shift(entries: Mapping[str, Tensor], name: str, eps: float) -> tuple[Tensor, Tensor]:
+    """What a normalisation does in evaluation to each channel."""
+    scale = (entries[f"{name}.running_var"] + eps).rsqrt()
+    if f"{name}.weight" in entries:
+        scale = entries[f"{name}.weight"].detach() * scale
+    shift = -entries[f"{name}.running_mean"] * scale
+    return scale, shift + entries[f"{name}.bias"].detach() if f"{name}.bias" in entries else shift
 
 
 def _coordinates(entries: Mapping[str, Tensor], network: nn.Module, folded: Mapping[str, float]) -> dict[str, Tensor]:
@@ -261,15 +269,11 @@ def _coordinates(entries: Mapping[str, Tensor], network: nn.Module, folded: Mapp
     values: dict[str, Tensor] = {}
     present = network.state_dict()
     for name, tensor in entries.items():
-        owner = name.rpartition(".")[0]
-        if owner not in folded and name in present and tensor.is_floating_point():
+        if name.rpartition(".")[0] not in folded and name in present and tensor.is_floating_point():
             values[name] = tensor.detach()
     for name, eps in folded.items():
-        deviation = (entries[f"{name}.running_var"] + eps).sqrt()
-        scale = entries[f"{name}.weight"].detach() / deviation if f"{name}.weight" in entries else 1 / deviation
-        shift = -entries[f"{name}.running_mean"] * scale
-        values[f"{name}.scale"] = scale
-        values[f"{name}.shift"] = shift + entries[f"{name}.bias"].detach() if f"{name}.bias" in entries else shift
+        if f"{name}.running_var" in entries:
+            values[f"{name}.weight"], values[f"{name}.bias"] = _scale_and_shift(entries, name, eps)
     return values
 
 
@@ -288,12 +292,12 @@ def _outputs(
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            flat = output.flatten(2).mT
-            if positions is not None and positions < flat.shape[1]:
+            flat = output.flatten(2).mT if output.ndim > 2 else output
+            if output.ndim > 2 and positions is not None and positions < flat.shape[1]:
                 luck = torch.rand(flat.shape[:2], generator=generators[name], dtype=torch.float64)
                 drawn = luck.topk(positions).indices.to(flat.device)
                 flat = flat[torch.arange(len(flat), device=flat.device)[:, None], drawn]
-            kept[name] = flat.flatten(0, 1) if flat.is_contiguous() else flat.reshape(-1, flat.shape[2])
+            kept[name] = flat.reshape(-1, flat.shape[-1]).clone()  # the next layer may work in place
 
         return hook
 
@@ -303,7 +307,7 @@ def _outputs(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: value.clone() for name, value in kept.items()}
+    return kept
 
 
 class _Called(nn.Module):
@@ -313,6 +317,12 @@ class _Called(nn.Module):
 
     def forward(self, images: Tensor) -> object:
         return self.network(images) if self.call is None else self.call(self.network, images)
+
+
+def _names(bank: AtomBank, layers: str | Iterable[str] | None) -> list[str]:
+    if layers is None:
+        return bank.layers
+    return [layers] if isinstance(layers, str) else list(layers)
 
 
 def _place(model: nn.Module) -> torch.device:
