@@ -197,7 +197,7 @@ def test_mixing_as_many_atoms_as_the_rank_leaves_their_span(metric, dtype):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("how", ["mean", "product", "per_layer"])
+@pytest.mark.parametrize("how", ["mean", "product", "depth", "per_layer"])
 @pytest.mark.parametrize("values", [1, 20, 100, 2000])  # 11 tasks are a multiple of no block but one of 1
 def test_blocks_of_any_size_give_the_same_answer(monkeypatch, metric, how, values):
     stacks = [random(11, 4, 3, 3), random(11, 5, 3, 3, seed=1, dtype=torch.float32), random(11, 4, 3, 3, seed=2)]
@@ -252,12 +252,68 @@ def two_layers() -> list[Tensor]:
     return [first, second]
 
 
-@pytest.mark.parametrize(("how", "expected"), [("mean", -0.1), ("product", 0.36 * 0.64)])
+@pytest.mark.parametrize(("how", "expected"), [("mean", -0.1), ("product", 0.36 * 0.64), ("depth", 0.18 * 1.64)])
 def test_aggregation_by_hand(how, expected):
     assert similarity_matrix(two_layers(), aggregate=how)[0, 1] == pytest.approx(expected)
     per_layer = similarity_matrix(two_layers(), per_layer=True)
     assert per_layer[:, 0, 1].tolist() == pytest.approx([0.6, -0.8])
     assert aggregate_layers(per_layer, how)[1, 0] == pytest.approx(expected)
+
+
+def alike(*cosines: float) -> list[Tensor]:
+    """A layer for each cosine, of two tasks that have it."""
+    values = [[[1, 0], [c, math.sqrt(1 - c**2)]] for c in cosines]
+    return list(torch.tensor(values, dtype=torch.float64).reshape(-1, 2, 1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("cosines", "expected"),
+    [
+        ([1, 0.5], (1 + 0.25) / 2),
+        ([0.5, 1], (0.25 + 0.25) / 2),
+        ([1, 1, 0], 2 / 3),
+        ([0, 1, 1], 0),
+        ([0.5, 0.5, 0.5], (1 / 4 + 1 / 16 + 1 / 64) / 3),
+        ([-0.5], 0.25),
+    ],
+)
+def test_depth_is_the_mean_of_the_products_down_to_each_layer(cosines, expected):
+    similarity = similarity_matrix(alike(*cosines), aggregate="depth")
+    assert similarity[0, 1] == pytest.approx(expected, abs=1e-15)
+    assert torch.equal(similarity, similarity.T)
+    assert (similarity.diagonal() == 1).all()
+    values = torch.tensor(cosines, dtype=torch.float64).reshape(-1, 1, 1)
+    assert aggregate_layers(values, "depth").item() == pytest.approx(expected, abs=1e-15)
+    assert values.flatten().tolist() == cosines  # not written to
+
+
+@given(cosines=st.lists(st.floats(-1, 1), min_size=1, max_size=6), seed=st.integers(0, 10**6))
+@settings(deadline=None, max_examples=50)
+def test_depth_ends_in_the_product_and_a_layer_that_is_more_alike_never_lowers_it(cosines, seed):
+    def depth(values: Sequence[float]) -> float:
+        return float(aggregate_layers(torch.tensor(values, dtype=torch.float64), "depth"))
+
+    def product(values: Sequence[float]) -> float:
+        return float(aggregate_layers(torch.tensor(values, dtype=torch.float64), "product"))
+
+    last = len(cosines) * depth(cosines) - (len(cosines) - 1) * depth(cosines[:-1]) if cosines[1:] else depth(cosines)
+    assert last == pytest.approx(product(cosines), abs=1e-12)
+    assert product(cosines) - 1e-12 <= depth(cosines) <= cosines[0] ** 2 + 1e-12
+    assert depth([-c for c in cosines]) == depth(cosines)
+    layer = seed % len(cosines)
+    nearer = [*cosines[:layer], (1 + abs(cosines[layer])) / 2, *cosines[layer + 1 :]]
+    assert depth(nearer) >= depth(cosines)
+    assert depth(sorted(cosines, key=abs)) <= depth(cosines) + 1e-12  # the layers least alike first
+    assert depth(sorted(cosines, key=abs, reverse=True)) >= depth(cosines) - 1e-12
+
+
+def test_the_order_of_layers_counts_in_depth_alone(bank):
+    for how in ("product", "mean", "depth"):
+        forth, back = (
+            similarity_matrix(bank, aggregate=how, layers=order) for order in (["stem", "body"], ["body", "stem"])
+        )
+        gap = (forth - back).abs().max()
+        assert gap > 0.01 if how == "depth" else gap < 1e-15
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -298,7 +354,7 @@ def test_non_finite_atoms_are_named(bank, bad):
     ("arguments", "message"),
     [
         ({"metric": "cka"}, "unknown metric 'cka'; known: cosine, filter, grassmann, projection"),
-        ({"aggregate": "median"}, "unknown aggregate 'median'; known: product, mean"),
+        ({"aggregate": "median"}, "unknown aggregate 'median'; known: product, mean, depth$"),
         ({"layers": ["head"]}, r"unknown layer 'head'; known layers: \['conv1', 'conv2'\]"),
         ({"layers": []}, "no layers; known layers"),
         ({"metric": "filter"}, "'filter' needs the Gram matri.*conv1"),
@@ -339,7 +395,7 @@ def test_spans_of_layers_that_are_too_small():
 
 
 def test_aggregate_layers_mistakes():
-    with pytest.raises(FsclError, match="unknown aggregate 'max'; known: product, mean"):
+    with pytest.raises(FsclError, match=r"unknown aggregate 'max'; known: product, mean, depth$"):
         aggregate_layers(torch.eye(3)[None], "max")
     with pytest.raises(FsclError, match="no layers"):
         aggregate_layers(torch.empty(0, 3, 3))
