@@ -75,7 +75,7 @@ def similarity_heatmap(
     matrix = _square(similarity, names)
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
     limits = limits or similarity_limits(matrix)
-    places = decimals(*limits)
+    places = decimals(*limits, most=6 if len(matrix) <= 5 else 4)  # as many as cells have room for
     texts = [[_written(value, places) for value in row] for row in matrix.tolist()]
     axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax)
     axes.set_xlabel("task")
@@ -83,13 +83,13 @@ def similarity_heatmap(
     return axes
 
 
-def decimals(low: float, high: float) -> int:
+def decimals(low: float, high: float, most: int = 4) -> int:
     """How many decimals tell similarities in a range apart: two, and more where all are nearly the same.
 
     >>> decimals(-0.1, 0.9), decimals(0.95, 0.99), decimals(0.997, 0.999)
     (2, 3, 4)
     """
-    return min(4, max(2, 1 + math.ceil(-math.log10(max(high - low, 1e-9)))))
+    return min(most, max(2, 1 + math.ceil(-math.log10(max(high - low, 1e-9)))))
 
 
 def _written(value: float, places: int) -> str:

@@ -200,6 +200,8 @@ def similarity(
     Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
     are left out.
     """
+    from rich.console import Console
+
     from fscl.suite.checkpoints import load_checkpoints
     from fscl.suite.comparison import check_measure, compare, lines, write_comparison
 
@@ -217,7 +219,8 @@ def similarity(
     _check_writable(out)
     from fscl.atoms.joint import joint_decompose
 
-    compared = compare(joint_decompose(found.states, atoms, found.layers), metric, aggregate)
+    with Console(stderr=True).status(f"Comparing {len(found.states)} checkpoints ..."):
+        compared = compare(joint_decompose(found.states, atoms, found.layers), metric, aggregate)
     if bank is not None and architecture is not None:
         compared.joint.bank(architecture.network).save(bank)
     more = {

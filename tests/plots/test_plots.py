@@ -204,7 +204,9 @@ def test_clusters_of_what_cannot_be_clustered() -> None:
 
 def test_similarities_that_are_all_but_equal_are_told_apart() -> None:
     matrix = np.array([[1, 0.9981, 0.9979], [0.9981, 1, 0.9985], [0.9979, 0.9985, 1]])
-    assert similarity_heatmap(matrix, "abc").texts[0].get_text() == "0.9981"
+    assert similarity_heatmap(matrix, "abc").texts[0].get_text() == "0.99810"
+    larger = np.pad(matrix, (0, 9), constant_values=0.998)  # whose cells have room for less
+    assert similarity_heatmap(larger, "abcdefghijkl").texts[0].get_text() == "0.9981"
     far = [[1, 0.9981, 0], [0.9981, 1, 1], [0, 1, 1]]
     assert [t.get_text() for t in similarity_heatmap(far, "abc").texts] == [
         ".9981",

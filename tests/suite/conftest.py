@@ -67,10 +67,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, lr: flo
 @pytest.fixture(scope="session")
 def fine_tuned() -> dict[str, nn.Module]:
     """Twelve networks on scikit-learn's digits: three starts, each fine-tuned to four tasks with a new head."""
-    from sklearn.datasets import load_digits
-
-    pixels, classes = load_digits(return_X_y=True)
-    images, labels = torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes)
+    images, labels = digits()
     found: dict[str, nn.Module] = {}
     for s in range(3):
         torch.manual_seed(s)
@@ -81,6 +78,27 @@ def fine_tuned() -> dict[str, nn.Module]:
             mine = torch.isin(labels, torch.tensor(few))
             found[f"start{s}_task{t}"] = train(model, images[mine], labels[mine] - few[0], epochs=4, lr=0.02)
     return found
+
+
+@pytest.fixture(scope="session")
+def from_scratch() -> dict[str, nn.Module]:
+    """Twelve that share a random initialisation at most: three of them, each trained to four tasks at full rate."""
+    images, labels = digits()
+    found: dict[str, nn.Module] = {}
+    for s in range(3):
+        torch.manual_seed(s)
+        start = small_network()
+        for t, few in enumerate(([0, 1, 2], [3, 4, 5], [6, 7], [8, 9])):
+            mine = torch.isin(labels, torch.tensor(few))
+            found[f"start{s}_task{t}"] = train(copy.deepcopy(start), images[mine], labels[mine], epochs=4, lr=0.05)
+    return found
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes)
 
 
 @pytest.fixture
