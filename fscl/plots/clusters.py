@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from itertools import groupby
 
@@ -66,26 +67,46 @@ def clustered_heatmap(
 
 
 def short_names(names: Sequence[str], width: int = 18) -> list[str]:
-    """Names that fit on an axis and still differ: without the words that all begin or end with, then without middles.
+    """Names that fit on an axis and still differ: without words that all begin or end with, then without words that
+    many have, then without middles.
 
     >>> short_names(["resnet18_flowers_lr0.01_best", "resnet18_flowers_lr0.1_best"])
     ['…lr0.01…', '…lr0.1…']
     >>> short_names(["one_of_a_great_many_tasks", "another_of_a_great_number"], 16)
-    ['one_o…many_tasks', 'anoth…eat_number']
+    ['one_…many_tasks', 'another_…number']
+    >>> short_names(["unpronounceable_appearances", "indistinguishable_differences"])
+    ['unpro…_appearances', 'indis…_differences']
     """
     if max(map(len, names), default=0) <= width:
         return list(names)
-    words = [re.findall(r"[^_\-/ ]*[_\-/ ]?", name)[:-1] for name in names]
+    words = [_words(name) for name in names]
     least = min(map(len, words)) - 1
     start = next((i for i in range(least) if len({w[i] for w in words}) > 1), least)
     end = next((i for i in range(least - start) if len({w[-1 - i] for w in words}) > 1), least - start)
     found = ["".join(w[start : len(w) - end]) for w in words]
     found = [f"{'…' * (start > 0)}{n.rstrip('_-/ ') if end else n}{'…' * (end > 0)}" for n in found]
+    counts = Counter(word.rstrip("_-/ ") for name in found for word in set(_words(name)))
+    found = [_without_common_words(name, width, counts) for name in found]
     head = (width - 1) // 3
     found = [n if len(n) <= width else f"{n[:head]}…{n[len(n) - (width - 1 - head) :]}" for n in found]
     if len(set(found)) == len(set(names)):
         return found
     return [f"{name[: width - 1 - len(str(i))]}…{i}" for i, name in enumerate(found, 1)]
+
+
+def _words(name: str) -> list[str]:
+    return re.findall(r"[^_\-/ ]*[_\-/ ]?", name)[:-1]
+
+
+def _without_common_words(name: str, width: int, counts: Counter[str]) -> str:
+    """The name without the words that most names have, as many as are too many; what only it has stays."""
+    words = _words(name)
+    often = [counts[word.rstrip("_-/ ")] for word in words]
+    while len(name) > width and max(often) > 1:
+        commonest = often.index(max(often))
+        words[commonest], often[commonest] = "…", 0
+        name = re.sub("…+", "…", "".join(words))
+    return name
 
 
 def _draw_tree(axes: Axes, figure: Figure, across: Sequence[Sequence[float]], up: Sequence[Sequence[float]]) -> None:

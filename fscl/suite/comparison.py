@@ -54,15 +54,18 @@ SHARED_START = 0.15
 # by Adam, 0.65 to 0.99 at four times the rate or from the random initialisation alone.
 WELL_EXPLAINED = 0.9
 
+NAMED = 8  # members of a group that a terminal shows by name
+
 Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Group:
-    """Networks that share a start, and how much of their filters coefficients of their own explain."""
+    """Networks that share a start, how much of their filters coefficients of their own explain, and of the least."""
 
     members: tuple[str, ...]
     share: float
+    least: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,7 @@ class Comparison:
     @property
     def trusted(self) -> bool:
         """Whether all the numbers may be compared with one another."""
-        return len(self.groups) == 1 and self.share >= WELL_EXPLAINED
+        return len(self.groups) == 1 and self.groups[0].least >= WELL_EXPLAINED
 
     @property
     def verdict(self) -> str:
@@ -100,12 +103,17 @@ class Comparison:
         if self.trusted:
             return f"trusted: these networks share a start, and {explain}"
         if len(self.groups) == 1:
-            return f"to be read with care: these networks share a start, but {explain}; more explain more (--atoms)"
+            worst = self.joint.names[int(self.joint.shares.argmin())]
+            little = f"as little as {percent(self.groups[0].least)} in {worst}"
+            return (
+                f"to be read with care: these networks share a start, but {explain}, {little}; "
+                "more explain more (--atoms)"
+            )
         text = f"not to be trusted as a whole: these networks do not share a start, and {explain}"
         if len(self.groups) == len(self.joint.names):
             return f"{text}; no two of them are related, and their similarities say no more than that"
-        well = all(group.share >= WELL_EXPLAINED for group in self.groups)
-        hold = "hold" if well else "hold as far as its filters are explained"
+        well = all(group.least >= WELL_EXPLAINED for group in self.groups)
+        hold = "hold" if well else "hold as far as its networks are explained"
         across = "across them they only say that no start is shared"
         return f"{text}; within each of the {len(self.groups)} groups the numbers {hold}, {across}"
 
@@ -129,7 +137,9 @@ class Comparison:
             "aggregate": self.aggregate,
             "matrix": self.matrix.tolist(),
             "verdict": {"trusted": self.trusted, "text": self.verdict},
-            "groups": [{"members": list(g.members), "explained": g.share} for g in self.groups],
+            "groups": [
+                {"members": list(g.members), "explained": g.share, "explained_least": g.least} for g in self.groups
+            ],
             "atoms": {"of_a_start": self.num_atoms, "compared": joint.num_atoms},
             "explained": {
                 "by_atoms_of_a_start": self.share,
@@ -165,12 +175,12 @@ def compare(joint: JointDecomposition, metric: str = "cosine", aggregate: str = 
     related = joint.relatedness().numpy()
     groups = find_groups(related, joint.names)
     if len(groups) == 1:
-        compared, shares = joint, [joint.share]
+        compared, fits = joint, [joint]
     else:
         compared = joint.refit(joint.num_atoms * len(groups))
-        shares = [joint.refit(names=members).share for members in groups]
+        fits = [joint.refit(names=members) for members in groups]
     matrix = similarity_matrix(compared, metric=metric, aggregate=aggregate).double().numpy()
-    found = [Group(members, share) for members, share in zip(groups, shares, strict=True)]
+    found = [Group(members, fit.share, float(fit.shares.min())) for members, fit in zip(groups, fits, strict=True)]
     return Comparison(compared, matrix, metric, aggregate, joint.num_atoms, joint.share, related, found)
 
 
@@ -232,11 +242,14 @@ def lines(found: Comparison) -> list[str]:
     width = max(10, *map(len, names.values()))
     shares = dict(zip(joint.names, joint.shares.tolist(), strict=True))
     said = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
-    alike = [found.nearest(name) for name in names]
-    places = digits([similarity for _, similarity in alike])
-    for (name, short), (nearest, similarity) in zip(names.items(), alike, strict=True):
+    alone = {group.members[0] for group in found.groups if len(group.members) == 1}
+    alike = {name: found.nearest(name) for name in names if name not in alone}
+    places = digits([similarity for _, similarity in alike.values()])
+    for name, short in names.items():
         of = f"{found.group_of(name):>5} " if several else ""
-        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {names[nearest]} ({similarity:.{places}f})")
+        nearest, similarity = alike.get(name, ("", 0.0))
+        most = f"{names[nearest]} ({similarity:.{places}f})" if nearest else "none of its start"
+        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {most}")
     of_each = f", {found.num_atoms} for each of {len(found.groups)} starts" if several else ""
     said += [
         "",
@@ -245,9 +258,13 @@ def lines(found: Comparison) -> list[str]:
         found.verdict[0].upper() + found.verdict[1:],
     ]
     for number, group in enumerate(found.groups if several else [], 1):
-        alone = len(group.members) == 1
-        explained = "on its own" if alone else f"{percent(group.share)} explained by {found.num_atoms} atoms of its own"
-        said.append(f"  group {number}: {', '.join(names[name] for name in group.members)} ({explained})")
+        if len(group.members) > 1:
+            shown = [names[name] for name in group.members[:NAMED]]
+            rest = f" and {len(group.members) - NAMED} more" * (len(group.members) > NAMED)
+            explained = f"{percent(group.share)} explained by {found.num_atoms} atoms of its own"
+            if group.least < WELL_EXPLAINED:
+                explained += f", as little as {percent(group.least)} in one"
+            said.append(f"  group {number}: {', '.join(shown)}{rest} ({explained})")
     return said
 
 

@@ -228,9 +228,17 @@ def test_similarities_that_are_all_but_equal_are_told_apart() -> None:
         ["one", "two", "three"],
         ["runs/a/model", "runs/b/model", "a_very_long_name/of_another_kind/model"],
         ["same_long_name_of_all_and", "same_long_name_of_all_and_more_of_it"],
+        [*(f"experiment_start{i % 3}_from_task{i % 4}_to_task{i % 5}_seed{i:02d}_best" for i in range(36)), "another"],
     ],
 )
 def test_short_names_fit_and_differ(given: list[str]) -> None:
     short = short_names(given)
     assert len(set(short)) == len(given)
     assert all(0 < len(name) <= 18 for name in short)
+
+
+def test_short_names_keep_what_only_they_have() -> None:
+    long = [f"experiment_start{i % 3}_from_task{i % 4}_to_task{i % 5}_seed{i:02d}_best" for i in range(36)]
+    short = short_names([*long, "another_1"], 26)
+    assert all(f"seed{i:02d}" in name for i, name in enumerate(short[:-1]))
+    assert short[-1] == "another_1"

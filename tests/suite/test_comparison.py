@@ -59,7 +59,7 @@ def test_so_they_are_where_only_the_random_initialisation_is_shared(from_scratch
     assert found.related[same].min() > 2 * SHARED_START
     assert abs(found.related[~same]).max() < SHARED_START / 2
     assert found.matrix[same].min() > abs(found.matrix[~same]).max()
-    assert "hold as far as its filters are explained" in found.verdict  # far from their starts by now
+    assert "hold as far as its networks are explained" in found.verdict  # far from their starts by now
 
 
 def test_they_are_so_in_any_order(fine_tuned: dict[str, nn.Module]) -> None:
@@ -149,6 +149,30 @@ def test_every_measure(fine_tuned: dict[str, nn.Module], metric: str, aggregate:
     assert [len(g.members) for g in found.groups] == [4, 2]
 
 
+def test_one_network_that_is_hardly_explained_is_not_hidden_by_the_others() -> None:
+    torch.manual_seed(0)
+    start = torch.randn(32, 32, 3, 3)
+    near = {f"near{i}": start @ (torch.eye(3) + 0.01 * torch.randn(3, 3)) for i in range(12)}
+    states = {n: {"c.weight": w} for n, w in {**near, "far": start / 2 + 0.75 * torch.randn(32, 32, 3, 3)}.items()}
+    joint = joint_decompose(states)
+    found = compare(joint)
+    assert [len(g.members) for g in found.groups] == [13]
+    assert found.share > 0.9 > 0.5 > found.groups[0].least
+    assert not found.trusted
+    assert re.search(r"9 atoms explain 9\d\.\d % of their filters, as little as \d\d\.\d % in far; more", found.verdict)
+    stranger = {"z": {"c.weight": torch.randn(32, 32, 3, 3)}, "zz": {"c.weight": torch.randn(32, 32, 3, 3)}}
+    found = compare(joint_decompose({**states, **stranger}))
+    assert "within each of the 3 groups the numbers hold as far as its networks are explained" in found.verdict
+    said = lines(found)
+    groups = [line for line in said if line.startswith("  group ")]
+    assert len(groups) == 1, "those alone are not listed again"
+    assert re.search(
+        r"near7 and 5 more \(9\d\.\d % explained by 9 atoms of its own, as little as \d+\.\d % in one\)$", groups[0]
+    )
+    assert [line.split()[1] for line in said if line.endswith("none of its start")] == ["2", "3"]
+    assert compare(joint_decompose({n: s for n, s in states.items() if n != "far"})).trusted
+
+
 def test_groups_are_clusters_of_mean_relatedness() -> None:
     chain = np.array([[1, 0.5, 0.02, 0], [0.5, 1, 0.5, 0.02], [0.02, 0.5, 1, 0.5], [0, 0.02, 0.5, 1]])
     assert find_groups(chain, "abcd") == [("a", "b"), ("c", "d")]  # links alone do not make a group
@@ -163,7 +187,12 @@ def test_data_for_other_programs_is_plain_and_whole(fine_tuned: dict[str, nn.Mod
     np.testing.assert_array_equal(data["matrix"], found.matrix)
     np.testing.assert_array_equal(data["relatedness"], found.related)
     assert data["atoms"] == {"of_a_start": 9, "compared": 27}
-    assert data["groups"][2] == {"members": list(found.groups[2].members), "explained": found.groups[2].share}
+    last = found.groups[2]
+    assert data["groups"][2] == {
+        "members": list(last.members),
+        "explained": last.share,
+        "explained_least": last.least,
+    }
     assert data["explained"]["by_atoms_of_a_start"] == found.share
     assert data["explained"]["by_layer"].keys() == set(found.joint.layers) == {"0", "4", "9"}
     assert set(data["explained"]["by_checkpoint"]) == set(fine_tuned)
