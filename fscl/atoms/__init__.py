@@ -4,6 +4,7 @@ from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import Decomposition, decompose, recompose
 from fscl.atoms.joint import JointDecomposition, joint_decompose
 from fscl.atoms.layers import AtomConv2d, atom_layers, freeze_coefficients
+from fscl.atoms.moments import moment_similarity
 from fscl.atoms.response import response_features, response_similarity, tangent_features, tangent_similarity
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "decompose",
     "freeze_coefficients",
     "joint_decompose",
+    "moment_similarity",
     "recompose",
     "response_features",
     "response_similarity",
