@@ -43,7 +43,7 @@ def moment_similarity(
     *,
     exponent: float = 1.0,
     colour: float = 0.9,
-    terms: int = 3,
+    terms: int = 1,
     normalisation: bool = True,
     per_layer: bool = False,
     call: Call | None = None,
@@ -66,7 +66,8 @@ def moment_similarity(
         shape: of an input image: (channels, height, width).
         exponent: of the images' amplitude over the spatial frequency, as in :func:`fscl.similarity.noise_images`.
         colour: correlation of the images' channels with each other; natural ones are nearly grey.
-        terms: of the Hermite series; 1 takes the rectifier for a gain.
+        terms: of the Hermite series. 1 takes the rectifier for a gain. More are right for independent channels; in
+            deep networks, whose channels are not, they add up to too little similarity.
         normalisation: False leaves scale and shift of the normalisation out, as if all were 1 and 0.
         per_layer: return (L, T, T), before the mean over layers.
         call: makes the pass from (model, images) where ``model(images)`` does not.

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fscl.atoms import moment_similarity, response_features, tangent_features, tangent_similarity
 from fscl.atoms.entries import point_entries
-from fscl.atoms.response import response_features, tangent_features, tangent_similarity
 from fscl.similarity import (
     aggregate_layers,
     collect_features,
@@ -38,6 +38,10 @@ METHODS = {
     "cosine_depth": ("cosine of atoms, over depth", "atoms"),
     "grassmann": ("Grassmann (rank 3), mean over layers", "atoms"),
     "projection": ("projection (rank 3), mean over layers", "atoms"),
+    "moments": ("moments through the layers", "atoms, normalisation"),
+    "moments_white": ("moments, of white noise", "atoms, normalisation"),
+    "moments_bare": ("moments, no normalisation", "atoms"),
+    "moments_series": ("moments, rectifier to third order", "atoms, normalisation"),
     "tangent_noise": ("tangent on 1/f noise", "one network, noise"),
     "tangent_leaves": ("tangent on dead leaves", "one network, dead leaves"),
     "tangent_recalled": ("tangent on recalled images", "one network, recalled images"),
@@ -135,6 +139,16 @@ def _methods(found: Population, steps: int) -> tuple[dict[str, Tensor], dict[str
     matrices["cosine_depth"] = cosine.square().cumprod(0)  # its mean over layers is the aggregate
     for name in ("grassmann", "projection"):
         matrices[name] = timed(name, partial(bank.similarity, name, per_layer=True)).double()
+
+    carried: dict[str, dict[str, Any]] = {
+        "moments": {},
+        "moments_white": {"exponent": 0.0},
+        "moments_bare": {"normalisation": False},
+        "moments_series": {"terms": 3},
+    }
+    for name, options in carried.items():
+        call = partial(moment_similarity, bank, model, shape, per_layer=True, **options)
+        matrices[name] = timed(name, call)
 
     stimuli = {
         "white": noise_images(STIMULI, shape, exponent=0.0),

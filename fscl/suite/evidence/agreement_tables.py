@@ -20,7 +20,7 @@ SHORT = {"sequence": "one after another", "first": "each from the first", "snaps
 IMAGES = {"fmnist": "Fashion-MNIST, rotated", "cifar100": "CIFAR-100, class sets"}
 SHAPES = {"plain": "plain", "vgg": "VGG-like", "resnet": "ResNet"}
 # what tables of populations show, by yardstick: the ways without data, and the yardstick itself on recalled images
-SHOWN = {"atoms": "cosine_depth", "tangent": "tangent_recalled", "response": "recalled"}
+SHOWN = {"atoms": "cosine_depth", "moments": "moments", "tangent": "tangent_recalled", "response": "recalled"}
 LIKE = {"linear_cka": "recalled_cka", "mean_cca": "recalled_cca"}
 Results = Sequence[Mapping[str, Any]]
 
@@ -80,8 +80,8 @@ def medians(results: Results) -> Table:
     header = ["method", "needs", *(f"{SHORT[key]}: {name}" for key in regimes for name in ("CKA", "CCA"))]
     caption = (
         "Every method: median Pearson correlation with linear CKA and mean CCA. It is also the ablation: rows differ "
-        "by a part. The tangent is exact to first order about one network, the less so the farther a task has moved from "
-        "it."
+        "by a part. The tangent is exact to first order about one network, the less so the farther a task moved "
+        "from it."
     )
     return Table(caption, header, rows)
 
@@ -103,7 +103,7 @@ def layers(results: Results) -> Table:
     rows = []
     for key in REGIMES:
         for r in of_regime(results, key):
-            for method in ("cosine_depth", "recalled"):
+            for method in ("cosine_depth", "moments", "recalled"):
                 values = r["by_layer"][method]["linear_cka"], r["by_layer"][method]["mean_cca"]
                 rows.append([
                     SHORT[key], IMAGES[r["images"]], SHAPES[r["architecture"]], METHODS[method][0],
@@ -120,6 +120,7 @@ def costs(results: Results) -> Table:
     count = float(np.mean([r["networks"] for r in results]))
     rows = [
         ["cosine of atoms, over depth", "nothing", f"{1e3 * mean('cosine_depth'):.1f} ms"],
+        ["moments through the layers", "nothing", f"{1e3 * mean('moments'):.0f} ms"],
         ["tangent on recalled images", f"{mean('recall'):.0f} s", f"{mean('tangent_recalled'):.2f} s"],
         ["response to 1/f noise or dead leaves", "nothing", f"{mean('noise_passes', 'noise'):.2f} s"],
         ["response to recalled images", f"{mean('recall'):.0f} s", f"{mean('recalled_passes', 'recalled'):.2f} s"],

@@ -12,6 +12,7 @@ __all__ = ["RUNGS", "Block", "Context", "Goal", "Part", "Picture", "Table", "Uni
 # the ways to compare without data, from the cheapest to the dearest
 RUNGS = {
     "atoms": "cosine of atoms, over depth",
+    "moments": "moments through the layers",
     "tangent": "tangent on recalled images",
     "response": "response to recalled images",
 }  # and "like": CKA or CCA themselves, of recalled images

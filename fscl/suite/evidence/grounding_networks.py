@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fscl.atoms import AtomBank
-from fscl.atoms.response import response_features, tangent_similarity
+from fscl.atoms import AtomBank, moment_similarity, response_features, tangent_similarity
 from fscl.continual.acceleration import channels_last
 from fscl.similarity import dead_leaves, probing_matrix, recall_images, similarity_matrix
 from fscl.suite.evidence.contents import Context
@@ -40,11 +39,19 @@ Array = NDArray[Any]
 Features = dict[str, list[Tensor]]
 OURS = {
     "atoms": "cosine of atoms, over depth",
+    "moments": "moments through the layers",
     "tangent": "tangent on recalled images",
     "responses": "response to recalled images",
 }
 MEASURES = {**OURS, "cka": "linear CKA", "cca": "mean CCA"}
-SHORT = {"atoms": "atoms", "tangent": "tangent", "responses": "responses", "cka": "linear CKA", "cca": "mean CCA"}
+SHORT = {
+    "atoms": "atoms",
+    "moments": "moments",
+    "tangent": "tangent",
+    "responses": "responses",
+    "cka": "linear CKA",
+    "cca": "mean CCA",
+}
 # what else is computed, so that a reader sees whether another choice would have done better
 VARIANTS = {
     "atoms_mean": "cosine of atoms, mean over layers",
@@ -146,6 +153,7 @@ def similarities(first: Origin, bank: AtomBank, probe: Tensor) -> dict[str, Arra
     found = {
         **{f"atoms_{how}": bank.similarity("cosine", how) for how in ("depth", "mean", "product")},
         "atoms_change": similarity_matrix(moved, "cosine", "mean"),
+        "moments": moment_similarity(bank, model, _shape(probe)),
         "tangent": tangent_similarity(bank, model, first.recalled, positions=positions),
         **_by_features(real, recalled, compared),
         "responses_change": compared(since["recalled"], "aligned_cosine"),
@@ -165,10 +173,15 @@ def similarities_to_first(first: Origin, bank: AtomBank, probe: Tensor) -> dict[
     tangent = tangent_similarity(bank, first.model, first.recalled, positions=first.positions)
     found = {
         **{f"atoms_{how}": bank.similarity("cosine", how)[0] for how in ("depth", "mean", "product")},
+        "moments": moment_similarity(bank, first.model, _shape(probe))[0],
         "tangent": tangent[0],
         **_by_features(real, recalled, compared),
     }
     return {name: row[1:] for name, row in _ordered(found).items()}
+
+
+def _shape(images: Tensor) -> tuple[int, int, int]:
+    return images.shape[1], images.shape[2], images.shape[3]
 
 
 def _features(first: Origin, bank: AtomBank, images: Tensor) -> Features:

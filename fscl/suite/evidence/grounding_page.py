@@ -89,7 +89,12 @@ def _aims(tests: Sequence[Trial]) -> list[Goal]:
     found = []
     for what, alike in kinds.items():
         reached = {}
-        for rung, key in {"atoms": "atoms", "tangent": "tangent", "response": "responses"}.items():
+        for rung, key in {
+            "atoms": "atoms",
+            "moments": "moments",
+            "tangent": "tangent",
+            "response": "responses",
+        }.items():
             said = [t.verdict(key) for t in alike]
             open_ = said.count("no difference told")
             reached[rung] = f"{said.count('met')} of {len(said)}" + (f", {open_} undecided" if open_ else "")

@@ -15,10 +15,13 @@ DEFINITIONS = (
     "A filter is `coefficients x atoms`. Tasks share the coefficients and have atoms of their own, so that a channel "
     "means the same in all of their networks: they can be compared by their atoms, without data. This page asks how "
     "far such comparisons can be believed. The yardsticks, CKA and CCA, pass real images through every network; they "
-    "are put to the same tests. Three ways to compare do without data:",
+    "are put to the same tests. Four ways to compare do without data:",
     "**Cosine of atoms, over depth.** In each layer the cosine of two tasks' atoms, squared. A layer's features depend "
     "on all layers before it, so that these factors are multiplied from the first layer to it; a network's similarity "
     "is the mean over its layers. No pass, no image.",
+    "**Moments through the layers.** The correlation of two tasks' features, followed from layer to layer in closed "
+    "form. It begins as that of natural images, whose amplitudes fall as 1/f. Atoms and coefficients say what a "
+    "convolution makes of it, normalisation and the rectifier after it how much each channel counts. No image either.",
     "**Recalled images.** What follows needs something to look at. Dead leaves, images of discs and rectangles that "
     "overlap at random, are changed until they cause the means and variances that the networks' normalisation layers "
     "remember of their training (after Yin et al. 2020). No data is needed for this: it is done once, from the "

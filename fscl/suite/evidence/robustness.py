@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms import AtomBank
-from fscl.atoms.response import response_similarity, tangent_similarity
+from fscl.atoms import AtomBank, moment_similarity, response_similarity, tangent_similarity
 from fscl.similarity import collect_features, dead_leaves, mantel, noise_images, probing_matrix, recall_images
 from fscl.suite.evidence.contents import Context, Part, Unit
 from fscl.suite.evidence.lab import CLASSES, SIDE, Budget, Images, Task, bank_of, learn, start
@@ -167,6 +166,7 @@ def _ours(
         networks.append(copy.deepcopy(model))
         bank.restore(networks[-1], task)
     matrices: dict[str, list[Tensor]] = {"cosine": [bank.similarity("cosine", "depth").double()] * 2}
+    matrices["moments"] = [moment_similarity(bank, model, (channels, SIDE, SIDE))] * 2
     for seed in range(1 + draws):
         images = recall_images(networks, dead_leaves(stimuli, (channels, SIDE, SIDE), seed), steps)
         matrices.setdefault("tangent", []).append(tangent_similarity(bank, model, images, positions=16))

@@ -16,6 +16,7 @@ __all__ = ["OURS", "robustness_part"]
 
 OURS = {
     "cosine": ("cosine of atoms, over depth", "nothing"),
+    "moments": ("moments through the layers", "nothing"),
     "tangent": ("tangent on recalled images", "seed of the images"),
     "response": ("response to recalled images", "seed of the images"),
 }
