@@ -4,7 +4,7 @@ All are (n, channels, height, width) in float32, with mean 0 and variance 1 over
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +79,12 @@ def dead_leaves(n: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
 
 
 def recall_images(
-    models: nn.Module | Sequence[nn.Module], images: Tensor, steps: int = 200, rate: float = 0.05
+    models: nn.Module | Sequence[nn.Module],
+    images: Tensor,
+    steps: int = 200,
+    rate: float = 0.05,
+    *,
+    call: Callable[[nn.Module, Tensor], object] | None = None,
 ) -> Tensor:
     """Images that make the activations which a network's batch normalisation remembers of its training data.
 
@@ -92,6 +97,7 @@ def recall_images(
         images: where to start, (n, channels, height, width), such as `dead_leaves`; n of 16 or more.
         steps: of Adam; a pass and a gradient of all images each.
         rate: learning rate, in units of the images.
+        call: makes the pass from (model, images) where ``model(images)`` does not.
 
     Returns:
         Images of the same shape.
@@ -136,7 +142,8 @@ def recall_images(
         with torch.enable_grad():
             for step in range(steps):
                 misfits.clear()
-                networks[step % len(networks)](found_images)
+                network = networks[step % len(networks)]
+                network(found_images) if call is None else call(network, found_images)
                 total = torch.stack(misfits).sum()
                 (found_images.grad,) = torch.autograd.grad(total, found_images)  # of nothing else
                 optimizer.step()

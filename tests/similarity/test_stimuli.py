@@ -270,6 +270,21 @@ def test_networks_are_left_to_the_bit_also_when_a_pass_fails(networks):
     assert [len(module._forward_hooks) for module in net.modules()] == [int(m is net.drop) for m in net.modules()]
 
 
+def test_networks_that_take_more_than_images_are_called_as_the_user_says(networks):
+    class Labelled(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def forward(self, images, label):
+            assert label == 3
+            return self.network(images)
+
+    start = noise_images(16, (2, 8, 8))
+    found = recall_images([Labelled(net) for net in networks], start, 5, call=lambda net, images: net(images, 3))
+    assert torch.equal(found, recall_images(networks, start, 5))
+
+
 @pytest.mark.parametrize(
     "bare",
     [
