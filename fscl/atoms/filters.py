@@ -122,8 +122,9 @@ class LayerFilters:
         A matrix wider than tall is decomposed as it is. A tall one (262,144 x 108 for a layer of 12 ResNet-18s) goes
         through its Gram matrix, so that it is never held whole in float64. That halves the digits: a singular
         vector is lost in rounding where its value is below about 1e-8 of the largest. Float32 filters carry nothing
-        there, so what is below 1e-7 is left out; and the vectors, orthonormal only to about 1e-2 near that limit, are
-        made orthonormal to float64 precision in a second step.
+        there, so what is below 1e-7 is left out, as is what rounding has made up of nothing: a vector of another length
+        than its value promised. The others, orthonormal only to about 1e-2 near that limit, are made orthonormal to
+        float64 precision in a second step.
         """
         wide = len(self.filters) * self.pixels
         if self.rows <= wide:
@@ -135,7 +136,10 @@ class LayerFilters:
             keep = min(size, int((squares > _ROUNDING**2 * squares[0].clamp(min=0)).sum()))
             right = right[:, :keep] / squares[:keep].sqrt()
             vectors = torch.cat([part @ right for part in self._chunks()])
-            lengths, turns = torch.linalg.eigh(vectors.mT @ vectors)
+            inner = vectors.mT @ vectors
+            real = (inner.diagonal() - 1).abs() < 0.5
+            vectors = vectors[:, real]
+            lengths, turns = torch.linalg.eigh(inner[real][:, real])
             vectors = vectors @ (turns / lengths.sqrt() @ turns.mT)
         return nn.functional.pad(vectors, (0, size - vectors.shape[1]))
 

@@ -116,6 +116,10 @@ class JointDecomposition:
             model = fscl.decompose(network, joint.num_atoms).model
             bank.restore(model, task)
 
+        To be compared, networks need be explained but well; to work as before, nearly in full. ResNet-18s trained from
+        one random initialisation, 99.6 % explained by 9 atoms, fell from 98 % to 60 % of the test images or less.
+        ``9 * len(joint.names)`` atoms give everything back to float32 precision.
+
         Args:
             network: one of their architecture, whose own values do not matter; it is left as it is.
             heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``. They may

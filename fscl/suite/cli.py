@@ -203,7 +203,7 @@ def similarity(
     from rich.console import Console
 
     from fscl.suite.checkpoints import load_checkpoints
-    from fscl.suite.comparison import check_measure, compare, lines, write_comparison
+    from fscl.suite.comparison import bank_note, check_measure, compare, lines, write_comparison
 
     check_measure(metric, aggregate)
     if atoms < 1:
@@ -216,20 +216,24 @@ def similarity(
 
         architecture = Architecture(arch)
     found = load_checkpoints(checkpoints, architecture, skip_broken)
+    if bank is not None:
+        _check_writable(bank.parent, "--bank")
     _check_writable(out)
     from fscl.atoms.joint import joint_decompose
 
     with Console(stderr=True).status(f"Comparing {len(found.states)} checkpoints ..."):
         compared = compare(joint_decompose(found.states, atoms, found.layers), metric, aggregate)
-    if bank is not None and architecture is not None:
-        compared.joint.bank(architecture.network).save(bank)
     more = {
         "arch": arch,
         "files": {name: str(path) for name, path in found.files.items()},
         "left_out": {str(path): reason for path, reason in found.left_out.items()},
     }
     written = write_comparison(compared, out, more)
-    for line in lines(compared):
+    note = ""
+    if bank is not None and architecture is not None:
+        compared.joint.bank(architecture.network).save(bank)
+        note = bank_note(compared)
+    for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
         typer.echo(line)
     for path, reason in found.left_out.items():
         typer.echo(f"left out: {path}: {' '.join(reason.split())}", err=True)
@@ -341,14 +345,14 @@ def _by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
     return groups
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, option: str = "--out") -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe{os.getpid()}"
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise FsclError(f"--out {out}: cannot be written ({error.strerror})") from error
+        raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
 
 
 def _device(name: str) -> str:

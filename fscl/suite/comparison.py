@@ -29,6 +29,7 @@ __all__ = [
     "WELL_EXPLAINED",
     "Comparison",
     "Group",
+    "bank_note",
     "check_measure",
     "compare",
     "find_groups",
@@ -266,6 +267,18 @@ def lines(found: Comparison) -> list[str]:
                 explained += f", as little as {percent(group.least)} in one"
             said.append(f"  group {number}: {', '.join(shown)}{rest} ({explained})")
     return said
+
+
+def bank_note(found: Comparison) -> str:
+    """How near to the checkpoints the networks of a bank are, and what would make them the same; empty if they are."""
+    off = math.sqrt(max(0.0, 1 - float(found.joint.shares.min())))
+    if off < 1e-5:  # float32
+        return ""
+    enough = math.ceil(9 * len(found.joint.names) / len(found.groups))
+    return (
+        f"the bank gives filters back to within {100 * off:.2g} % of their norm, and networks that compute something "
+        f"else; --atoms {enough} gives both back exactly"
+    )
 
 
 def digits(similarities: Sequence[float]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms import AtomBank, atom_layers, decompose, joint_decompose
+from fscl.atoms.filters import LayerFilters
 from fscl.errors import FsclError
 from fscl.similarity import similarity_matrix
 
@@ -223,6 +224,22 @@ def test_networks_that_are_almost_the_same(apart):
     flat = torch.stack([s["c.weight"].double().flatten() for s in states])
     flat /= flat.norm(dim=1, keepdim=True)
     np.testing.assert_allclose(similarity(joint), flat @ flat.mT, atol=2e-7)
+
+
+def test_directions_that_rounding_has_made_up_are_left_out():
+    """Kernels of which the images reach the middle only keep the rest of their start, value by value."""
+    start = torch.randn(64, 64, 3, 3)
+    networks = [start.clone() for _ in range(3)]
+    for filters in networks:
+        filters[..., 1, 1] += 0.1 * torch.randn(64, 64)
+    stack = LayerFilters(networks)
+    noise = 1e-14 * torch.randn(27, 27, dtype=torch.float64)  # of inner products over a quarter of a million filters
+    stack.__dict__["gram"] = stack.gram + (noise + noise.T).view(3, 9, 3, 9)
+    basis = stack.basis(27)
+    assert int((basis.norm(dim=0) > 0.5).sum()) == 8 + 3
+    torch.testing.assert_close(basis.mT @ basis, (basis.norm(dim=0) > 0.5).double().diag())
+    explained = stack.project(basis).square().sum((1, 2)) / stack.norms.square()
+    torch.testing.assert_close(explained, torch.ones_like(explained))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
