@@ -73,7 +73,7 @@ def test_separation_is_unknown_where_nothing_can_be_told():
 
 def test_the_nearest_is_another_network():
     assert nearest(together(GROUPS), GROUPS).tolist() == [1.0] * 9
-    assert nearest(-together(GROUPS), GROUPS).tolist() == [0.0] * 9
+    assert nearest(np.diag(np.full(9, 50.0)) - together(GROUPS), GROUPS).tolist() == [0.0] * 9
     broken = together(GROUPS)
     broken[2, 5] = np.nan
     assert np.isnan(nearest(broken, GROUPS)).tolist() == [k == 2 for k in range(9)]

@@ -10,7 +10,7 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fscl.suite.evidence.contents import Goal, Part, Picture, Table
+from fscl.suite.evidence.contents import RUNGS, Goal, Part, Picture, Table
 from fscl.suite.evidence.page import write_page
 
 NASTY = "<script>alert('x')</script> & \"c\" | a*b"
@@ -117,11 +117,16 @@ def test_every_cell_is_shown_as_it_was_given(page):
 def test_points_goals_and_details_are_there(folder, page):
     assert page.texts["li"] == ["A point of a < b.", "And another."]
     assert "More <details>" in page.texts["summary"]
-    cells, text = page.texts["td"], (folder / "README.md").read_text(encoding="utf-8")
-    for row in (["Reach <b>", "1 of 2", "met", "–"], ["Go on", "–", "–", "failed"]):
-        start = cells.index(row[0])
-        assert cells[start : start + 4] == row
-        assert f"| {' | '.join(row)} |" in text
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    lines = [cells_of(line) for line in text.splitlines() if line.startswith("|")]
+    header = next(cells for cells in lines if cells[0] == "goal")
+    for goal, reached in (("Reach <b>", {"atoms": "1 of 2", "tangent": "met"}), ("Go on", {"response": "failed"})):
+        row = next(cells for cells in lines if cells[0] == goal)
+        known = dict(zip(header[1:], row[1:], strict=True))
+        assert {key: known.pop(RUNGS[key]) for key in reached} == reached
+        assert set(known.values()) == {"–"}, "of the other ways nothing is known"
+        start = page.texts["td"].index(goal)
+        assert page.texts["td"][start : start + len(row)] == row
     for line in ("- A **point** of `a < b`.", "- And another.", "| a detail |"):
         assert line in text.splitlines()
 
