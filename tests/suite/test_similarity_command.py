@@ -68,17 +68,16 @@ def test_a_folder_is_compared_and_what_is_written_reads_back(
 
 
 def test_the_same_networks_in_other_files_give_the_same(
-    fscl: Fscl, folder: Path, tmp_path: Path, fine_tuned: dict[str, nn.Module]
+    fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module]
 ) -> None:
-    assert fscl("similarity", folder, "-o", "one").code == 0
-    (tmp_path / "others").mkdir()
-    for name, model in fine_tuned.items():
-        save_file(model.state_dict(), tmp_path / f"others/{name}.safetensors")
-    ended = fscl("similarity", tmp_path / "others/*.safetensors", "-o", "other")
+    few = {name: model for name, model in fine_tuned.items() if name[-1] in "03"}
+    for name, model in few.items():
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    ended = fscl("similarity", tmp_path / "*.safetensors", "-o", "other")
     assert ended.code == 0, ended.err
     names, matrix = read_csv(tmp_path / "other/similarity.csv")
-    assert names == list(fine_tuned)
-    np.testing.assert_allclose(matrix, read_csv(tmp_path / "one/similarity.csv")[1], atol=1e-6)
+    assert names == list(few)
+    np.testing.assert_allclose(matrix, compare(joint_decompose(few)).matrix, atol=1e-6)
 
 
 def test_files_of_one_start_in_the_order_given(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
@@ -104,6 +103,8 @@ def test_broken_files_end_it_or_are_left_out_and_named(fscl: Fscl, folder: Path,
         def __reduce__(self) -> Any:
             return os.system, (f"touch {tmp_path / 'mark'}",)
 
+    for file in folder.glob("start[12]_*.pt"):
+        file.unlink()
     assert fscl("similarity", folder, "-o", "whole").code == 0
     torch.save({"state_dict": Evil()}, folder / "evil.pt")
     (folder / "evil_too.bin").write_bytes(pickle.dumps(Evil(), 2))
