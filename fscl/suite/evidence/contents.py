@@ -33,6 +33,7 @@ class Unit:
 
     name: str  # also a file name; unique among all parts
     call: Callable[[Context], dict[str, Any]]  # a module's function or a partial of one, so that it can be pickled
+    version: int = 1  # raised when what is measured changes: results of another version are measured anew
 
 
 @dataclass(frozen=True)

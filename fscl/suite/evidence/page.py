@@ -41,7 +41,7 @@ def write_page(results: dict[str, Any], parts: Sequence[Part], out: Path) -> Pat
     html.filters["rich"] = lambda text: Markup(_inline(str(escape(_signs(text))), ("<strong>", "</strong>"), "code"))
     html.globals["svg"] = lambda p: Markup(inline_svg(p.figure, p.slug, f"{p.title}. {p.caption}"))
     markdown = _environment(html=False)
-    markdown.filters["signs"] = _signs
+    markdown.filters["text"] = lambda text: re.sub(r"<(?=[A-Za-z/!?])", r"\<", _signs(text))
     _write(out / "index.html", html.get_template("evidence.html.j2").render(values))
     _write(out / "README.md", markdown.get_template("evidence.md.j2").render(values))
     return out / "index.html"

@@ -92,7 +92,7 @@ def _trained(
     first = copy.deepcopy(model.state_dict())
     states, accuracies = [(task(0).name, first)], [reached]
     if regime == "snapshots":
-        steps = budget.images // budget.batch * budget.epochs
+        steps = len(task(1).images) // budget.batch * budget.epochs
         marks = np.unique(np.geomspace(1, steps, 4 * count).round().astype(int))
         marks = marks[np.linspace(0, len(marks) - 1, count - 1).round().astype(int)]
 

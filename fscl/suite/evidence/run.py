@@ -40,11 +40,11 @@ def gather(
     file = out / RESULTS
     results: dict[str, Any] = {"quick": context.quick, "units": {}}
     if file.exists():
-        results = json.loads(file.read_text(encoding="utf-8"))
-        if results.get("quick") != context.quick:
-            mode = "quick" if results.get("quick") else "full"
+        results = _read(file)
+        if results["quick"] != context.quick:
+            mode = "quick" if results["quick"] else "full"
             raise FsclError(f"{file} holds results of the {mode} mode; use that mode, or another --out")
-    missing = [unit for unit in wanted if overwrite or unit.name not in results["units"]]
+    missing = [unit for unit in wanted if overwrite or not _holds(results, unit)]
     failures: list[str] = []
     for name, found in _done(missing, context, jobs, console):
         if "error" in found:
@@ -60,17 +60,34 @@ def gather(
 
 
 def parts_of(results: dict[str, Any], speed: Path | None = None) -> list[Part]:
-    """The sections for whose units there are results, and that of the costs, from what the benchmark of speed wrote."""
+    """The sections for whose units there are results of this version, and the costs that ``benchmarks/speed.py`` found.
+
+    The costs come before the grounding.
+    """
     parts = []
     for name in PARTS:
         if name == "grounding" and speed is not None:
             parts.append(cost_part(speed))
         module = import_module(f"fscl.suite.evidence.{name}")
-        known = [unit.name for unit in module.units(results["quick"])]
-        found = {unit: results["units"][unit]["result"] for unit in known if unit in results["units"]}
+        known = [unit.name for unit in module.units(results["quick"]) if _holds(results, unit)]
+        found = {unit: results["units"][unit]["result"] for unit in known}
         if found:
             parts.append(module.part(found))
     return parts
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        results = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(results["units"], dict) and isinstance(results["quick"], bool):
+            return dict(results)
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise FsclError(f"{file} does not hold results of this command; move it away, or give another --out")
+
+
+def _holds(results: dict[str, Any], unit: Unit) -> bool:
+    return unit.name in results["units"] and results["units"][unit.name].get("version", 1) == unit.version
 
 
 def _units(quick: bool) -> list[Unit]:
@@ -105,6 +122,7 @@ def _do(unit: Unit, context: Context) -> tuple[str, dict[str, Any]]:
         return unit.name, {"error": f"{type(error).__name__}: {error}"}
     return unit.name, {
         "result": result,
+        "version": unit.version,
         "seconds": round(time.perf_counter() - began, 1),
         "date": date.today().isoformat(),
         "machine": f"{_processor()}, 1 thread; Python {platform.python_version()}, torch {torch.__version__}",

@@ -26,10 +26,11 @@ class Made:
     def __init__(self) -> None:
         self.asked: list[str] = []
         self.answers: dict[str, Answer] = {}
+        self.version = 1
 
     def units(self, part: str, quick: bool) -> list[Unit]:
         names = [f"{part}-one", f"{part}-two"] if quick else [f"{part}-{n}" for n in ("one", "two", "three")]
-        return [Unit(name, partial(self.call, name)) for name in names]
+        return [Unit(name, partial(self.call, name), self.version) for name in names]
 
     def call(self, name: str, context: Context) -> dict[str, Any]:
         self.asked.append(name)
@@ -150,6 +151,25 @@ def test_units_are_done_again_when_asked(made, context, tmp_path):
     with pytest.raises(FsclError, match="1 of 4 units failed"):
         gather(context, tmp_path, 1, overwrite=True)
     assert kept(tmp_path)["units"]["dogs-one"]["result"] == {"new": 1}, "the former result is better than none"
+
+
+def test_units_that_measure_something_new_are_done_again(made, context, tmp_path):
+    old = gather(context, tmp_path, 1)
+    made.asked.clear()
+    made.version = 2
+    assert parts_of(old) == [], "what was measured otherwise is not shown"
+    results = gather(context, tmp_path, 1, only="dogs")
+    assert made.asked == ["dogs-one", "dogs-two"]
+    assert [part.title for part in parts_of(results)] == ["dogs"]
+
+
+@pytest.mark.parametrize("text", ["", '{"quick": true, "units": {', "[]", '{"quick": true}', '{"units": {}}'])
+def test_a_file_of_something_else_is_named_and_left(made, context, tmp_path, text):
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FsclError, match=r"results.json does not hold results of this command; move it away"):
+        gather(context, tmp_path, 1)
+    assert (tmp_path / "results.json").read_text(encoding="utf-8") == text
+    assert made.asked == []
 
 
 def test_a_full_disk_leaves_the_former_results_whole(made, context, tmp_path, monkeypatch):
