@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from fscl.atoms import AtomBank, atom_layers, decompose, freeze_coefficients, moment_similarity, moments
+from fscl.atoms.moment_steps import hermite
 from fscl.errors import FsclError
 from fscl.similarity import noise_images
 
@@ -120,7 +121,7 @@ def test_a_chain_of_single_channels_is_what_normal_images_give_in_the_networks()
 
 def test_the_rectifier_s_series_is_its_covariance():
     scale, shift = torch.tensor([1.0, 0.7, 2.0, -1.2]).double(), torch.tensor([0.0, 0.5, -1.5, 0.4]).double()
-    coefficients = moments._hermite(scale, shift, 40).numpy()
+    coefficients = hermite(scale, shift, 40).numpy()
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)
     weights = weights / weights.sum()
     values = np.maximum(scale.numpy()[:, None] * nodes + shift.numpy()[:, None], 0)
@@ -205,6 +206,37 @@ def test_what_a_task_changes_is_seen_from_that_layer_on(entry, same, moved):
     assert bool((without > 1 - 1e-12).all()) == (not entry.endswith("atoms"))
 
 
+class Split(nn.Module):
+    """Two branches of one convolution, which meet in a sum or side by side."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.joined = joined
+        self.stem, self.left, self.right = nn.Conv2d(2, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)
+        self.last = nn.Conv2d(8 if joined else 4, 3, 3)
+
+    def forward(self, images):
+        stem = self.stem(images).relu_()
+        left, right = self.left(stem), self.right(stem)[:, :, 1:-1, 1:-1]
+        return self.last(torch.cat([left, right], 1) if self.joined else left + right)
+
+
+@pytest.mark.parametrize("joined", [True, False])
+def test_what_comes_by_two_ways_is_as_alike_as_both_together(joined):
+    model = decompose(Split(joined).double()).model
+    freeze_coefficients(model)
+    state, bank = copy.deepcopy(model.state_dict()), AtomBank(model)
+    bank.store(model, 0)
+    generator = torch.Generator().manual_seed(0)
+    state["left.atoms"] = torch.randn(state["left.atoms"].shape, generator=generator, dtype=torch.float64)
+    model.load_state_dict(state)
+    bank.store(model, 1)
+    found = dict(zip(bank.layers, moment_similarity(bank, model, (2, 16, 16), per_layer=True)[:, 0, 1], strict=True))
+    assert found["stem"] == pytest.approx(1)
+    assert found["left"] < found["last"] < 1  # half of what enters the last layer is the same
+
+
 def test_layers_come_in_the_bank_s_order_though_they_run_in_another():
     class Backwards(nn.Module):
         def __init__(self) -> None:
@@ -249,5 +281,5 @@ def test_an_empty_bank_and_another_network_are_refused():
         moment_similarity(AtomBank(model), model, (3, 20, 20))
     with pytest.raises(FsclError, match="no atom layer '0'; the bank is of another one"):
         moment_similarity(bank_of(model), nn.Sequential(nn.Flatten()), (3, 20, 20))
-    with pytest.raises(FsclError, match="does not reach layer '0'; give `call`"):
+    with pytest.raises(FsclError, match=r"does not reach layer '0' by what can be followed \(conv.*give `call`"):
         moment_similarity(bank_of(model), model, (3, 20, 20), call=lambda net, images: None)

@@ -1,0 +1,132 @@
+"""What a network does between its convolutions: the order of a pass, seen from outside."""
+
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.overrides import TorchFunctionMode
+
+from fscl.errors import FsclError
+
+__all__ = ["Event", "trace"]
+
+RECTIFIERS = {
+    *("relu", "leaky_relu", "rrelu", "prelu", "relu6", "hardtanh", "gelu"),
+    *("silu", "elu", "selu", "celu", "mish", "hardswish", "softplus"),
+}
+SUMS = {"add", "radd", "iadd"}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened to a map of channels (1, c, h, w), or to several; maps are numbered, the input is 0.
+
+    ``kind`` is ``conv``, ``norm``, ``rectifier``, ``add``, ``cat`` or ``resize``.
+    """
+
+    kind: str
+    given: tuple[int, ...]
+    made: int
+    name: str = ""  # of the module, of a convolution or normalisation
+    shrink: float = 1.0  # how many positions of what was given, in a line, make one of what was made
+
+
+def trace(
+    model: nn.Module, shape: tuple[int, int, int], call: Callable[[nn.Module, Tensor], object] | None = None
+) -> list[Event]:
+    """The events of one pass of a blank image, in evaluation; the network is left as it was.
+
+    Raises:
+        FsclError: the pass fails.
+    """
+    recorder = _Recorder()
+    modules = [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase) or _is_convolution(module)
+    ]
+    hooks = [module.register_forward_pre_hook(recorder.enter) for _, module in modules]
+    hooks += [module.register_forward_hook(recorder.leave(name, module)) for name, module in modules]
+    modes = [(module, module.training) for module in model.modules()]
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    blank = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+    recorder.number(blank)
+    try:
+        model.eval()
+        with torch.no_grad(), recorder:
+            model(blank) if call is None else call(model, blank)
+    except (RuntimeError, TypeError) as error:
+        raise FsclError(
+            f"a pass of an image of shape {tuple(shape)} fails: {error}; give another shape or `call`"
+        ) from error
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for module, training in modes:
+            module.training = training
+    return recorder.events
+
+
+class _Recorder(TorchFunctionMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.events: list[Event] = []
+        self.kept: list[Tensor] = []  # so that no other tensor gets the identity of one that was seen
+        self.numbers: dict[int, int] = {}
+        self.inside = 0
+
+    def number(self, values: Tensor) -> int:
+        self.kept.append(values)
+        self.numbers[id(values)] = len(self.kept) - 1
+        return len(self.kept) - 1
+
+    def known(self, values: object) -> bool:
+        return isinstance(values, Tensor) and id(values) in self.numbers
+
+    def record(self, kind: str, given: Collection[Tensor], made: Tensor, name: str = "") -> None:
+        numbers = tuple(self.numbers[id(values)] for values in given)
+        sizes = [values.shape[-1] for values in given]
+        shrink = max(sizes) / made.shape[-1]
+        self.events.append(Event(kind, numbers, self.number(made), name, shrink))
+
+    def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.inside += 1
+
+    def leave(self, name: str, module: nn.Module) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
+        kind = "norm" if isinstance(module, _NormBase) else "conv"
+
+        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self.inside -= 1
+            if not self.inside and self.known(inputs[0]) and output.ndim == 4:
+                self.record(kind, [inputs[0]], output, name)
+
+        return hook
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        shapes = [values.shape for values in args if isinstance(values, Tensor)]  # an operation may work in place
+        made = func(*args, **(kwargs or {}))
+        if self.inside or not isinstance(made, Tensor) or made.ndim != 4:
+            return made
+        name = getattr(func, "__name__", "").strip("_")
+        given = [values for values in args if self.known(values)]
+        parts = args[0] if args and isinstance(args[0], (list, tuple)) else []
+        if name in ("cat", "concat", "concatenate") and parts and all(self.known(part) for part in parts):
+            self.record("cat", list(parts), made)
+        elif name in RECTIFIERS and given:
+            self.record("rectifier", given[:1], made)
+        elif name in SUMS and len(given) == 2 and len({*shapes}) == 1:
+            self.record("add", given, made)
+        elif given and made.shape[1] == shapes[0][1]:
+            self.record("resize", given[:1], made)
+        return made
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    from fscl.atoms.layers import AtomConv2d
+
+    return isinstance(module, (nn.Conv2d, AtomConv2d))
