@@ -63,17 +63,18 @@ def agreement_part(results: Results) -> Part:
 
 
 def _lead(results: Results) -> str:
+    ways = (("atoms alone", "cosine_depth"), ("moments", "moments"), ("responses to recalled images", "recalled"))
     sentences = []
     for key in REGIMES:
         if chosen := of_regime(results, key):
             said = [
-                f"{name} **{median(correlations(chosen, method, 'linear_cka')):.2f}** with CKA and "
-                f"**{median(correlations(chosen, method, 'mean_cca')):.2f}** with CCA"
-                for name, method in (("atoms alone", "cosine_depth"), ("responses to recalled images", "recalled"))
+                f"{name} **{median(correlations(chosen, method, 'linear_cka')):.2f} / "
+                f"{median(correlations(chosen, method, 'mean_cca')):.2f}**"
+                for name, method in ways
             ]
             sentences.append(f"{REGIMES[key]}: {', '.join(said)}")
     return (
-        f"Pearson correlation over all pairs, median of {len(results)} populations. "
+        f"Correlation with linear CKA / mean CCA over all pairs, median of {len(results)} populations. "
         f"{'. '.join(s[0].upper() + s[1:] for s in sentences)}."
     )
 

@@ -30,18 +30,18 @@ def summary(results: Results) -> Table:
     for key, goal in GOALS.items():
         chosen = of_regime(results, key)
         for yardstick, like in LIKE.items():
-            cells = [SHORT[key], YARDSTICKS[yardstick], str(len(chosen)), f"{goal:.2f}"]
+            cells = [SHORT[key], YARDSTICKS[yardstick], f"{goal:.2f}"]
             for method in (*SHOWN.values(), like):
                 values = correlations(chosen, method, yardstick)
                 cells.append(f"{median(values):.3f} [{min(values):.2f}, {max(values):.2f}]" if values else "–")
             if chosen:
                 rows.append(cells)
-    header = ["tasks", "correlation with", "populations", "goal", *(METHODS[m][0] for m in SHOWN.values())]
+    header = ["tasks", "with", "goal", *(METHODS[m][0] for m in SHOWN.values())]
     caption = (
-        "Median Pearson correlation [least, largest of the populations]. The last column compares like with like: the "
+        "Median Pearson correlation [least, largest] over populations. The last column compares like with like: the "
         "yardstick itself, on recalled images in place of real ones."
     )
-    return Table(caption, [*header, "CKA or CCA on recalled images"], rows)
+    return Table(caption, [*header, "the yardstick, on recalled images"], rows)
 
 
 def by_population(results: Results, yardstick: str) -> Table:
