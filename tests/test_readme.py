@@ -72,3 +72,12 @@ def test_the_speeds_are_those_of_the_committed_report():
     rows = [line for line in shown.splitlines() if line.startswith("|")]
     assert len(rows) > 4
     assert all(row in report for row in rows)
+
+
+def test_the_goals_are_those_of_the_committed_evidence():
+    shown = README.split("<!-- evidence -->")[1].split("<!-- /evidence -->")[0]
+    report = (ROOT / "reports" / "similarity" / "README.md").read_text(encoding="utf-8")
+    rows = [line for line in shown.splitlines() if line.startswith("|")]
+    assert len(rows) > 4
+    goals = report[report.index("| goal |") :].split("\n\n")[0]
+    assert rows == goals.splitlines()

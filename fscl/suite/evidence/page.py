@@ -24,14 +24,16 @@ def write_page(results: dict[str, Any], parts: Sequence[Part], out: Path) -> Pat
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for picture in pictures:
         save_png(picture.figure, out / "figures" / f"{picture.slug}.png")
-    done = results["units"].values()
+    done = list(results["units"].values())
+    of = results.get("of", len(done))
     dates = sorted({unit["date"] for unit in done})
     facts = [
         ("mode", "quick: small populations, to try the code" if results["quick"] else "full"),
         ("made by", f"fscl evidence --data DIR{' --quick' if results['quick'] else ''}"),
         (
             "work",
-            f"{len(results['units'])} units, {sum(unit['seconds'] for unit in done) / 3600:.1f} hours of one core",
+            f"{len(done)}{f' of {of}' if len(done) < of else ''} units, "
+            f"{sum(unit['seconds'] for unit in done) / 3600:.1f} hours of one core",
         ),
         ("machine", "; ".join(sorted({unit["machine"] for unit in done}))),
         ("date", dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"),

@@ -44,6 +44,7 @@ def gather(
         if results["quick"] != context.quick:
             mode = "quick" if results["quick"] else "full"
             raise FsclError(f"{file} holds results of the {mode} mode; use that mode, or another --out")
+    results["of"] = len(_units(context.quick))
     missing = [unit for unit in wanted if overwrite or not _holds(results, unit)]
     failures: list[str] = []
     for name, found in _done(missing, context, jobs, console):

@@ -184,6 +184,11 @@ def test_both_say_how_the_results_came_about(folder, page):
         assert fact in page.texts["dd"]
 
 
+def test_a_page_of_some_of_the_units_says_so(tmp_path):
+    file = write_page(RESULTS | {"of": 35}, parts(), tmp_path)
+    assert "2 of 35 units, 2.5 hours of one core" in Read(file.read_text(encoding="utf-8")).texts["dd"]
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_quick_page_says_so(tmp_path, quick):
     units: dict[str, Any] = {"a-one": RESULTS["units"]["a-one"]}
