@@ -21,7 +21,7 @@ from fscl.similarity import (
 )
 from fscl.suite.evidence.contents import Context, Part, Unit
 from fscl.suite.evidence.lab import ARCHITECTURES
-from fscl.suite.evidence.populations import REGIMES, Population, budget_of, population, spread_over, tensors_of
+from fscl.suite.evidence.populations import REGIMES, Population, budget_of, networks_of, population, tensors_of
 
 __all__ = ["METHODS", "YARDSTICKS", "agreement", "units"]
 
@@ -55,6 +55,7 @@ METHODS = {
     "recalled": ("response to recalled images", "passes of recalled images"),
     "recalled_cka": ("CKA on recalled images", "passes of recalled images"),
     "recalled_cca": ("mean CCA on recalled images", "passes of recalled images"),
+    "recalled_three": ("mean of response, CKA and CCA on recalled images", "passes of recalled images"),
     "recalled_own": ("recalled, each layer's own atoms alone, over depth", "passes of recalled images"),
     "recalled_atoms": ("recalled, all atoms but no normalisation", "passes of recalled images"),
     "real": ("response to 64 real images", "64 real images"),
@@ -63,14 +64,13 @@ METHODS = {
 STIMULI, POSITIONS = 64, 16  # images that a comparison passes, and places that it looks at in each
 PROBED = 10  # places in each of the yardsticks' images
 RECALL_STEPS = 300
-RECALL_FROM = 8
 
 
 def units(quick: bool) -> list[Unit]:
     sources = ("fmnist",) if quick else ("fmnist", "cifar100")
     shapes = ("plain",) if quick else ARCHITECTURES
     return [
-        Unit(f"agreement-{images}-{shape}-{regime}", partial(agreement, images, shape, regime))
+        Unit(f"agreement-{images}-{shape}-{regime}", partial(agreement, images, shape, regime), version=2)
         for images in sources
         for shape in shapes
         for regime in REGIMES
@@ -156,9 +156,8 @@ def _methods(found: Population, steps: int) -> tuple[dict[str, Tensor], dict[str
         "leaves": dead_leaves(STIMULI, shape),
         "real": found.probe[:STIMULI],
     }
-    several = spread_over(bank, model, RECALL_FROM)
     stimuli["recalled_one"] = timed("recall_one", lambda: recall_images(model, stimuli["leaves"], steps))
-    stimuli["recalled"] = timed("recall", lambda: recall_images(several, stimuli["leaves"], steps))
+    stimuli["recalled"] = timed("recall", lambda: recall_images(networks_of(bank, model), stimuli["leaves"], steps))
     for name, pictures in stimuli.items():
         features = timed(f"{name}_passes", partial(response_features, bank, model, pictures, positions=POSITIONS))
         matrices[name] = timed(name, partial(_compared, features, "aligned_cosine"))
@@ -166,6 +165,8 @@ def _methods(found: Population, steps: int) -> tuple[dict[str, Tensor], dict[str
             matrices[f"{name}_cka"] = timed(f"{name}_cka", partial(_compared, features, "linear_cka"))
         if name == "recalled":
             matrices["recalled_cca"] = timed("recalled_cca", partial(_compared, features, "mean_cca"))
+            readings = [matrices[key] for key in ("recalled", "recalled_cka", "recalled_cca")]
+            matrices["recalled_three"] = torch.stack(readings).mean(0)
     for name in ("noise", "leaves", "recalled"):
         call = partial(tangent_similarity, bank, model, stimuli[name], positions=POSITIONS, per_layer=True)
         matrices[f"tangent_{name}"] = timed(f"tangent_{name}", call)

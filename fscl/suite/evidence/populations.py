@@ -15,7 +15,7 @@ from fscl.files import write_atomically
 from fscl.suite.evidence.contents import Context
 from fscl.suite.evidence.lab import CLASSES, Budget, Images, Task, bank_of, blank, learn, start
 
-__all__ = ["REGIMES", "Population", "budget_of", "population"]
+__all__ = ["REGIMES", "Population", "budget_of", "networks_of", "population", "tensors_of"]
 
 REGIMES = {
     "sequence": "tasks learned one after another",
@@ -116,13 +116,11 @@ def _write(file: Path, values: dict[str, object]) -> None:
     write_atomically(file, lambda temporary: temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8"))
 
 
-def spread_over(bank: AtomBank, model: nn.Module, count: int) -> list[nn.Module]:
-    """Networks of some tasks of a bank, evenly spaced from the first to the last."""
-    networks = []
-    for place in np.unique(np.linspace(0, len(bank) - 1, count).round().astype(int)):
-        network = copy.deepcopy(model)
-        bank.restore(network, bank.tasks[place])
-        networks.append(network.eval())
+def networks_of(bank: AtomBank, model: nn.Module) -> list[nn.Module]:
+    """A network for each task of a bank, for evaluation."""
+    networks = [copy.deepcopy(model).eval() for _ in bank.tasks]
+    for network, task in zip(networks, bank.tasks, strict=True):
+        bank.restore(network, task)
     return networks
 
 

@@ -13,6 +13,7 @@ from fscl.atoms import AtomBank, moment_similarity, response_similarity, tangent
 from fscl.similarity import collect_features, dead_leaves, mantel, noise_images, probing_matrix, recall_images
 from fscl.suite.evidence.contents import Context, Part, Unit
 from fscl.suite.evidence.lab import CLASSES, SIDE, Budget, Images, Task, bank_of, learn, start
+from fscl.suite.evidence.populations import networks_of
 
 __all__ = ["MEASURES", "compared", "part", "probed", "robustness", "units"]
 
@@ -161,10 +162,7 @@ def _ours(
     draws: int,
 ) -> dict[str, Any]:
     """What takes no data: how far other seeds of the synthetic images move it from the first, and how right it is."""
-    networks = []
-    for task in bank.tasks:
-        networks.append(copy.deepcopy(model))
-        bank.restore(networks[-1], task)
+    networks = networks_of(bank, model)
     matrices: dict[str, list[Tensor]] = {"cosine": [bank.similarity("cosine", "depth").double()] * 2}
     matrices["moments"] = [moment_similarity(bank, model, (channels, SIDE, SIDE))] * 2
     for seed in range(1 + draws):

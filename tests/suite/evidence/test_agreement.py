@@ -41,7 +41,6 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], 
         patch.setattr(populations, "QUICK_NETWORKS", NETWORKS)
         patch.setattr(populations, "QUICK_PROBE", 60)
         patch.setattr(module, "STIMULI", 10)
-        patch.setattr(module, "RECALL_FROM", 2)
         patch.setattr(module, "recall_images", lambda model, images, steps: recall_images(model, images, 2))
         work = tmp_path_factory.mktemp("work")
         context = Context(str(work), work, quick=True)

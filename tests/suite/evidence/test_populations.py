@@ -11,7 +11,7 @@ from fscl.atoms import AtomBank
 from fscl.suite.evidence import populations as module
 from fscl.suite.evidence.contents import Context
 from fscl.suite.evidence.lab import Budget, Images, accuracy, blank, learn
-from fscl.suite.evidence.populations import REGIMES, Population, population, spread_over, tensors_of
+from fscl.suite.evidence.populations import REGIMES, networks_of, population, tensors_of
 
 TINY = Budget(images=48, epochs=2, first_epochs=1, batch=16)
 
@@ -22,14 +22,6 @@ def context(data, tmp_path, monkeypatch) -> Context:
     monkeypatch.setattr(module, "QUICK_NETWORKS", 4)
     monkeypatch.setattr(module, "QUICK_PROBE", 40)
     return Context(data, tmp_path / "work", quick=True)
-
-
-def networks_of(found: Population) -> list[nn.Module]:
-    networks = []
-    for task in found.bank.tasks:
-        networks.append(copy.deepcopy(found.model))
-        found.bank.restore(networks[-1], task)
-    return networks
 
 
 def entries(bank: AtomBank) -> dict[str, Tensor]:
@@ -74,7 +66,7 @@ def test_training_that_was_interrupted_starts_anew(context, monkeypatch):
 def test_networks_are_learned_from_where_the_regime_says(context, regime):
     found, source = population("fmnist", "plain", regime, context, seed=5), Images("fmnist", context.data)
     assert found.bank.names[0] == "0°"
-    networks = networks_of(found)
+    networks = networks_of(found.bank, found.model)
     for number in (1, 3):
         angle = float(found.bank.names[number].removesuffix("°"))
         task = source.rotated(angle, TINY, 5 + number)
@@ -104,11 +96,11 @@ def test_snapshots_go_from_the_first_network_to_the_last_step(context):
     assert len(steps) == 3
     assert steps == sorted(set(steps))
     assert (steps[0], steps[-1]) == (1, 6)  # of 48 images 3 batches an epoch
-    first, last = networks_of(found)[0], networks_of(found)[-1]
+    first, last = networks_of(found.bank, found.model)[0], networks_of(found.bank, found.model)[-1]
     sequence = population("fmnist", "plain", "sequence", context)
-    assert alike(first.state_dict(), networks_of(sequence)[0].state_dict())
+    assert alike(first.state_dict(), networks_of(sequence.bank, sequence.model)[0].state_dict())
     # what is trained is the task that comes second in a sequence
-    assert alike(last.state_dict(), networks_of(sequence)[1].state_dict())
+    assert alike(last.state_dict(), networks_of(sequence.bank, sequence.model)[1].state_dict())
     turned = source.rotated(float(sequence.bank.names[1].removesuffix("°")), TINY, 1)
     assert found.accuracies == [accuracy(last, turned.test_images, turned.test_labels)]
 
@@ -124,22 +116,23 @@ def test_a_population_is_one_set_of_coefficients_and_its_probe(context, regime):
     own = found.model.state_dict()
     assert all(torch.equal(value, own[name]) for name, value in found.bank.entries(0).items())
     assert all(torch.equal(value, own[name]) for name, value in found.bank.shared.items())
-    outputs = torch.stack([network.eval()(found.probe) for network in networks_of(found)])
+    outputs = torch.stack([network.eval()(found.probe) for network in networks_of(found.bank, found.model)])
     assert torch.equal(outputs[0], found.model(found.probe))
     assert torch.pdist(outputs.flatten(1)).min() > 0
 
 
-def test_networks_are_spread_evenly_over_a_bank():
+def test_a_bank_s_networks_are_those_of_its_tasks():
     torch.manual_seed(0)
     model = blank("plain", 1)
     bank, head = AtomBank(model), [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-    for task in range(9):
+    for task in (3, 1, 2):
         with torch.no_grad():
             head.bias.fill_(task)
         bank.store(model, task)
-    for count, expected in ((1, [0]), (2, [0, 8]), (3, [0, 4, 8]), (5, [0, 2, 4, 6, 8]), (99, list(range(9)))):
-        biases = [[*network.parameters()][-1] for network in spread_over(bank, model, count)]
-        assert [int(bias[0]) for bias in biases] == expected
+    networks = networks_of(bank, model.train())
+    assert [int([*network.parameters()][-1][0]) for network in networks] == [3, 1, 2]
+    assert not any(network.training for network in networks)
+    assert model.training
 
 
 def test_entries_below_the_diagonal_row_by_row():
