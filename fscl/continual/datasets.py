@@ -6,23 +6,20 @@ import pickle
 import socket
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from fscl.continual.decoded import cached_pixels
+from fscl.continual.images import ImageSet, join_images
+from fscl.continual.layouts import LAYOUTS, image_folder
 from fscl.errors import FsclError
 
 __all__ = ["ImageSet", "data_root", "find_data", "load_images"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff", ".gif")
 # torchvision's class, and the file by which its layout is known
 TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py/batches.meta"),
@@ -32,30 +29,16 @@ TORCHVISION = {
 }
 
 
-@dataclass(frozen=True)
-class ImageSet:
-    """Images of one split.
-
-    Attributes:
-        images: uint8 (N, C, H, W).
-        labels: int64 (N), indices into ``classes``.
-        classes: names in the data set's own order.
-    """
-
-    images: Tensor
-    labels: Tensor
-    classes: list[str]
-
-
 def data_root(folder: str | os.PathLike[str] | None = None) -> Path:
     """The data folder: the argument, else ``$FSCL_DATA``, else ``./data``."""
     return Path(folder or os.environ.get("FSCL_DATA") or "data")
 
 
 def find_data(name: str, root: str | os.PathLike[str] | None = None) -> str | None:
-    """Where a data set was found, as a phrase for people, or None."""
-    found = _finders(name, data_root(root))
-    return next((where for where, present, _ in found if present()), None)
+    """Where a data set, or every one of those joined by ``+``, was found, as a phrase for people, or None."""
+    base = data_root(root)
+    found = [next((where for where, present, _ in _finders(n, base) if present()), None) for n in _joined(name)]
+    return None if None in found else " and ".join(map(str, found))
 
 
 def load_images(
@@ -64,22 +47,37 @@ def load_images(
     """The training and the test images of a data set.
 
     Args:
-        name: ``digits``, ``mnist``, ``fmnist``, ``cifar10``, ``cifar100`` or the name of an image folder
-            ``<root>/<name>/{train,test}/<class>/*``.
+        name: ``digits``, ``mnist``, ``fmnist``, ``cifar10``, ``cifar100``, ``tinyimagenet``, ``miniimagenet``,
+            ``core50`` or the name of an image folder ``<root>/<name>/{train,test}/<class>/*``; or several of them
+            joined by ``+``, see :func:`fscl.continual.images.join_images`.
         root: the data folder, see :func:`data_root`.
-        image_size: side in pixels to which image folders are resized; None keeps images as they are.
+        image_size: side in pixels to which image files are resized; None keeps images as they are.
         download: whether torchvision may download what is nowhere.
 
     Raises:
-        FsclError: it is nowhere and cannot be downloaded, a class has no images, or a file is not a readable image.
+        FsclError: it is nowhere and cannot be downloaded, a class has no images, a file is not a readable image, or
+            data sets cannot be joined.
     """
-    base = data_root(root)
-    for _, present, load in _finders(name, base, image_size):
+    names = _joined(name)
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise FsclError(f"data set {twice[0]!r} is joined to itself in {name!r}")
+    sets = {n: _load(n, data_root(root), image_size, download) for n in names}
+    return sets[name] if name in sets else join_images(sets)
+
+
+def _joined(name: str) -> list[str]:
+    names = name.split("+")
+    return names if all(names) else [name]
+
+
+def _load(name: str, base: Path, image_size: int | None, download: bool) -> tuple[ImageSet, ImageSet]:
+    finders = _finders(name, base, image_size)
+    for _, present, load in finders:
         if present():
             train, test = load()
             _check_sizes(name, train, test, image_size)
             return train, test
-    looked = "; ".join(where for where, _, _ in _finders(name, base))
+    looked = f"data set {name!r} was not found (looked for: {'; '.join(where for where, _, _ in finders)})"
     if name in TORCHVISION and download:
         try:
             with _impatient():
@@ -87,10 +85,11 @@ def load_images(
         except Exception as error:  # torchvision raises whatever its transport raises
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise FsclError(
-                f"data set {name!r} was not found (looked for: {looked}) and could not be downloaded ({reason}); "
+                f"{looked} and could not be downloaded ({reason}); "
                 f"put it into one of these places, or name its folder with --data or FSCL_DATA"
             ) from error
-    raise FsclError(f"data set {name!r} was not found (looked for: {looked}); name its folder with --data or FSCL_DATA")
+    get = f"{LAYOUTS[name].how}, or " if name in LAYOUTS else ""
+    raise FsclError(f"{looked}; {get}name its folder with --data or FSCL_DATA")
 
 
 Finder = tuple[str, Callable[[], bool], Callable[[], tuple[ImageSet, ImageSet]]]
@@ -104,9 +103,15 @@ def _finders(name: str, base: Path, image_size: int | None = None) -> list[Finde
         (
             f"{folder}/train/<class>/* and {folder}/test/<class>/*",
             lambda: (folder / "train").is_dir() and (folder / "test").is_dir(),
-            lambda: (_from_folder(folder / "train", image_size), _from_folder(folder / "test", image_size)),
+            lambda: (image_folder(folder / "train", image_size), image_folder(folder / "test", image_size)),
         )
     ]
+    if name in LAYOUTS:
+        layout = LAYOUTS[name]
+        home = base / layout.folder
+        finders.insert(
+            0, (f"{home}/{layout.parts}", (home / layout.mark).is_dir, lambda: layout.load(home, image_size))
+        )
     if name in TORCHVISION:
         mark = TORCHVISION[name][1]
         finders.insert(
@@ -216,46 +221,3 @@ def _check_sizes(name: str, train: ImageSet, test: ImageSet, image_size: int | N
         )
     if image_size is not None and (height, width) != (image_size, image_size):
         raise FsclError(f"{name}: data.image_size is {image_size}, but only image folders are resized; leave it out")
-
-
-def _from_folder(folder: Path, image_size: int | None) -> ImageSet:
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if not classes:
-        raise FsclError(f"{folder}: no class folders in it; expected {folder}/<class>/*")
-    files, labels = [], []
-    for index, name in enumerate(classes):
-        found = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in SUFFIXES)
-        if not found:
-            raise FsclError(f"{folder / name}: no images in it; known endings: {' '.join(SUFFIXES)}")
-        files += found
-        labels += [index] * len(found)
-    images = cached_pixels(folder, files, image_size, lambda: _decoded(folder, files, image_size))
-    return ImageSet(torch.from_numpy(images), torch.tensor(labels), classes)
-
-
-def _decoded(folder: Path, files: list[Path], image_size: int | None) -> np.ndarray:
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoders work outside of Python's lock
-        arrays = list(pool.map(lambda path: _read(path, image_size), files, chunksize=64))
-    sizes = {a.shape for a in arrays}
-    if len(sizes) > 1:
-        example = ", ".join(sorted(f"{s[1]}x{s[0]}" for s in sizes)[:3])
-        raise FsclError(f"{folder}: images of {len(sizes)} sizes ({example}, ...); set data.image_size in the recipe")
-    return np.ascontiguousarray(np.stack(arrays).transpose(0, 3, 1, 2))
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Grey images of 16 bits, scaled; Pillow would cut off everything above 255."""
-    if image.mode != "I" and not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-
-
-def _read(path: Path, image_size: int | None) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            rgb = _eight_bits(image).convert("RGB")
-            if image_size is not None and rgb.size != (image_size, image_size):
-                rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3.0)
-            return np.asarray(rgb, dtype=np.uint8)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FsclError(f"{path}: not a readable image ({error})") from error

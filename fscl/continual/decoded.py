@@ -28,8 +28,8 @@ def cached_pixels(
 ) -> np.ndarray:
     """What ``decode`` returns, uint8 (N, C, H, W), taken from the cache if it is of the very same files.
 
-    Files are the same if their names, sizes and times of change are. A folder has one copy in the cache at most; one
-    that cannot be read is made anew, and a cache that cannot be written is done without.
+    Files are the same if their names, sizes and times of change are. A folder, which need not be there, has one copy in
+    the cache at most; one that cannot be read is made anew, and a cache that cannot be written is done without.
     """
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     stamps = hashlib.sha256(f"{FORMAT} {image_size}".encode())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fscl.continual import datasets
+from fscl.continual import image_files
 from fscl.continual.datasets import load_images
 from fscl.continual.decoded import cache_folder
 
@@ -34,13 +34,13 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The files that were decoded."""
     files: list[Path] = []
-    ordinary = datasets._read
+    ordinary = image_files._read
 
     def read(path: Path, image_size: int | None) -> np.ndarray:
         files.append(path)
         return ordinary(path, image_size)
 
-    monkeypatch.setattr(datasets, "_read", read)
+    monkeypatch.setattr(image_files, "_read", read)
     return files
 
 
