@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fscl.continual.acceleration import Acceleration
+    from fscl.continual.bounds import FrozenFeatures, FrozenFeaturesPlugin, Joint
     from fscl.continual.datasets import load_images
     from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
     from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
@@ -23,8 +24,11 @@ __all__ = [
     "ConvNet",
     "FromScratch",
     "FromScratchPlugin",
+    "FrozenFeatures",
+    "FrozenFeaturesPlugin",
     "ImageTransform",
     "InMemoryLoader",
+    "Joint",
     "Stream",
     "SubspaceSimilarity",
     "build_network",
@@ -43,8 +47,11 @@ _HOMES = {
     "ConvNet": "fscl.continual.networks",
     "FromScratch": "fscl.continual.from_scratch",
     "FromScratchPlugin": "fscl.continual.from_scratch",
+    "FrozenFeatures": "fscl.continual.bounds",
+    "FrozenFeaturesPlugin": "fscl.continual.bounds",
     "ImageTransform": "fscl.continual.transforms",
     "InMemoryLoader": "fscl.continual.loader",
+    "Joint": "fscl.continual.bounds",
     "Stream": "fscl.continual.stream",
     "SubspaceSimilarity": "fscl.continual.metrics",
     "build_network": "fscl.continual.networks",

@@ -15,7 +15,7 @@ from fscl.continual.loader import batches
 from fscl.continual.switching import TaskSwitchPlugin
 from fscl.errors import FsclError
 
-__all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy", "first_images"]
+__all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy", "features_of", "first_images"]
 
 Features = tuple[Tensor, Tensor]  # (N, p) what enters the head, (N) labels
 
@@ -109,6 +109,23 @@ class StartRecorder(SupervisedPlugin):
         train, test = self._tasks[strategy.experience.current_experience]
         self.value = class_mean_accuracy(strategy.model, train, test, device=self._device)
         self.seconds = time.perf_counter() - began
+
+
+def features_of(model: nn.Module, images: Tensor) -> Tensor:
+    """What enters the heads, or the last linear layer, in evaluation mode: (N, p); gradients pass.
+
+    Raises:
+        FsclError: the model has neither heads nor a linear layer.
+    """
+    modes, tap = [(m, m.training) for m in model.modules()], _Tap(model)
+    try:
+        model.eval()
+        avalanche_forward(model, images, torch.full((len(images),), tap.task, device=images.device))
+    finally:
+        (found,) = tap.close()
+        for module, mode in modes:
+            module.training = mode
+    return found
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor
 from fscl.continual.stream import TaskImages
 from fscl.continual.transforms import ImageTransform
 
-__all__ = ["Unservable", "task_labels", "tensors_behind"]
+__all__ = ["Unservable", "samples_behind", "task_labels", "tensors_behind"]
 
 
 class Unservable(Exception):
@@ -44,6 +44,16 @@ def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor
         here = source == i
         images[here], targets[here] = leaf.images[index[here]], leaf.targets[index[here]]
     return images, targets, transforms[0][0]
+
+
+def samples_behind(data: Any) -> tuple[list[TaskImages], Tensor, Tensor]:
+    """The images in memory below an Avalanche data set, and for each of its samples which of them, and where in it.
+
+    Raises:
+        Unservable: they are not those of our streams.
+    """
+    leaves, source, index = _leaves(getattr(data, "_flat_data", data))
+    return [images for images, _ in leaves], source, index
 
 
 Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of each sample: which of them, where in it

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.continual.acceleration import Acceleration, Precision
+from fscl.continual.bounds import Joint
+from fscl.continual.codec import Codec, stored_bytes
 from fscl.continual.evaluate import (
     AccuracyRecorder,
     FeatureRecorder,
@@ -31,7 +33,7 @@ from fscl.continual.loader import InMemoryLoader
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.networks import build_network
 from fscl.continual.schedule import LearningRateSchedule
-from fscl.continual.state import plugin_state, restore_plugins, strategy_state, tensor_bytes
+from fscl.continual.state import plugin_state, restore_plugins, restore_strategy, strategy_state
 from fscl.continual.strategy import AtomSwappingPlugin
 from fscl.continual.stream import Stream
 from fscl.continual.switching import TaskSwitchPlugin, head_names
@@ -142,10 +144,8 @@ class Trainer:
             ],
             **arguments,
         )
-        _ = (
-            strategy_state(self.strategy),
-            plugin_state(self.strategy),
-        )  # refuses what could not be resumed before anything is trained
+        self._codec = Codec(stream, lambda: self.strategy.model)
+        self._kept_by_learner()  # refuses what could not be resumed before anything is trained
         if drop_last and (small := min(len(e.dataset) for e in stream.train_stream)) < batch_size:
             raise FsclError(f"drop_last leaves nothing of a task of {small} images in batches of {batch_size}")
         self.done = 0
@@ -184,7 +184,7 @@ class Trainer:
         if self.bank is None:
             self._history.add(self.strategy.model)
         self.done = t + 1
-        self._stored.append(tensor_bytes([strategy_state(self.strategy), plugin_state(self.strategy)]))
+        self._stored.append(stored_bytes(self._kept_by_learner()))
         # reading the clock twice in a row would count the recorder's own pass as training
         train_seconds = trained - began - self._start.seconds
         return Measured(
@@ -231,8 +231,7 @@ class Trainer:
         return {
             "done": self.done,
             "model": self.strategy.model.state_dict(),
-            "strategy": strategy_state(self.strategy),
-            "plugins": plugin_state(self.strategy),
+            **self._kept_by_learner(),
             "first": self._history.first,
             "atoms": self._history.atoms,
             "explained": self._history.explained,
@@ -244,14 +243,22 @@ class Trainer:
         self.done = state["done"]
         strategy = self.strategy
         strategy.model.to(self.device).train()
-        for experience in list(self.stream.train_stream)[: self.done]:
+        seen = len(self.stream.tasks) if isinstance(strategy, Joint) else self.done
+        for experience in list(self.stream.train_stream)[:seen]:
             avalanche_model_adaptation(strategy.model, experience)  # heads
         strategy.model.load_state_dict(state["model"])
-        restore_plugins(strategy, state["plugins"], self.device)
-        vars(strategy).update(state["strategy"])
+        self._acceleration.before_eval(strategy)  # so that former states of the network are taken in its precision
+        restore_plugins(strategy, state["plugins"], self._codec, self.device)
+        restore_strategy(strategy, state["strategy"], self._codec, self.device)
         self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
         self._history.explained = list(state["explained"])
         self._stored = list(state["stored"])
+
+    def _kept_by_learner(self) -> dict[str, Any]:
+        return {
+            "strategy": strategy_state(self.strategy, self._codec),
+            "plugins": plugin_state(self.strategy, self._codec),
+        }
 
     def _accuracies(self, t: int) -> list[float]:
         """Accuracy on the tests of tasks 0..t after task t.

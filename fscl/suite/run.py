@@ -269,7 +269,7 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
 
     import torch
 
-    from fscl.continual.state import SAFE_CLASSES
+    from fscl.continual.codec import SAFE_CLASSES
 
     path = folder / "checkpoint.pt"
     if not path.exists():

@@ -1,14 +1,17 @@
+import sys
 from collections import Counter
+from types import ModuleType
 
 import pytest
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training import Naive
 from avalanche.training.plugins import EWCPlugin
 
 from fscl.atoms import AtomBank, decompose
 from fscl.continual import build_network, class_mean_accuracy
+from fscl.continual.codec import SAFE_CLASSES
 from fscl.continual.learners import strategy_class
-from fscl.continual.state import SAFE_CLASSES
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 
@@ -19,6 +22,17 @@ LEARNERS = {
     "ewc": ("avalanche.training.EWC", {"ewc_lambda": 50.0}),
     "ewc_online": ("avalanche.training.EWC", {"ewc_lambda": 50.0, "mode": "online", "decay_factor": 0.5}),
     "from_scratch": ("fscl.continual.FromScratch", {}),
+    "joint": ("fscl.continual.Joint", {}),
+    "frozen": ("fscl.continual.FrozenFeatures", {}),
+    "si": ("avalanche.training.SynapticIntelligence", {"si_lambda": 1.0}),
+    "mas": ("avalanche.training.MAS", {"lambda_reg": 1.0}),
+    "lwf": ("avalanche.training.LwF", {"alpha": 1.0, "temperature": 2.0}),
+    "lfl": ("fscl.continual.repaired.LFL", {"lambda_e": 1.0}),
+    "replay": ("avalanche.training.Replay", {"mem_size": 30}),
+    "er_ace": ("avalanche.training.ER_ACE", {"mem_size": 30, "batch_size_mem": 10}),
+    "der": ("fscl.continual.repaired.DER", {"mem_size": 30, "batch_size_mem": 10}),
+    "agem": ("fscl.continual.repaired.AGEM", {"patterns_per_exp": 10, "sample_size": 16}),
+    "gem": ("avalanche.training.GEM", {"patterns_per_exp": 10, "memory_strength": 0.5}),
 }
 BODY = 4 * (8 * 9 + 8 * 8 * 9) + 2 * (4 * 8 * 4 + 8)  # two convolutions; two batch normalisations with their counters
 HEAD = 4 * (2 * 32 + 2) + 2 + 2  # a linear layer; which of its units are active, kept twice
@@ -241,18 +255,46 @@ def test_memory_of_ewc_grows_by_weights_and_importances(stream):
     assert shared["network"] == BODY
 
 
+@pytest.mark.parametrize(("kind", "images", "more"), [
+    ("replay", 30, 30 * 4), ("er_ace", 30, 30 * 4), ("der", 30, 30 * (4 + 2 * 4)), ("agem", 3 * 10, 0)
+])  # fmt: skip
+def test_memory_of_rehearsal_is_its_exemplars(stream, kind, images, more):
+    """And each one's rank in the reservoir, and two logits of dark experience."""
+    per_task, shared = memory_of(stream, kind)
+    kept = images * (8 * 8 + 8) + more  # uint8 pixels and a label each
+    assert 3 * per_task["other"] + shared["other"] == pytest.approx(kept, abs=3)
+    assert (per_task["head"], shared["network"]) == (HEAD, BODY)
+
+
+@pytest.mark.parametrize("kind", ["lwf", "lfl"])
+def test_memory_of_distillation_is_a_former_network(stream, kind):
+    per_task, shared = memory_of(stream, kind)
+    assert 3 * per_task["other"] + shared["other"] == pytest.approx(BODY + 3 * HEAD, abs=3)
+
+
 def test_memory_of_online_ewc_does_not_grow_by_the_body(stream):
     per_task, _ = memory_of(stream, "ewc_online")
     assert per_task["other"] < 2 * 4 * (2 * 32 + 2) * 2
 
 
-def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream):
-    with pytest.raises(FsclError, match=r"LwFPlugin\.lwf is a LearningWithoutForgetting: no plain data to resume from"):
-        Trainer(stream, "avalanche.training.LwF", {"alpha": 1.0, "temperature": 2.0})
+class Streaming(Naive):
+    """Holds an iterator, which no other process can take up."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.source = iter([])
+
+
+def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream, monkeypatch):
+    users = ModuleType("learners_of_a_user")
+    users.Streaming = Streaming
+    monkeypatch.setitem(sys.modules, users.__name__, users)
+    with pytest.raises(FsclError, match=r"Streaming\.source is a list_iterator: no plain data to resume from"):
+        Trainer(stream, "learners_of_a_user.Streaming", {})
     trainer = trainer_of(stream, "naive")
     trainer.strategy.plugins.append(EWCPlugin(1.0))
     trainer.strategy.plugins[-1].importances = {0: iter([])}
-    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a dict: no plain data to resume from"):
+    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a list_iterator: no plain data to resume from"):
         trainer.state_dict()
 
 
@@ -283,8 +325,3 @@ def test_classes_and_arguments_that_will_not_do_are_named(class_path, arguments,
 def test_classes_and_arguments_that_will_do():
     for class_path, arguments in LEARNERS.values():
         assert strategy_class(class_path, arguments).__name__ == class_path.rpartition(".")[2]
-
-
-def test_a_strategy_that_keeps_its_data_outside_plugins_is_refused_before_training(stream):
-    with pytest.raises(FsclError, match=r"ER_ACE.*no plain data to resume from"):
-        Trainer(stream, "avalanche.training.ER_ACE", {"mem_size": 10})

@@ -71,8 +71,9 @@ def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> Non
         if experience == 1:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        run_one(spec, tmp_path, progress=stop)
+    if name != "joint":  # whose second experience is over before it begins
+        with pytest.raises(KeyboardInterrupt):
+            run_one(spec, tmp_path, progress=stop)
     folder = run_one(spec, tmp_path)
     accuracy = json.loads((folder / "run.json").read_text())["accuracy"]
     assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5

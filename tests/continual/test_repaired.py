@@ -1,0 +1,121 @@
+"""Repaired learners do what they say; and Avalanche's own still break, or these repairs can go."""
+
+import pytest
+import torch
+from avalanche.training.plugins import AGEMPlugin
+from torch import nn
+
+from fscl.continual import build_network
+from fscl.continual.evaluate import features_of
+from fscl.continual.repaired import LFL
+from fscl.continual.trainer import Trainer
+from fscl.errors import FsclError
+
+
+def trainer_of(stream, class_path, **arguments):
+    network = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
+    return Trainer(stream, class_path, arguments, network_arguments=network, epochs=2, batch_size=16)
+
+
+def resumed(stream, class_path, **arguments):
+    first = trainer_of(stream, class_path, **arguments)
+    first.train_next()
+    second = trainer_of(stream, class_path, **arguments)
+    second.load_state_dict(first.state_dict())
+    return second
+
+
+def test_avalanche_s_a_gem_cannot_be_resumed(stream):
+    trainer = resumed(stream, "avalanche.training.AGEM", patterns_per_exp=10, sample_size=16)
+    with pytest.raises(StopIteration):
+        trainer.train_next()
+
+
+def test_a_gem_projects_gradients_that_would_undo_former_tasks(stream):
+    trainer = resumed(stream, "fscl.continual.repaired.AGEM", patterns_per_exp=10, sample_size=16)
+    (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, AGEMPlugin)]
+    project, angles = plugin.after_backward, []
+
+    def measured(strategy, **kwargs):
+        def along():
+            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in strategy.model.parameters()]
+            return float(torch.cat([g.flatten() for g in gradients]) @ plugin.reference_gradients)
+
+        before = along()
+        project(strategy, **kwargs)
+        angles.append((before, along()))
+
+    plugin.after_backward = measured
+    trainer.train_next()
+    assert any(before < 0 for before, _ in angles)
+    # all but gone: the heads of former tasks, which a batch of the present one has no gradient of, are not projected
+    assert all(after > before / 2 for before, after in angles if before < 0), min(angles)
+    assert all(after == before for before, after in angles if before >= 0), angles
+
+
+def test_avalanche_s_der_does_not_know_heads(stream):
+    with pytest.raises(TypeError, match="task_labels"):
+        trainer_of(stream, "avalanche.training.DER", mem_size=10).train_next()
+
+
+def test_der_keeps_the_answers_of_the_head_of_the_task(stream):
+    trainer = trainer_of(stream, "fscl.continual.repaired.DER", mem_size=30)
+    for task in range(2):
+        trainer.train_next()
+        model = trainer.strategy.model.eval()
+        buffer = trainer.strategy.storage_policy.buffer.eval()
+        samples = [sample for sample in buffer if sample[2] == task]
+        assert len(samples) > 5
+        with torch.no_grad():
+            answers = model(torch.stack([x for x, *_ in samples]), task)
+        assert torch.allclose(answers, torch.stack([logits for *_, logits in samples]), atol=1e-5)
+
+
+def test_avalanche_s_lfl_takes_no_network_but_its_own(stream):
+    with pytest.raises(NotImplementedError, match="get_features"):
+        trainer_of(stream, "avalanche.training.LFL", lambda_e=1.0).train_next()
+
+
+def test_lfl_holds_features_near_the_former_ones(stream):
+    moved = {}
+    for strength in (0.0, 2.0):
+        trainer = trainer_of(stream, "fscl.continual.repaired.LFL", lambda_e=strength)
+        trainer.train_next()
+        x = torch.stack([stream.train_stream[1].dataset.eval()[i][0] for i in range(20)])
+        before = features_of(trainer.strategy.model, x).detach()
+        trainer.train_next()
+        moved[strength] = float((features_of(trainer.strategy.model, x).detach() - before).norm() / before.norm())
+    assert moved[2.0] < 0.9 * moved[0.0]
+
+
+def test_lfl_trains_in_training_mode(stream):
+    trainer, modes = trainer_of(stream, "fscl.continual.repaired.LFL", lambda_e=1.0), []
+    trainer.train_next()
+    update = trainer.strategy.optimizer_step
+    trainer.strategy.optimizer_step = lambda: (modes.append(trainer.strategy.model.training), update())
+    norms = [m for m in trainer.strategy.model.modules() if isinstance(m, nn.BatchNorm2d)]
+    statistics = norms[0].num_batches_tracked.item()
+    trainer.train_next()
+    assert modes
+    assert all(modes)
+    assert norms[0].num_batches_tracked.item() == statistics + len(modes)  # and once a batch
+
+
+def test_features_are_what_enters_the_head(stream):
+    model = build_network("convnet", (1, 8, 8), 2, {"widths": [8, 8], "pool_after": [0], "dropout": 0.5}).train()
+    x = torch.rand(5, 1, 8, 8)
+    found = features_of(model, x)
+    assert found.requires_grad
+    assert all(m.training for m in model.modules())
+    body = model.model.eval()
+    assert torch.equal(found, body.pool(body.features(x)).flatten(1))
+    with pytest.raises(FsclError, match="no linear layer"):
+        features_of(nn.Conv2d(1, 1, 3), x)
+
+
+def test_options_of_the_original_are_refused_or_passed_on():
+    net = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    strategy = LFL(model=net, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), lambda_e=3.0, train_epochs=7)
+    assert strategy.train_epochs == 7
+    assert [p.lambda_e for p in strategy.plugins if hasattr(p, "lambda_e")] == [3.0]
