@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fscl.continual.acceleration import Acceleration
     from fscl.continual.bounds import FrozenFeatures, FrozenFeaturesPlugin, Joint
     from fscl.continual.datasets import load_images
+    from fscl.continual.domains import permuted_stream, rotated_stream
     from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
     from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
     from fscl.continual.loader import InMemoryLoader
@@ -34,6 +35,8 @@ __all__ = [
     "build_network",
     "class_mean_accuracy",
     "load_images",
+    "permuted_stream",
+    "rotated_stream",
     "split_classes",
     "subspace_similarity_metrics",
 ]
@@ -57,6 +60,8 @@ _HOMES = {
     "build_network": "fscl.continual.networks",
     "class_mean_accuracy": "fscl.continual.evaluate",
     "load_images": "fscl.continual.datasets",
+    "permuted_stream": "fscl.continual.domains",
+    "rotated_stream": "fscl.continual.domains",
     "split_classes": "fscl.continual.stream",
     "subspace_similarity_metrics": "fscl.continual.metrics",
 }

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
@@ -10,15 +10,18 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fscl.continual.datasets import ImageSet
+from fscl.continual.groups import Groups, share_out
+from fscl.continual.images import ImageSet
 from fscl.continual.transforms import ImageTransform
 from fscl.errors import FsclError
 
-__all__ = ["Stream", "TaskImages", "split_classes"]
+__all__ = ["Scenario", "Stream", "Task", "TaskImages", "assemble", "same_classes", "split_classes"]
+
+Scenario = Literal["task", "domain", "class"]
 
 
 class TaskImages(Dataset[tuple[Tensor, int]]):
-    """The images of one task: uint8 (N, C, H, W), targets int64 (N) counted from zero within the task."""
+    """The images of one task: uint8 (N, C, H, W), targets int64 (N), see :class:`Stream` for what they count."""
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.images = images
@@ -31,20 +34,44 @@ class TaskImages(Dataset[tuple[Tensor, int]]):
         return self.images[index], int(self.targets[index])
 
 
+class Task(NamedTuple):
+    """What a task consists of; its targets are counted from zero within it."""
+
+    name: str
+    classes: list[str]
+    train: TaskImages
+    test: TaskImages
+
+
 @dataclass(frozen=True)
 class Stream:
-    """A task-incremental stream.
+    """Tasks to be learned one after another, in one of three scenarios.
+
+    ========== =================================== ==================================== ===================
+    scenario   task label of experience t           targets of experience t              heads
+    ========== =================================== ==================================== ===================
+    ``task``   t, known at test time                counted from zero                    one a task
+    ``domain`` 0                                    counted from zero, the same classes  one
+    ``class``  0                                    counted on from those of t - 1       one that grows
+    ========== =================================== ==================================== ===================
 
     Attributes:
-        benchmark: Avalanche's scenario, with ``train_stream`` and ``test_stream``; experience t has task label t,
-            classes counted from zero, and an attribute ``task_name``.
+        benchmark: Avalanche's scenario, with ``train_stream`` and ``test_stream``; each experience has an attribute
+            ``task_name``.
         tasks: the class names of each task, in the order in which they are learned.
         image_shape: (C, H, W).
+        scenario: ``task``, ``domain`` or ``class``.
+        names: what each task is called.
+
+    References:
+        van de Ven, Tolias. Three Scenarios for Continual Learning. 2019.
     """
 
     benchmark: Any
     tasks: list[list[str]]
     image_shape: tuple[int, int, int]
+    scenario: Scenario
+    names: list[str]
 
     @property
     def train_stream(self) -> Any:
@@ -55,80 +82,128 @@ class Stream:
         return self.benchmark.test_stream
 
     @property
-    def names(self) -> list[str]:
-        """What each task is called: its classes."""
-        return [", ".join(classes) for classes in self.tasks]
-
-    @property
     def classes_per_task(self) -> int:
-        """Outputs that the widest head needs."""
+        """Classes of the largest task: the outputs of its head, or with which the one that grows begins."""
         return max(map(len, self.tasks))
 
 
 def split_classes(
     train: ImageSet,
     test: ImageSet,
-    tasks: int | Sequence[Sequence[str]],
+    tasks: Groups,
     seed: int = 0,
     shuffle: bool = True,
     crop_padding: int = 0,
     flip: bool = False,
     validation: float = 0.0,
+    scenario: Scenario = "task",
 ) -> Stream:
-    """Cuts a data set into tasks of disjoint classes: the Split CIFAR protocol, task-incremental.
+    """Cuts a data set into tasks of disjoint classes: the Split CIFAR protocol.
+
+    In the scenario ``domain`` the n-th classes of all tasks have the same label, as if they were one class that looks
+    different in each task; so tasks must have equally many classes.
 
     Images are normalised with the mean and deviation of the training images.
 
     Args:
         train, test: the images.
-        tasks: how many tasks of equally many classes, or the class names of each task.
+        tasks: how many tasks of equally many classes; of a joined data set how many such tasks of each part; or the
+            class names of each task, with or without what it is called. See :func:`fscl.continual.groups.share_out`.
         seed: order of the classes (and the validation images).
         shuffle: False keeps the data set's own order of classes.
         crop_padding, flip: augmentation of training images, see :class:`ImageTransform`.
         validation: share of each task's *training* images that takes the place of its test images, for choosing
             models without looking at the test set; 0 uses the test images.
+        scenario: what is known and asked of a task, see :class:`Stream`.
 
     Raises:
-        FsclError: classes cannot be shared out, or a class is unknown.
+        FsclError: classes cannot be shared out, a class is unknown, or the scenario is or does not fit the tasks.
 
     Example:
         >>> from fscl.continual.datasets import load_images
         >>> stream = split_classes(*load_images("digits"), tasks=5, shuffle=False)
         >>> stream.tasks[0], len(stream.train_stream), stream.image_shape
         (['0', '1'], 5, (1, 8, 8))
+        >>> stream = split_classes(*load_images("digits"), tasks=5, scenario="class")
+        >>> [experience.classes_in_this_experience for experience in stream.train_stream][:3]
+        [[0, 1], [2, 3], [4, 5]]
+    """
+    classes = same_classes(train, test)
+    groups = share_out(classes, tasks, seed, shuffle, train.parts)
+    found = [
+        Task(name, [classes[c] for c in group], _select(train, group), _select(test, group)) for name, group in groups
+    ]
+    return assemble(found, train.images, scenario, seed, crop_padding, flip, validation)
+
+
+def same_classes(train: ImageSet, test: ImageSet) -> list[str]:
+    """The classes that training and test images have in common.
+
+    Raises:
+        FsclError: they differ.
     """
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes)) or train.classes
         raise FsclError(f"training and test images have different classes: {', '.join(odd[:5])}")
+    return train.classes
+
+
+def assemble(
+    tasks: Sequence[Task],
+    seen: Tensor,
+    scenario: Scenario,
+    seed: int,
+    crop_padding: int,
+    flip: bool,
+    validation: float,
+) -> Stream:
+    """A stream of tasks that are there.
+
+    Args:
+        tasks: with targets counted from zero.
+        seen: uint8 (N, C, H, W), the images by whose mean and deviation all are normalised.
+        scenario, seed, crop_padding, flip, validation: as in :func:`split_classes`. Tasks of the same targets, such as
+            rotations of the same images, have the same images held out.
+
+    Raises:
+        FsclError: the scenario is unknown or does not fit the tasks, the validation share is none, or a task has no
+            images.
+    """
+    if scenario not in get_args(Scenario):
+        raise FsclError(f"scenario is {scenario!r}; known: {', '.join(get_args(Scenario))}")
     if not 0 <= validation < 1:
         raise FsclError(f"validation is {validation}; it is a share of the training images, at least 0 and below 1")
-    groups = _groups(train.classes, tasks, seed, shuffle)
-    mean, std = _statistics(train.images)
+    sizes = [len(task.classes) for task in tasks]
+    if scenario == "domain" and len(set(sizes)) > 1:
+        raise FsclError(f"scenario is 'domain', so all tasks have the same classes; these have {sizes} classes")
+    mean, std = _statistics(seen)
     transforms = {
         "train": (ImageTransform(mean, std, crop_padding, flip), None),
         "eval": (ImageTransform(mean, std), None),
     }
     streams: dict[str, list[Any]] = {"train": [], "test": []}
-    for label, group in enumerate(groups):
-        parts = {"train": _select(train, group), "test": _select(test, group)}
-        if validation:
-            parts = _hold_out(parts["train"], validation, seed)
+    for number, task in enumerate(tasks):
+        label = number if scenario == "task" else 0
+        first = sum(sizes[:number]) if scenario == "class" else 0
+        parts = _hold_out(task.train, validation, seed) if validation else {"train": task.train, "test": task.test}
         for split, images in parts.items():
             if not len(images):
-                raise FsclError(f"task {label} ({', '.join(train.classes[c] for c in group)}) has no {split} images")
+                raise FsclError(f"task {number} ({task.name}) has no {split} images")
+            images = TaskImages(images.images, images.targets + first)
             data = _make_taskaware_classification_dataset(
                 images, targets=images.targets.tolist(), task_labels=label, transform_groups=transforms
             )
             streams[split].append(data)
     benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(**streams)))
-    names = [[train.classes[c] for c in group] for group in groups]
     for stream in benchmark.streams.values():
-        for experience, classes in zip(stream, names, strict=True):
-            experience.task_name = ", ".join(classes)
+        for experience, task in zip(stream, tasks, strict=True):
+            experience.task_name = task.name
             # Avalanche gives a set, with which its own multi-head classifier cannot index a tensor
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
-    channels, height, width = train.images.shape[1:]
-    return Stream(benchmark, names, (channels, height, width))
+    channels, height, width = seen.shape[1:]
+    return Stream(
+        benchmark, [task.classes for task in tasks], (channels, height, width), scenario, [task.name for task in tasks]
+    )
 
 
 def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
@@ -143,26 +218,6 @@ def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
         mean.append(float((counts * values).sum() / n))
         std.append(max(float(((counts * (values - mean[-1]).square()).sum() / max(n - 1, 1)).sqrt()), 1e-3))
     return mean, std
-
-
-def _groups(classes: list[str], tasks: int | Sequence[Sequence[str]], seed: int, shuffle: bool) -> list[list[int]]:
-    if not isinstance(tasks, int):
-        flat = [name for group in tasks for name in group]
-        if unknown := [name for name in flat if name not in classes]:
-            raise FsclError(f"unknown class {unknown[0]!r}; known classes: {', '.join(classes)}")
-        if twice := [name for name in flat if flat.count(name) > 1]:
-            raise FsclError(f"class {twice[0]!r} is in more than one task")
-        if empty := [i for i, group in enumerate(tasks) if not group]:
-            raise FsclError(f"task {empty[0]} has no classes")
-        return [[classes.index(name) for name in group] for group in tasks]
-    if tasks < 1 or len(classes) % tasks:
-        fits = [n for n in range(1, len(classes) + 1) if len(classes) % n == 0]
-        raise FsclError(f"{len(classes)} classes cannot be shared out evenly among {tasks} tasks; these can: {fits}")
-    order = list(range(len(classes)))
-    if shuffle:
-        order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed)).tolist()
-    size = len(classes) // tasks
-    return [order[i : i + size] for i in range(0, len(classes), size)]
 
 
 def _select(data: ImageSet, group: list[int]) -> TaskImages:

@@ -1,0 +1,85 @@
+"""How the classes of a data set are shared out among tasks."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+
+from fscl.errors import FsclError
+
+__all__ = ["Group", "Groups", "share_out"]
+
+Groups = int | Sequence[int] | Sequence[Sequence[str]] | Mapping[str, Sequence[str]]
+
+
+class Group(NamedTuple):
+    """The classes of one task, as indices into those of the data set, and what the task is called."""
+
+    name: str
+    classes: list[int]
+
+
+def share_out(
+    classes: Sequence[str], tasks: Groups, seed: int = 0, shuffle: bool = True, parts: Sequence[int] = ()
+) -> list[Group]:
+    """The classes of each task, in the order in which they are learned.
+
+    Args:
+        classes: names in the data set's own order.
+        tasks: how many tasks of equally many classes; or of a joined data set how many such tasks of each part, one
+            part's after another's; or the class names of each task; or the same by what the task is called. Named
+            classes are taken as they are given.
+        seed: order of the classes, within each part where ``tasks`` keeps parts apart.
+        shuffle: False keeps the data set's own order.
+        parts: of a joined data set, how many classes come from each.
+
+    Raises:
+        FsclError: classes cannot be shared out evenly, are unknown, or are in two tasks; or there are not as many
+            numbers as parts.
+
+    Example:
+        >>> share_out(["ant", "bee", "cat"], [["cat"], ["ant", "bee"]])
+        [Group(name='cat', classes=[2]), Group(name='ant, bee', classes=[0, 1])]
+        >>> [group.classes for group in share_out("abcdef", [1, 2], shuffle=False, parts=(2, 4))]
+        [[0, 1], [2, 3], [4, 5]]
+    """
+    if isinstance(tasks, int):
+        return _even(classes, [tasks], [len(classes)], seed, shuffle)
+    if isinstance(tasks, Mapping):
+        return _named(classes, list(tasks), list(tasks.values()))
+    counts = [count for count in tasks if isinstance(count, int)]
+    if not counts:
+        lists = [group for group in tasks if not isinstance(group, int)]
+        return _named(classes, [", ".join(group) for group in lists], lists)
+    sizes = list(parts) or [len(classes)]
+    if len(counts) != len(sizes):
+        raise FsclError(
+            f"tasks is {counts}: a number for each joined data set; here there are {len(sizes)}, of "
+            f"{', '.join(map(str, sizes))} classes"
+        )
+    return _even(classes, counts, sizes, seed, shuffle)
+
+
+def _even(classes: Sequence[str], counts: Sequence[int], sizes: Sequence[int], seed: int, shuffle: bool) -> list[Group]:
+    generator = torch.Generator().manual_seed(seed)
+    groups, first = [], 0
+    for count, size in zip(counts, sizes, strict=True):
+        if count < 1 or size % count:
+            fits = [n for n in range(1, size + 1) if size % n == 0]
+            raise FsclError(f"{size} classes cannot be shared out evenly among {count} tasks; these can: {fits}")
+        order = torch.randperm(size, generator=generator) if shuffle else torch.arange(size)
+        groups += [(order[i : i + size // count] + first).tolist() for i in range(0, size, size // count)]
+        first += size
+    return [Group(", ".join(classes[c] for c in group), group) for group in groups]
+
+
+def _named(classes: Sequence[str], names: Sequence[str], lists: Sequence[Sequence[str]]) -> list[Group]:
+    flat = [name for group in lists for name in group]
+    if unknown := [name for name in flat if name not in classes]:
+        raise FsclError(f"unknown class {unknown[0]!r}; known classes: {', '.join(classes)}")
+    if twice := [name for name in flat if flat.count(name) > 1]:
+        raise FsclError(f"class {twice[0]!r} is in more than one task")
+    if empty := [number for number, group in enumerate(lists) if not group]:
+        raise FsclError(f"task {empty[0]} has no classes")
+    places = {name: place for place, name in enumerate(classes)}
+    return [Group(name, [places[c] for c in group]) for name, group in zip(names, lists, strict=True)]

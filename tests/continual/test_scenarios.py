@@ -1,0 +1,233 @@
+"""Task labels, targets and heads in each scenario; and that Avalanche's own learners train in all of them."""
+
+import pytest
+import torch
+from avalanche.core import SupervisedPlugin
+from avalanche.training import Naive
+from torch import nn
+
+from fscl.continual import AccuracyRecorder, InMemoryLoader, build_network, split_classes
+from fscl.continual.domains import permuted_stream, rotated_stream
+from fscl.continual.groups import share_out
+from fscl.continual.images import ImageSet, join_images
+from fscl.continual.loader import InMemoryBatches
+from fscl.continual.trainer import Trainer
+from fscl.errors import FsclError
+
+SMALL = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
+PAIRS = [["0", "1"], ["4", "7"], ["3", "2"]]
+
+
+def numbered(classes: int = 6, per_class: int = 5, first: int = 0) -> ImageSet:
+    """Images that are told by their grey; the class is it divided by ``per_class``."""
+    labels = torch.arange(classes).repeat_interleave(per_class)
+    images = torch.arange(first, first + len(labels)).to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
+    mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+    return ImageSet(images[mixed], labels[mixed], [f"class {c}" for c in range(classes)])
+
+
+def samples(experience) -> dict[int, int]:
+    """Target by grey value, through Avalanche's data set."""
+    data = experience.dataset
+    flat = data._flat_data
+    while hasattr(flat, "_datasets"):
+        flat = flat._datasets[0]
+    greys = flat.images[:, 0, 0, 0].tolist()
+    return dict(zip(greys, map(int, data.targets), strict=True))
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_labels_follow_the_scenario_and_images_do_not(scenario: str) -> None:
+    data = numbered(), numbered(first=100)
+    stream = split_classes(*data, tasks=3, seed=1, scenario=scenario)
+    plain = split_classes(*data, tasks=3, seed=1)
+    assert stream.scenario == scenario
+    assert stream.tasks == plain.tasks
+    assert stream.names == plain.names
+    for first, which in ((0, "train_stream"), (100, "test_stream")):
+        seen: set[int] = set()
+        for t, (experience, same) in enumerate(zip(getattr(stream, which), getattr(plain, which), strict=True)):
+            found = samples(experience)
+            assert found.keys() == samples(same).keys()
+            assert not seen & found.keys()
+            seen |= found.keys()
+            start = 2 * t if scenario == "class" else 0
+            for grey, target in found.items():
+                assert stream.tasks[t][target - start] == f"class {(grey - first) // 5}"
+            label = t if scenario == "task" else 0
+            assert list(experience.task_labels) == [label]
+            assert {int(x) for x in experience.dataset.targets_task_labels} == {label}
+            assert experience.classes_in_this_experience == [start, start + 1]
+        assert len(seen) == 30
+
+
+def test_classes_are_counted_on_over_tasks_of_different_sizes() -> None:
+    tasks = [["class 5"], ["class 0", "class 3", "class 1"], ["class 4", "class 2"]]
+    stream = split_classes(numbered(), numbered(), tasks, scenario="class")
+    assert [e.classes_in_this_experience for e in stream.train_stream] == [[0], [1, 2, 3], [4, 5]]
+    assert stream.classes_per_task == 3
+    assert {g // 5: t for g, t in samples(stream.train_stream[1]).items()} == {0: 1, 3: 2, 1: 3}
+
+
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_validation_holds_out_the_same_training_images_in_every_scenario(scenario: str) -> None:
+    data = numbered(per_class=10), numbered(first=100)
+    stream = split_classes(*data, tasks=3, seed=4, validation=0.3, scenario=scenario)
+    plain = split_classes(*data, tasks=3, seed=4, validation=0.3)
+    for t in range(3):
+        kept, held = samples(stream.train_stream[t]), samples(stream.test_stream[t])
+        assert not kept.keys() & held.keys()
+        assert held.keys() == samples(plain.test_stream[t]).keys()
+        assert len(held) == 6
+        assert set(held.values()) == set(kept.values()) == set(stream.train_stream[t].classes_in_this_experience)
+
+
+def test_tasks_of_different_sizes_are_no_domains() -> None:
+    with pytest.raises(
+        FsclError, match=r"scenario is 'domain', so all tasks have the same classes; these have \[1, 2\]"
+    ):
+        split_classes(numbered(), numbered(), [["class 1"], ["class 0", "class 3"]], scenario="domain")
+    with pytest.raises(FsclError, match=r"scenario is 'classes'; known: task, domain, class"):
+        split_classes(numbered(), numbered(), 3, scenario="classes")  # type: ignore[arg-type]
+
+
+def test_tasks_may_have_names_of_their_own() -> None:
+    tasks = {"odd": ["class 1", "class 3"], "even": ["class 4", "class 0"]}
+    stream = split_classes(numbered(), numbered(), tasks, seed=3)
+    assert stream.names == ["odd", "even"]
+    assert stream.tasks == [["class 1", "class 3"], ["class 4", "class 0"]]
+    assert [e.task_name for e in stream.test_stream] == ["odd", "even"]
+    with pytest.raises(FsclError, match="class 'class 1' is in more than one task"):
+        split_classes(numbered(), numbered(), {"a": ["class 1"], "b": ["class 1"]})
+
+
+def joined() -> tuple[ImageSet, ImageSet]:
+    """Four classes of letters, then six of numbers."""
+    letters = ImageSet(numbered(4).images, numbered(4).labels, list("abcd"))
+    return join_images({"letters": (letters, letters), "numbers": (numbered(), numbered())})
+
+
+def test_parts_of_a_joined_set_stay_apart_and_are_shuffled_within() -> None:
+    orders = []
+    for seed in (0, 0, 1):
+        stream = split_classes(*joined(), tasks=[1, 3], seed=seed)
+        assert [len(task) for task in stream.tasks] == [4, 2, 2, 2]
+        assert sorted(stream.tasks[0]) == list("abcd")
+        assert sorted(name for task in stream.tasks[1:] for name in task) == [f"class {i}" for i in range(6)]
+        orders.append(stream.tasks)
+    assert orders[0] == orders[1] != orders[2]
+    kept = split_classes(*joined(), tasks=[2, 2], seed=1, shuffle=False).tasks
+    assert kept == [["a", "b"], ["c", "d"], ["class 0", "class 1", "class 2"], ["class 3", "class 4", "class 5"]]
+    mixed = {str(sorted(split_classes(*joined(), tasks=5, seed=seed).tasks[0])) for seed in range(20)}
+    assert any("class" in task and any(letter in task for letter in ("'a'", "'b'", "'c'", "'d'")) for task in mixed)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "says"),
+    [
+        ([1], r"tasks is \[1\]: a number for each joined data set; here there are 2, of 4, 6 classes"),
+        ([1, 2, 3], r"tasks is \[1, 2, 3\]: a number for each joined data set"),
+        ([1, 4], r"6 classes cannot be shared out evenly among 4 tasks; these can: \[1, 2, 3, 6\]"),
+        ([0, 1], r"4 classes cannot be shared out evenly among 0 tasks"),
+    ],
+)
+def test_numbers_that_do_not_fit_the_parts_are_explained(tasks: list[int], says: str) -> None:
+    with pytest.raises(FsclError, match=says):
+        split_classes(*joined(), tasks=tasks)
+
+
+def test_one_set_is_one_part() -> None:
+    assert share_out("abcdef", [3], seed=2) == share_out("abcdef", 3, seed=2)
+    assert len(share_out("abcdef", 3, seed=2)) == 3
+
+
+def streams(digits) -> dict[str, object]:
+    return {
+        "task": split_classes(*digits, PAIRS),
+        "domain": split_classes(*digits, PAIRS, scenario="domain"),
+        "class": split_classes(*digits, PAIRS, scenario="class"),
+        "rotations": rotated_stream(*digits, [0, 30], crop_padding=1),
+        "rotations with heads": rotated_stream(*digits, 2, scenario="task"),
+        "permutations": permuted_stream(*digits, 2),
+    }
+
+
+class Widths(SupervisedPlugin):
+    """Outputs of the network while each experience is trained, and what served the batches."""
+
+    supports_distributed = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outputs: list[int] = []
+        self.loaders: set[type] = set()
+
+    def after_training_iteration(self, strategy, **kwargs) -> None:
+        self.outputs.append(strategy.mb_output.shape[1])
+        self.loaders.add(type(strategy.dataloader))
+
+
+WIDTHS = {
+    "task": {2}, "domain": {2}, "class": {2, 4, 6},
+    "rotations": {10}, "rotations with heads": {10}, "permutations": {10},
+}  # fmt: skip
+HEADS = {"task": 3, "domain": 1, "class": 1, "rotations": 1, "rotations with heads": 2, "permutations": 1}
+
+
+@pytest.mark.filterwarnings("error:images are loaded by Avalanche")
+@pytest.mark.parametrize("kind", WIDTHS)
+def test_avalanches_naive_trains_and_whole_batches_change_nothing(digits, kind: str) -> None:
+    ends = []
+    for ours in ([], [InMemoryLoader()]):
+        stream = streams(digits)[kind]
+        torch.manual_seed(3)
+        model = build_network("convnet", (1, 8, 8), stream.classes_per_task, SMALL)
+        seen, recorder = Widths(), AccuracyRecorder()
+        strategy = Naive(
+            model=model,
+            optimizer=torch.optim.SGD(model.parameters(), 0.05, 0.9),
+            criterion=nn.CrossEntropyLoss(),
+            train_mb_size=16,
+            train_epochs=2,
+            eval_mb_size=64,
+            plugins=[*ours, recorder, seen],
+            evaluator=None,
+        )
+        for experience in stream.train_stream:
+            strategy.train(experience)
+        assert set(seen.outputs) == WIDTHS[kind]
+        assert (seen.loaders == {InMemoryBatches}) == bool(ours)
+        assert len(strategy.model.classifier.classifiers) == HEADS[kind]
+        accuracies = recorder.accuracies(strategy, list(stream.test_stream))
+        chance = 1 / max(WIDTHS[kind])
+        assert accuracies[-1] > 1.25 * chance  # it has learned what it was trained on last
+        ends.append((strategy.model.state_dict(), accuracies))
+    assert ends[0][1] == ends[1][1]
+    assert all(torch.equal(ends[0][0][name], ends[1][0][name]) for name in ends[0][0])
+
+
+def test_a_class_learner_forgets_where_one_with_task_labels_is_asked_less(digits) -> None:
+    """The last task's classes take over a head that all tasks share, however well it knows them."""
+    ends = {}
+    for scenario in ("task", "class"):
+        stream = split_classes(*digits, PAIRS, scenario=scenario)
+        trainer = Trainer(stream, "avalanche.training.Naive", {}, "convnet", SMALL, epochs=6, batch_size=16)
+        while trainer.done < 3:
+            measured = trainer.train_next()
+        ends[scenario] = measured.accuracy
+    assert ends["class"][-1] > 0.8
+    assert max(ends["class"][:2]) < min(ends["task"][:2])
+
+
+def test_a_head_that_grew_is_resumed(digits) -> None:
+    stream = split_classes(*digits, PAIRS, scenario="class")
+
+    def fresh() -> Trainer:
+        return Trainer(stream, "avalanche.training.Naive", {}, "convnet", SMALL, epochs=1, batch_size=16)
+
+    whole, first, second = fresh(), fresh(), fresh()
+    expected = [whole.train_next().accuracy for _ in range(3)]
+    found = [first.train_next().accuracy for _ in range(2)]
+    second.load_state_dict(first.state_dict())
+    assert [*found, second.train_next().accuracy] == expected
+    assert second.strategy.model.classifier.classifiers["0"].classifier.out_features == 6
