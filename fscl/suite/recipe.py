@@ -6,11 +6,12 @@ import json
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from fscl.errors import FsclError
+from fscl.suite.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe, TrainingRecipe
 
 __all__ = [
     "BenchmarkRecipe",
@@ -23,100 +24,9 @@ __all__ = [
     "with_overrides",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
-Share = Annotated[float, Field(ge=0, lt=1)]
+YOUNGER = {"rotations": None, "permutations": None, "scenario": "task"}  # keys of [split], and their defaults
 
-
-class _Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class DataRecipe(_Recipe):
-    """Which images: a known data set, or an image folder ``<data>/<name>/{train,test}/<class>/*``."""
-
-    name: str
-    image_size: Positive | None = None
-
-
-class SplitRecipe(_Recipe):
-    """How classes become tasks: a number of equal tasks, or the classes of each."""
-
-    tasks: Positive | list[list[str]]
-    shuffle: bool = True
-
-
-class AugmentRecipe(_Recipe):
-    """What training images go through."""
-
-    crop_padding: Annotated[int, Field(ge=0)] = 0
-    flip: bool = False
-
-
-class ModelRecipe(_Recipe):
-    """The network, see ``fscl.continual.build_network``."""
-
-    name: str = "convnet"
-    args: dict[str, Any] = {}
-
-
-class TrainingRecipe(_Recipe):
-    """How a task is trained.
-
-    ``epochs_next`` and ``lr_next`` are those from the second task on; ``drop_last`` leaves out an epoch's last batch
-    where it is smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
-    ``fscl.continual.Acceleration``.
-    """
-
-    epochs: Positive = 10
-    epochs_next: Positive | None = None
-    batch_size: Positive = 64
-    drop_last: bool = False
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    lr_next: Annotated[float, Field(gt=0)] | None = None
-    momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    label_smoothing: Share = 0.0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    channels_last: bool = True
-    compile: bool = False
-
-
-class Override(_Recipe):
-    """What a benchmark changes for one strategy."""
-
-    training: dict[str, Any] = {}
-    args: dict[str, Any] = {}
-
-
-class BenchmarkRecipe(_Recipe):
-    """A stream as data: images, split into tasks, network and budget."""
-
-    name: str = ""
-    title: str = ""
-    description: str = ""
-    data: DataRecipe
-    split: SplitRecipe
-    augment: AugmentRecipe = AugmentRecipe()
-    model: ModelRecipe = ModelRecipe()
-    training: TrainingRecipe = TrainingRecipe()
-    strategies: dict[str, Override] = {}
-
-
-class StrategyRecipe(_Recipe):
-    """A learner as data: an Avalanche strategy class and its arguments."""
-
-    name: str = ""
-    title: str = ""
-    description: str = ""
-    paper: str = ""
-    class_path: str = Field(alias="class")
-    args: dict[str, Any] = {}
-    training: dict[str, Any] = {}
-
-
-R = TypeVar("R", bound=_Recipe)
+R = TypeVar("R", bound=Recipe)
 
 
 def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
@@ -194,10 +104,20 @@ def with_overrides(
     return _validate("--set", b, BenchmarkRecipe), _validate("--set", s, StrategyRecipe)
 
 
-def recipe_hash(*recipes: _Recipe, **more: Any) -> str:
+def recipe_hash(*recipes: Recipe, **more: Any) -> str:
     """A hash of all that decides a run's numbers; titles and descriptions are not in it."""
-    parts = [r.model_dump(exclude={"title", "description", "paper"}) for r in recipes]
+    parts = [_decisive(recipe) for recipe in recipes]
     return hashlib.sha256(json.dumps([*parts, more], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _decisive(recipe: Recipe) -> dict[str, Any]:
+    found = recipe.model_dump(exclude={"title", "description", "paper"})
+    if split := found.get("split"):
+        # keys that are younger than the first runs are left out where they change nothing: those runs stay finished
+        found["split"] = {k: v for k, v in split.items() if k not in YOUNGER or v != YOUNGER[k]}
+        if isinstance(split["tasks"], dict):  # what tasks are called decides nothing; their order, which is lost, does
+            found["split"]["tasks"] = list(split["tasks"].values())
+    return found
 
 
 def _value(text: str) -> Any:
@@ -246,6 +166,9 @@ def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
             raise FsclError(f"{where}: unknown key {'.'.join(at)!r}{hint}; known keys: {', '.join(keys)}") from error
         if first["type"] == "missing":
             raise FsclError(f"{where}: {'.'.join(at)!r} is missing") from error
+        if first["type"] == WRONG_SPLIT:
+            raise FsclError(f"{where}: {first['msg']}") from error
+        at = [part for before, part in zip(["", *at], at, strict=False) if before != "tasks" or part not in TAGS]
         place = ".".join(p for p in at if p != "int" and not p.startswith(("constrained-", "list[")))
         raise FsclError(f"{where}: {place} = {first['input']!r}: {first['msg'].lower()}") from error
 

@@ -102,21 +102,27 @@ def load_stream(spec: RunSpec) -> Any:
     """The stream of a run.
 
     Raises:
-        FsclError: its data is missing or damaged, or its classes cannot be shared out as the recipe says.
+        FsclError: its data is missing or damaged, or cannot be made into tasks as the recipe says.
     """
     from fscl.continual.datasets import load_images
+    from fscl.continual.domains import permuted_stream, rotated_stream
     from fscl.continual.stream import split_classes
 
-    b = spec.benchmark
-    return split_classes(
-        *load_images(b.data.name, spec.data, b.data.image_size),
-        b.split.tasks,
-        seed=spec.seed,
-        shuffle=b.split.shuffle,
-        crop_padding=b.augment.crop_padding,
-        flip=b.augment.flip,
-        validation=spec.validation,
-    )
+    data, split, augment = spec.benchmark.data, spec.benchmark.split, spec.benchmark.augment
+    train, test = load_images(data.name, spec.data, data.image_size)
+    options: Any = {
+        "seed": spec.seed,
+        "crop_padding": augment.crop_padding,
+        "flip": augment.flip,
+        "validation": spec.validation,
+        "scenario": split.scenario,
+    }
+    if split.rotations is not None:
+        return rotated_stream(train, test, split.rotations, **options)
+    if split.permutations is not None:
+        return permuted_stream(train, test, split.permutations, **options)
+    assert split.tasks is not None  # a split says one of the three
+    return split_classes(train, test, split.tasks, shuffle=split.shuffle, **options)
 
 
 def check_runnable(spec: RunSpec, stream: Any) -> None:

@@ -6,24 +6,47 @@ from pathlib import Path
 import pytest
 import torch
 
-from fscl.continual.datasets import ImageSet
+from fscl.continual.datasets import data_root
+from fscl.continual.images import ImageSet, join_images
+from fscl.continual.layouts import CORE50_OBJECTS
 from fscl.continual.learners import strategy_class
-from fscl.continual.stream import split_classes
-from fscl.suite.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
+from fscl.errors import FsclError
+from fscl.suite.evidence.grounding_superclasses import SUPERCLASSES
+from fscl.suite.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
 from fscl.suite.report import summary_rows, write_report
 from fscl.suite.results import load_runs
-from fscl.suite.run import RunSpec, check_runnable, run_one
+from fscl.suite.run import RunSpec, check_runnable, load_stream, run_one
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
-# what the data sets are known to hold: (channels, height, width), classes
+# what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
     "mnist": ((1, 28, 28), 10),
     "fmnist": ((1, 28, 28), 10),
     "cifar10": ((3, 32, 32), 10),
     "cifar100": ((3, 32, 32), 100),
+    "tinyimagenet": ((3, 64, 64), 200),
+    "miniimagenet": ((3, 84, 84), 100),
+    "core50": ((3, 128, 128), 50),
 }
+SCENARIOS = ("task", "domain", "class")
+
+
+def made_up(benchmark: BenchmarkRecipe) -> tuple[ImageSet, ImageSet]:
+    """Two black images a class, of the shape and number that the recipe's data has, and named as it names them."""
+    named = benchmark.split.tasks
+    wanted = sorted(c for group in named.values() for c in group) if isinstance(named, dict) else []
+    sets = {}
+    for name in benchmark.data.name.split("+"):
+        (channels, *sides), count = DATA[name]
+        sides = [benchmark.data.image_size] * 2 if benchmark.data.image_size else sides
+        labels = torch.arange(count).repeat(2)
+        classes = wanted or [f"{name} {c}" for c in range(count)]
+        assert len(classes) == count
+        images = ImageSet(torch.zeros(len(labels), channels, *sides, dtype=torch.uint8), labels, classes)
+        sets[name] = (images, images)
+    return join_images(sets) if len(sets) > 1 else next(iter(sets.values()))
 
 
 @pytest.mark.parametrize("name", BENCHMARKS + STRATEGIES)
@@ -38,17 +61,83 @@ def test_it_says_what_it_is_in_one_line(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str) -> None:
+def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load_benchmark(name)
-    shape, count = DATA[benchmark.data.name]
-    labels = torch.arange(count).repeat(2)
-    images = ImageSet(torch.zeros(len(labels), *shape, dtype=torch.uint8), labels, [str(c) for c in range(count)])
-    stream = split_classes(images, images, benchmark.split.tasks)
-    if isinstance(benchmark.split.tasks, int):
-        assert {len(task) for task in stream.tasks} == {count // benchmark.split.tasks}
+    images = made_up(benchmark)
+    monkeypatch.setattr("fscl.continual.datasets.load_images", lambda *_: images)
     for strategy in STRATEGIES:
         recipes = with_overrides(benchmark, load_strategy(strategy), ["training.drop_last=false"])  # of two images
-        check_runnable(RunSpec(*recipes, 0), stream)
+        spec = RunSpec(*recipes, 0)
+        check_runnable(spec, load_stream(spec))
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_to_be_had_in_every_scenario(name: str, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark(name)
+    images = made_up(benchmark)
+    monkeypatch.setattr("fscl.continual.datasets.load_images", lambda *_: images)
+    learner, setting = load_strategy("naive"), [f"split.scenario={scenario}"]
+    if benchmark.split.tasks is None and scenario == "class":
+        with pytest.raises(FsclError, match="have the same classes; use 'domain' or 'task'"):
+            with_overrides(benchmark, learner, setting)
+        return
+    stream = load_stream(RunSpec(*with_overrides(benchmark, learner, setting), 0, validation=0.5))
+    assert stream.scenario == scenario
+    assert len(set(stream.names)) == len(stream.tasks) == len(stream.train_stream) == len(stream.test_stream)
+    if benchmark.split.tasks is not None:  # every class is learned, and once
+        assert sorted(c for task in stream.tasks for c in task) == sorted(images[0].classes)
+    labels = {label for e in stream.train_stream for label in e.task_labels}
+    assert labels == (set(range(len(stream.tasks))) if scenario == "task" else {0})
+    targets = {c for e in stream.train_stream for c in e.classes_in_this_experience}
+    assert len(targets) == (len(images[0].classes) if scenario == "class" else stream.classes_per_task)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("split_digits", [2] * 5),
+        ("split_mnist", [2] * 5),
+        ("split_fmnist", [2] * 5),
+        ("rotated_fmnist", [10] * 10),
+        ("permuted_fmnist", [10] * 10),
+        ("split_cifar10", [2] * 5),
+        ("split_cifar100", [5] * 20),
+        ("split_cifar100_10", [10] * 10),
+        ("split_cifar100_superclass", [5] * 20),
+        ("split_cifar110", [10] * 11),
+        ("split_tinyimagenet", [10] * 20),
+        ("split_miniimagenet", [5] * 20),
+        ("core50", [5] * 10),
+    ],
+)
+def test_a_benchmarks_tasks_are_those_of_its_name(name: str, tasks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark(name)
+    images = made_up(benchmark)
+    monkeypatch.setattr("fscl.continual.datasets.load_images", lambda *_: images)
+    stream = load_stream(RunSpec(*with_overrides(benchmark, load_strategy("naive")), 0))
+    assert [len(task) for task in stream.tasks] == tasks
+    if name == "split_cifar110":
+        assert {c.split()[0] for c in stream.tasks[0]} == {"cifar10"}
+    if name == "rotated_fmnist":
+        assert stream.names[:2] == ["rotated 0°", "rotated 36°"]
+
+
+def test_superclasses_are_those_of_cifar100() -> None:
+    tasks = load_benchmark("split_cifar100_superclass").split.tasks
+    assert isinstance(tasks, dict)
+    assert {name: tuple(group) for name, group in tasks.items()} == SUPERCLASSES
+    folder = data_root() / "cifar100" / "train"
+    if folder.is_dir():
+        assert {path.name for path in folder.iterdir()} == {c for group in tasks.values() for c in group}
+
+
+def test_categories_are_those_of_core50() -> None:
+    tasks = load_benchmark("core50").split.tasks
+    assert isinstance(tasks, dict)
+    assert [c for group in tasks.values() for c in group] == CORE50_OBJECTS
+    for name, group in tasks.items():
+        assert {c[:-1] for c in group} == {name.replace(" ", "_")}
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

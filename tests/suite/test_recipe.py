@@ -45,6 +45,20 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
         ("[split]\ntasks = 5", r"'data' is missing"),
         ("[data]\nname = 'digits'\n[split]", r"'split.tasks' is missing"),
         ("title = ", r"not valid TOML"),
+        (GOOD.replace("5", "[1, 0]"), r"split.tasks.1 = 0: .*greater than or equal to 1"),
+        (GOOD.replace("5", "[['0'], '1']"), r"split.tasks.1 = '1': input should be a valid list"),
+        (GOOD.replace("5", "{ number = ['0', 1] }"), r"split.tasks.number.1 = 1: input should be a valid string"),
+        (GOOD.replace("5", "2.5"), r"split.tasks = 2.5: input should be a valid integer"),
+        (GOOD + "rotations = 4", r"mine.toml: split.tasks and split.rotations exclude each other"),
+        (GOOD + "scenario = 'klass'", r"split.scenario = 'klass': .*'task', 'domain' or 'class'"),
+        (GOOD + "rotation = 4", r"unknown key 'split.rotation' \(did you mean 'rotations'\?\); known keys: tasks, rot"),
+        (GOOD.replace("tasks", "rotations").replace("5", "0"), r"split.rotations = 0: .*greater than or equal to 1"),
+        (GOOD.replace("tasks", "rotations").replace("5", "[0, nan]"), r"split.rotations.1 = nan: .*finite"),
+        (GOOD.replace("tasks", "permutations").replace("5", "-1"), r"split.permutations = -1"),
+        (
+            GOOD.replace("tasks", "permutations") + "scenario = 'class'",
+            r"split.scenario is 'class', but split.permutations have the same classes; use 'domain' or 'task'",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_fit_is_refused_with_what_would(tmp_path: Path, text: str, says: str) -> None:
@@ -74,7 +88,7 @@ def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
 def test_an_unknown_name_lists_the_known_and_guesses() -> None:
     with pytest.raises(FsclError, match=r"'split_digit' \(did you mean 'split_digits'\?\); known: .*split_mnist"):
         load_benchmark("split_digit")
-    with pytest.raises(FsclError, match=r"unknown strategy 'qqq'; known: atom_swapping, ewc.* or the path"):
+    with pytest.raises(FsclError, match=r"unknown strategy 'qqq'; known: .*atom_swapping, .*ewc.* or the path"):
         load_strategy("qqq")
 
 
@@ -176,6 +190,37 @@ def test_the_hash_follows_the_numbers_and_not_the_words(tmp_path: Path) -> None:
     hashes = [hash_of(tmp_path, settings=(setting,)) for setting in settings]
     hashes.append(hash_of(tmp_path, learner="class = 'a.C'\n[args]\na = 1"))
     assert len({plain, *hashes}) == len(hashes) + 1
+
+
+def test_the_hash_follows_what_tasks_are_made_of_and_in_which_order(tmp_path: Path) -> None:
+    def of(split: str) -> str:
+        return hash_of(tmp_path, ("tasks = 5", split))
+
+    plain = of("tasks = 5")
+    assert of("tasks = 5\nscenario = 'task'") == plain
+    listed, named = of("tasks = [['0', '1'], ['2', '3']]"), of("tasks = { a = ['0', '1'], b = ['2', '3'] }")
+    assert listed == named == of("tasks = { z = ['0', '1'], y = ['2', '3'] }")  # names are words
+    splits = ["tasks = [5]", "tasks = [2, 3]", "tasks = [['2', '3'], ['0', '1']]", "rotations = 5", "permutations = 5"]
+    splits += ["tasks = { b = ['2', '1'], a = ['0', '3'] }", "rotations = [0, 36]", "rotations = [36, 0]"]
+    splits += ["tasks = 5\nscenario = 'domain'", "tasks = 5\nscenario = 'class'", "rotations = 5\nscenario = 'domain'"]
+    hashes = [plain, listed, *map(of, splits)]
+    assert len(set(hashes)) == len(hashes)
+
+
+def test_earlier_runs_stay_finished_when_recipes_get_more_keys(tmp_path: Path) -> None:
+    """The hash of the plain recipe, as a run's record has held it since before there were scenarios."""
+    assert hash_of(tmp_path) == "477f686d9000986d"
+
+
+def test_a_scenario_is_a_setting() -> None:
+    b, _ = with_overrides(load_benchmark("split_digits"), load_strategy("ewc"), ["split.scenario=class"])
+    assert b.split.scenario == "class"
+    named = load_benchmark("split_cifar100_superclass")
+    b, _ = with_overrides(named, load_strategy("ewc"), ["split.tasks.insects=['bee']"])
+    assert b.split.tasks == {**named.split.tasks, "insects": ["bee"]}
+    assert list(b.split.tasks) == list(named.split.tasks)
+    b, _ = with_overrides(named, load_strategy("ewc"), ["split.tasks=20"])
+    assert b.split.tasks == 20
 
 
 def test_another_strategys_overrides_do_not_touch_the_hash(tmp_path: Path) -> None:

@@ -1,0 +1,159 @@
+"""What recipes may say: typed sections that refuse what they do not know."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic_core import PydanticCustomError
+
+__all__ = [
+    "TAGS",
+    "WRONG_SPLIT",
+    "BenchmarkRecipe",
+    "Override",
+    "Recipe",
+    "SplitRecipe",
+    "StrategyRecipe",
+    "TrainingRecipe",
+]
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+Angle = Annotated[float, Field(allow_inf_nan=False)]
+WRONG_SPLIT = "wrong_split"
+WAYS = ("tasks", "rotations", "permutations")  # of making tasks; a split has one
+TAGS = ("number", "numbers", "classes", "named")  # of split.tasks
+
+
+class Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class DataRecipe(Recipe):
+    """Which images: a known data set, an image folder ``<data>/<name>/{train,test}/<class>/*``, or several of them
+    joined by ``+`` (``cifar10+cifar100``), see ``fscl.continual.load_images``.
+    """
+
+    name: str
+    image_size: Positive | None = None
+
+
+def _kind_of_tasks(value: Any) -> str:
+    if isinstance(value, dict):
+        return "named"
+    if isinstance(value, list):
+        return "numbers" if all(isinstance(item, int) for item in value) else "classes"
+    return "number"
+
+
+class SplitRecipe(Recipe):
+    """How images become tasks, in one of three ways, and what is known of a task.
+
+    Attributes:
+        tasks: disjoint classes. A number of equal tasks; of joined data sets a list of such numbers, one for each; the
+            classes of each task, as a list of lists; or a table of such lists by what each task is called.
+        rotations: all classes, rotated: angles in degrees, or how many that are evenly spaced.
+        permutations: all classes, with their pixels permuted: how many tasks, the first as it is.
+        shuffle: whether the order of classes follows the seed; named classes are taken as they are given.
+        scenario: ``task`` (task labels, and a head for each), ``domain`` (the same classes in all tasks, one head) or
+            ``class`` (one head over all classes so far), see ``fscl.continual.Stream``.
+    """
+
+    tasks: (
+        Annotated[
+            Annotated[Positive, Tag("number")]
+            | Annotated[list[Positive], Field(min_length=1), Tag("numbers")]
+            | Annotated[list[list[str]], Tag("classes")]
+            | Annotated[dict[str, list[str]], Field(min_length=1), Tag("named")],
+            Discriminator(_kind_of_tasks),
+        ]
+        | None
+    ) = None
+    rotations: Positive | Annotated[list[Angle], Field(min_length=1)] | None = None
+    permutations: Positive | None = None
+    shuffle: bool = True
+    scenario: Literal["task", "domain", "class"] = "task"
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "SplitRecipe":
+        given = [f"split.{name}" for name in WAYS if getattr(self, name) is not None]
+        wrong = None
+        if not given:
+            wrong = "'split.tasks' is missing, or split.rotations or split.permutations in its place"
+        elif len(given) > 1:
+            wrong = f"{' and '.join(given)} exclude each other"
+        elif self.scenario == "class" and self.tasks is None:
+            wrong = f"split.scenario is 'class', but {given[0]} have the same classes; use 'domain' or 'task'"
+        if wrong:
+            raise PydanticCustomError(WRONG_SPLIT, "{wrong}", {"wrong": wrong})
+        return self
+
+
+class AugmentRecipe(Recipe):
+    """What training images go through."""
+
+    crop_padding: Annotated[int, Field(ge=0)] = 0
+    flip: bool = False
+
+
+class ModelRecipe(Recipe):
+    """The network, see ``fscl.continual.build_network``."""
+
+    name: str = "convnet"
+    args: dict[str, Any] = {}
+
+
+class TrainingRecipe(Recipe):
+    """How a task is trained.
+
+    ``epochs_next`` and ``lr_next`` are those from the second task on; ``drop_last`` leaves out an epoch's last batch
+    where it is smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
+    ``fscl.continual.Acceleration``.
+    """
+
+    epochs: Positive = 10
+    epochs_next: Positive | None = None
+    batch_size: Positive = 64
+    drop_last: bool = False
+    optimizer: Literal["sgd", "adam"] = "sgd"
+    lr: Annotated[float, Field(gt=0)] = 0.05
+    lr_next: Annotated[float, Field(gt=0)] | None = None
+    momentum: Share = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
+    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
+    label_smoothing: Share = 0.0
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = True
+    compile: bool = False
+
+
+class Override(Recipe):
+    """What a benchmark changes for one strategy."""
+
+    training: dict[str, Any] = {}
+    args: dict[str, Any] = {}
+
+
+class BenchmarkRecipe(Recipe):
+    """A stream as data: images, split into tasks, network and budget."""
+
+    name: str = ""
+    title: str = ""
+    description: str = ""
+    data: DataRecipe
+    split: SplitRecipe
+    augment: AugmentRecipe = AugmentRecipe()
+    model: ModelRecipe = ModelRecipe()
+    training: TrainingRecipe = TrainingRecipe()
+    strategies: dict[str, Override] = {}
+
+
+class StrategyRecipe(Recipe):
+    """A learner as data: an Avalanche strategy class and its arguments."""
+
+    name: str = ""
+    title: str = ""
+    description: str = ""
+    paper: str = ""
+    class_path: str = Field(alias="class")
+    args: dict[str, Any] = {}
+    training: dict[str, Any] = {}
