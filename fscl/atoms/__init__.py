@@ -5,9 +5,16 @@ from fscl.atoms.decompose import Decomposition, decompose, recompose
 from fscl.atoms.joint import JointDecomposition, joint_decompose
 from fscl.atoms.layers import AtomConv2d, atom_layers, freeze_coefficients
 from fscl.atoms.moments import moment_similarity
-from fscl.atoms.response import response_features, response_similarity, tangent_features, tangent_similarity
+from fscl.atoms.response import (
+    READINGS,
+    response_features,
+    response_similarity,
+    tangent_features,
+    tangent_similarity,
+)
 
 __all__ = [
+    "READINGS",
     "AtomBank",
     "AtomConv2d",
     "Decomposition",

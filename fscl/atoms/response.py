@@ -5,7 +5,7 @@ on normalisation and on what comes in. Responses to synthetic images (:mod:`fscl
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from fscl.atoms.bank import AtomBank
 from fscl.errors import FsclError
 from fscl.similarity.features import collect_features
-from fscl.similarity.probing import probing_matrix
+from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.subspace import similarity_matrix
 
-__all__ = ["response_features", "response_similarity", "tangent_features", "tangent_similarity"]
+__all__ = ["READINGS", "response_features", "response_similarity", "tangent_features", "tangent_similarity"]
 
+READINGS = ("aligned_cosine", "linear_cka", "mean_cca")  # channel by channel, by variance, by direction
 Call = Callable[[nn.Module, Tensor], object]
 
 
@@ -87,7 +88,7 @@ def response_similarity(
     bank: AtomBank,
     model: nn.Module,
     images: Tensor,
-    measure: str = "aligned_cosine",
+    measure: str | Sequence[str] = "aligned_cosine",
     *,
     per_layer: bool = False,
     **options: Any,
@@ -100,14 +101,20 @@ def response_similarity(
     Args:
         bank, model, images: as in :func:`response_features`, which also takes further options.
         measure: ``aligned_cosine``, which tasks over shared coefficients permit, ``linear_cka``, or any other of
-            :func:`fscl.similarity.probing_matrix`.
+            :func:`fscl.similarity.probing_matrix`. Of several the mean is taken, as of ``READINGS``, which agrees with
+            CKA and with CCA on real images better than each alone does with the other.
         per_layer: return (L, T, T), before the mean.
 
     Raises:
         FsclError: as these functions.
     """
     features = response_features(bank, model, images, **options)
-    matrices = torch.stack([probing_matrix(values, measure) for values in features.values()])
+    measures = [measure] if isinstance(measure, str) else list(measure)
+    if not measures:
+        raise FsclError(f"no measure; one or more of {', '.join(PROBES)} would do")
+    matrices = torch.stack([
+        torch.stack([probing_matrix(values, how) for how in measures]).mean(0) for values in features.values()
+    ])  # fmt: skip
     return matrices if per_layer else matrices.mean(0)
 
 

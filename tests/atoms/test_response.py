@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms import (
+    READINGS,
     AtomBank,
     atom_layers,
     decompose,
@@ -578,3 +579,13 @@ def test_references_that_there_are_not(tasks, images, function):
 def test_measures_that_there_are_not(tasks, images):
     with pytest.raises(FsclError, match=r"unknown metric 'cka'; known: linear_cka, .*aligned_cosine"):
         response_similarity(tasks.bank, tasks.model, images, "cka")
+
+
+def test_of_several_measures_the_mean_is_taken(tasks, images):
+    bank, model = tasks.bank, tasks.model
+    each = [response_similarity(bank, model, images, how, positions=4, per_layer=True) for how in READINGS]
+    found = response_similarity(bank, model, images, READINGS, positions=4, per_layer=True)
+    assert torch.allclose(found, sum(each) / 3)
+    assert not torch.allclose(found, each[0])
+    with pytest.raises(FsclError, match="no measure; one or more of linear_cka"):
+        response_similarity(bank, model, images, ())

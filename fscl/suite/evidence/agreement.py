@@ -55,7 +55,7 @@ METHODS = {
     "recalled": ("response to recalled images", "passes of recalled images"),
     "recalled_cka": ("CKA on recalled images", "passes of recalled images"),
     "recalled_cca": ("mean CCA on recalled images", "passes of recalled images"),
-    "recalled_three": ("mean of response, CKA and CCA on recalled images", "passes of recalled images"),
+    "recalled_three": ("three readings of recalled images", "passes of recalled images"),
     "recalled_own": ("recalled, each layer's own atoms alone, over depth", "passes of recalled images"),
     "recalled_atoms": ("recalled, all atoms but no normalisation", "passes of recalled images"),
     "real": ("response to 64 real images", "64 real images"),
@@ -165,7 +165,7 @@ def _methods(found: Population, steps: int) -> tuple[dict[str, Tensor], dict[str
             matrices[f"{name}_cka"] = timed(f"{name}_cka", partial(_compared, features, "linear_cka"))
         if name == "recalled":
             matrices["recalled_cca"] = timed("recalled_cca", partial(_compared, features, "mean_cca"))
-            readings = [matrices[key] for key in ("recalled", "recalled_cka", "recalled_cca")]
+            readings = [matrices[key] for key in ("recalled", "recalled_cka", "recalled_cca")]  # fscl.atoms.READINGS
             matrices["recalled_three"] = torch.stack(readings).mean(0)
     for name in ("noise", "leaves", "recalled"):
         call = partial(tangent_similarity, bank, model, stimuli[name], positions=POSITIONS, per_layer=True)

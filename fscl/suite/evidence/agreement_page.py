@@ -65,7 +65,12 @@ def agreement_part(results: Results) -> Part:
 
 
 def _lead(results: Results) -> str:
-    ways = (("atoms alone", "cosine_depth"), ("moments", "moments"), ("responses to recalled images", "recalled"))
+    ways = (
+        ("atoms alone", "cosine_depth"),
+        ("moments", "moments"),
+        ("responses to recalled images", "recalled"),
+        ("three readings of these", "recalled_three"),
+    )
     sentences = []
     for key in REGIMES:
         if chosen := of_regime(results, key):

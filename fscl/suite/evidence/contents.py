@@ -15,6 +15,7 @@ RUNGS = {
     "moments": "moments through the layers",
     "tangent": "tangent on recalled images",
     "response": "response to recalled images",
+    "readings": "three readings of recalled images",
 }  # and "like": CKA or CCA themselves, of recalled images
 
 

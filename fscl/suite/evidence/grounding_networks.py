@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fscl.atoms import AtomBank, moment_similarity, response_features, tangent_similarity
+from fscl.atoms import READINGS, AtomBank, moment_similarity, response_features, tangent_similarity
 from fscl.continual.acceleration import channels_last
 from fscl.similarity import dead_leaves, probing_matrix, recall_images, similarity_matrix
 from fscl.suite.evidence.contents import Context
@@ -42,6 +42,7 @@ OURS = {
     "moments": "moments through the layers",
     "tangent": "tangent on recalled images",
     "responses": "response to recalled images",
+    "readings": "three readings of recalled images",
 }
 MEASURES = {**OURS, "cka": "linear CKA", "cca": "mean CCA"}
 SHORT = {
@@ -49,6 +50,7 @@ SHORT = {
     "moments": "moments",
     "tangent": "tangent",
     "responses": "responses",
+    "readings": "readings",
     "cka": "linear CKA",
     "cca": "mean CCA",
 }
@@ -189,12 +191,14 @@ def _features(first: Origin, bank: AtomBank, images: Tensor) -> Features:
 
 
 def _by_features(real: Features, recalled: Features, compared: Callable[[Features, str], Tensor]) -> dict[str, Tensor]:
+    readings = {how: compared(recalled, how) for how in READINGS}
     return {
-        "responses": compared(recalled, "aligned_cosine"),
+        "responses": readings["aligned_cosine"],
+        "readings": torch.stack(list(readings.values())).mean(0),
         "cka": compared(real, "linear_cka"),
         "cca": compared(real, "mean_cca"),
         "responses_real": compared(real, "aligned_cosine"),
-        "cka_recalled": compared(recalled, "linear_cka"),
+        "cka_recalled": readings["linear_cka"],
     }
 
 

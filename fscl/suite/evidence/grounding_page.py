@@ -94,6 +94,7 @@ def _aims(tests: Sequence[Trial]) -> list[Goal]:
             "moments": "moments",
             "tangent": "tangent",
             "response": "responses",
+            "readings": "readings",
         }.items():
             said = [t.verdict(key) for t in alike]
             open_ = said.count("no difference told")

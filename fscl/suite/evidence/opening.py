@@ -15,7 +15,7 @@ DEFINITIONS = (
     "A filter is `coefficients x atoms`. Tasks share the coefficients and have atoms of their own, so that a channel "
     "means the same in all of their networks: they can be compared by their atoms, without data. This page asks how "
     "far such comparisons can be believed. The yardsticks, CKA and CCA, pass real images through every network; they "
-    "are put to the same tests. Four ways to compare do without data:",
+    "are put to the same tests. Five ways to compare do without data:",
     "**Cosine of atoms, over depth.** In each layer the cosine of two tasks' atoms, squared. A layer's features depend "
     "on all layers before it, so that these factors are multiplied from the first layer to it; a network's similarity "
     "is the mean over its layers. No pass, no image.",
@@ -28,6 +28,8 @@ DEFINITIONS = (
     "networks alone.",
     "**Response to recalled images.** The features that two tasks' networks give for the recalled images, compared "
     "channel by channel: their squared cosine, mean over layers. One pass a task.",
+    "**Three readings of recalled images.** The mean of that squared cosine, of linear CKA and of mean CCA, all of the "
+    "same passes. CKA sees the directions of much variance, CCA all alike: what is to agree with both must heed both.",
     "**Tangent on recalled images.** The same, of features to first order in the atoms about one task's network: "
     "derivatives of one network in place of a pass a task.",
 )

@@ -19,6 +19,7 @@ OURS = {
     "moments": ("moments through the layers", "nothing"),
     "tangent": ("tangent on recalled images", "seed of the images"),
     "response": ("response to recalled images", "seed of the images"),
+    "readings": ("three readings of recalled images", "seed of the images"),
 }
 IMAGES = {"fmnist": "Fashion-MNIST, rotated", "cifar100": "CIFAR-100, class sets"}
 
