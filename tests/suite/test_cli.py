@@ -219,7 +219,7 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
     [
         (
             ["run", "split_digit"],
-            r"unknown benchmark 'split_digit' \(did you mean 'split_digits'\?\); known: split_",
+            r"unknown benchmark 'split_digit' \(did you mean 'split_digits'\?\); known: .*split_",
         ),
         (["run", "-s", "ewcc"], r"unknown strategy 'ewcc' \(did you mean 'ewc'\?\)"),
         (["run", "--seeds", "0"], r"--seeds is 0; it must be at least 1"),
