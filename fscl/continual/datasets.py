@@ -57,6 +57,11 @@ def load_images(
     Raises:
         FsclError: it is nowhere and cannot be downloaded, a class has no images, a file is not a readable image, or
             data sets cannot be joined.
+
+    Example:
+        >>> train, test = load_images("digits")
+        >>> tuple(train.images.shape), train.images.dtype, train.classes[:3]
+        ((1442, 1, 8, 8), torch.uint8, ['0', '1', '2'])
     """
     names = _joined(name)
     if twice := [n for n in names if names.count(n) > 1]:

@@ -102,6 +102,10 @@ def rotated(images: Tensor, degrees: float) -> Tensor:
 
     Returns:
         uint8 (N, C, H, W).
+
+    Example:
+        >>> rotated(torch.tensor([[[[1, 2], [3, 4]]]], dtype=torch.uint8), 90).flatten().tolist()
+        [2, 4, 1, 3]
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms.functional import rotate
@@ -135,6 +139,11 @@ def pixel_orders(count: int, pixels: int, seed: int = 0) -> list[Tensor]:
     """Random orders of pixels, int64 (pixels) each, of which the first is the one they are in.
 
     With more of them from the same seed the first ones stay the same.
+
+    Example:
+        >>> first, second = pixel_orders(2, 5)
+        >>> first.tolist(), second.sort().values.tolist()
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])
     """
     generator = torch.Generator().manual_seed(seed)
     return [torch.arange(pixels), *(torch.randperm(pixels, generator=generator) for _ in range(count - 1))]

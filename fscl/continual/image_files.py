@@ -29,6 +29,13 @@ def read_images(place: Path, files: Sequence[Path], image_size: int | None = Non
 
     Raises:
         FsclError: a file is not a readable image, images are of different sizes, or they do not fit into memory.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "red.png"
+        >>> Image.new("RGB", (4, 2), "red").save(path)
+        >>> read_images(path.parent, [path])[0, :, 0, 0].tolist()
+        [255, 0, 0]
     """
     return torch.from_numpy(cached_pixels(place, files, image_size, lambda: _decoded(place, files, image_size)))
 

@@ -34,6 +34,17 @@ def image_folder(folder: Path, image_size: int | None = None) -> ImageSet:
 
     Raises:
         FsclError: there are no class folders, a class has no images, or what :func:`read_images` raises.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("bee", "ant"):
+        ...     (folder / name).mkdir()
+        ...     Image.new("RGB", (8, 6)).save(folder / name / "0.png")
+        >>> found = image_folder(folder)
+        >>> found.classes, found.labels.tolist(), tuple(found.images.shape)
+        (['ant', 'bee'], [0, 1], (2, 3, 6, 8))
     """
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not classes:
@@ -52,6 +63,9 @@ def tiny_imagenet(folder: Path, image_size: int | None = None) -> Split:
 
     Raises:
         FsclError: a part is missing, or training and test images are not of the same classes.
+
+    Example:
+        >>> train, test = tiny_imagenet(Path("data/tiny-imagenet-200"))  # doctest: +SKIP
     """
     annotations = folder / "val" / "val_annotations.txt"
     _require(folder, ["train", "val/images", "val/val_annotations.txt", "words.txt"], LAYOUTS["tinyimagenet"].how)
@@ -81,6 +95,9 @@ def mini_imagenet(folder: Path, image_size: int | None = None) -> Split:
 
     Raises:
         FsclError: a list or an image is missing, or a list is of another form.
+
+    Example:
+        >>> train, test = mini_imagenet(Path("data/miniimagenet"))  # doctest: +SKIP
     """
     _require(folder, ["images", *MINI_IMAGENET_LISTS], LAYOUTS["miniimagenet"].how)
     rows: list[Sequence[str]] = []
@@ -112,15 +129,15 @@ def core50(folder: Path, image_size: int | None = None) -> Split:
 
     References:
         Lomonaco, Maltoni. CORe50: a New Dataset and Benchmark for Continuous Object Recognition. CoRL 2017.
+
+    Example:
+        >>> train, test = core50(Path("data/core50_128x128"), image_size=32)  # doctest: +SKIP
     """
     numbers = range(1, len(CORE50_OBJECTS) + 1)
     _require(folder, [f"s{s}/o{o}" for s in CORE50_SESSIONS for o in numbers], LAYOUTS["core50"].how)
-    tested = {
-        "train": [s for s in CORE50_SESSIONS if s not in CORE50_TEST_SESSIONS],
-        "test": list(CORE50_TEST_SESSIONS),
-    }
+    rest = tuple(s for s in CORE50_SESSIONS if s not in CORE50_TEST_SESSIONS)
     parts = []
-    for part, sessions in tested.items():
+    for part, sessions in (("train", rest), ("test", CORE50_TEST_SESSIONS)):
         files = [[f for s in sessions for f in _images_in(folder / f"s{s}" / f"o{o}")] for o in numbers]
         parts.append(_of_files(folder / part, dict(zip(CORE50_OBJECTS, files, strict=True)), image_size))
     return parts[0], parts[1]
@@ -157,8 +174,8 @@ LAYOUTS = {
         "miniimagenet",
         "images",
         "{images/*,train.csv,val.csv,test.csv}",
-        "its images come from ImageNet (ILSVRC 2012), for which image-net.org wants a registration, by the lists "
-        "train.csv, val.csv and test.csv of Ravi and Larochelle",
+        "make it from ImageNet (ILSVRC 2012, for which image-net.org wants a registration) by the lists train.csv, "
+        "val.csv and test.csv of Ravi and Larochelle",
         mini_imagenet,
     ),
     "core50": Layout(

@@ -221,7 +221,7 @@ def test_an_incomplete_core50_is_explained(tmp_path: Path, filmed: Path) -> None
             "tinyimagenet",
             r"not found \(looked for: .*tiny-imagenet-200/.*; .*tinyimagenet/train.*\); unpack http.*--data",
         ),
-        ("miniimagenet", r"not found \(looked for: .*miniimagenet/\{images.*\); its images come from ImageNet.*--data"),
+        ("miniimagenet", r"not found \(looked for: .*miniimagenet/\{images.*\); make it from ImageNet.*--data"),
         (
             "core50",
             r"not found \(looked for: .*core50_128x128/s.*\); unpack core50_128x128.zip of .* or name its folder",
