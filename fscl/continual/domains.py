@@ -13,7 +13,7 @@ from fscl.errors import FsclError
 
 __all__ = ["permuted", "permuted_stream", "pixel_orders", "rotated", "rotated_stream"]
 
-AT_ONCE = 4096  # images that are rotated at a time: as floating point they take four times as much memory
+AT_ONCE = 1024  # images that are rotated at a time: as floating point they take four times as much memory
 
 
 def rotated_stream(
