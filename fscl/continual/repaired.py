@@ -14,6 +14,7 @@ from avalanche.training import LFL as AvalancheLFL
 from avalanche.training.plugins import AGEMPlugin, LFLPlugin
 from avalanche.training.supervised.der import ClassBalancedBufferWithLogits
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from fscl.continual.evaluate import features_of
 
@@ -37,10 +38,13 @@ class AGEM(AvalancheAGEM):
 
 
 class DER(AvalancheDER):
-    """DER++ (Buzzega et al., NeurIPS 2020) for networks with a head a task.
+    """DER++ (Buzzega et al., NeurIPS 2020) for networks with a head a task, or with one that grows.
 
-    Avalanche's asks the network for the logits that it stores without saying of which task the images are.
+    Avalanche's asks the network for the logits that it stores without saying of which task the images are, and cannot
+    hold them against those of a head that has grown since. Here classes that were yet to come have logits of 0.
     """
+
+    batch_logits: Tensor
 
     def __init__(
         self,
@@ -54,30 +58,37 @@ class DER(AvalancheDER):
         super().__init__(mem_size=mem_size, batch_size_mem=batch_size_mem, alpha=alpha, beta=beta, **arguments)
         self.storage_policy = LogitsBuffer(mem_size, adaptive_size=True)
 
+    def _after_forward(self, **kwargs: Any) -> None:
+        super()._after_forward(**kwargs)
+        if self.replay_loader is not None:
+            self.batch_logits = self.batch_logits[:, : self.mb_output.shape[1]]
+
 
 class LogitsBuffer(ClassBalancedBufferWithLogits):
-    """Exemplars with the logits of their own task's head."""
+    """Exemplars with the logits that the network gave at the end of their task, as many as there will be classes."""
 
     def update(self, strategy: Any, **kwargs: Any) -> None:
-        model, labels = strategy.model, strategy.experience.task_labels
-        strategy.model = _OfOneTask(model, labels[0]) if len(labels) == 1 else model
+        model, experience = strategy.model, strategy.experience
+        classes = 1 + max(max(e.classes_in_this_experience) for e in experience.origin_stream)
+        strategy.model = _Answering(model, experience.task_labels[0], classes)
         try:
             super().update(strategy, **kwargs)
         finally:
             strategy.model = model
 
 
-class _OfOneTask(nn.Module):
-    """A network that answers for one task, whatever it is asked."""
+class _Answering(nn.Module):
+    """A network's answers for images of one task, of a given width."""
 
-    def __init__(self, network: nn.Module, label: int) -> None:
+    def __init__(self, network: nn.Module, label: int, width: int) -> None:
         super().__init__()
-        self.network, self.label = network, label
+        self.network, self.label, self.width = network, label, width
         self.training = network.training
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Tensor:
         labels = torch.full((len(images),), self.label, device=images.device)
-        return avalanche_forward(self.network, images, labels)
+        answers: Tensor = avalanche_forward(self.network, images, labels)
+        return F.pad(answers, (0, max(self.width - answers.shape[1], 0)))
 
 
 class LFL(AvalancheLFL):

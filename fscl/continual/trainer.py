@@ -144,6 +144,11 @@ class Trainer:
             ],
             **arguments,
         )
+        if stream.scenario != "task" and any(isinstance(p, TaskSwitchPlugin) for p in self.strategy.plugins):
+            raise FsclError(
+                f"{class_path} keeps something for each task and needs a test image's task label, and in scenario "
+                f"{stream.scenario!r} there is none; use split.scenario=task"
+            )
         self._codec = Codec(stream, lambda: self.strategy.model)
         self._kept_by_learner()  # refuses what could not be resumed before anything is trained
         if drop_last and (small := min(len(e.dataset) for e in stream.train_stream)) < batch_size:

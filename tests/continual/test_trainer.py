@@ -9,7 +9,7 @@ from avalanche.training import Naive
 from avalanche.training.plugins import EWCPlugin
 
 from fscl.atoms import AtomBank, decompose
-from fscl.continual import build_network, class_mean_accuracy
+from fscl.continual import build_network, class_mean_accuracy, split_classes
 from fscl.continual.codec import SAFE_CLASSES
 from fscl.continual.learners import strategy_class
 from fscl.continual.trainer import Trainer
@@ -34,6 +34,7 @@ LEARNERS = {
     "agem": ("fscl.continual.repaired.AGEM", {"patterns_per_exp": 10, "sample_size": 16}),
     "gem": ("avalanche.training.GEM", {"patterns_per_exp": 10, "memory_strength": 0.5}),
 }
+KEEP_TASKS_APART = ("atom_swapping", "atom_swapping_first", "from_scratch")
 BODY = 4 * (8 * 9 + 8 * 8 * 9) + 2 * (4 * 8 * 4 + 8)  # two convolutions; two batch normalisations with their counters
 HEAD = 4 * (2 * 32 + 2) + 2 + 2  # a linear layer; which of its units are active, kept twice
 
@@ -81,6 +82,30 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, opti
     state, same = whole.strategy.model.state_dict(), trainer.strategy.model.state_dict()
     assert state.keys() == same.keys()
     assert all(torch.equal(t, same[n]) for n, t in state.items())
+
+
+@pytest.mark.parametrize("kind", [k for k in LEARNERS if k not in (*KEEP_TASKS_APART, "ewc_online", "frozen", "gem")])
+def test_runs_of_one_growing_head_are_resumed(digits, tmp_path, kind):
+    stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"], ["4", "5"]], scenario="class")
+    whole = trainer_of(stream, kind)
+    expected = [numbers(whole.train_next()) for _ in range(3)]
+    first = trainer_of(stream, kind)
+    first.train_next()
+    first.train_next()
+    second = trainer_of(stream, kind)
+    second.load_state_dict(through_a_file(first, tmp_path / "checkpoint.pt"))
+    assert numbers(second.train_next()) == expected[2]
+    state = second.strategy.model.state_dict()
+    assert all(torch.equal(t, state[n]) for n, t in whole.strategy.model.state_dict().items())
+    assert len(state["classifier.classifiers.0.classifier.bias"]) == 6
+
+
+@pytest.mark.parametrize("kind", KEEP_TASKS_APART)
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+def test_learners_that_keep_tasks_apart_need_their_labels(digits, kind, scenario):
+    tasks = {"tasks": [["0", "1"], ["2", "3"]], "scenario": scenario}
+    with pytest.raises(FsclError, match=f"needs a test image's task label, and in scenario '{scenario}' there is none"):
+        trainer_of(split_classes(*digits, **tasks), kind)
 
 
 def test_the_checkpoint_is_a_snapshot(stream, tmp_path):
