@@ -81,3 +81,5 @@ def test_the_goals_are_those_of_the_committed_evidence():
     assert len(rows) > 4
     goals = report[report.index("| goal |") :].split("\n\n")[0]
     assert rows == goals.splitlines()
+    lead = report.split("## Agreement\n\n")[1].split("\n\n")[0]
+    assert lead in " ".join(shown.split())

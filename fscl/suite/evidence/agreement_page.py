@@ -109,12 +109,17 @@ def _yardsticks(results: Results) -> str:
         for key in REGIMES
         if any(of_regime(results, key))
     )
+    bounds = ", ".join(
+        f"{_range([_bound(r) for r in of_regime(results, key)], 3)} ({SHORT[key]})"
+        for key in REGIMES
+        if any(of_regime(results, key))
+    )
     return (
         f"**The yardsticks do not agree with each other either.** Linear CKA and mean CCA, on the same real images, "
         f"correlate at {ranges}. CKA weighs directions by their variance, CCA does not. A number that agrees with both "
-        "alike reaches at most the root of half of one plus their correlation: "
-        f"{_range([_bound(r) for r in results])}. The goal of 0.97 leaves little below that for images that are not "
-        "real; only the like-for-like column, with a number for either, may exceed it."
+        f"alike reaches at most the root of half of one plus their correlation: {bounds}. What is left between that "
+        "and the goal is all that images which are not real may cost; with a number for either yardstick, in the last "
+        "row, there is no such limit."
     )
 
 
@@ -123,5 +128,6 @@ def _bound(result: Mapping[str, Any]) -> float:
     return float(np.sqrt((1 + result["yardsticks_agree"]["pearson"]["r"]) / 2))
 
 
-def _range(values: Sequence[float]) -> str:
-    return f"{min(values):.2f}" if len(values) == 1 else f"{min(values):.2f} to {max(values):.2f}"
+def _range(values: Sequence[float], digits: int = 2) -> str:
+    ends = dict.fromkeys(f"{value:.{digits}f}" for value in (min(values), max(values)))
+    return " to ".join(ends)

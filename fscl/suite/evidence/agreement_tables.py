@@ -32,22 +32,23 @@ Results = Sequence[Mapping[str, Any]]
 
 
 def summary(results: Results) -> Table:
-    rows = []
-    for key, goal in GOALS.items():
-        chosen = of_regime(results, key)
-        for yardstick, like in LIKE.items():
-            cells = [SHORT[key], YARDSTICKS[yardstick], f"{goal:.2f}"]
-            for method in (*SHOWN.values(), like):
-                values = correlations(chosen, method, yardstick)
-                cells.append(f"{median(values):.3f} [{min(values):.2f}, {max(values):.2f}]" if values else "–")
-            if chosen:
-                rows.append(cells)
-    header = ["tasks", "with", "goal", *(METHODS[m][0] for m in SHOWN.values())]
+    places = [(key, yardstick) for key in GOALS if any(of_regime(results, key)) for yardstick in LIKE]
+    ways = {METHODS[method][0]: (method, method) for method in SHOWN.values()}
+    ways["the yardstick, on recalled images"] = (LIKE["linear_cka"], LIKE["mean_cca"])
+    rows = [["goal", *(f"{GOALS[key]:.2f}" for key, _ in places)]]
+    for name, (for_cka, for_cca) in ways.items():
+        cells = [name]
+        for key, yardstick in places:
+            method = for_cka if yardstick == "linear_cka" else for_cca
+            values = correlations(of_regime(results, key), method, yardstick)
+            cells.append(f"{median(values):.3f} [{min(values):.2f}, {max(values):.2f}]")
+        rows.append(cells)
+    header = ["method", *(f"{SHORT[key]}: {YARDSTICKS[yardstick]}" for key, yardstick in places)]
     caption = (
-        "Median Pearson correlation [least, largest] over populations. The last column compares like with like: the "
+        "Median Pearson correlation [least, largest] over populations. The last row compares like with like: the "
         "yardstick itself, on recalled images in place of real ones."
     )
-    return Table(caption, [*header, "the yardstick, on recalled images"], rows)
+    return Table(caption, header, rows)
 
 
 def by_population(results: Results, yardstick: str) -> Table:

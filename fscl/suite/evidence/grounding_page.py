@@ -199,7 +199,7 @@ def _goals(tests: Sequence[Trial]) -> Table:
             cells.append(interval(row.get("less"), row.get("less_low"), row.get("less_high"), "+.2f"))
         rows.append(cells)
     return Table(
-        "What was to be reached, and what was. The last three columns are our scores less that of linear CKA, with "
+        "What was to be reached, and what was. The last columns are our scores less that of linear CKA, with "
         "intervals of the difference.",
         ["test", "score", "goal", *SHORT.values(), *(f"{SHORT[key]} less CKA" for key in OURS)],
         rows,
