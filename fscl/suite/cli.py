@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
@@ -12,7 +13,7 @@ from fscl.errors import FsclError
 
 if TYPE_CHECKING:
     from fscl.suite.run import RunSpec
-    from fscl.suite.sweep import Outcome
+    from fscl.suite.sweep import Engine, Outcome
 
 __all__ = ["app", "main"]
 
@@ -26,6 +27,7 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C, too
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
+WITHOUT_LABELS = ("naive", "ewc", "replay", "joint")  # where test images come without the label of their task
 Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
 
 
@@ -75,6 +77,12 @@ def run(
     loader: Annotated[
         str, typer.Option(help="Where images are kept: auto, device, host; off for Avalanche's own loader.")
     ] = "auto",
+    engine: Annotated[str, typer.Option(help="joblib: this machine. ray: a Ray cluster.")] = "joblib",
+    address: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Of the Ray cluster, HOST:PORT; by default RAY_ADDRESS, or one on this machine."),
+    ] = None,
+    gpus_per_run: Annotated[float, typer.Option(help="GPUs of the Ray cluster for each run; 0.5 shares one.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     report_to: Annotated[
         Optional[Path],  # noqa: UP045
@@ -91,9 +99,12 @@ def run(
     for name, value in (("--seeds", seeds), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
+    cluster = _engine(engine, address, gpus_per_run)
     console = Console()
     recipe = load_benchmark(benchmark)
-    learners = [load_strategy(s) for s in dict.fromkeys(strategy or DEFAULT_STRATEGIES)]
+    scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
+    usual = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
+    learners = [load_strategy(s) for s in dict.fromkeys(strategy or usual)]
     names = [learner.name for learner in learners]
     if twice := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {twice[0]!r}; give one of them another name in its file")
@@ -105,14 +116,15 @@ def run(
         if folder is not None:
             _check_writable(folder)
     with console.status("Loading Avalanche and PyTorch ..."):
-        place = _device(device)
+        place = _remote_device(device, gpus_per_run) if cluster else _device(device)
         base = str(_data_root(data))
         specs = [
             RunSpec(b, s, seed, base, place, threads, validation, loader) for seed in range(seeds) for b, s in pairs
         ]
-        _check(specs[: len(pairs)])
-    jobs = 1 if jobs is None and place.startswith("cuda") else jobs  # runs would share one GPU's memory
-    outcomes = sweep(specs, out, jobs, overwrite, console)
+        _check([replace(spec, device="cpu") if cluster else spec for spec in specs[: len(pairs)]])
+    if jobs is None and place.startswith("cuda") and not cluster:
+        jobs = 1  # runs would share one GPU's memory
+    outcomes = sweep(specs, out, jobs, overwrite, console, cluster)
     failed = [o for o in outcomes if o.error]
     if len(failed) < len(outcomes):
         folders = [o.folder for o in outcomes if not o.error or _recorded(o)]
@@ -294,6 +306,21 @@ def evidence(
     typer.echo(f"{len(results['units'])} units -> {page}")
 
 
+def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | None":
+    if name not in ("joblib", "ray"):
+        raise FsclError(f"--engine is {name!r}; joblib or ray would do")
+    if gpus_per_run < 0:
+        raise FsclError(f"--gpus-per-run is {gpus_per_run}; it must be at least 0")
+    if name == "joblib":
+        for option, given in (("--address", address), ("--gpus-per-run", gpus_per_run)):
+            if given:
+                raise FsclError(f"{option} is for --engine ray")
+        return None
+    from fscl.suite.cluster import RayEngine
+
+    return RayEngine(address, gpus_per_run)
+
+
 def _show_report(folders: list[Path], out: Path, console: object) -> None:
     from rich.console import Console
 
@@ -365,6 +392,13 @@ def _device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         raise FsclError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from error
     return name
+
+
+def _remote_device(name: str, gpus_per_run: float) -> str:
+    """Of whichever machine a run comes to; whether it is there shows there."""
+    if name != "auto":
+        return name
+    return "cuda" if gpus_per_run else "cpu"
 
 
 def _complain(message: object) -> None:

@@ -58,7 +58,13 @@ class RunSpec:
         return out / self.benchmark.name / self.strategy.name / f"seed_{self.seed}"
 
 
-def run_one(spec: RunSpec, out: Path, overwrite: bool = False, progress: Progress | None = None) -> Path:
+def run_one(
+    spec: RunSpec,
+    out: Path,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    kept: Callable[[], None] | None = None,
+) -> Path:
     """Trains and measures, or takes up where it was interrupted, or returns at once if it is finished.
 
     The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings),
@@ -69,6 +75,7 @@ def run_one(spec: RunSpec, out: Path, overwrite: bool = False, progress: Progres
         out: output folder; the run goes to ``<out>/<benchmark>/<strategy>/seed_<n>``.
         overwrite: run again from the start although the run is finished, or was made with another recipe.
         progress: called with (experience, epoch, epochs).
+        kept: called each time that the folder holds all there is: at the start, and after each experience.
 
     Returns:
         The run's folder.
@@ -84,7 +91,7 @@ def run_one(spec: RunSpec, out: Path, overwrite: bool = False, progress: Progres
     except OSError as error:
         raise FsclError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
-        return _run(spec, folder, overwrite, progress)
+        return _run(spec, folder, overwrite, progress, kept or (lambda: None))
     finally:
         lock.release()
 
@@ -149,7 +156,7 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
         raise FsclError(f"{network} does not take images of shape {stream.image_shape}: {_line(error)}") from error
 
 
-def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None) -> Path:
+def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None, kept: Callable[[], None]) -> Path:
     record = {} if overwrite else _read(folder / "run.json")
     if record and record["recipe_hash"] != spec.hash:
         raise FsclError(
@@ -179,8 +186,9 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         for name in ("checkpoint.pt", "bank.safetensors"):
             (folder / name).unlink(missing_ok=True)
     del state
+    kept()
     try:
-        _train(record, trainer, folder)
+        _train(record, trainer, folder, kept)
     except Exception as error:
         with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
             _write_json(folder / "run.json", {**record, "status": "failed", "error": _line(error)})
@@ -189,7 +197,7 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     return folder
 
 
-def _train(record: dict[str, Any], trainer: Any, folder: Path) -> None:
+def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[], None]) -> None:
     """Experience by experience; the record on disk is never ahead of the checkpoint from which it would go on."""
     while trainer.done < len(trainer.stream.tasks):
         measured = trainer.train_next()
@@ -206,6 +214,7 @@ def _train(record: dict[str, Any], trainer: Any, folder: Path) -> None:
         if not last:
             _save_checkpoint(folder / "checkpoint.pt", {"record": json.dumps(record), "trainer": trainer.state_dict()})
         _write_json(folder / "run.json", record)
+        kept()
 
 
 def _trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:

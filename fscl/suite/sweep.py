@@ -1,11 +1,11 @@
-"""The grid of benchmark x strategies x seeds on one machine, with progress that survives its workers."""
+"""The grid of benchmark x strategies x seeds, by default on this machine, with progress that survives its workers."""
 
 import contextlib
 import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from fscl.errors import FsclError
 from fscl.suite.run import RunSpec, is_finished, run_one
 
-__all__ = ["Outcome", "sweep"]
+__all__ = ["Engine", "Outcome", "attempt", "sweep"]
 
 
 KILLED = (
@@ -44,12 +44,17 @@ class Outcome:
     crashed: bool = False
 
 
+# what does the runs that are to be done, in a folder, so many at a time or as many as fit, over finished ones or not
+Engine = Callable[[Sequence[RunSpec], Path, int | None, bool], Iterator[Outcome]]
+
+
 def sweep(
     specs: Sequence[RunSpec],
     out: Path,
     jobs: int | None = None,
     overwrite: bool = False,
     console: Console | None = None,
+    engine: Engine | None = None,
 ) -> list[Outcome]:
     """Runs every spec, ``jobs`` at a time, each in a process of its own; a run that fails does not stop the others.
 
@@ -59,21 +64,25 @@ def sweep(
         jobs: runs at a time; by default one a core.
         overwrite: run finished ones again.
         console: where the progress bars go; None draws none.
+        engine: where runs are done; this machine by default.
 
     Returns:
         An outcome for each spec, in order.
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
-    jobs = max(1, min(jobs or _cores(), len(todo)))
     with _Bars(specs, todo, out, console, time.time()):
-        ended = _in_turn(todo, out, overwrite) if jobs == 1 else _at_once(todo, out, jobs, overwrite)
-        outcomes = {outcome.folder: outcome for outcome in ended}
+        outcomes = {outcome.spec.folder(out): outcome for outcome in (engine or _here)(todo, out, jobs, overwrite)}
     return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
+
+
+def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:
+    jobs = max(1, min(jobs or _cores(), len(todo)))
+    return _in_turn(todo, out, overwrite) if jobs == 1 else _at_once(todo, out, jobs, overwrite)
 
 
 def _in_turn(todo: Sequence[RunSpec], out: Path, overwrite: bool) -> Iterator[Outcome]:
     for spec in todo:
-        yield Outcome(spec, spec.folder(out), *_attempt(spec, out, overwrite))
+        yield Outcome(spec, spec.folder(out), *attempt(spec, out, overwrite))
 
 
 def _at_once(todo: Sequence[RunSpec], out: Path, jobs: int, overwrite: bool) -> Iterator[Outcome]:
@@ -105,7 +114,7 @@ def _end_workers() -> None:
 def _in_worker(i: int, spec: RunSpec, out: Path, overwrite: bool, driver: int) -> tuple[int, str, bool]:
     if os.getppid() == driver and WATCH not in (thread.name for thread in threading.enumerate()):
         threading.Thread(target=_end_with, args=(driver,), name=WATCH, daemon=True).start()
-    return i, *_attempt(spec, out, overwrite)
+    return i, *attempt(spec, out, overwrite)
 
 
 def _end_with(driver: int) -> None:
@@ -115,8 +124,13 @@ def _end_with(driver: int) -> None:
     os._exit(1)
 
 
-def _attempt(spec: RunSpec, out: Path, overwrite: bool) -> tuple[str, bool]:
-    """Runs, and returns the error, empty if there was none, and whether it was a crash."""
+def attempt(
+    spec: RunSpec,
+    out: Path,
+    overwrite: bool,
+    kept: Callable[[], None] | None = None,
+) -> tuple[str, bool]:
+    """Runs, and returns the error, empty if there was none, and whether it was a crash; ``kept`` as in ``run_one``."""
     folder = spec.folder(out)
 
     def report(experience: int, epoch: int, epochs: int) -> None:
@@ -126,7 +140,7 @@ def _attempt(spec: RunSpec, out: Path, overwrite: bool) -> tuple[str, bool]:
             (folder / "progress").write_text(text, encoding="utf-8")
 
     try:
-        run_one(spec, out, overwrite, report)
+        run_one(spec, out, overwrite, report, kept)
     except FsclError as failure:
         return str(failure), False
     except Exception as failure:  # a learner's own: it is recorded, and the grid goes on
