@@ -19,6 +19,7 @@ from fscl.suite.run import RunSpec, check_runnable, load_stream, run_one
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
+KEEP_TASKS_APART = ("atom_swapping", "from_scratch")  # and are told the task of each test image
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
@@ -68,7 +69,11 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
     for strategy in STRATEGIES:
         recipes = with_overrides(benchmark, load_strategy(strategy), ["training.drop_last=false"])  # of two images
         spec = RunSpec(*recipes, 0)
-        check_runnable(spec, load_stream(spec))
+        if strategy in KEEP_TASKS_APART and benchmark.split.scenario != "task":
+            with pytest.raises(FsclError, match="needs a test image's task label"):
+                check_runnable(spec, load_stream(spec))
+        else:
+            check_runnable(spec, load_stream(spec))
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
