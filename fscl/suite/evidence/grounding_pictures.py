@@ -59,11 +59,11 @@ def _differences(tests: Tests) -> Figure:
     shown = [t for t in tests if any(_finite(t[2].get(key, {}).get("less")) for key in OURS)]
     colours = palette(list(OURS))
     with style():
-        figure = Figure(figsize=(8.2, 0.9 + 0.36 * len(shown)), layout="constrained")
+        figure = Figure(figsize=(8.2, 0.9 + 0.42 * len(shown)), layout="constrained")
         axes = figure.subplots()
         for place, (key, name) in enumerate(OURS.items()):
             rows = [t[2].get(key, {}) for t in shown]
-            at = np.arange(len(shown)) + 0.22 * (place - 1)
+            at = np.arange(len(shown)) + 0.72 * ((place + 0.5) / len(OURS) - 0.5)
             values, low, high = (
                 np.array([_number(row.get(what)) for row in rows]) for what in ("less", "less_low", "less_high")
             )
@@ -74,7 +74,7 @@ def _differences(tests: Tests) -> Figure:
         axes.set_ylim(len(shown) - 0.5, -0.5)
         axes.set_xlabel("score less that of linear CKA")
         quiet_grid(axes)
-        figure.legend(loc="outside upper center", ncols=len(OURS))
+        figure.legend(loc="outside upper center", ncols=3)
     return figure
 
 

@@ -29,14 +29,14 @@ def robustness_part(found: Sequence[Mapping[str, Any]]) -> Part:
     blocks: list[Block] = [
         "CKA and CCA are functions of networks **and of a probe**. Here the networks stay as they are and the probe "
         "changes. Comparisons of atoms take no probe: **there is nothing to choose, so that their shift is zero by "
-        "construction**. That makes them repeatable, not right; how right they are is in the second table.",
-        _probe_table(found),
+        "construction**. That makes them repeatable, not right; how right they are is in the table below.",
         Picture(
             "robustness-probes", _figure(found), "The same networks on other probes",
             "Above: mean similarity of all pairs. Below: Spearman correlation of the pairs with the same measure "
             "on the reference probe, the leftmost. Bars span the draws of a probe. Dashed, the cosine of atoms over "
             "depth: above its mean, below its correlation with the reference of linear CKA.", wide=True,
         ),
+        _probe_table(found),
         _our_table(found),
     ]  # fmt: skip
     return Part("Robustness to the probe", _lead(found), blocks)
@@ -88,7 +88,8 @@ def _probe_table(found: Sequence[Mapping[str, Any]]) -> Table:
         f"probes, {many} in one of the smallest; pooled: an image is one sample. Fewer images are drawn from the same "
         "test images as the reference; noise and the other data set have mean 0 and variance 1."
     )
-    return Table(caption, ["networks", "probe", *(MEASURES[m] for m in found[0]["probes"][0]["measures"])], rows)
+    header = ["networks", "probe", *(MEASURES[m] for m in found[0]["probes"][0]["measures"])]
+    return Table(caption, header, rows, "Every probe")
 
 
 def _our_table(found: Sequence[Mapping[str, Any]]) -> Table:
