@@ -191,6 +191,14 @@ def test_a_report_takes_a_mixture_of_benchmarks(fscl: Fscl, tmp_path: Path) -> N
         assert "Split Digits, 5 tasks" in page
 
 
+def test_without_task_labels_other_learners_are_usual(fscl: Fscl, tmp_path: Path) -> None:
+    ended = fscl("run", "--set", "split.scenario=class", *TINY)
+    assert ended.code == 0
+    for title in ("Fine-tuning", "EWC", "Replay", "Joint training"):
+        assert title in ended.out
+    assert {p.name for p in (tmp_path / "runs/split_digits").iterdir()} == {"naive", "ewc", "replay", "joint", "report"}
+
+
 @pytest.mark.parametrize(("name", "start"), [("h.png", b"\x89PNG\r\n"), ("h.svg", b"<?xml"), ("h.pdf", b"%PDF")])
 def test_heatmap_draws(fscl: Fscl, tmp_path: Path, name: str, start: bytes) -> None:
     bank = make_bank(tmp_path / "bank.safetensors")
@@ -226,6 +234,11 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["run", "--seeds", "-3"], r"--seeds is -3; it must be at least 1"),
         (["run", "--jobs", "0"], r"--jobs is 0; it must be at least 1"),
         (["run", "--threads", "0"], r"--threads is 0; it must be at least 1"),
+        (["run", "--engine", "spark"], r"--engine is 'spark'; joblib or ray would do"),
+        (["run", "--address", "here:1"], r"--address is for --engine ray"),
+        (["run", "--gpus-per-run", "1"], r"--gpus-per-run is for --engine ray"),
+        (["run", "--engine", "ray", "--gpus-per-run", "-1"], r"--gpus-per-run is -1.0; it must be at least 0"),
+        (["run", "-s", "from_scratch", "--set", "split.scenario=class"], r"needs a test image's task label"),
         (["run", "--validation", "1.5"], r"validation is 1.5; it is a share"),
         (["run", "--device", "cuda:77"], r"--device cuda:77: not to be had here"),
         (["run", "--device", "gpu"], r"--device gpu: not to be had here"),
