@@ -66,7 +66,7 @@ class RayEngine:
                 ray.get_runtime_context().get_node_id(), soft=False
             )
             keeper = ray.remote(_Keeper).options(num_cpus=0, scheduling_strategy=here, max_restarts=-1).remote(place)
-            yield from self._runs(ray, todo, place, jobs or len(todo), overwrite, grid, keeper)
+            yield from self._runs(ray, todo, out, jobs or len(todo), overwrite, grid, keeper)
         finally:
             mark.unlink(missing_ok=True)
             if own:
@@ -96,7 +96,7 @@ class RayEngine:
     def _runs(
         self, ray: Any, todo: Sequence[RunSpec], out: Path, jobs: int, overwrite: bool, grid: str, keeper: Any
     ) -> Iterator[Outcome]:
-        task = ray.remote(_run)
+        task, place = ray.remote(_run), out.absolute()
         waiting = list(reversed(todo))
         running: dict[Any, RunSpec] = {}
         try:
@@ -104,7 +104,7 @@ class RayEngine:
                 while waiting and len(running) < jobs:
                     spec = waiting.pop()
                     options = {"num_cpus": spec.threads, "num_gpus": self.gpus_per_run, "max_retries": RETRIES}
-                    running[task.options(**options).remote(spec, out, overwrite, grid, keeper)] = spec
+                    running[task.options(**options).remote(spec, place, overwrite, grid, keeper)] = spec
                 for ended in ray.wait(list(running), num_returns=1)[0]:
                     spec = running.pop(ended)
                     try:

@@ -71,7 +71,7 @@ def sweep(
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
     with _Bars(specs, todo, out, console, time.time()):
-        outcomes = {outcome.spec.folder(out): outcome for outcome in (engine or _here)(todo, out, jobs, overwrite)}
+        outcomes = {outcome.folder: outcome for outcome in (engine or _here)(todo, out, jobs, overwrite)}
     return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
 
 

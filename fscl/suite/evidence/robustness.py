@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms import READINGS, AtomBank, moment_similarity, response_similarity, tangent_similarity
+from fscl.atoms import READINGS, AtomBank, moment_similarity, response_features, tangent_similarity
 from fscl.similarity import collect_features, dead_leaves, mantel, noise_images, probing_matrix, recall_images
 from fscl.suite.evidence.contents import Context, Part, Unit
 from fscl.suite.evidence.lab import CLASSES, SIDE, Budget, Images, Task, bank_of, learn, start
@@ -168,8 +168,10 @@ def _ours(
     for seed in range(1 + draws):
         images = recall_images(networks, dead_leaves(stimuli, (channels, SIDE, SIDE), seed), steps)
         matrices.setdefault("tangent", []).append(tangent_similarity(bank, model, images, positions=16))
-        for name, how in (("response", "aligned_cosine"), ("readings", READINGS)):
-            matrices.setdefault(name, []).append(response_similarity(bank, model, images, how, positions=16))
+        features = response_features(bank, model, images, positions=16).values()  # of one pass for all readings
+        readings = {how: torch.stack([probing_matrix(f, how) for f in features]).mean(0) for how in READINGS}
+        matrices.setdefault("response", []).append(readings["aligned_cosine"])
+        matrices.setdefault("readings", []).append(torch.stack(list(readings.values())).mean(0))
     found = {}
     for name, (first, *rest) in matrices.items():
         moved = [compared(matrix, first) for matrix in rest]
