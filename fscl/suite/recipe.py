@@ -105,13 +105,13 @@ def with_overrides(
 
 
 def recipe_hash(*recipes: Recipe, **more: Any) -> str:
-    """A hash of all that decides a run's numbers; titles and descriptions are not in it."""
+    """A hash of all that decides a run's numbers; what only describes is not in it."""
     parts = [_decisive(recipe) for recipe in recipes]
     return hashlib.sha256(json.dumps([*parts, more], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    found = recipe.model_dump(exclude={"title", "description", "paper"})
+    found = recipe.model_dump(exclude={"title", "description", "paper", "bound"})
     if split := found.get("split"):
         # keys that are younger than the first runs are left out where they change nothing: those runs stay finished
         found["split"] = {k: v for k, v in split.items() if k not in YOUNGER or v != YOUNGER[k]}

@@ -148,12 +148,16 @@ class BenchmarkRecipe(Recipe):
 
 
 class StrategyRecipe(Recipe):
-    """A learner as data: an Avalanche strategy class and its arguments."""
+    """A learner as data: an Avalanche strategy class and its arguments.
+
+    ``bound`` marks what is no learner of a stream but a bound of what learners can reach: none is compared with it.
+    """
 
     name: str = ""
     title: str = ""
     description: str = ""
     paper: str = ""
+    bound: Literal["upper", "lower"] | None = None
     class_path: str = Field(alias="class")
     args: dict[str, Any] = {}
     training: dict[str, Any] = {}
