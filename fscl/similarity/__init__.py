@@ -5,6 +5,7 @@ from fscl.similarity.correlation import Correlation, Spread, holm, mantel, seed_
 from fscl.similarity.features import collect_features
 from fscl.similarity.kernels import aligned_cosine, linear_cka, minibatch_cka, procrustes, rbf_cka
 from fscl.similarity.matrices import flatten_maps
+from fscl.similarity.pooled import PooledCorrelation, pooled_mantel
 from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.stimuli import dead_leaves, noise_images, recall_images
 from fscl.similarity.subspace import (
@@ -21,6 +22,7 @@ __all__ = [
     "AtomStacks",
     "Correlation",
     "FilterAtoms",
+    "PooledCorrelation",
     "Spread",
     "aggregate_layers",
     "aligned_cosine",
@@ -36,6 +38,7 @@ __all__ = [
     "mean_cca",
     "minibatch_cka",
     "noise_images",
+    "pooled_mantel",
     "probing_matrix",
     "procrustes",
     "pwcca",

@@ -16,7 +16,18 @@ from torch import Tensor
 
 from fscl.errors import FsclError
 
-__all__ = ["Correlation", "Spread", "holm", "mantel", "seed_interval"]
+__all__ = [
+    "Correlation",
+    "Spread",
+    "as_square",
+    "check_finite",
+    "holm",
+    "is_flat",
+    "mantel",
+    "mid_ranks",
+    "mirrored",
+    "seed_interval",
+]
 
 Array = NDArray[Any]
 Pairs = tuple[Array, ...]
@@ -125,18 +136,18 @@ def mantel(
     _check_option("alternative", alternative, _ALTERNATIVES)
     if n_resamples < 1:
         raise FsclError(f"n_resamples is {n_resamples}; a whole number from 1 up would do, such as 9999")
-    left, right = _square(x, names[0]), _square(y, names[1])
+    left, right = as_square(x, names[0]), as_square(y, names[1])
     if left.shape != right.shape:
         raise FsclError(f"{names[0]} is {left.shape} and {names[1]} is {right.shape}; they need the same tasks")
     tasks = len(left)
     index = np.tril_indices(tasks, -1) if pairs == "lower" else np.nonzero(~np.eye(tasks, dtype=bool))
     if pairs == "lower":
-        left = _mirrored(left, names[0])
-    _check_finite(left, index, names[0])
-    _check_finite(right, index, names[1])
+        left = mirrored(left, names[0])
+    check_finite(left, index, names[0])
+    check_finite(right, index, names[1])
 
     constant = [
-        name for name, given, used in zip(names, (x, y), (left, right), strict=True) if _flat(given, used[index])
+        name for name, given, used in zip(names, (x, y), (left, right), strict=True) if is_flat(given, used[index])
     ]
     if tasks < 4 or constant:
         few = f"{tasks} task{'s' * (tasks != 1)}; at least 4 are needed"
@@ -203,14 +214,15 @@ def _check_option(what: str, value: str, known: Iterable[str]) -> None:
         raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
 
 
-def _square(values: Tensor | Array | list, name: str) -> Array:
+def as_square(values: Tensor | Array | list, name: str) -> Array:
+    """A task-by-task matrix in float64; `FsclError` where it is not square."""
     array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
         raise FsclError(f"{name} has shape {array.shape}; a task-by-task matrix is square: (tasks, tasks)")
     return array
 
 
-def _mirrored(matrix: Array, name: str) -> Array:
+def mirrored(matrix: Array, name: str) -> Array:
     """The lower triangle on both sides, so that what differs by rounding cannot order a pair two ways."""
     lower = np.tril(matrix, -1)
     lower = lower + lower.T
@@ -224,14 +236,15 @@ def _mirrored(matrix: Array, name: str) -> Array:
     return lower
 
 
-def _check_finite(matrix: Array, index: Pairs, name: str) -> None:
+def check_finite(matrix: Array, index: Pairs, name: str) -> None:
+    """`FsclError` for a used entry that is not finite."""
     bad = np.flatnonzero(~np.isfinite(matrix[index]))
     if bad.size:
         i, j = int(index[0][bad[0]]), int(index[1][bad[0]])
         raise FsclError(f"{name}[{i}, {j}] is {matrix[i, j]}; every pair of tasks used needs a finite value")
 
 
-def _flat(given: Tensor | Array | list, used: Array) -> bool:
+def is_flat(given: Tensor | Array | list, used: Array) -> bool:
     """Constant, but for rounding at the precision in which the matrix was given, or of differences of unit scale."""
     if not used.size:
         return True
@@ -262,8 +275,8 @@ def _permutation_test(
         rows, columns = index
         scores[everywhere], other = x[everywhere], y[index]
         if method == "spearman":
-            scores[everywhere] = _ranks(x[everywhere], np.ones((1, len(everywhere[0]))))[0]
-            other = _ranks(other, np.ones((1, len(other))))[0]
+            scores[everywhere] = mid_ranks(x[everywhere], np.ones((1, len(everywhere[0]))))[0]
+            other = mid_ranks(other, np.ones((1, len(other))))[0]
         scores, other = scores - scores[index].mean(), other - other.mean()
         other = other / np.linalg.norm(other) / np.linalg.norm(scores[index])
 
@@ -336,7 +349,7 @@ def _weighted(x: Array, y: Array, weights: Array, method: str) -> Array:
         both, only_x, only_y = (((weights @ m) * weights).sum(1) for m in (sx * sy, np.abs(sx), np.abs(sy)))
     else:
         # Centred first: a large common offset would drown what varies in rounding.
-        x, y = (_ranks(v, weights) if method == "spearman" else v - v.mean() for v in (x, y))
+        x, y = (mid_ranks(v, weights) if method == "spearman" else v - v.mean() for v in (x, y))
         weights = weights / np.maximum(weights.sum(1, keepdims=True), 1)
         x, y = (v - (weights * v).sum(1, keepdims=True) for v in (x, y))
         both, only_x, only_y = ((weights * product).sum(1) for product in (x * y, x * x, y * y))
@@ -345,7 +358,7 @@ def _weighted(x: Array, y: Array, weights: Array, method: str) -> Array:
     return np.where(known, both, np.nan) / np.sqrt(np.where(known, only_x * only_y, 1))
 
 
-def _ranks(values: Array, weights: Array) -> Array:
+def mid_ranks(values: Array, weights: Array) -> Array:
     """Mid-ranks of values (P,), each counted weights (B, P) times, up to a constant: (B, P)."""
     order = np.argsort(values, kind="stable")
     distinct, group = np.unique(values, return_inverse=True)

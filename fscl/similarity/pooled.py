@@ -1,0 +1,195 @@
+"""Does one task-by-task matrix go with another, over several seeds, and among pairs alike in something else?"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fscl.errors import FsclError
+from fscl.similarity.correlation import as_square, check_finite, is_flat, mid_ranks, mirrored, seed_interval
+
+__all__ = ["PooledCorrelation", "pooled_mantel"]
+
+Array = NDArray[Any]
+Matrix = Tensor | Array | list
+PAIRS = ("all", "lower")
+_BLOCK_VALUES = 2**22  # most values of permuted matrices at a time
+
+
+@dataclass(frozen=True)
+class PooledCorrelation:
+    """Mean over seeds of Spearman's rho between two task-by-task matrices.
+
+    ``low`` and ``high`` are a 95 % t interval of the mean over seeds, NaN for a single one. ``each`` holds the rho of
+    each seed, NaN where it is undefined; ``n_seeds`` counts the others. All is NaN where no seed has one; ``note`` says
+    why.
+
+    >>> print(PooledCorrelation(-0.83, 0.0002, -0.93, -0.73, 3, 20, (-0.8, -0.83, -0.86)))
+    rho = -0.83 [-0.93, -0.73], p = 0.0002, n = 3 seeds of 20 tasks
+    """
+
+    statistic: float
+    p_value: float
+    low: float
+    high: float
+    n_seeds: int
+    n_tasks: int
+    each: tuple[float, ...]
+    note: str = ""
+
+    @property
+    def defined(self) -> bool:
+        return math.isfinite(self.statistic)
+
+    def __str__(self) -> str:
+        if not self.defined:
+            return f"undefined ({self.note})"
+        interval = f" [{self.low:.2f}, {self.high:.2f}]" if math.isfinite(self.low) else ""
+        seeds = f"{self.n_seeds} seed{'s' * (self.n_seeds != 1)}"
+        return f"rho = {self.statistic:.2f}{interval}, p = {self.p_value:.2g}, n = {seeds} of {self.n_tasks} tasks"
+
+
+def pooled_mantel(
+    matrices: Sequence[tuple[Matrix, Matrix]],
+    *,
+    pairs: str = "all",
+    strata: Matrix | None = None,
+    same_tasks: bool = False,
+    n_resamples: int = 9999,
+    seed: int = 0,
+    names: tuple[str, str] = ("x", "y"),
+) -> PooledCorrelation:
+    """Mean rank correlation of two task-by-task matrices over seeds, tested by permuting tasks within each seed.
+
+    With ``strata``, ranks are compared among pairs of the same stratum only: what both matrices owe to it is taken out
+    as its mean rank. Along a stream, similarity and forgetting both follow the number of tasks between two tasks; with
+    that number as strata the question is whether similarity says more than the distance does. What is permuted then are
+    the residuals of x (Anderson & Legendre 1999).
+
+    Args:
+        matrices: (x, y) of each seed, (T, T) each.
+        pairs: "all" uses every entry off the diagonal; "lower" the entries [t, i] with i < t, and x must be symmetric.
+        strata: (T, T) of labels, the same for all seeds; with ``pairs="lower"`` symmetric. None: one stratum.
+        same_tasks: whether the seeds learned the same tasks in the same order. They are then permuted in the same way,
+            since what is particular to a task is no news in a second seed.
+        n_resamples: random permutations.
+        seed: of the permutations.
+        names: what to call the two matrices in notes and errors.
+
+    Returns:
+        Two-sided p. Undefined (NaN, with a note), never 0, where in each seed a matrix is constant, or is so within
+        all strata, or there are fewer than 4 tasks. Seeds that are undefined are left out.
+
+    Raises:
+        FsclError: no matrices, or of different numbers of tasks; not square; a used entry that is not finite.
+
+    References:
+        Mantel. The detection of disease clustering and a generalized regression approach. 1967.
+        Anderson, Legendre. An empirical comparison of permutation methods for tests of partial regression coefficients
+        in a linear model. 1999.
+
+    >>> rng = np.random.default_rng(0)
+    >>> seeds = [(s, -s + 0.1 * rng.random((8, 8))) for s in (m + m.T for m in rng.random((3, 8, 8)))]
+    >>> print(pooled_mantel(seeds, pairs="lower"))
+    rho = -0.99 [-1.00, -0.98], p = 0.0002, n = 3 seeds of 8 tasks
+    >>> lag = np.abs(np.subtract.outer(np.arange(8), np.arange(8)))
+    >>> print(pooled_mantel([(1.0 / (1 + lag), lag)], strata=lag))
+    undefined (x and y are constant within strata)
+    """
+    if pairs not in PAIRS:
+        raise FsclError(f"unknown pairs {pairs!r}; known: {', '.join(PAIRS)}")
+    if not matrices:
+        raise FsclError("no matrices; give a pair of them for each seed")
+    squares = [(as_square(x, names[0]), as_square(y, names[1])) for x, y in matrices]
+    if len(shapes := {m.shape for pair in squares for m in pair}) > 1:
+        raise FsclError(f"the matrices are {', '.join(map(str, sorted(shapes)))}; they need the same number of tasks")
+    tasks = len(squares[0][0])
+    index = np.tril_indices(tasks, -1) if pairs == "lower" else np.nonzero(~np.eye(tasks, dtype=bool))
+    if tasks < 4:
+        return _undefined(f"{tasks} task{'s' * (tasks != 1)}; at least 4 are needed", tasks, len(squares))
+    groups = _groups(strata, tasks, pairs == "lower")
+    scores: list[tuple[Array, Array] | None] = []
+    why = []
+    for (x, y), given in zip(squares, matrices, strict=True):
+        x = mirrored(x, names[0]) if pairs == "lower" else x
+        check_finite(x, index, names[0])
+        check_finite(y, index, names[1])
+        constant = [n for n, g, m in zip(names, given, (x, y), strict=True) if is_flat(g, m[index])]
+        left, right = (_residual_ranks(m, index, groups) for m in (x, y))
+        within = [n for n, r in zip(names, (left, right), strict=True) if np.abs(r[index]).max() < 1e-9]
+        if constant or within:
+            found, where = (constant, "") if constant else (within, " within strata")
+            why.append(f"{' and '.join(found)} {'are' if len(found) > 1 else 'is'} constant{where}")
+        scores.append(None if constant or within else _scaled(left, right, index, pairs == "lower"))
+    usable = [pair for pair in scores if pair is not None]
+    if not usable:
+        return _undefined("; ".join(dict.fromkeys(why)), tasks, len(squares))
+    each = [math.nan if pair is None else float(pair[0][index] @ pair[1]) for pair in scores]
+    mean = math.fsum(e for e in each if math.isfinite(e)) / len(usable)
+    null = _null(usable, index, tasks, same_tasks, n_resamples, np.random.default_rng(seed))
+    # rounding must not make a permutation that changes nothing count as less extreme
+    above, below = int((null >= mean - 1e-12).sum()), int((null <= mean + 1e-12).sum())
+    p_value = min(1.0, 2 * (1 + min(above, below)) / (n_resamples + 1))
+    spread = seed_interval([e for e in each if math.isfinite(e)])
+    low, high = max(-1.0, spread.low), min(1.0, spread.high)  # NaN stays
+    low, high = (math.nan, math.nan) if len(usable) == 1 else (low, high)
+    return PooledCorrelation(mean, p_value, low, high, len(usable), tasks, tuple(each), "; ".join(dict.fromkeys(why)))
+
+
+def _undefined(why: str, tasks: int, seeds: int) -> PooledCorrelation:
+    nan = math.nan
+    return PooledCorrelation(nan, nan, nan, nan, 0, tasks, (nan,) * seeds, why)
+
+
+def _groups(strata: Matrix | None, tasks: int, lower: bool) -> Array:
+    """A number for the stratum of each entry."""
+    if strata is None:
+        return np.zeros((tasks, tasks), dtype=int)
+    labels = as_square(strata, "strata")
+    if labels.shape != (tasks, tasks):
+        raise FsclError(f"strata are {labels.shape} and the matrices {(tasks, tasks)}; they need the same tasks")
+    labels = mirrored(labels, "strata") if lower else labels
+    return np.unique(labels, return_inverse=True)[1].reshape(labels.shape)
+
+
+def _residual_ranks(matrix: Array, index: tuple[Array, ...], groups: Array) -> Array:
+    """Ranks among the used entries, each less the mean rank of its stratum; 0 elsewhere."""
+    values, which = matrix[index], groups[index]
+    ranks = mid_ranks(values, np.ones((1, len(values))))[0]
+    sums, counts = np.bincount(which, ranks), np.bincount(which)
+    found = np.zeros(matrix.shape)
+    found[index] = ranks - (sums / np.maximum(counts, 1))[which]
+    return found
+
+
+def _scaled(left: Array, right: Array, index: tuple[Array, ...], lower: bool) -> tuple[Array, Array]:
+    """The scores whose product sum over used entries is the correlation: a matrix to permute, and a vector."""
+    ours, theirs = left[index], right[index]
+    left = left + left.T if lower else left
+    return left / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
+
+
+def _null(
+    scores: list[tuple[Array, Array]],
+    index: tuple[Array, ...],
+    tasks: int,
+    same_tasks: bool,
+    n_resamples: int,
+    rng: np.random.Generator,
+) -> Array:
+    """Mean statistics over seeds (n_resamples,) with tasks permuted."""
+    means = []
+    block = max(1, _BLOCK_VALUES // len(index[0]))
+    for begin in range(0, n_resamples, block):
+        count = min(block, n_resamples - begin)
+        total, order = np.zeros(count), None
+        for left, right in scores:
+            if order is None or not same_tasks:
+                order = rng.permuted(np.tile(np.arange(tasks), (count, 1)), axis=1)
+            total += left[order[:, index[0]], order[:, index[1]]] @ right
+        means.append(total / len(scores))
+    return np.concatenate(means)
