@@ -86,6 +86,18 @@ class Stream:
         """Classes of the largest task: the outputs of its head, or with which the one that grows begins."""
         return max(map(len, self.tasks))
 
+    def first(self, count: int) -> "Stream":
+        """The stream of the first tasks, as if there were no others.
+
+        Raises:
+            FsclError: there are fewer.
+        """
+        if not 1 <= count <= len(self.tasks):
+            raise FsclError(f"the first {count} of {len(self.tasks)} tasks are wanted; 1 to {len(self.tasks)} would do")
+        streams = {name: [e.dataset for e in list(stream)[:count]] for name, stream in self.benchmark.streams.items()}
+        names = self.names[:count]
+        return Stream(_benchmark(streams, names), self.tasks[:count], self.image_shape, self.scenario, names)
+
 
 def split_classes(
     train: ImageSet,
@@ -194,16 +206,21 @@ def assemble(
                 images, targets=images.targets.tolist(), task_labels=label, transform_groups=transforms
             )
             streams[split].append(data)
+    names = [task.name for task in tasks]
+    channels, height, width = seen.shape[1:]
+    shape = (channels, height, width)
+    return Stream(_benchmark(streams, names), [task.classes for task in tasks], shape, scenario, names)
+
+
+def _benchmark(streams: dict[str, list[Any]], names: Sequence[str]) -> Any:
+    """Avalanche's scenario of the data of each experience."""
     benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(**streams)))
     for stream in benchmark.streams.values():
-        for experience, task in zip(stream, tasks, strict=True):
-            experience.task_name = task.name
+        for experience, name in zip(stream, names, strict=True):
+            experience.task_name = name
             # Avalanche gives a set, with which its own multi-head classifier cannot index a tensor
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
-    channels, height, width = seen.shape[1:]
-    return Stream(
-        benchmark, [task.classes for task in tasks], (channels, height, width), scenario, [task.name for task in tasks]
-    )
+    return benchmark
 
 
 def _statistics(images: Tensor) -> tuple[list[float], list[float]]:

@@ -1,6 +1,5 @@
 """The command line of fscl. Slow libraries are imported where they are used."""
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -10,10 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fscl.errors import FsclError
+from fscl.suite.options import (
+    Data,
+    by_error,
+    check_specs,
+    check_writable,
+    complain,
+    data_base,
+    find_device,
+    recorded,
+)
+from fscl.suite.tune_command import tune
 
 if TYPE_CHECKING:
-    from fscl.suite.run import RunSpec
-    from fscl.suite.sweep import Engine, Outcome
+    from fscl.suite.sweep import Engine
 
 __all__ = ["app", "main"]
 
@@ -28,7 +37,6 @@ app = typer.Typer(
 INTERRUPTED = 130  # what typer makes of Ctrl-C, too
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
 WITHOUT_LABELS = ("naive", "ewc", "replay", "joint")  # where test images come without the label of their task
-Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
 
 
 @app.command("list")
@@ -114,24 +122,24 @@ def run(
         raise FsclError(f"{benchmark}: unknown key 'strategies.{strange[0]}'; known strategies: {known}")
     for folder in (out, report_to):
         if folder is not None:
-            _check_writable(folder)
+            check_writable(folder)
     with console.status("Loading Avalanche and PyTorch ..."):
-        place = _remote_device(device, gpus_per_run) if cluster else _device(device)
-        base = str(_data_root(data))
+        place = _remote_device(device, gpus_per_run) if cluster else find_device(device)
+        base = str(data_base(data))
         specs = [
             RunSpec(b, s, seed, base, place, threads, validation, loader) for seed in range(seeds) for b, s in pairs
         ]
-        _check([replace(spec, device="cpu") if cluster else spec for spec in specs[: len(pairs)]])
+        check_specs([replace(spec, device="cpu") if cluster else spec for spec in specs[: len(pairs)]])
     if jobs is None and place.startswith("cuda") and not cluster:
         jobs = 1  # runs would share one GPU's memory
     outcomes = sweep(specs, out, jobs, overwrite, console, cluster)
     failed = [o for o in outcomes if o.error]
     if len(failed) < len(outcomes):
-        folders = [o.folder for o in outcomes if not o.error or _recorded(o)]
+        folders = [o.folder for o in outcomes if not o.error or recorded(o)]
         _show_report(folders, report_to or out / recipe.name / "report", console)
-    for error, alike in _by_error(failed).items():
+    for error, alike in by_error(failed).items():
         more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        _complain(f"{alike[0].folder}{more}: {error}")
+        complain(f"{alike[0].folder}{more}: {error}")
     if failed:
         mistaken = len(failed) == len(outcomes) and not any(o.crashed for o in failed)
         raise typer.Exit(2 if mistaken else 1)
@@ -229,8 +237,8 @@ def similarity(
         architecture = Architecture(arch)
     found = load_checkpoints(checkpoints, architecture, skip_broken)
     if bank is not None:
-        _check_writable(bank.parent, "--bank")
-    _check_writable(out)
+        check_writable(bank.parent, "--bank")
+    check_writable(out)
     from fscl.atoms.joint import joint_decompose
 
     with Console(stderr=True).status(f"Comparing {len(found.states)} checkpoints ..."):
@@ -287,12 +295,12 @@ def evidence(
         raise FsclError(f"--jobs is {jobs}; it must be at least 1")
     folder = out or (work / "quick" if quick else Path("reports/similarity"))
     for place in (folder, work):
-        _check_writable(place)
+        check_writable(place)
     measured = speed if speed.exists() else None
     if measured:
         cost_part(measured)  # if it cannot be read, sooner than hours later
     console = Console()
-    base = str(_data_root(data))
+    base = str(data_base(data))
     with console.status("Reading images ..."):
         from fscl.continual.datasets import load_images
 
@@ -304,6 +312,9 @@ def evidence(
     if not measured:
         typer.echo(f"no {speed}: the page is without costs; benchmarks/speed.py measures them", err=True)
     typer.echo(f"{len(results['units'])} units -> {page}")
+
+
+app.command()(tune)
 
 
 def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | None":
@@ -329,69 +340,13 @@ def _show_report(folders: list[Path], out: Path, console: object) -> None:
 
     assert isinstance(console, Console)
     found = load_runs(folders)
-    console.print(rich_table(summary_rows(found)))
+    console.print(rich_table(summary_rows(found), width=console.width))
     try:
         with console.status("Drawing the report ..."):
             paths = write_report(found, out)
     except OSError as error:
         raise FsclError(f"cannot write the report {out}: {error.strerror or error}") from error
     console.print(f"Report: {paths.html}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _check(specs: "list[RunSpec]") -> None:
-    """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
-    from fscl.continual.learners import strategy_class
-    from fscl.suite.run import check_runnable, load_stream
-
-    for spec in specs:
-        strategy_class(spec.strategy.class_path, spec.strategy.args)  # sooner than images are read
-    stream = load_stream(specs[0])
-    for spec in specs:
-        check_runnable(spec, stream)
-
-
-def _data_root(data: Path | None) -> Path:
-    from fscl.continual.datasets import data_root
-
-    return data_root(data).absolute()
-
-
-def _recorded(failed: "Outcome") -> bool:
-    """Whether a run that failed left a record for the report to list."""
-    try:
-        record = json.loads((failed.folder / "run.json").read_text(encoding="utf-8"))
-        return bool(record["status"] == "failed" and record["recipe_hash"] == failed.spec.hash)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in failed:
-        groups.setdefault(outcome.error, []).append(outcome)
-    return groups
-
-
-def _check_writable(out: Path, option: str = "--out") -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / f".probe{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise FsclError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from error
-    return name
 
 
 def _remote_device(name: str, gpus_per_run: float) -> str:
@@ -401,16 +356,12 @@ def _remote_device(name: str, gpus_per_run: float) -> str:
     return "cuda" if gpus_per_run else "cpu"
 
 
-def _complain(message: object) -> None:
-    typer.echo(f"error: {' '.join(str(message).split())}", err=True)
-
-
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2."""
     try:
         app()
     except (FsclError, OSError) as error:
-        _complain(error)
+        complain(error)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
         if not isinstance(stop, KeyboardInterrupt) and stop.code != INTERRUPTED:

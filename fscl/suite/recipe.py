@@ -17,6 +17,7 @@ __all__ = [
     "BenchmarkRecipe",
     "StrategyRecipe",
     "TrainingRecipe",
+    "find_recipe",
     "find_recipes",
     "load_benchmark",
     "load_strategy",
@@ -70,6 +71,13 @@ def load_strategy(name_or_path: str | Path) -> StrategyRecipe:
     """
     recipe = _load("strategies", name_or_path, StrategyRecipe)
     _validate(f"training of {recipe.name}", recipe.training, TrainingRecipe)
+    for key, values in recipe.tune.training.items():
+        for value in values:
+            _validate(f"tune.training of {recipe.name}", {key: value}, TrainingRecipe)
+    # a key that is not there could be no argument at all; and what it is by default would not be known
+    if strange := next((key for key in recipe.tune.args if key not in recipe.args), None):
+        known = ", ".join(recipe.args) or "none"
+        raise FsclError(f"tune.args of {recipe.name}: unknown key {strange!r}; known keys, those of [args]: {known}")
     return recipe
 
 
@@ -105,13 +113,13 @@ def with_overrides(
 
 
 def recipe_hash(*recipes: Recipe, **more: Any) -> str:
-    """A hash of all that decides a run's numbers; what only describes is not in it."""
+    """A hash of all that decides a run's numbers; what only describes, and grids, are not in it."""
     parts = [_decisive(recipe) for recipe in recipes]
     return hashlib.sha256(json.dumps([*parts, more], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    found = recipe.model_dump(exclude={"title", "description", "paper", "bound"})
+    found = recipe.model_dump(exclude={"title", "description", "paper", "bound", "tune"})
     if split := found.get("split"):
         # keys that are younger than the first runs are left out where they change nothing: those runs stay finished
         found["split"] = {k: v for k, v in split.items() if k not in YOUNGER or v != YOUNGER[k]}
@@ -128,7 +136,16 @@ def _value(text: str) -> Any:
         return text
 
 
-def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R]) -> R:
+def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path) -> Path:
+    """The file of a recipe by name, or from the path of a TOML file.
+
+    Raises:
+        FsclError: there is none.
+
+    Example:
+        >>> find_recipe("strategies", "ewc").name
+        'ewc.toml'
+    """
     known = find_recipes(kind)
     path = known.get(str(name_or_path), Path(name_or_path))
     if not path.is_file():
@@ -138,6 +155,11 @@ def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, m
             f"unknown {'benchmark' if kind == 'benchmarks' else 'strategy'} {str(name_or_path)!r}{hint}; "
             f"known: {', '.join(known)}, or the path of a TOML file"
         )
+    return path
+
+
+def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R]) -> R:
+    path = find_recipe(kind, name_or_path)
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -145,7 +167,7 @@ def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, m
     except OSError as error:
         raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
     data.setdefault("name", path.stem)
-    where = str(path) if str(name_or_path) not in known else f"{kind}/{path.name}"
+    where = str(path) if str(name_or_path) not in find_recipes(kind) else f"{kind}/{path.name}"
     return _validate(where, data, model)
 
 

@@ -37,6 +37,8 @@ class RunSpec:
         threads: CPU threads; sums are made in another order with another number, so it is recorded.
         validation: share of the training images that takes the place of the test images; 0 for real runs.
         loader: where images are kept, see ``fscl.continual.InMemoryLoader``; of no effect on the numbers.
+        first: how many of the stream's tasks are learned, as if there were no others; None for all. Such runs are
+            trials of several settings of one strategy, so each has a folder by its hash.
     """
 
     benchmark: BenchmarkRecipe
@@ -47,15 +49,18 @@ class RunSpec:
     threads: int = 1
     validation: float = 0.0
     loader: str = "auto"
+    first: int | None = None
 
     @property
     def hash(self) -> str:
         """Of everything that decides the numbers but the seed."""
-        return recipe_hash(self.benchmark, self.strategy, validation=self.validation)
+        part = {} if self.first is None else {"first": self.first}
+        return recipe_hash(self.benchmark, self.strategy, validation=self.validation, **part)
 
     def folder(self, out: Path) -> Path:
         """Where the run is kept below an output folder."""
-        return out / self.benchmark.name / self.strategy.name / f"seed_{self.seed}"
+        strategy = out / self.benchmark.name / self.strategy.name
+        return (strategy if self.first is None else strategy / f"trial_{self.hash}") / f"seed_{self.seed}"
 
 
 def run_one(
@@ -125,11 +130,13 @@ def load_stream(spec: RunSpec) -> Any:
         "scenario": split.scenario,
     }
     if split.rotations is not None:
-        return rotated_stream(train, test, split.rotations, **options)
-    if split.permutations is not None:
-        return permuted_stream(train, test, split.permutations, **options)
-    assert split.tasks is not None  # a split says one of the three
-    return split_classes(train, test, split.tasks, shuffle=split.shuffle, **options)
+        stream = rotated_stream(train, test, split.rotations, **options)
+    elif split.permutations is not None:
+        stream = permuted_stream(train, test, split.permutations, **options)
+    else:
+        assert split.tasks is not None  # a split says one of the three
+        stream = split_classes(train, test, split.tasks, shuffle=split.shuffle, **options)
+    return stream if spec.first is None else stream.first(spec.first)
 
 
 def check_runnable(spec: RunSpec, stream: Any) -> None:
@@ -246,6 +253,7 @@ def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
         "strategy": spec.strategy.model_dump(by_alias=True),
         "recipe_hash": spec.hash,
         "validation": spec.validation,
+        **({} if spec.first is None else {"first": spec.first}),
         "seed": spec.seed,
         "versions": _versions(),
         "machine": _machine(spec, trainer),

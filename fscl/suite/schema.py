@@ -14,11 +14,13 @@ __all__ = [
     "SplitRecipe",
     "StrategyRecipe",
     "TrainingRecipe",
+    "TuneRecipe",
 ]
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Angle = Annotated[float, Field(allow_inf_nan=False)]
+Values = Annotated[list[Any], Field(min_length=1)]
 WRONG_SPLIT = "wrong_split"
 WAYS = ("tasks", "rotations", "permutations")  # of making tasks; a split has one
 TAGS = ("number", "numbers", "classes", "named")  # of split.tasks
@@ -147,8 +149,15 @@ class BenchmarkRecipe(Recipe):
     strategies: dict[str, Override] = {}
 
 
+class TuneRecipe(Recipe):
+    """The grid that ``fscl tune`` searches: values of the strategy's ``args``, and of ``training``."""
+
+    args: dict[str, Values] = {}
+    training: dict[str, Values] = {}
+
+
 class StrategyRecipe(Recipe):
-    """A learner as data: an Avalanche strategy class and its arguments.
+    """A learner as data: an Avalanche strategy class, its arguments, and which values of them are worth a try.
 
     ``bound`` marks what is no learner of a stream but a bound of what learners can reach: none is compared with it.
     """
@@ -161,3 +170,4 @@ class StrategyRecipe(Recipe):
     class_path: str = Field(alias="class")
     args: dict[str, Any] = {}
     training: dict[str, Any] = {}
+    tune: TuneRecipe = TuneRecipe()

@@ -1,0 +1,78 @@
+"""What several commands take, and check before anything is trained. Slow libraries are imported where they are used."""
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from fscl.errors import FsclError
+
+if TYPE_CHECKING:
+    from fscl.suite.run import RunSpec
+    from fscl.suite.sweep import Outcome
+
+__all__ = ["Data", "by_error", "check_specs", "check_writable", "complain", "data_base", "find_device", "recorded"]
+
+Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
+
+
+def check_specs(specs: "list[RunSpec]") -> None:
+    """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
+    from fscl.continual.learners import strategy_class
+    from fscl.suite.run import check_runnable, load_stream
+
+    for spec in specs:
+        strategy_class(spec.strategy.class_path, spec.strategy.args)  # sooner than images are read
+    stream = load_stream(specs[0])
+    for spec in specs:
+        check_runnable(spec, stream)
+
+
+def recorded(failed: "Outcome") -> bool:
+    """Whether a run that failed left a record for the report to list."""
+    try:
+        record = json.loads((failed.folder / "run.json").read_text(encoding="utf-8"))
+        return bool(record["status"] == "failed" and record["recipe_hash"] == failed.spec.hash)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in failed:
+        groups.setdefault(outcome.error, []).append(outcome)
+    return groups
+
+
+def check_writable(out: Path, option: str = "--out") -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / f".probe{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
+
+
+def data_base(data: Path | None) -> Path:
+    from fscl.continual.datasets import data_root
+
+    return data_root(data).absolute()
+
+
+def find_device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise FsclError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from error
+    return name
+
+
+def complain(message: object) -> None:
+    typer.echo(f"error: {' '.join(str(message).split())}", err=True)

@@ -1,0 +1,83 @@
+"""A benchmark's file with the settings that were found: its own words, order and comments stay."""
+
+import re
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from fscl.errors import FsclError
+from fscl.files import write_atomically
+from fscl.suite.tune import Protocol, Tuned
+
+__all__ = ["write_recipe"]
+
+MARK = "# fscl tune"
+HEADER = re.compile(r"^([^\s#].*)\n(\[strategies\.)", re.MULTILINE)  # close below other words
+
+
+def write_recipe(source: Path, target: Path, protocol: Protocol, found: Sequence[Tuned]) -> None:
+    """Writes the settings found as what the benchmark says of each strategy, and how they were found above them.
+
+    Args:
+        source: the benchmark's TOML file.
+        target: where it is written; may be the same.
+        protocol: how settings were chosen.
+        found: the strategies and their best trials. Where these are their own settings, only that is said.
+
+    Raises:
+        FsclError: the file cannot be written, or what it says of strategies is in a form that cannot be added to.
+    """
+    import tomlkit
+
+    lines = source.read_text(encoding="utf-8").splitlines()
+    former = tuple(f"{MARK} {one.strategy.name}: " for one in found)  # what an earlier search has said of the same
+    text = "\n".join(line for line in lines if not line.startswith(former)) + "\n"
+    document, expected = tomlkit.parse(text), tomllib.loads(text)
+    for tables in (document, expected):
+        for one in found:
+            mine = _table(_table(tables, "strategies"), one.strategy.name)
+            for key, value in {} if one.best is one.own else one.best.settings.items():
+                section, _, name = key.partition(".")
+                _table(mine, section)[name] = value
+    text = HEADER.sub(r"\1\n\n\2", tomlkit.dumps(document))
+    for one in found:
+        text = _above(text, one.strategy.name, f"{MARK} {one.strategy.name}: {_how(protocol, one)}")
+    if tomllib.loads(text) != expected:
+        raise FsclError(f"{source}: its [strategies] cannot be added to; write each as a table [strategies.NAME.args]")
+    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _table(parent: Any, name: str) -> Any:
+    import tomlkit
+    from tomlkit.container import Container
+    from tomlkit.items import InlineTable, Table
+
+    if name not in parent:
+        if isinstance(parent, InlineTable):
+            parent[name] = tomlkit.inline_table()
+        elif isinstance(parent, Table | Container):
+            parent[name] = tomlkit.table()
+        else:
+            parent[name] = {}
+    return parent[name]
+
+
+def _above(text: str, strategy: str, comment: str) -> str:
+    """A comment above the first table of a strategy, or in the end if it has no table of its own."""
+    lines = text.splitlines()
+    header = re.compile(rf"\s*\[\s*strategies\s*\.\s*([\"']?){re.escape(strategy)}\1\s*[.\]]")
+    at = next((number for number, line in enumerate(lines) if header.match(line)), len(lines))
+    return "\n".join([*lines[:at], comment, *lines[at:]]) + "\n"
+
+
+def _how(protocol: Protocol, one: Tuned) -> str:
+    best, own = (f"{100 * t.accuracy:.1f} %" if t.accuracy is not None else "failed" for t in (one.best, one.own))
+    tried = str(len(one.trials)) if one.whole else f"{len(one.trials)} of {one.candidates} settings"
+    said = (
+        f"its own settings are the best of {tried}, {best}"
+        if one.best is one.own
+        else (f"best of {tried}, {best} (its own {own})")
+    )
+    where = f"on {100 * protocol.validation:g} % held out of the first {protocol.tasks} tasks, seed {protocol.seed}"
+    return " ".join([f"{said} {where}", *(f"--set {setting}" for setting in protocol.settings)])
