@@ -45,7 +45,7 @@ def test_both_commands_are_near_the_top():
     assert "pip install uv && uv run pytest" in top
 
 
-@pytest.mark.parametrize("command", ["list", "run", "report", "heatmap", "similarity", "evidence"])
+@pytest.mark.parametrize("command", ["list", "run", "report", "heatmap", "similarity", "evidence", "tune"])
 def test_every_command_shown_exists(command):
     from typer.testing import CliRunner
 

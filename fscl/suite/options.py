@@ -40,6 +40,7 @@ def recorded(failed: "Outcome") -> bool:
 
 
 def by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
+    """Runs that failed for the same reason, by that reason."""
     groups: dict[str, list[Outcome]] = {}
     for outcome in failed:
         groups.setdefault(outcome.error, []).append(outcome)
@@ -47,6 +48,11 @@ def by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
 
 
 def check_writable(out: Path, option: str = "--out") -> None:
+    """Makes the folder if it is not there.
+
+    Raises:
+        FsclError: it cannot be made or written to.
+    """
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe{os.getpid()}"
@@ -57,12 +63,18 @@ def check_writable(out: Path, option: str = "--out") -> None:
 
 
 def data_base(data: Path | None) -> Path:
+    """The data folder, absolute: runs may start in another place."""
     from fscl.continual.datasets import data_root
 
     return data_root(data).absolute()
 
 
 def find_device(name: str) -> str:
+    """The device of that name; of ``auto``, a GPU if there is one.
+
+    Raises:
+        FsclError: it is not to be had.
+    """
     import torch
 
     if name == "auto":
@@ -75,4 +87,5 @@ def find_device(name: str) -> str:
 
 
 def complain(message: object) -> None:
+    """One line on the error stream."""
     typer.echo(f"error: {' '.join(str(message).split())}", err=True)

@@ -134,7 +134,8 @@ def tuned(strategy: StrategyRecipe, trials: Sequence[Trial], out: Path) -> Tuned
     done = [(-trial.accuracy, trial.place, trial) for trial in read if trial.accuracy is not None]
     if not done:
         raise FsclError(f"all {len(trials)} trials of {strategy.name} failed, so nothing is chosen")
-    return Tuned(strategy, read, _candidates(strategy, read[0]), min(done, key=lambda entry: entry[:2])[2])
+    candidates = len(_grid(_grid_of(strategy))) + (read[0].place < 0)
+    return Tuned(strategy, read, candidates, min(done, key=lambda entry: entry[:2])[2])
 
 
 def write_record(file: Path, benchmark: BenchmarkRecipe, protocol: Protocol, found: Sequence[Tuned]) -> None:
@@ -196,10 +197,6 @@ def _grid(values: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
         if settings not in found:
             found.append(settings)
     return found
-
-
-def _candidates(strategy: StrategyRecipe, own: Trial) -> int:
-    return len(_grid(_grid_of(strategy))) + (own.place < 0)
 
 
 def _own(

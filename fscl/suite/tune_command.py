@@ -53,15 +53,15 @@ def tune(
 ) -> None:
     """Choose strategies' settings from the grids in their files, and write the benchmark's recipe with them.
 
-    Each setting trains the first tasks and is judged by the mean accuracy on held-out training images after the last of
-    them. Finished trials are not run again.
+    A trial learns the first tasks and is judged by its accuracy on held-out training images. What is finished is not
+    run again.
     """
     from rich.console import Console
 
     from fscl.suite.recipe import find_recipe, load_benchmark, load_strategy
     from fscl.suite.sweep import sweep
     from fscl.suite.tune import Protocol, plan, tuned, write_record
-    from fscl.suite.tuned_recipe import write_recipe
+    from fscl.suite.tuned_recipe import changed_text, write_recipe
 
     for name, value in (("--trials", trials), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
@@ -78,6 +78,8 @@ def tune(
         place = find_device(device)
         base = str(data_base(data))
         planned = plan(recipe, learners, protocol, data=base, device=place, threads=threads)
+        source = find_recipe("benchmarks", benchmark)
+        changed_text(source, {of_one[0].spec.strategy.name: of_one[0].settings for of_one in planned}, {})  # can it be?
         check_specs([of_one[0].spec for of_one in planned])
     if jobs is None and place.startswith("cuda"):
         jobs = 1  # trials would share one GPU's memory
@@ -92,7 +94,7 @@ def tune(
     found = [tuned(learner, of_one, out) for learner, of_one in zip(learners, planned, strict=True)]
     console.print(_table(found))
     write_record(folder / "tune.json", recipe, protocol, found)
-    write_recipe(find_recipe("benchmarks", benchmark), file, protocol, found)
+    write_recipe(source, file, protocol, found)
     console.print(f"Trials: {folder / 'tune.json'}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Recipe: {file}", highlight=False, markup=False, soft_wrap=True)
     if failed:

@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.suite.tune import Protocol, Tuned
 
-__all__ = ["write_recipe"]
+__all__ = ["changed_text", "write_recipe"]
 
 MARK = "# fscl tune"
 HEADER = re.compile(r"^([^\s#].*)\n(\[strategies\.)", re.MULTILINE)  # close below other words
@@ -26,26 +26,52 @@ def write_recipe(source: Path, target: Path, protocol: Protocol, found: Sequence
         found: the strategies and their best trials. Where these are their own settings, only that is said.
 
     Raises:
-        FsclError: the file cannot be written, or what it says of strategies is in a form that cannot be added to.
+        FsclError: the file cannot be written, or as :func:`changed_text`.
+    """
+    chosen = {one.strategy.name: {} if one.best is one.own else one.best.settings for one in found}
+    text = changed_text(source, chosen, {one.strategy.name: _how(protocol, one) for one in found})
+    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def changed_text(source: Path, chosen: Mapping[str, Mapping[str, Any]], said: Mapping[str, str]) -> str:
+    """A benchmark's file with other settings of strategies.
+
+    Args:
+        source: the file.
+        chosen: by strategy, such as ``{"ewc": {"args.ewc_lambda": 10.0}}``.
+        said: by strategy, a comment above its tables, in place of the one that an earlier search has left.
+
+    Raises:
+        FsclError: what the file says of strategies is in a form that cannot be added to.
+
+    Example:
+        >>> from fscl.suite.recipe import find_recipe
+        >>> found = changed_text(
+        ...     find_recipe("benchmarks", "split_digits"), {"mas": {"args.alpha": 0.2}}, {"mas": "by hand"}
+        ... )
+        >>> print("\\n".join(found.splitlines()[-3:]))
+        # fscl tune mas: by hand
+        [strategies.mas.args]
+        alpha = 0.2
     """
     import tomlkit
 
     lines = source.read_text(encoding="utf-8").splitlines()
-    former = tuple(f"{MARK} {one.strategy.name}: " for one in found)  # what an earlier search has said of the same
+    former = tuple(f"{MARK} {strategy}: " for strategy in said)
     text = "\n".join(line for line in lines if not line.startswith(former)) + "\n"
     document, expected = tomlkit.parse(text), tomllib.loads(text)
     for tables in (document, expected):
-        for one in found:
-            mine = _table(_table(tables, "strategies"), one.strategy.name)
-            for key, value in {} if one.best is one.own else one.best.settings.items():
+        for strategy, settings in chosen.items():
+            mine = _table(_table(tables, "strategies"), strategy)
+            for key, value in settings.items():
                 section, _, name = key.partition(".")
                 _table(mine, section)[name] = value
     text = HEADER.sub(r"\1\n\n\2", tomlkit.dumps(document))
-    for one in found:
-        text = _above(text, one.strategy.name, f"{MARK} {one.strategy.name}: {_how(protocol, one)}")
+    for strategy, words in said.items():
+        text = _above(text, strategy, f"{MARK} {strategy}: {words}")
     if tomllib.loads(text) != expected:
         raise FsclError(f"{source}: its [strategies] cannot be added to; write each as a table [strategies.NAME.args]")
-    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    return text
 
 
 def _table(parent: Any, name: str) -> Any:
@@ -73,11 +99,7 @@ def _above(text: str, strategy: str, comment: str) -> str:
 
 def _how(protocol: Protocol, one: Tuned) -> str:
     best, own = (f"{100 * t.accuracy:.1f} %" if t.accuracy is not None else "failed" for t in (one.best, one.own))
-    tried = str(len(one.trials)) if one.whole else f"{len(one.trials)} of {one.candidates} settings"
-    said = (
-        f"its own settings are the best of {tried}, {best}"
-        if one.best is one.own
-        else (f"best of {tried}, {best} (its own {own})")
-    )
+    tried = f"{len(one.trials)} settings" if one.whole else f"{len(one.trials)} of {one.candidates} settings"
+    said = f"its own are best of {tried}: {best}" if one.best is one.own else f"best of {tried}: {best}, its own {own}"
     where = f"on {100 * protocol.validation:g} % held out of the first {protocol.tasks} tasks, seed {protocol.seed}"
-    return " ".join([f"{said} {where}", *(f"--set {setting}" for setting in protocol.settings)])
+    return " ".join([said, where, *(f"--set {setting}" for setting in protocol.settings)])
