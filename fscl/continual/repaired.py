@@ -11,14 +11,15 @@ from avalanche.models import avalanche_forward
 from avalanche.training import AGEM as AvalancheAGEM
 from avalanche.training import DER as AvalancheDER
 from avalanche.training import LFL as AvalancheLFL
-from avalanche.training.plugins import AGEMPlugin, LFLPlugin
+from avalanche.training import SynapticIntelligence as AvalancheSI
+from avalanche.training.plugins import AGEMPlugin, LFLPlugin, SynapticIntelligencePlugin
 from avalanche.training.supervised.der import ClassBalancedBufferWithLogits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.continual.evaluate import features_of
 
-__all__ = ["AGEM", "DER", "LFL"]
+__all__ = ["AGEM", "DER", "LFL", "SynapticIntelligence"]
 
 
 class AGEM(AvalancheAGEM):
@@ -111,3 +112,37 @@ class _LFLPlugin(LFLPlugin):
         with torch.no_grad():
             before = features_of(self.prev_model, x)
         return features_of(model, x), before
+
+
+class SynapticIntelligence(AvalancheSI):
+    """SI (Zenke et al., ICML 2017) that tells weights before a step, and before a task, from those after it.
+
+    Avalanche's keeps views of the weights where these are on the CPU. They move along, so that no weight ever seems to
+    have moved, none is important, and there is no penalty: its accuracies there are those of fine-tuning. Weights along
+    which the loss rose have no importance here; Avalanche's have a negative one, which rewards them for moving away.
+    Both cut importances off at 0.001, so that ``si_lambda`` is large where it has an effect.
+    """
+
+    def _before_training_exp(self, **kwargs: Any) -> None:
+        super()._before_training_exp(**kwargs)
+        for plugin in self._si():
+            _detach(plugin.ewc_data[0])
+
+    def _before_training_iteration(self, **kwargs: Any) -> None:
+        super()._before_training_iteration(**kwargs)
+        for plugin in self._si():
+            _detach(plugin.syn_data["old_theta"])
+
+    def _after_training_exp(self, **kwargs: Any) -> None:
+        super()._after_training_exp(**kwargs)
+        for plugin in self._si():
+            for importance in plugin.ewc_data[1].values():
+                importance.data.clamp_(min=0)
+
+    def _si(self) -> list[SynapticIntelligencePlugin]:
+        return [plugin for plugin in self.plugins if isinstance(plugin, SynapticIntelligencePlugin)]
+
+
+def _detach(weights: dict[str, Any]) -> None:
+    for kept in weights.values():
+        kept.data = kept.data.clone()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from avalanche.training.plugins import AGEMPlugin
+from avalanche.training.plugins import AGEMPlugin, SynapticIntelligencePlugin
 from torch import nn
 
 from fscl.continual import build_network
@@ -119,3 +119,50 @@ def test_options_of_the_original_are_refused_or_passed_on():
     strategy = LFL(model=net, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), lambda_e=3.0, train_epochs=7)
     assert strategy.train_epochs == 7
     assert [p.lambda_e for p in strategy.plugins if hasattr(p, "lambda_e")] == [3.0]
+
+
+def importances(trainer):
+    (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, SynapticIntelligencePlugin)]
+    return plugin.ewc_data[1]
+
+
+def test_avalanche_s_si_finds_no_weight_important_on_the_cpu(stream):
+    trainer = trainer_of(stream, "avalanche.training.SynapticIntelligence", si_lambda=1.0)
+    trainer.train_next()
+    assert not any(kept.data.any() for kept in importances(trainer).values())
+
+
+def test_si_adds_up_what_each_step_gained_along_each_weight(stream):
+    trainer = trainer_of(stream, "fscl.continual.repaired.SynapticIntelligence", si_lambda=1.0, eps=1.0)
+    (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, SynapticIntelligencePlugin)]
+    weight = dict(trainer.strategy.model.named_parameters())["model.features.4.weight"]
+    gained, began, before = torch.zeros(weight.numel()), weight.detach().clone(), {}
+    first, last = plugin.before_training_iteration, plugin.after_training_iteration
+
+    def note(strategy, **kwargs):
+        before["weight"] = weight.detach().clone()
+        first(strategy, **kwargs)
+
+    def add(strategy, **kwargs):
+        last(strategy, **kwargs)
+        gained.sub_((weight.grad * (weight.detach() - before["weight"])).flatten())
+
+    plugin.before_training_iteration, plugin.after_training_iteration = note, add
+    trainer.train_next()
+    moved = (weight.detach() - began).flatten()
+    found = importances(trainer)["model.features.4.weight"].data
+    expected = (gained / (moved**2 + 1.0)).clamp(0, 0.001)  # cut off by Avalanche
+    assert torch.allclose(found, expected, rtol=1e-3, atol=1e-9)
+    assert found.std() > 0.1 * found.mean() > 0
+
+
+def test_si_holds_important_weights(stream):
+    moved = []
+    for si_lambda in (0.0, 3000.0):  # more, times the learning rate, and steps would overshoot
+        trainer = trainer_of(stream, "fscl.continual.repaired.SynapticIntelligence", si_lambda=si_lambda)
+        trainer.train_next()
+        before = {n: p.detach().clone() for n, p in trainer.strategy.model.named_parameters()}
+        trainer.train_next()
+        after = dict(trainer.strategy.model.named_parameters())
+        moved.append(sum(float((after[n].detach() - before[n]).norm()) for n in before if "features" in n))
+    assert moved[1] < 0.7 * moved[0]
