@@ -12,17 +12,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 from fscl.suite.results import FORMAT
 
-__all__ = ["RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
+__all__ = ["BusyError", "RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
 
 PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
 Progress = Callable[[int, int, int], None]
+
+
+class BusyError(FsclError):
+    """Another process is at work on the run."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ def run_one(
     overwrite: bool = False,
     progress: Progress | None = None,
     kept: Callable[[], None] | None = None,
+    wait: bool = True,
 ) -> Path:
     """Trains and measures, or takes up where it was interrupted, or returns at once if it is finished.
 
@@ -81,18 +86,22 @@ def run_one(
         overwrite: run again from the start although the run is finished, or was made with another recipe.
         progress: called with (experience, epoch, epochs).
         kept: called each time that the folder holds all there is: at the start, and after each experience.
+        wait: if another process is at work on the run, until it has ended; it is then found finished, or gone on with.
 
     Returns:
         The run's folder.
 
     Raises:
+        BusyError: another process is at work on the run, and ``wait`` is false.
         FsclError: the folder cannot be written or holds a run of another recipe; or what building it raises.
     """
     folder = spec.folder(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
-        lock.acquire()  # another process at work on this run: wait, and find it finished
+        lock.acquire(blocking=wait)
+    except Timeout as error:
+        raise BusyError(f"another process is at work on {folder}") from error
     except OSError as error:
         raise FsclError(f"cannot write {folder}: {error.strerror or error}") from error
     try:

@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
 from fscl.errors import FsclError
-from fscl.suite.run import RunSpec, is_finished, run_one
+from fscl.suite.live import LiveTable
+from fscl.suite.run import BusyError, RunSpec, is_finished, run_one
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 
@@ -25,6 +24,10 @@ KILLED = (
     "perhaps with fewer --jobs"
 )
 WATCH = "fscl-watch"
+PAUSE = 1.0  # seconds between two looks at runs that other processes are at work on
+
+Ended = tuple[str, bool]  # the error, empty if there was none, and whether it was a crash
+Item = tuple[RunSpec, int | None]  # and, if it is to be made anew, the stamp of the record that is there
 
 
 @dataclass(frozen=True)
@@ -58,48 +61,62 @@ def sweep(
 ) -> list[Outcome]:
     """Runs every spec, ``jobs`` at a time, each in a process of its own; a run that fails does not stop the others.
 
+    Any number of processes, on machines that share ``out``, may do the same grid at once: each takes runs that no other
+    is at work on, waits for those of the others, and takes up what one that died has left.
+
     Args:
         specs: the runs.
         out: output folder.
         jobs: runs at a time; by default one a core.
         overwrite: run finished ones again.
-        console: where the progress bars go; None draws none.
+        console: where it is shown how far the runs are; None shows nothing.
         engine: where runs are done; this machine by default.
 
     Returns:
         An outcome for each spec, in order.
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
-    with _Bars(specs, todo, out, console, time.time()):
-        outcomes = {outcome.folder: outcome for outcome in (engine or _here)(todo, out, jobs, overwrite)}
+    outcomes = {}
+    with LiveTable(specs, out, overwrite, console if todo else None) as live:
+        for outcome in (engine or _here)(todo, out, jobs, overwrite):
+            outcomes[outcome.folder] = outcome
+            if outcome.error:
+                live.failed(outcome.folder)
     return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
 
 
 def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:
     jobs = max(1, min(jobs or _cores(), len(todo)))
-    return _in_turn(todo, out, overwrite) if jobs == 1 else _at_once(todo, out, jobs, overwrite)
+    left: list[Item] = [(spec, _stamp(spec, out) if overwrite else None) for spec in todo]
+    while left:
+        busy = []
+        for item, ended in _in_turn(left, out) if jobs == 1 else _at_once(left, out, jobs):
+            if ended is None:
+                busy.append(item)
+            else:
+                yield Outcome(item[0], item[0].folder(out), *ended)
+        if len(busy) == len(left):
+            time.sleep(PAUSE)
+        left = busy
 
 
-def _in_turn(todo: Sequence[RunSpec], out: Path, overwrite: bool) -> Iterator[Outcome]:
-    for spec in todo:
-        yield Outcome(spec, spec.folder(out), *attempt(spec, out, overwrite))
+def _in_turn(items: Sequence[Item], out: Path) -> Iterator[tuple[Item, Ended | None]]:
+    for item in items:
+        yield item, _unless_busy(*item, out)
 
 
-def _at_once(todo: Sequence[RunSpec], out: Path, jobs: int, overwrite: bool) -> Iterator[Outcome]:
+def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item, Ended | None]]:
     from joblib import Parallel, delayed
 
-    left = dict(enumerate(todo))
+    left = dict(enumerate(items))
     place = out.absolute()  # a worker that is kept from an earlier grid may have started in another folder
-    pool = Parallel(n_jobs=jobs, batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+    pool = Parallel(jobs, backend="loky", batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
     try:
-        calls = (delayed(_in_worker)(i, spec, place, overwrite, os.getpid()) for i, spec in enumerate(todo))
-        for i, error, crashed in pool(calls):
-            spec = left.pop(i)
-            yield Outcome(spec, spec.folder(out), error, crashed)
+        for i, ended in pool(delayed(_in_worker)(i, *item, place, os.getpid()) for i, item in enumerate(items)):
+            yield left.pop(i), ended
     except BrokenExecutor:  # one worker was killed, and joblib has ended the others with it
-        for spec in left.values():
-            done = not overwrite and is_finished(spec, out)
-            yield Outcome(spec, spec.folder(out)) if done else Outcome(spec, spec.folder(out), KILLED, True)
+        for item in left.values():
+            yield item, ("", False) if item[1] is None and is_finished(item[0], out) else (KILLED, True)
     except BaseException:
         _end_workers()
         raise
@@ -111,10 +128,10 @@ def _end_workers() -> None:
     get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-def _in_worker(i: int, spec: RunSpec, out: Path, overwrite: bool, driver: int) -> tuple[int, str, bool]:
-    if os.getppid() == driver and WATCH not in (thread.name for thread in threading.enumerate()):
+def _in_worker(i: int, spec: RunSpec, anew: int | None, out: Path, driver: int) -> tuple[int, Ended | None]:
+    if WATCH not in (thread.name for thread in threading.enumerate()):
         threading.Thread(target=_end_with, args=(driver,), name=WATCH, daemon=True).start()
-    return i, *attempt(spec, out, overwrite)
+    return i, _unless_busy(spec, anew, out)
 
 
 def _end_with(driver: int) -> None:
@@ -124,23 +141,48 @@ def _end_with(driver: int) -> None:
     os._exit(1)
 
 
+def _unless_busy(spec: RunSpec, anew: int | None, out: Path) -> Ended | None:
+    """As ``attempt``; None while another process is at work on it. What one has made anew is not made once more."""
+    try:
+        return attempt(spec, out, anew == _stamp(spec, out), wait=False)
+    except BusyError:
+        return None
+
+
+def _stamp(spec: RunSpec, out: Path) -> int:
+    """Changes with the run's record; 0 if there is none."""
+    try:
+        return (spec.folder(out) / "run.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def attempt(
-    spec: RunSpec,
-    out: Path,
-    overwrite: bool,
-    kept: Callable[[], None] | None = None,
-) -> tuple[str, bool]:
-    """Runs, and returns the error, empty if there was none, and whether it was a crash; ``kept`` as in ``run_one``."""
+    spec: RunSpec, out: Path, overwrite: bool, kept: Callable[[], None] | None = None, wait: bool = True
+) -> Ended:
+    """Runs, and returns the error, empty if there was none, and whether it was a crash.
+
+    Args:
+        kept, wait: as in :func:`fscl.suite.run.run_one`.
+
+    Raises:
+        BusyError: as there.
+    """
     folder = spec.folder(out)
+    reported = False
 
     def report(experience: int, epoch: int, epochs: int) -> None:
+        nonlocal reported
+        reported = True
         # a torn or missing file only leaves the bar where it is
         with contextlib.suppress(OSError):
             text = json.dumps([experience + epoch / epochs, os.getpid()])
             (folder / "progress").write_text(text, encoding="utf-8")
 
     try:
-        run_one(spec, out, overwrite, report, kept)
+        run_one(spec, out, overwrite, report, kept, wait)
+    except BusyError:
+        raise
     except FsclError as failure:
         return str(failure), False
     except Exception as failure:  # a learner's own: it is recorded, and the grid goes on
@@ -153,68 +195,9 @@ def attempt(
         (folder / "error.txt").unlink(missing_ok=True)
         return "", False
     finally:
-        with contextlib.suppress(OSError):
-            (folder / "progress").unlink(missing_ok=True)
-
-
-class _Bars:
-    """One bar over all runs and one a strategy; a thread reads what the runs have written, wherever they run."""
-
-    def __init__(
-        self, specs: Sequence[RunSpec], todo: Sequence[RunSpec], out: Path, console: Console | None, started: float
-    ) -> None:
-        self.specs, self.todo, self.out = specs, todo, out
-        self.started = started
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}", justify="right"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("[dim]{task.fields[unit]}"),
-            TimeElapsedColumn(),
-            console=console or Console(quiet=True),
-        )
-        self.bars: dict[str, TaskID] = {}
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> None:
-        self.progress.start()
-        for spec in self.specs:
-            if spec.strategy.name not in self.bars:
-                runs = [s for s in self.specs if s.strategy.name == spec.strategy.name]
-                self.bars[spec.strategy.name] = self.progress.add_task(
-                    escape(spec.strategy.title or spec.strategy.name), total=len(runs), unit="runs"
-                )
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop.set()
-        self.thread.join()
-        self._update(final=True)
-        self.progress.stop()
-
-    def _watch(self) -> None:
-        while not self.stop.wait(0.5):
-            self._update()
-
-    def _update(self, final: bool = False) -> None:
-        for name, bar in self.bars.items():
-            runs = [s for s in self.specs if s.strategy.name == name]
-            shares = [self._share(spec) for spec in runs]
-            self.progress.update(bar, completed=int(sum(shares) + 1e-9) if final else sum(shares))
-
-    def _share(self, spec: RunSpec) -> float:
-        """How much of a run is done, in [0, 1]."""
-        folder = spec.folder(self.out)
-        try:
-            file = folder / "run.json"
-            if spec not in self.todo or (file.stat().st_mtime >= self.started and is_finished(spec, self.out)):
-                return 1.0
-            experiences = json.loads((folder / "progress").read_text(encoding="utf-8"))[0]
-            return min(experiences / len(json.loads(file.read_text(encoding="utf-8"))["tasks"]), 0.99)
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, FsclError):
-            return 0.0
+        if reported:
+            with contextlib.suppress(OSError):
+                (folder / "progress").unlink(missing_ok=True)
 
 
 def _cores() -> int:

@@ -1,4 +1,4 @@
-"""The grid: the same numbers however many run at once, and a run that fails, or is killed, stops no other."""
+"""The grid: equal numbers however many run at once and whoever shares it; a run that fails or is killed stops none."""
 
 import io
 import json
@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 from rich.console import Console
 
 from fscl.continual.trainer import Trainer
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec, run_one
+from fscl.suite.run import BusyError, RunSpec, is_finished, run_one
 from fscl.suite.sweep import sweep
 
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
@@ -68,10 +69,10 @@ def test_outcomes_come_in_order_and_bars_end_full(tmp_path: Path) -> None:
     assert [o.folder for o in outcomes] == [spec.folder(tmp_path) for spec in specs]
     assert not any(o.error for o in outcomes)
     assert left_over(tmp_path) == set()
-    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue()).strip().splitlines()[-2:]
-    assert "Fine-tuning" in last[0]
-    assert "Atom swapping" in last[1]
-    assert all("2/2 runs" in line for line in last)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text.getvalue()).rpartition("Strategy")[2].splitlines()
+    for title in ("Fine-tuning", "Atom swapping"):
+        (line,) = [line for line in last if title in line]
+        assert line.split()[-5:-3] == ["2/2", "10/10"]
     assert all(len(line) <= 80 for line in last)
 
 
@@ -170,6 +171,100 @@ def test_two_at_once_give_the_numbers_of_one_after_another_bit_for_bit(
     more = [make_spec("naive", seed, [*TINY, "split.tasks=2"]) for seed in (0, 1)]
     assert not any(o.error for o in sweep(more, Path("two"), jobs=2))
     assert all((tmp_path / "elsewhere" / spec.folder(Path("two")) / "run.json").exists() for spec in more)
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_run_that_another_process_is_at_work_on_is_left_for_the_end(tmp_path: Path, jobs: int) -> None:
+    specs = [make_spec("naive", seed, [*TINY, "split.tasks=2"]) for seed in (0, 1)]
+    other = specs[0].folder(tmp_path)
+    other.mkdir(parents=True)
+    lock = FileLock(other / ".lock", thread_local=False)
+    lock.acquire()
+    (other / "progress").write_text("[1.5, 1]")
+    seen: list[set[str]] = []
+
+    def release() -> None:
+        wait_for(lambda: is_finished(specs[1], tmp_path))
+        time.sleep(0.2)
+        seen.append({p.name for p in other.iterdir()})
+        lock.release()
+
+    thread = threading.Thread(target=release)
+    thread.start()
+    outcomes = sweep(specs, tmp_path, jobs=jobs)
+    thread.join()
+    assert seen == [{".lock", "progress"}]
+    assert [o.error for o in outcomes] == ["", ""]
+    assert all(is_finished(spec, tmp_path) for spec in specs)
+    assert left_over(tmp_path) == set()
+    with pytest.raises(BusyError, match="another process is at work on"), lock:
+        run_one(specs[0], tmp_path, wait=False)
+
+
+def test_what_another_process_has_made_anew_is_not_made_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, bool]] = []
+
+    def attempt(spec: RunSpec, out: Path, overwrite: bool, kept: Any = None, wait: bool = True) -> tuple[str, bool]:
+        calls.append((spec.seed, overwrite))
+        if len(calls) == 1:
+            (spec.folder(out) / "run.json").write_text("{}")
+            raise BusyError("another process is at work on it")
+        return "", False
+
+    monkeypatch.setattr("fscl.suite.sweep.attempt", attempt)
+    specs = [make_spec("naive", seed) for seed in (0, 1)]
+    specs[0].folder(tmp_path).mkdir(parents=True)
+    sweep(specs, tmp_path, jobs=1, overwrite=True)
+    assert calls == [(0, True), (1, True), (0, False)]
+
+
+NOTED = """
+import os
+from avalanche.training import Naive
+
+class Noted(Naive):
+    def train(self, *arguments, **options):
+        with open(os.environ["NOTES"], "a") as file:
+            file.write(f"{os.getpid()}\\n")
+        return super().train(*arguments, **options)
+"""
+
+
+def test_two_processes_share_a_grid(tmp_path: Path) -> None:
+    (tmp_path / "noted.py").write_text(NOTED)
+    (tmp_path / "noted.toml").write_text("class = 'noted.Noted'")
+    command = [sys.executable, "-c", "from fscl.suite.cli import main; main()", "run", "-s", "noted.toml"]
+    command += ["--seeds", "3", "--jobs", "1"]
+    for setting in (*TINY, "split.tasks=2"):
+        command += ["--set", setting]
+    environment = {**os.environ, "NOTES": str(tmp_path / "notes"), "PYTHONPATH": os.pathsep.join(sys.path)}
+    folders = [tmp_path / f"runs/split_digits/noted/seed_{seed}" for seed in range(3)]
+    folders[0].mkdir(parents=True)
+    with FileLock(folders[0] / ".lock"):  # so that both come to a run that is not to be had, and both wait for it
+        both = [
+            subprocess.Popen(
+                command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            for _ in range(2)
+        ]
+        wait_for(lambda: min(learned(folder) for folder in folders[1:]) == 2 or any(p.poll() for p in both))
+    try:
+        ended = [(*process.communicate(timeout=200), process.returncode) for process in both]
+    finally:
+        for process in both:
+            process.kill()
+    assert [code for *_, code in ended] == [0, 0], ended
+    assert len((tmp_path / "notes").read_text().split()) == 3 * 2  # each task of each run once
+    assert [err for _, err, _ in ended] == ["", ""]
+    tables = [out[out.index("Strategy") :] for out, *_ in ended]
+    assert tables[0] == tables[1]
+    report = tmp_path / "runs/split_digits/report"
+    assert "Report: runs/split_digits/report/index.html" in tables[0]
+    assert re.search(r"^\| noted \|(?: [^|]* \|)?? 3 \|", (report / "README.md").read_text(), re.MULTILINE)
+    assert not [p.name for p in report.rglob("*") if "tmp" in p.name]
+    assert left_over(tmp_path / "runs/split_digits/noted") == set()
 
 
 def worker_of(folder: Path) -> int:
