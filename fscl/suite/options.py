@@ -57,7 +57,7 @@ def check_writable(out: Path, option: str = "--out") -> None:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process of this number on another machine may have done it
     except OSError as error:
         raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
 
