@@ -10,14 +10,20 @@ if TYPE_CHECKING:
     from fscl.continual.domains import permuted_stream, rotated_stream
     from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
     from fscl.continual.from_scratch import FromScratch, FromScratchPlugin
+    from fscl.continual.icarl import ICaRL
     from fscl.continual.loader import InMemoryLoader
     from fscl.continual.metrics import SubspaceSimilarity, subspace_similarity_metrics
     from fscl.continual.networks import ConvNet, build_network
+    from fscl.continual.packnet import PackNet, PackNetPlugin
+    from fscl.continual.pnn import PNN, PNNPlugin
     from fscl.continual.strategy import AtomSwapping, AtomSwappingPlugin
     from fscl.continual.stream import Stream, split_classes
     from fscl.continual.transforms import ImageTransform
+    from fscl.continual.wsn import WSN, WSNPlugin
 
 __all__ = [
+    "PNN",
+    "WSN",
     "Acceleration",
     "AccuracyRecorder",
     "AtomSwapping",
@@ -27,11 +33,16 @@ __all__ = [
     "FromScratchPlugin",
     "FrozenFeatures",
     "FrozenFeaturesPlugin",
+    "ICaRL",
     "ImageTransform",
     "InMemoryLoader",
     "Joint",
+    "PNNPlugin",
+    "PackNet",
+    "PackNetPlugin",
     "Stream",
     "SubspaceSimilarity",
+    "WSNPlugin",
     "build_network",
     "class_mean_accuracy",
     "load_images",
@@ -52,11 +63,18 @@ _HOMES = {
     "FromScratchPlugin": "fscl.continual.from_scratch",
     "FrozenFeatures": "fscl.continual.bounds",
     "FrozenFeaturesPlugin": "fscl.continual.bounds",
+    "ICaRL": "fscl.continual.icarl",
     "ImageTransform": "fscl.continual.transforms",
     "InMemoryLoader": "fscl.continual.loader",
     "Joint": "fscl.continual.bounds",
+    "PackNet": "fscl.continual.packnet",
+    "PackNetPlugin": "fscl.continual.packnet",
+    "PNN": "fscl.continual.pnn",
+    "PNNPlugin": "fscl.continual.pnn",
     "Stream": "fscl.continual.stream",
     "SubspaceSimilarity": "fscl.continual.metrics",
+    "WSN": "fscl.continual.wsn",
+    "WSNPlugin": "fscl.continual.wsn",
     "build_network": "fscl.continual.networks",
     "class_mean_accuracy": "fscl.continual.evaluate",
     "load_images": "fscl.continual.datasets",

@@ -54,10 +54,12 @@ class FromScratchPlugin(TaskSwitchPlugin):
             self.networks[task] = _network(strategy.model, task)
         super().after_training_exp(strategy, **kwargs)
 
-    def memory(self) -> int:
-        """Mean bytes kept of a task."""
+    def memory(self) -> dict[str, int]:
         sizes = [sum(t.nbytes for t in network.values()) for network in self.networks.values()]
-        return round(sum(sizes) / max(len(sizes), 1))
+        return {"other": round(sum(sizes) / max(len(sizes), 1))}
+
+    def shared_memory(self) -> dict[str, int]:
+        return {}
 
 
 class FromScratch(SupervisedTemplate):

@@ -74,6 +74,12 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
         return self.bank.entries(task) if self.bank is not None and task in self.bank else None
 
+    def memory(self) -> dict[str, int]:
+        return {} if self.bank is None else self.bank.memory()
+
+    def shared_memory(self) -> dict[str, int]:
+        return {} if self.bank is None else self.bank.shared_memory()
+
     def attach(self, strategy: Any) -> None:
         """Decomposes the strategy's model, once, and hands its new parameters to the optimizer."""
         if not atom_layers(strategy.model):

@@ -36,6 +36,14 @@ class TaskSwitchPlugin(SupervisedPlugin):
         """The tensors of a task, or None if it was never learned."""
         raise NotImplementedError
 
+    def memory(self) -> dict[str, int]:
+        """Mean bytes kept of a task, by kind."""
+        raise NotImplementedError
+
+    def shared_memory(self) -> dict[str, int]:
+        """Bytes kept once for all tasks, by kind."""
+        raise NotImplementedError
+
     @property
     def shown(self) -> int | None:
         """The task that the network is pointed at; None where it is as training left it."""

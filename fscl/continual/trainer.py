@@ -27,7 +27,6 @@ from fscl.continual.evaluate import (
     class_mean_accuracy,
     first_images,
 )
-from fscl.continual.from_scratch import FromScratchPlugin
 from fscl.continual.learners import strategy_class
 from fscl.continual.loader import InMemoryLoader
 from fscl.continual.metrics import FilterHistory
@@ -210,11 +209,9 @@ class Trainer:
 
     def memory(self) -> tuple[dict[str, int], dict[str, int]]:
         """Bytes (of one more task, by kind; once for all tasks, by kind): all that must be kept to serve every task."""
-        if self.bank is not None:
-            return self.bank.memory(), self.bank.shared_memory()
-        kept = [p for p in self.strategy.plugins if isinstance(p, FromScratchPlugin)]
-        if kept:
-            return {"other": kept[0].memory()}, {}
+        for plugin in self.strategy.plugins:
+            if isinstance(plugin, TaskSwitchPlugin):
+                return plugin.memory(), plugin.shared_memory()
         state = self.strategy.model.state_dict()
         heads = head_names(self.strategy.model) or []
         head = sum(t.nbytes for n, t in state.items() if within(n, heads))

@@ -65,9 +65,10 @@ def test_evaluation_leaves_no_trace(learner, stream):
 
 def test_memory_is_a_whole_network_a_task(learner, network, stream):
     plugin = FromScratchPlugin()
-    assert plugin.memory() == 0
+    assert plugin.memory() == {"other": 0}
     strategy = learner("naive", plugins=[plugin], train_epochs=1)
     for experience in stream.train_stream:
         strategy.train(experience)
-    assert plugin.memory() == sum(t.nbytes for t in network().state_dict().values())
+    assert plugin.memory() == {"other": sum(t.nbytes for t in network().state_dict().values())}
+    assert plugin.shared_memory() == {}
     assert set(plugin.networks) == {0, 1, 2}

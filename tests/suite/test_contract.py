@@ -19,7 +19,7 @@ from fscl.suite.run import RunSpec, check_runnable, load_stream, run_one
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
-KEEP_TASKS_APART = ("atom_swapping", "from_scratch")  # and are told the task of each test image
+KEEP_TASKS_APART = ("atom_swapping", "from_scratch", "packnet", "wsn")  # and are told the task of each test image
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
