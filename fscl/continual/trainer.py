@@ -115,6 +115,11 @@ class Trainer:
     ) -> None:
         self.stream, self.seed, self.device = stream, seed, torch.device(device)
         kind = strategy_class(class_path, arguments)
+        if stream.scenario not in (fits := getattr(kind, "scenarios", (stream.scenario,))):
+            raise FsclError(
+                f"{class_path} cannot learn a stream of scenario {stream.scenario!r}; use "
+                f"{' or '.join(f'split.scenario={name}' for name in fits)}"
+            )
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
         chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)

@@ -19,7 +19,8 @@ from fscl.suite.run import RunSpec, check_runnable, load_stream, run_one
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
-KEEP_TASKS_APART = ("atom_swapping", "from_scratch", "packnet", "wsn")  # and are told the task of each test image
+KEEP_TASKS_APART = ("atom_swapping", "from_scratch", "packnet", "pnn", "wsn")  # and are told a test image's task
+NEW_CLASSES = ("icarl",)  # learn nothing but new classes, all told apart by one head
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
@@ -71,6 +72,9 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
         spec = RunSpec(*recipes, 0)
         if strategy in KEEP_TASKS_APART and benchmark.split.scenario != "task":
             with pytest.raises(FsclError, match="needs a test image's task label"):
+                check_runnable(spec, load_stream(spec))
+        elif strategy in NEW_CLASSES and benchmark.split.scenario != "class":
+            with pytest.raises(FsclError, match=r"use split\.scenario=class"):
                 check_runnable(spec, load_stream(spec))
         else:
             check_runnable(spec, load_stream(spec))
@@ -158,7 +162,8 @@ def test_a_benchmark_has_words_only_for_strategies_that_there_are(name: str) -> 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
-    pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), [*settings, "training.epochs=4"])
+    settings += ["training.epochs=4", f"split.scenario={'class' if name in NEW_CLASSES else 'task'}"]
+    pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
     spec = RunSpec(*pair, 0)
 
     def stop(experience: int, *_: int) -> None:
@@ -170,7 +175,7 @@ def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> Non
             run_one(spec, tmp_path, progress=stop)
     folder = run_one(spec, tmp_path)
     accuracy = json.loads((folder / "run.json").read_text())["accuracy"]
-    assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5
+    assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5 and, of new classes, 0.25 at last
     assert accuracy[1][1] > 0.8
     runs = load_runs([tmp_path])
     (row,) = summary_rows(runs)
