@@ -13,11 +13,13 @@ from fscl.errors import FsclError
 
 __all__ = [
     "average_accuracy",
+    "average_incremental_accuracy",
     "backward_transfer",
     "forgetting",
     "forgetting_matrix",
     "forward_transfer",
     "learning_accuracy",
+    "loss_matrix",
     "seen_accuracy",
 ]
 
@@ -71,6 +73,22 @@ def forgetting_matrix(accuracy: ArrayLike) -> Array:
     return lost
 
 
+def loss_matrix(accuracy: ArrayLike) -> Array:
+    """What learning task ``t`` alone took from task ``i``: ``L[t, i] = R[t-1, i] - R[t, i]``, shape (T, T), ``i < t``.
+
+    Unlike forgetting it does not add up along the stream. NaN on and above the diagonal.
+
+    >>> loss_matrix([[0.5, np.nan], [0.25, 1.0]])
+    array([[ nan,  nan],
+           [0.25,  nan]])
+    """
+    matrix = _checked(accuracy)
+    lost = np.full_like(matrix, np.nan)
+    for task in range(1, len(matrix)):
+        lost[task, :task] = matrix[task - 1, :task] - matrix[task, :task]
+    return lost
+
+
 def learning_accuracy(accuracy: ArrayLike) -> float:
     """Mean accuracy on each task right after it was learned, ``mean_i R[i, i]``: plasticity, whatever is lost later.
 
@@ -88,6 +106,15 @@ def seen_accuracy(accuracy: ArrayLike) -> Array:
     """
     matrix = _checked(accuracy)
     return np.array([row[: t + 1].mean() for t, row in enumerate(matrix)])
+
+
+def average_incremental_accuracy(accuracy: ArrayLike) -> float:
+    """Mean over the stream of the mean accuracy on the tasks seen so far, ``mean_t A[t]`` (Rebuffi et al. 2017).
+
+    >>> average_incremental_accuracy([[0.5, np.nan], [0.25, 1.0]])
+    0.5625
+    """
+    return float(seen_accuracy(accuracy).mean())
 
 
 def forward_transfer(start: ArrayLike, untrained: ArrayLike) -> float:

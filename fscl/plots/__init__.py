@@ -1,6 +1,12 @@
 """Figures of accuracy, similarity and memory: arrays in, matplotlib Axes out."""
 
-from fscl.plots.charts import accuracy_over_time, memory_against_accuracy, scatter_correlation
+from fscl.plots.charts import (
+    accuracy_over_time,
+    correlation_forest,
+    memory_against_accuracy,
+    scatter_correlation,
+    scatter_panels,
+)
 from fscl.plots.clusters import clustered_heatmap
 from fscl.plots.heatmaps import accuracy_heatmap, similarity_by_layer, similarity_heatmap, similarity_limits
 
@@ -8,8 +14,10 @@ __all__ = [
     "accuracy_heatmap",
     "accuracy_over_time",
     "clustered_heatmap",
+    "correlation_forest",
     "memory_against_accuracy",
     "scatter_correlation",
+    "scatter_panels",
     "similarity_by_layer",
     "similarity_heatmap",
     "similarity_limits",

@@ -6,20 +6,30 @@ its last reference. All ink has one colour, ``figures.INK``, so that an inline S
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
-from matplotlib.ticker import MaxNLocator
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import ArrayLike
 
 from fscl.errors import FsclError
-from fscl.plots.figures import MARKERS, abbreviate, new_axes, palette, quiet_grid, style
+from fscl.plots.figures import INK, MARKERS, abbreviate, new_axes, palette, quiet_grid, style
 
-__all__ = ["accuracy_over_time", "memory_against_accuracy", "scatter_correlation"]
+__all__ = [
+    "accuracy_over_time",
+    "correlation_forest",
+    "memory_against_accuracy",
+    "scatter_correlation",
+    "scatter_panels",
+]
+
+Answer = tuple[float, float, float, float]
 
 
 def scatter_correlation(
@@ -30,6 +40,7 @@ def scatter_correlation(
     xlabel: str = "similarity",
     ylabel: str = "forgetting (points)",
     colour: Any = None,
+    legend: bool = True,
     ax: Axes | None = None,
 ) -> Axes:
     """One dot for each pair of tasks. ``groups`` (one label for each dot, say its seed) sets shades of one colour.
@@ -58,7 +69,7 @@ def scatter_correlation(
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         quiet_grid(axes)
-        if len(labels) > 1:
+        if legend and len(labels) > 1:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(labels), 5), handletextpad=0.1)
     return axes
 
@@ -70,7 +81,7 @@ def accuracy_over_time(curves: Mapping[str, ArrayLike], *, ax: Axes | None = Non
     """
     colours = palette(list(curves))
     with style():
-        axes = ax if ax is not None else new_axes((5.4, 3.2))
+        axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * len(curves))))
         ends: list[tuple[float, str]] = []
         longest = 1
         for position, (label, values) in enumerate(curves.items()):
@@ -95,28 +106,115 @@ def accuracy_over_time(curves: Mapping[str, ArrayLike], *, ax: Axes | None = Non
     return axes
 
 
-def memory_against_accuracy(points: Mapping[str, tuple[float, float]], *, ax: Axes | None = None) -> Axes:
-    """What one more task costs (bytes, x) against the final mean accuracy (fraction, y), one dot a strategy."""
+def memory_against_accuracy(
+    points: Mapping[str, tuple[float, float]],
+    *,
+    bounds: Collection[str] = (),
+    ax: Axes | None = None,
+) -> Axes:
+    """What is stored (bytes, x) against the final mean accuracy (fraction, y), one dot a strategy.
+
+    ``bounds`` are the labels of what is no learner; they are drawn hollow and grey.
+    """
+    from adjustText import adjust_text
+
     colours = palette(list(points))
     with style():
-        axes = ax if ax is not None else new_axes((5.4, 3.2))
-        sizes = [size / 1000 for size, _ in points.values()]
+        axes = ax if ax is not None else new_axes((7.2, 3.2 + 0.08 * len(points)))
+        texts, xs, ys = [], [], []
+        unit, scale = ("MB", 1e6) if max((size for size, _ in points.values()), default=0) >= 1e6 else ("kB", 1e3)
         for position, (label, (size, accuracy)) in enumerate(points.items()):
+            x, y, hollow = size / scale, 100 * accuracy, label in bounds
+            xs.append(x)
+            ys.append(y)
             axes.plot(
-                size / 1000, 100 * accuracy, MARKERS[position % len(MARKERS)], color=colours[label], markersize=7,
-                markeredgewidth=0, clip_on=False,
+                x, y, MARKERS[position % len(MARKERS)], color="grey" if hollow else colours[label], markersize=7,
+                markeredgewidth=1.2 if hollow else 0, markerfacecolor="none" if hollow else colours[label],
+                clip_on=False,
             )  # fmt: skip
-            axes.annotate(
-                abbreviate(label, 30), (size / 1000, 100 * accuracy), xytext=(7, 0), textcoords="offset points",
-                va="center", fontsize=8,
-            )  # fmt: skip
-        if min(sizes, default=0) > 0 and max(sizes) > 20 * min(sizes):
+            texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
+        if min(xs, default=0) > 0 and max(xs) > 20 * min(xs):
             axes.set_xscale("log")
-        axes.margins(x=0.12, y=0.12)
-        axes.set_xlabel("stored for one more task (kB)")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.margins(x=0.16, y=0.12)
+        axes.set_xlabel(f"stored in all ({unit})")
         axes.set_ylabel("final mean accuracy (%)")
         quiet_grid(axes)
+        if texts:
+            lines = {"arrowstyle": "-", "color": "grey", "linewidth": 0.6}
+            adjust_text(texts, xs, ys, ax=axes, arrowprops=lines, expand=(1.15, 1.4), min_arrow_len=8)
     return axes
+
+
+def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]) -> Figure:
+    """Rank correlations of several learners, a panel a question.
+
+    ``answers[question][learner][way]`` is (rho, low, high, p); ways are drawn below each other, and hollow where p is
+    0.05 or more. NaN leaves a place empty.
+    """
+    learners = list(dict.fromkeys(learner for found in answers.values() for learner in found))
+    ways = list(dict.fromkeys(way for found in answers.values() for each in found.values() for way in each))
+    colours = sns.color_palette("colorblind")
+    with style():
+        figure = Figure(figsize=(1.7 + 2.1 * len(answers), 1.1 + 0.32 * len(learners)), layout="constrained")
+        panels = figure.subplots(1, len(answers), sharey=True, squeeze=False)[0]
+        for axes, (question, found) in zip(panels, answers.items(), strict=True):
+            axes.axvline(0, color=INK, linewidth=0.6)
+            for row, learner in enumerate(learners):
+                for place, way in enumerate(ways):
+                    rho, low, high, p = found.get(learner, {}).get(way, (np.nan,) * 4)
+                    y = row + 0.32 * (place - (len(ways) - 1) / 2)
+                    colour, sure = colours[place], p < 0.05
+                    axes.plot([low, high], [y, y], color=colour, linewidth=1.1, alpha=0.8, solid_capstyle="butt")
+                    axes.plot(
+                        rho, y, MARKERS[place], color=colour, markersize=5, markeredgewidth=1.1,
+                        markerfacecolor=colour if sure else "white",
+                    )  # fmt: skip
+            axes.set_title(_two_lines(question), fontsize=9)
+            axes.set_xlim(-1.05, 1.05)
+            axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "", "0", "", "1"])
+            axes.set_ylim(len(learners) - 0.4, -0.6)
+            axes.set_yticks(range(len(learners)), [abbreviate(learner, 30) for learner in learners])
+            axes.grid(axis="x", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
+            axes.set_axisbelow(True)
+            axes.tick_params(length=2.5)
+        handles = [
+            Line2D([], [], color=colours[place], marker=MARKERS[place], markersize=5, linewidth=1.1, label=way)
+            for place, way in enumerate(ways)
+        ]
+        figure.legend(handles=handles, loc="outside upper center", ncols=len(ways), fontsize=8)
+        figure.supxlabel("Spearman's rho, mean over seeds", fontsize=9)
+    return figure
+
+
+def scatter_panels(
+    dots: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[str]]], *, xlabel: str, ylabel: str, columns: int = 4
+) -> Figure:
+    """A panel a learner: ``dots[learner]`` is (x, y, groups) as in :func:`scatter_correlation`, all on one scale."""
+    count = max(1, len(dots))
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    colours = palette(list(dots))
+    with style():
+        figure = Figure(figsize=(0.5 + 2.1 * columns, 0.6 + 1.8 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (label, (x, y, groups)) in zip(panels, dots.items(), strict=False):
+            scatter_correlation(x, y, groups=groups, xlabel="", ylabel="", colour=colours[label], legend=False, ax=axes)
+            axes.set_title(abbreviate(label, 26), fontsize=9)
+        for axes in panels[count:]:
+            axes.set_visible(False)
+        figure.supxlabel(xlabel, fontsize=9)
+        figure.supylabel(ylabel, fontsize=9)
+    return figure
+
+
+def _two_lines(text: str) -> str:
+    """Broken at the space nearest to the middle."""
+    spaces = [i for i, letter in enumerate(text) if letter == " "]
+    if len(text) < 22 or not spaces:
+        return text
+    middle = min(spaces, key=lambda i: abs(i - len(text) / 2))
+    return f"{text[:middle]}\n{text[middle + 1 :]}"
 
 
 def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mapping[str, Any]) -> None:

@@ -5,27 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fscl.continual.transfer import forgetting_matrix
+from fscl.continual.transfer import forgetting_matrix, loss_matrix
 from fscl.errors import FsclError
 from fscl.suite.results import RunResult
-from fscl.suite.summary import DASH, Estimate, StrategyRuns
+from fscl.suite.summary import DASH, StrategyRuns, small_p
 
-__all__ = ["QUESTIONS", "PredictionMean", "PredictionRow", "atom_reference", "predictions", "whole_similarity"]
+if TYPE_CHECKING:
+    from fscl.similarity.pooled import PooledCorrelation
+
+__all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_reference", "predictions",
+           "whole_similarity"]  # fmt: skip
 
 Array = NDArray[np.float64]
-Question = Literal["drift", "atoms", "transfer"]
+Question = Literal["atoms", "loss", "drift", "transfer"]
 QUESTIONS: dict[Question, str] = {
-    "drift": "Own drift and own forgetting",
     "atoms": "Atom similarity and forgetting",
-    "transfer": "Similarity and transfer",
+    "loss": "Atom similarity and the loss at each task",
+    "drift": "Own drift and own forgetting",
+    "transfer": "Own similarity and transfer",
 }
+ASKED_OF_ATOMS = ("atoms", "loss")  # the other two are asked of a learner's own filters
 PREFERRED = "atom_swapping"
-LEVEL = 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +45,6 @@ class PredictionRow:
     high: float
     tau: float
     p_value: float
-    p_holm: float
     n_tasks: int
     note: str
     x: Array
@@ -55,34 +59,36 @@ class PredictionRow:
         return f"[{_number(self.low)}, {_number(self.high)}]" if math.isfinite(self.low) else DASH
 
     def cells(self) -> tuple[str, ...]:
-        """Question, strategy, seed, rho, interval, tau, p, Holm-adjusted p, tasks, note."""
+        """Question, strategy, seed, rho, interval, tau, p, tasks, note."""
         head = (QUESTIONS[self.question], self.label, str(self.seed))
         if not self.defined:
-            return (*head, "undefined", DASH, DASH, DASH, DASH, str(self.n_tasks), self.note)
-        p_values = (_p(self.p_value), _p(self.p_holm))
-        return (*head, _number(self.rho), self.interval, _number(self.tau), *p_values, str(self.n_tasks), self.note)
+            return (*head, "undefined", DASH, DASH, DASH, str(self.n_tasks), self.note)
+        numbers = (_number(self.rho), self.interval, _number(self.tau), small_p(self.p_value))
+        return (*head, *numbers, str(self.n_tasks), self.note)
 
 
-@dataclass(frozen=True)
-class PredictionMean:
-    """One question and strategy over its seeds; ``rho`` and ``tau`` are None where every seed is undefined."""
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One question and strategy over its seeds: as it is, and among pairs of tasks equally far apart in the stream.
+
+    ``p`` and ``p_apart`` are adjusted by Holm, each over all rows of the benchmark.
+    """
 
     question: Question
     label: str
-    rho: Estimate | None
-    tau: Estimate | None
-    significant: int
+    found: PooledCorrelation
+    apart: PooledCorrelation
+    p: float
+    p_apart: float
     seeds: int
-    n_tasks: int
     note: str
 
     def cells(self) -> tuple[str, ...]:
-        """Question, strategy, rho, tau, seeds where defined, seeds with a small p, tasks, note."""
+        """Question, strategy, rho and p, the same at equal distance, seeds where defined, tasks, note."""
         head = (QUESTIONS[self.question], self.label)
-        if self.rho is None or self.tau is None:
-            return (*head, "undefined", DASH, f"0 of {self.seeds}", DASH, str(self.n_tasks), self.note)
-        seeds = (f"{self.rho.n} of {self.seeds}", f"{self.significant} of {self.rho.n}")
-        return (*head, self.rho.text(sign=True), self.tau.text(sign=True), *seeds, str(self.n_tasks), self.note)
+        seeds = f"{self.found.n_seeds} of {self.seeds}"
+        numbers = (*_shown(self.found, self.p), *_shown(self.apart, self.p_apart))
+        return (*head, *numbers, seeds, str(self.found.n_tasks), self.note)
 
 
 def whole_similarity(run: RunResult) -> Array | None:
@@ -102,38 +108,44 @@ def atom_reference(groups: Sequence[StrategyRuns]) -> StrategyRuns | None:
     return next((g for g in having if g.name == PREFERRED), having[0] if having else None)
 
 
-def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], list[PredictionMean]]:
-    """All questions for the strategies of one benchmark: a row for each seed (p Holm-adjusted over them), and means.
+def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], list[Prediction]]:
+    """All questions for the strategies of one benchmark: a row for each seed, and the answer over the seeds.
 
-    Strategies without any similarity of their own still take part in the question asked of the atoms.
+    Strategies without any similarity of their own still take part in what is asked of the atoms. Bounds do not: they
+    learn tasks apart, or all at once.
     """
     reference = atom_reference(groups)
     by_seed = {run.seed: run for run in reference.runs} if reference else {}
     rows: list[PredictionRow] = []
+    answers: list[Prediction] = []
     for question in QUESTIONS:
+        of_atoms = question in ASKED_OF_ATOMS
         for group in groups:
-            if not group.square or (question == "atoms" and (reference is None or group is reference)):
+            if not group.square or group.bound or (of_atoms and (reference is None or group is reference)):
                 continue
-            if question != "atoms" and all(run.similarity is None for run in group.runs):
+            if not of_atoms and all(run.similarity is None for run in group.runs):
                 continue
-            for run in group.runs:
-                other = by_seed.get(run.seed) if question == "atoms" else run
-                rows.append(_row(question, group.label, run, other, reference.label if reference else ""))
-    adjusted = _holm([row.p_value for row in rows])
-    rows = [replace(row, p_holm=p) for row, p in zip(rows, adjusted, strict=True)]
-    return rows, [_mean([r for r in rows if (r.question, r.label) == key]) for key in _keys(rows)]
+            name = reference.label if reference else ""
+            mine = [
+                _row(question, group.label, run, by_seed.get(run.seed) if of_atoms else run, name) for run in group.runs
+            ]
+            rows += [row for row, _ in mine]
+            answers.append(_pooled(question, group, [row for row, _ in mine], [pair for _, pair in mine]))
+    p, p_apart = (_holm([getattr(a, kind).p_value for a in answers]) for kind in ("found", "apart"))
+    return rows, [replace(a, p=one, p_apart=two) for a, one, two in zip(answers, p, p_apart, strict=True)]
 
 
-def _keys(rows: Sequence[PredictionRow]) -> list[tuple[Question, str]]:
-    return list(dict.fromkeys((row.question, row.label) for row in rows))
+Pair = tuple[Array, Array]  # similarity, and what it is to predict
 
 
-def _row(question: Question, label: str, run: RunResult, other: RunResult | None, reference: str) -> PredictionRow:
+def _row(
+    question: Question, label: str, run: RunResult, other: RunResult | None, reference: str
+) -> tuple[PredictionRow, Pair | None]:
     count = len(run.tasks)
 
-    def undefined(why: str) -> PredictionRow:
+    def undefined(why: str) -> tuple[PredictionRow, None]:
         nan, none = math.nan, np.empty(0)
-        return PredictionRow(question, label, run.seed, nan, nan, nan, nan, nan, nan, count, why, none, none)
+        return PredictionRow(question, label, run.seed, nan, nan, nan, nan, nan, count, why, none, none), None
 
     if other is None:
         return undefined(f"no finished run of {reference} has seed {run.seed}")
@@ -149,25 +161,56 @@ def _row(question: Question, label: str, run: RunResult, other: RunResult | None
 
     from fscl.similarity.correlation import mantel
 
-    if question == "transfer":
-        assert run.transfer is not None
-        outcome, pairs, index = run.transfer.T, "all", np.nonzero(~np.eye(count, dtype=bool))
-    else:
-        outcome, pairs, index = forgetting_matrix(run.accuracy), "lower", np.tril_indices(count, -1)
-    names = ("similarity", "transfer" if question == "transfer" else "forgetting")
+    outcome, pairs = _outcome(question, run), _pairs(question)
+    index = np.tril_indices(count, -1) if pairs == "lower" else np.nonzero(~np.eye(count, dtype=bool))
     try:
-        found = mantel(similarity, outcome, method="spearman", pairs=pairs, names=names)
+        found = mantel(similarity, outcome, method="spearman", pairs=pairs, names=_names(question))
     except FsclError as error:
         return undefined(str(error))
     if not found.defined:
-        return undefined(found.note)
+        return undefined(found.note)[0], (similarity, outcome)
     x, y = similarity[index], outcome[index]
     # tau beside rho needs no permutations of its own: one p-value a row, that of rho.
     tau = float(kendalltau(x, y).statistic)
-    p = found.p_value
-    return PredictionRow(
-        question, label, run.seed, found.statistic, found.low, found.high, tau, p, p, count, found.note, x, y
-    )
+    numbers = (found.statistic, found.low, found.high, tau, found.p_value)
+    return PredictionRow(question, label, run.seed, *numbers, count, found.note, x, y), (similarity, outcome)
+
+
+def _outcome(question: Question, run: RunResult) -> Array:
+    if question == "transfer":
+        assert run.transfer is not None
+        return run.transfer.T
+    return loss_matrix(run.accuracy) if question == "loss" else forgetting_matrix(run.accuracy)
+
+
+def _pairs(question: Question) -> str:
+    return "all" if question == "transfer" else "lower"
+
+
+def _names(question: Question) -> tuple[str, str]:
+    return "similarity", {"transfer": "transfer", "loss": "the loss"}.get(question, "forgetting")
+
+
+def _pooled(
+    question: Question, group: StrategyRuns, rows: Sequence[PredictionRow], pairs: Sequence[Pair | None]
+) -> Prediction:
+    from fscl.similarity.pooled import PooledCorrelation, pooled_mantel
+
+    given = [pair for pair in pairs if pair is not None]
+    # what is to be said of one seed's p is not to be said of that over seeds
+    notes = "; ".join(dict.fromkeys(row.note for row in rows if not row.defined))
+    count, nan = rows[0].n_tasks, math.nan
+    if given:
+        # what comes after a task and what came before it are different things to transfer
+        apart = np.subtract.outer(np.arange(count), np.arange(count))
+        strata = apart if question == "transfer" else np.abs(apart)
+        found, within = (
+            pooled_mantel(given, pairs=_pairs(question), strata=s, same_tasks=group.same_order, names=_names(question))
+            for s in (None, strata)
+        )
+    else:
+        found = within = PooledCorrelation(nan, nan, nan, nan, 0, count, (nan,) * len(rows), notes)
+    return Prediction(question, group.label, found, within, nan, nan, len(rows), notes)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -178,27 +221,13 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in holm(p_values)]
 
 
-def _mean(rows: Sequence[PredictionRow]) -> PredictionMean:
-    good = [row for row in rows if row.defined]
-    return PredictionMean(
-        question=rows[0].question,
-        label=rows[0].label,
-        rho=Estimate.of([row.rho for row in good]),
-        tau=Estimate.of([row.tau for row in good]),
-        significant=sum(row.p_holm < LEVEL for row in good),
-        seeds=len(rows),
-        n_tasks=rows[0].n_tasks,
-        note="; ".join(dict.fromkeys(row.note for row in rows if row.note)),
-    )
+def _shown(found: PooledCorrelation, p: float) -> tuple[str, str]:
+    if not found.defined:
+        return "undefined", DASH
+    interval = f" [{_number(found.low)}, {_number(found.high)}]" if math.isfinite(found.low) else ""
+    return _number(found.statistic) + interval, small_p(p)
 
 
 def _number(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _p(value: float) -> str:
-    """
-    >>> _p(0.00012), _p(0.0314)
-    ('< 0.001', '0.031')
-    """
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+    shown = f"{round(value, 2) + 0.0:+.2f}"  # no "-0.00"
+    return "0.00" if shown == "+0.00" else shown.replace("-", "−")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.plots.figures import inline_svg, save_png
-from fscl.suite.results import RunResult
+from fscl.suite.results import KEPT, RunResult, write_runs
 from fscl.suite.sections import Picture, Section, build_section
 from fscl.suite.summary import COLUMNS, SummaryRow, rich_table, summary_rows
 
@@ -32,7 +32,8 @@ class ReportPaths:
 def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | None = None) -> ReportPaths:
     """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
-    One section for each benchmark. Each file is written under a temporary name and renamed, so a report that is there
+    One section for each benchmark. The runs themselves are kept in ``runs.json``, from which the report can be made
+    again without the run folders. Each file is written under a temporary name and renamed, so a report that is there
     already stays whole until its successor is. Raises :class:`FsclError` if no run is given.
     """
     if not runs:
@@ -61,6 +62,7 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
     values = {"title": heading, "sections": sections, "columns": COLUMNS, "svg": svg, "png": png}
     html, markdown = folder / "index.html", folder / "README.md"
     _write(html, _environment(html=True).get_template("report.html.j2").render(values))
+    write_runs(runs, folder / KEPT)
     _write(markdown, _environment(html=False).get_template("report.md.j2").render(values))
     return ReportPaths(html, markdown, tuple(files))
 
@@ -89,7 +91,7 @@ def _environment(html: bool) -> Environment:
 
 
 def _pictures(section: Section) -> list[Picture]:
-    return [*section.overview, *section.accuracy, *section.similarity, *section.scatter]
+    return [*section.overview, *section.accuracy, *section.similarity, *section.answers]
 
 
 def _unique(slugs: Sequence[str]) -> list[str]:

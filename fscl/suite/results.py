@@ -12,10 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fscl.errors import FsclError
+from fscl.files import write_atomically
 
-__all__ = ["FORMAT", "Memory", "RunResult", "SimilarityResult", "TaskInfo", "load_run", "load_runs"]
+__all__ = ["FORMAT", "Memory", "RunResult", "SimilarityResult", "TaskInfo", "load_run", "load_runs", "write_runs"]
 
 FORMAT = 1
+KEPT = "runs.json"  # the runs of a report, in its folder
 STATUSES = ("running", "finished", "failed")
 
 Array = NDArray[np.float64]
@@ -78,11 +80,22 @@ class RunResult:
     memory: Memory
     similarity: SimilarityResult | None
     provenance: str | None
+    record: Mapping[str, Any]
     validation: float = 0.0
 
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+    @property
+    def bound(self) -> str | None:
+        """``upper`` or ``lower`` for what bounds learners, see ``fscl.suite.schema.StrategyRecipe``."""
+        return self.strategy.get("bound")
+
+    @property
+    def stored(self) -> float:
+        """Bytes of everything that is kept in the end: for each of the tasks, and once for all."""
+        return self.memory.bytes_per_task * len(self.tasks) + float(sum(self.memory.shared.values()))
 
     @property
     def square(self) -> bool:
@@ -102,6 +115,7 @@ class RunResult:
 def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
     """Every run under the given folders (or ``run.json`` files), unfinished ones included.
 
+    A folder that a report was written to holds its runs in ``runs.json``; it, or that file, may be given as well.
     Sorted by benchmark, strategy, recipe hash and seed; a run reached by two paths is read once. A path that does not
     exist, or nothing found at all, raises :class:`FsclError`.
     """
@@ -110,25 +124,60 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
     for path in given:
         if not path.exists():
             raise FsclError(f"{path}: no such file or folder; give a folder that `fscl run --out` wrote")
-        for file in [path] if path.is_file() else sorted(path.rglob("run.json")):
+        # not those of reports further down: they may be of runs that have since been made again
+        kept = [path / KEPT] if (path / KEPT).is_file() else []
+        for file in [path] if path.is_file() else [*kept, *sorted(path.rglob("run.json"))]:
             found[file.resolve()] = None
-    if not found:
+    runs: dict[object, RunResult] = {}
+    for file in found:
+        for run in _load_kept(file) if file.name == KEPT else [load_run(file)]:
+            runs.setdefault(_identity(run), run)
+    if not runs:
         where = ", ".join(map(str, given)) or "no folder given"
         raise FsclError(f"no run.json found ({where}); give a folder that `fscl run --out` wrote")
-    runs = [load_run(file) for file in found]
-    return sorted(runs, key=lambda r: (r.benchmark["name"], r.strategy["name"], r.recipe_hash, r.seed, str(r.path)))
+    return sorted(
+        runs.values(), key=lambda r: (r.benchmark["name"], r.strategy["name"], r.recipe_hash, r.seed, str(r.path))
+    )
+
+
+def write_runs(runs: Iterable[RunResult], file: Path) -> None:
+    """Write the records of runs into one file, which :func:`load_runs` reads, so that a report can be made again."""
+    text = ",\n".join(json.dumps(run.record, separators=(",", ":")) for run in runs)
+    text = f'{{"format": {FORMAT}, "runs": [\n{text}\n]}}\n'
+    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _identity(run: RunResult) -> object:
+    """Of one and the same run, in its folder or in a report's file: when it was started."""
+    started = run.record.get("started")
+    return (run.benchmark["name"], run.strategy["name"], run.recipe_hash, run.seed, started) if started else run.path
+
+
+def _load_kept(file: Path) -> list[RunResult]:
+    data = _json(file)
+    try:
+        return [_record(file, record) for record in data["runs"]]
+    except (KeyError, TypeError) as error:
+        raise FsclError(f"{file}: it lacks its list of runs") from error
 
 
 def load_run(file: str | Path) -> RunResult:
     """Read one ``run.json``. :class:`FsclError` names the file and what is wrong with it."""
     file = Path(file)
+    return _record(file, _json(file))
+
+
+def _json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise FsclError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        got = data.get("format") if isinstance(data, dict) else type(data).__name__
-        raise FsclError(f"{file}: format is {got!r}; this version of fscl reads format {FORMAT}")
+    return data if isinstance(data, dict) else {"format": type(data).__name__}
+
+
+def _record(file: Path, data: dict[str, Any]) -> RunResult:
+    if data.get("format") != FORMAT:
+        raise FsclError(f"{file}: format is {data.get('format')!r}; this version of fscl reads format {FORMAT}")
     try:
         return _parse(file, data)
     except KeyError as error:
@@ -168,6 +217,7 @@ def _parse(file: Path, data: Mapping[str, Any]) -> RunResult:
         memory=Memory(_bytes(memory.get("per_task")), _bytes(memory.get("shared"))),
         similarity=_similarity(data.get("similarity")),
         provenance=data.get("provenance"),
+        record=data,
         validation=float(data.get("validation") or 0.0),
     )
 

@@ -15,14 +15,21 @@ from fscl.continual.transfer import seen_accuracy
 from fscl.plots import (
     accuracy_heatmap,
     accuracy_over_time,
+    correlation_forest,
     memory_against_accuracy,
-    scatter_correlation,
+    scatter_panels,
     similarity_by_layer,
     similarity_heatmap,
     similarity_limits,
 )
-from fscl.plots.figures import palette
-from fscl.suite.prediction import PredictionRow, atom_reference, predictions, whole_similarity
+from fscl.suite.prediction import (
+    QUESTIONS,
+    Prediction,
+    PredictionRow,
+    atom_reference,
+    predictions,
+    whole_similarity,
+)
 from fscl.suite.results import RunResult
 from fscl.suite.summary import StrategyRuns, SummaryRow, group_runs, human_bytes, human_seconds, summary_rows
 
@@ -53,9 +60,10 @@ class Section:
     overview: list[Picture]
     accuracy: list[Picture]
     similarity: list[Picture]
-    scatter: list[Picture]
+    answers: list[Picture]
     means: list[tuple[str, ...]]
     details: list[tuple[str, ...]]
+    best: str
     reference: str
     unfinished: list[str]
 
@@ -65,7 +73,6 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
     groups = group_runs(runs)
     rows = summary_rows(runs)
     recipe = runs[0].benchmark
-    colours = palette([group.label for group in groups])
     reference = atom_reference(groups)
     found, means = predictions(groups)
     return Section(
@@ -78,10 +85,11 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
         similarity=_similarity(name, reference) if reference else [],
-        scatter=_scatter(name, found, reference.label if reference else "", colours),
+        answers=_answers(name, means, found, reference.label if reference else ""),
         means=[mean.cells() for mean in means],
         details=[row.cells() for row in found],
         reference=reference.label if reference else "",
+        best=next((row.label for row in rows if row.bound is None), ""),
         unfinished=[
             f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, "
             f"{len(run.accuracy)} of {len(run.tasks)} tasks"
@@ -156,10 +164,11 @@ def _memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple
             *(mean([run.memory.per_task.get(kind, 0.0) for run in group.runs]) for kind in kinds),
             mean([run.memory.bytes_per_task for run in group.runs]),
             mean([sum(run.memory.shared.values()) for run in group.runs]),
+            mean([run.stored for run in group.runs]),
         )
         for group in groups
     ]
-    return ("Strategy", *(kind.capitalize() for kind in kinds), "One more task", "Shared by all tasks"), body
+    return ("Strategy", *(kind.capitalize() for kind in kinds), "One more task", "Shared by all tasks", "In all"), body
 
 
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
@@ -172,11 +181,15 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
         )
         pictures.append(_picture(f"{name}-over-time", accuracy_over_time(curves), "Tasks seen so far", caption))
     points = {
-        row.label: (row.bytes_per_task.mean, row.accuracy.mean) for row in rows if row.bytes_per_task and row.accuracy
+        row.label: (row.bytes_in_all.mean, row.accuracy.mean) for row in rows if row.bytes_in_all and row.accuracy
     }
     if len(points) > 1:
-        caption = "What one more task costs in storage against final mean accuracy. Up and to the left is better."
-        pictures.append(_picture(f"{name}-memory", memory_against_accuracy(points), "Accuracy and storage", caption))
+        caption = (
+            "All that is stored after the last task, network and exemplars included, against final mean accuracy. Up "
+            "and to the left is better. Hollow: bounds."
+        )
+        axes = memory_against_accuracy(points, bounds=[row.label for row in rows if row.bound])
+        pictures.append(_picture(f"{name}-memory", axes, "Accuracy and storage", caption))
     return pictures
 
 
@@ -230,29 +243,43 @@ def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
     return pictures
 
 
-def _scatter(
-    name: str, found: Sequence[PredictionRow], reference: str, colours: Mapping[str, tuple[float, float, float]]
-) -> list[Picture]:
-    pictures = []
-    for question in ("atoms", "transfer"):
-        for label in dict.fromkeys(row.label for row in found if row.question == question and row.defined):
-            rows = [row for row in found if (row.question, row.label) == (question, label) and row.defined]
-            forgets = question == "atoms"
-            axes = scatter_correlation(
-                np.concatenate([row.x for row in rows]),
-                100 * np.concatenate([row.y for row in rows]),
-                groups=[f"seed {row.seed}" for row in rows for _ in row.x],
-                xlabel=f"similarity ({reference if forgets else label})",
-                ylabel="forgetting (points)" if forgets else "transfer accuracy (%)",
-                colour=colours[label],
+def _answers(name: str, answers: Sequence[Prediction], found: Sequence[PredictionRow], reference: str) -> list[Picture]:
+    defined = [answer for answer in answers if answer.found.defined]
+    if not defined:
+        return []
+    shown: dict[str, dict[str, dict[str, tuple[float, float, float, float]]]] = {}
+    for answer in defined:
+        shown.setdefault(QUESTIONS[answer.question], {})[answer.label] = {
+            way: (pooled.statistic, pooled.low, pooled.high, p)
+            for way, pooled, p in (
+                ("all pairs of tasks", answer.found, answer.p),
+                ("pairs equally far apart in the stream", answer.apart, answer.p_apart),
             )
-            caption = (
-                f"Similarity of the atoms of tasks i and t, against how much of task i {label} lost after task t."
-                if forgets
-                else f"Similarity of tasks i and j, against accuracy on task i of {label}'s features after task j."
+        }
+    caption = (
+        "Mean over seeds of the rank correlation, with its 95 % interval over seeds where there are several. Filled "
+        "where p < 0.05 after Holm's adjustment, hollow where not. Left of the line: what is less alike is forgotten "
+        "more, or transfers less."
+    )
+    figure = correlation_forest(shown)
+    pictures = [Picture(_slug(f"{name}-answers"), figure, "Correlation with similarity", caption, wide=True)]
+    rows = [row for row in found if row.question == "atoms" and row.defined]
+    if rows:
+        dots = {}
+        for label in dict.fromkeys(row.label for row in rows):
+            mine = [row for row in rows if row.label == label]
+            dots[label] = (
+                np.concatenate([row.x for row in mine]),
+                100 * np.concatenate([row.y for row in mine]),
+                [f"seed {row.seed}" for row in mine for _ in row.x],
             )
-            title = f"{label}: {'forgetting' if forgets else 'transfer'}"
-            pictures.append(_picture(f"{name}-{question}-{label}", axes, title, f"{caption} One dot a pair of tasks."))
+        figure = scatter_panels(dots, xlabel=f"similarity of tasks i and t ({reference})", ylabel="forgetting (points)")
+        caption = (
+            f"Similarity of {reference}'s atoms of tasks i and t, against how much of task i each learner lost after "
+            "task t. One dot a pair of tasks, shades are seeds."
+        )
+        title = "Atom similarity and forgetting"
+        pictures.append(Picture(_slug(f"{name}-forgetting"), figure, title, caption, wide=len(dots) > 2))
     return pictures
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +11,16 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from fscl.continual.transfer import average_accuracy, backward_transfer, forgetting, forward_transfer
+from fscl.continual.transfer import (
+    average_accuracy,
+    average_incremental_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    learning_accuracy,
+)
 from fscl.errors import FsclError
+from fscl.suite.ranking import Difference, against_best
 from fscl.suite.results import RunResult
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "human_bytes",
     "human_seconds",
     "rich_table",
+    "small_p",
     "summary_rows",
 ]
 
@@ -32,14 +42,20 @@ COLUMNS = (
     "Strategy",
     "Seeds",
     "Accuracy (%)",
+    "Against the best (points)",
+    "p (paired, Holm)",
+    "Incremental accuracy (%)",
+    "Learning accuracy (%)",
     "Backward transfer (points)",
     "Forgetting (points)",
     "Forward transfer (points)",
     "Stored per task",
+    "Stored in all",
     "Training per run",
 )
-
-SHORT = ("Strategy", "n", "ACC %", "BWT", "Forgetting", "FWT", "Bytes/task", "Training")
+SHORT = ("Strategy", "n", "ACC", "best", "p", "AIA", "LA", "BWT", "Forg.", "FWT", "a task", "in all", "time")
+IN_ALL = SHORT[-2]
+NARROW = 140  # columns of a terminal below which spreads go under their means, with one decimal
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,10 @@ class StrategyRuns:
     runs: tuple[RunResult, ...]
 
     @property
+    def bound(self) -> str | None:
+        return self.runs[0].bound
+
+    @property
     def square(self) -> bool:
         return all(run.square for run in self.runs)
 
@@ -107,20 +127,25 @@ class SummaryRow:
     label: str
     recipe_hash: str
     seeds: tuple[int, ...]
+    bound: str | None
     accuracy: Estimate | None
+    against_best: Difference | None
+    incremental_accuracy: Estimate | None
+    learning_accuracy: Estimate | None
     backward_transfer: Estimate | None
     forgetting: Estimate | None
     forward_transfer: Estimate | None
     bytes_per_task: Estimate | None
+    bytes_in_all: Estimate | None
     train_seconds: Estimate | None
 
-    def cells(self) -> tuple[str, ...]:
+    def cells(self, digits: int = 2) -> tuple[str, ...]:
         """The row as text, in the order of :data:`COLUMNS`."""
 
         def points(value: Estimate | None, sign: bool = False) -> str:
             if value is None:
                 return DASH
-            text = value.text(scale=100, sign=sign)
+            text = value.text(scale=100, sign=sign, digits=digits)
             # A number that some seeds lack must not pass for one over all of them.
             return text if value.n == len(self.seeds) else f"{text} (n = {value.n})"
 
@@ -128,12 +153,28 @@ class SummaryRow:
             self.label,
             str(len(self.seeds)),
             points(self.accuracy),
+            *self._against_best(digits),
+            points(self.incremental_accuracy),
+            points(self.learning_accuracy),
             points(self.backward_transfer, sign=True),
             points(self.forgetting),
             points(self.forward_transfer, sign=True),
             _scaled(self.bytes_per_task, human_bytes),
+            _scaled(self.bytes_in_all, human_bytes),
             _scaled(self.train_seconds, human_seconds),
         )
+
+    def _against_best(self, digits: int) -> tuple[str, str]:
+        difference = self.against_best
+        if difference is None:
+            return DASH, DASH
+        n = difference.n
+        mean = Estimate(difference.mean, None, n).text(scale=100, digits=digits, sign=True)
+        if math.isfinite(difference.low):
+            low, high = (Estimate(v, None, n).text(100, digits, True) for v in (difference.low, difference.high))
+            mean += f" [{low}, {high}]"
+        short = "" if n == len(self.seeds) else f" (n = {n})"
+        return mean + short, small_p(difference.p_value)
 
 
 def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
@@ -167,23 +208,39 @@ def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
 
 def summary_rows(runs: Iterable[RunResult]) -> list[SummaryRow]:
     """One row for each strategy (and recipe hash) of each benchmark, over its finished seeds."""
-    return [_row(group) for group in group_runs(runs)]
+    groups = group_runs(runs)
+    rows = []
+    for benchmark in dict.fromkeys(group.benchmark for group in groups):
+        ours = [group for group in groups if group.benchmark == benchmark]
+        accuracy = {group.label: {run.seed: _final(run) for run in group.runs} for group in ours}
+        learners = frozenset(group.label for group in ours if group.bound is None)
+        differences = against_best(accuracy, learners)
+        rows += [_row(group, differences.get(group.label)) for group in ours]
+    return rows
 
 
-def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
-    """The table for a terminal of 80 columns; a benchmark column appears when the rows are of several benchmarks."""
+def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int = 80) -> Table:
+    """The table for a terminal, of 80 columns or more; a benchmark column appears when rows are of several benchmarks.
+
+    In a narrow one the spread goes below the mean, and numbers have one decimal.
+    """
     several = len({row.benchmark for row in rows}) > 1
+    narrow = width < NARROW
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
         pad_edge=False,
         collapse_padding=True,
+        padding=(0, 0 if narrow else 1),
         header_style="bold",
-        caption="mean ± sample standard deviation over seeds",
+        caption="in % and points; mean ± sample standard deviation over n seeds; best: against the best learner, "
+        "p of the paired t-test (Holm)",
+        caption_justify="left",
     )
     if several:
         table.add_column("Benchmark", no_wrap=True)
-    for position, name in enumerate(SHORT):
+    heads = [name for name in SHORT if not (narrow and name == IN_ALL)]
+    for position, name in enumerate(heads):
         table.add_column(
             name,
             justify="left" if position == 0 else "right",
@@ -191,11 +248,27 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None) -> Table:
             min_width=11 if position == 0 else None,
         )
     for row in rows:
-        # Labels come from recipes: square brackets in them are text, not markup. The spread goes below the mean.
-        cells = [cell.replace("[", r"\[").replace(" ± ", "\n± ") for cell in row.cells()]
-        cells[-1] = re.sub(r"(?<=min) \d+ s", "", cells[-1])
-        table.add_row(*([row.benchmark.replace("[", r"\[")] if several else []), *cells)
+        cells = dict(zip(SHORT, row.cells(digits=1 if narrow else 2), strict=True))
+        cells["best"] = cells["best"].partition(" [")[0]  # the interval is in the report
+        cells["time"] = re.sub(r"(?<=min) \d+ s", "", cells["time"])
+        if narrow:
+            cells["p"] = cells["p"].replace("< 0", "<")
+            for name in ("a task", "time"):
+                cells[name] = cells[name].partition(" ± ")[0]
+        # Labels come from recipes: square brackets in them are text, not markup.
+        texts = [cells[name].replace("[", r"\[").replace(" ± ", "\n±" if narrow else " ± ") for name in heads]
+        table.add_row(*([row.benchmark.replace("[", r"\[")] if several else []), *texts)
     return table
+
+
+def small_p(value: float) -> str:
+    """
+    >>> small_p(0.00012), small_p(0.0314), small_p(float("nan"))
+    ('< 0.001', '0.031', '–')
+    """
+    if math.isnan(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def human_bytes(size: float) -> str:
@@ -227,11 +300,14 @@ def human_seconds(seconds: float) -> str:
     return f"{hours} h {minutes:02d} min"
 
 
-def _row(group: StrategyRuns) -> SummaryRow:
+def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
     many = len(group.runs[0].tasks) > 1
 
     def over_seeds(number: Callable[[RunResult], float], usable: Callable[[RunResult], bool]) -> Estimate | None:
         return Estimate.of([number(run) for run in group.runs if usable(run)])
+
+    def of_matrix(number: Callable[[np.ndarray], float], tasks: int = 1) -> Estimate | None:
+        return over_seeds(lambda run: number(run.accuracy), lambda run: run.square and len(run.tasks) >= tasks)
 
     return SummaryRow(
         benchmark=group.benchmark,
@@ -239,11 +315,16 @@ def _row(group: StrategyRuns) -> SummaryRow:
         label=group.label,
         recipe_hash=group.recipe_hash,
         seeds=tuple(run.seed for run in group.runs),
+        bound=group.bound,
         accuracy=over_seeds(_final, lambda run: True),
-        backward_transfer=over_seeds(lambda run: backward_transfer(run.accuracy), lambda run: run.square and many),
-        forgetting=over_seeds(lambda run: forgetting(run.accuracy), lambda run: run.square and many),
+        against_best=difference,
+        incremental_accuracy=of_matrix(average_incremental_accuracy),
+        learning_accuracy=of_matrix(learning_accuracy),
+        backward_transfer=of_matrix(backward_transfer, tasks=2),
+        forgetting=of_matrix(forgetting, tasks=2),
         forward_transfer=over_seeds(_forward, lambda run: many and run.start is not None and run.untrained is not None),
         bytes_per_task=over_seeds(lambda run: run.memory.bytes_per_task, lambda run: bool(run.memory.per_task)),
+        bytes_in_all=over_seeds(lambda run: run.stored, lambda run: bool(run.memory.per_task)),
         train_seconds=over_seeds(lambda run: float(run.train_seconds.sum()), lambda run: run.train_seconds.size > 0),
     )
 

@@ -9,11 +9,13 @@ import pytest
 
 from fscl.continual.transfer import (
     average_accuracy,
+    average_incremental_accuracy,
     backward_transfer,
     forgetting,
     forgetting_matrix,
     forward_transfer,
     learning_accuracy,
+    loss_matrix,
     seen_accuracy,
 )
 from fscl.errors import FsclError
@@ -92,3 +94,18 @@ def test_missing_and_out_of_range_values() -> None:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
+
+
+def test_losses_add_up_to_what_is_lost_since_learning():
+    rng = np.random.default_rng(0)
+    matrix = rng.random((6, 6))
+    lost = loss_matrix(matrix)
+    assert np.isnan(lost[np.triu_indices(6)]).all()
+    for task in range(5):
+        assert np.nansum(lost[:, task]) == pytest.approx(matrix[task, task] - matrix[5, task])
+
+
+def test_incremental_accuracy_is_the_mean_of_what_was_seen():
+    matrix = np.random.default_rng(1).random((4, 4))
+    seen = [matrix[t, : t + 1].mean() for t in range(4)]
+    assert average_incremental_accuracy(matrix) == pytest.approx(np.mean(seen))

@@ -18,8 +18,10 @@ from fscl.errors import FsclError
 from fscl.plots import (
     accuracy_heatmap,
     accuracy_over_time,
+    correlation_forest,
     memory_against_accuracy,
     scatter_correlation,
+    scatter_panels,
     similarity_by_layer,
     similarity_heatmap,
     similarity_limits,
@@ -50,7 +52,11 @@ def make_all(tasks: int) -> list[Figure]:
         similarity_by_layer(similarity(tasks, 5), [f"features.{i}" for i in range(5)], names(tasks)),
         scatter_correlation(*pairs, groups=seeds).figure,
         accuracy_over_time({"One": RNG.uniform(size=(3, tasks)), "Two": RNG.uniform(size=(1, tasks))}).figure,
-        memory_against_accuracy({"One": (17600.0, 0.8), "Two": (0.0, 0.4)}).figure,
+        memory_against_accuracy({"One": (17600.0, 0.8), "Two": (0.0, 0.4)}, bounds=["Two"]).figure,
+        correlation_forest(
+            {"Question": {f"Learner {i}": {"way": (0.1 * i, -0.5, 0.9, 0.01)} for i in range(tasks % 9)}}
+        ),
+        scatter_panels({f"Learner {i}": (*pairs, seeds) for i in range(5)}, xlabel="x", ylabel="y"),
     ]  # type: ignore[list-item]
 
 
@@ -106,6 +112,33 @@ def test_over_time_band_is_one_sample_deviation() -> None:
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [60, 60])
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(60 + 100 * np.std([0.4, 0.8], ddof=1))
+
+
+def test_a_forest_places_each_answer_and_fills_the_sure_ones() -> None:
+    sure, unsure, none = (-0.5, -0.7, -0.3, 0.01), (0.25, 0.0, 0.5, 0.2), (np.nan,) * 4
+    figure = correlation_forest(
+        {"First": {"A": {"plain": sure}, "B": {"plain": unsure}}, "Second": {"B": {"plain": none}}}
+    )
+    first, second = figure.axes
+    marks = [line for line in first.lines if line.get_marker() == "o"]
+    assert [line.get_xdata()[0] for line in marks] == [-0.5, 0.25]
+    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
+    spans = [
+        list(line.get_xdata()) for line in first.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2
+    ]
+    assert [-0.7, -0.3] in spans
+    assert [0.0, 0.5] in spans
+    assert [text.get_text() for text in first.get_yticklabels()] == ["A", "B"]
+    assert not [line for line in second.lines if line.get_marker() == "o" and np.isfinite(line.get_xdata()[0])]
+
+
+def test_storage_is_in_a_unit_that_can_be_read() -> None:
+    small = memory_against_accuracy({"One": (2000.0, 0.8), "Two": (5000.0, 0.4)})
+    large = memory_against_accuracy({"One": (2000.0, 0.8), "Two": (5e6, 0.4)})
+    assert small.get_xlabel() == "stored in all (kB)"
+    assert large.get_xlabel() == "stored in all (MB)"
+    assert small.lines[0].get_xdata()[0] == 2.0
+    assert large.get_xscale() == "log"
 
 
 def test_labels_at_the_ends_do_not_overlap() -> None:

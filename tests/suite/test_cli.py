@@ -146,7 +146,7 @@ def test_a_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path) ->
     assert ended.code == 0
     assert ended.err == ""
     assert "Fine-tuning" in ended.out
-    assert "ACC %" in ended.out
+    assert "ACC" in ended.out
     assert max(len(line) for line in ended.out.splitlines() if not line.startswith("Report:")) <= 80
     page = tmp_path / "[b]runs/split_digits/report/index.html"
     assert f"Report: {page.relative_to(tmp_path)}" in ended.out

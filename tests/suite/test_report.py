@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from scipy.stats import ttest_rel
 
 from fscl.errors import FsclError
-from fscl.suite.report import ReportPaths, rich_table, summary_rows, write_report
+from fscl.suite.prediction import predictions
+from fscl.suite.report import ReportPaths, SummaryRow, rich_table, summary_rows, write_report
 from fscl.suite.results import load_runs
-from fscl.suite.summary import human_bytes
+from fscl.suite.summary import group_runs, human_bytes
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
 MakeRun = Callable[..., Path]
@@ -120,18 +122,77 @@ def test_report_holds_the_numbers(make_run: MakeRun) -> None:
     assert row.backward_transfer.mean == pytest.approx(-0.25)
     assert row.forward_transfer is not None
     assert row.forward_transfer.mean == pytest.approx(0.125)
-    cells = ("43.75 ± 8.84", "−25.00 ± 0.00", "25.00 ± 0.00", "+12.50 ± 0.00", "17.6 kB", "1 min 24 s")
+    incremental, learning = "46.88 ± 4.42", "56.25 ± 8.84"  # means of (0.5, ACC) and of (0.5, last)
+    cells = (
+        "43.75 ± 8.84",
+        incremental,
+        learning,
+        "−25.00 ± 0.00",
+        "25.00 ± 0.00",
+        "+12.50 ± 0.00",
+        "17.6 kB",
+        "1.0 MB",
+    )
     _, html, markdown = report(folder)
-    for cell in (*cells, "15 epochs a task, batches of 64", "AMD EPYC", "torch 2.15.0", "n = 2"):
-        assert cell in html
+    text = " ".join(Page(html).text.split())
+    for cell in (*cells, "1 min 24 s", "15 epochs a task, batches of 64", "AMD EPYC", "torch 2.15.0", "n = 2"):
+        assert cell in text.replace("± ", " ± ").replace("  ", " ")
         assert cell in markdown
-    console = Console(width=200, record=True, file=io.StringIO())
-    console.print(rich_table([row]))
-    terminal = console.export_text()
-    # the terminal puts the spread below the mean and leaves out the seconds of minutes, to fit 80 columns
-    assert "1 min " in terminal
-    for cell in cells[:-1]:
-        assert all(part in terminal for part in cell.replace("± ", "|± ").split(" |")), cell
+    wide, narrow = (terminal([row], width) for width in (160, 80))
+    assert "1 min " in wide
+    assert all(cell in wide for cell in cells)
+    assert all(len(line) <= 80 for line in narrow.splitlines())
+    for part in ("43.8", "±8.8", "46.9", "56.2", "−25.0", "25.0", "+12.5", "17.6 kB", "1 min"):
+        assert part in narrow, part
+
+
+def terminal(rows: list[SummaryRow], width: int) -> str:
+    console = Console(width=width, record=True, file=io.StringIO())
+    console.print(rich_table(rows, width=width))
+    return console.export_text()
+
+
+def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: MakeRun) -> None:
+    final = {"naive": (0.5, 0.56, 0.54), "ewc": (0.6, 0.65, 0.66), "from_scratch": (0.9, 0.92, 0.91), "lwf": (0.55,)}
+    for name, accuracies in final.items():
+        for seed, value in enumerate(accuracies):
+            strategy = {"name": name, "title": name, "bound": "upper" if name == "from_scratch" else None}
+            folder = make_run(name, seed, 2, strategy=strategy, accuracy=[[value, None], [value, value]])
+    rows = {row.strategy: row for row in summary_rows(load_runs([folder]))}
+    assert list(rows) == ["from_scratch", "ewc", "lwf", "naive"]
+    assert rows["ewc"].against_best is None, "the best learner; a bound is no learner"
+    p_values = [ttest_rel(final[name], final["ewc"]).pvalue for name in ("from_scratch", "naive")]
+    order = np.argsort(p_values)
+    adjusted = np.empty(2)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(np.array([2, 1]) * np.array(p_values)[order]))
+    for name, p in zip(("from_scratch", "naive"), adjusted, strict=True):
+        found = rows[name].against_best
+        assert found is not None
+        assert found.p_value == pytest.approx(p)
+        assert found.n == 3
+        interval = ttest_rel(final[name], final["ewc"]).confidence_interval()
+        assert (found.low, found.high) == pytest.approx(tuple(interval))
+    assert rows["naive"].cells()[3] == "−10.33 [−14.13, −6.54]"
+    assert rows["lwf"].cells()[3:5] == ("−5.00", "–"), "one seed in common has no test"
+
+
+def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_path: Path) -> None:
+    started = {"started": "2026-01-01T00:00:00+00:00"}
+    make_run("atom_swapping", 0, 5, forgets=0, **started)
+    folder = make_run("fine_tuning", 0, 5, **started)
+    paths, _, markdown = report(folder)
+    again = write_report(load_runs([paths.html.parent]), tmp_path / "again")
+    assert again.markdown.read_text() == markdown
+    both = load_runs([folder, paths.html.parent / "runs.json"])
+    assert [run.strategy["name"] for run in both] == ["atom_swapping", "fine_tuning"], "one run is read once"
+    # a report below runs is not taken for runs: they may have been made again since
+    write_report(load_runs([folder]), folder / "report")
+    make_run("ewc", 0, 5)
+    assert len(load_runs([folder])) == 3
+    assert len(load_runs([folder / "report"])) == 2
+    (folder / "report" / "runs.json").write_text('{"format": 1}')
+    with pytest.raises(FsclError, match=r"runs\.json: it lacks its list of runs"):
+        load_runs([folder / "report"])
 
 
 def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
@@ -185,11 +246,37 @@ def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
         assert "undefined" in text
         assert "forgetting is constant" in text
         assert "Atom similarity and forgetting" in text
-    found = [line.split(" | ") for line in markdown.splitlines() if line.startswith("| Similarity and transfer | Fine")]
-    assert float(found[0][2].split(" ±")[0]) > 0.9, "transfer was made to follow similarity"
-    atoms = [line.split(" | ") for line in markdown.splitlines() if line.startswith("| Atom similarity and forg")]
-    assert float(atoms[0][2].split(" ±")[0].replace("−", "-")) < 0, "what is unlike is forgotten more"
-    assert all("Atom swapping" not in line[1] for line in atoms), "the atoms are not asked about themselves twice"
+    rows = [line.split(" | ") for line in markdown.splitlines()]
+
+    def first(question: str, column: int) -> float:
+        row = next(row for row in rows if row[0] == f"| {question}" and row[1] == "Fine tuning")
+        return float(row[column].split(" ")[0].replace("−", "-").replace("\\", ""))
+
+    assert first("Own similarity and transfer", 2) > 0.9, "transfer was made to follow similarity"
+    assert first("Own similarity and transfer", 4) > 0.9, "at equal distance as well"
+    assert first("Atom similarity and forgetting", 2) < 0, "what is unlike is forgotten more"
+    atoms = [row for row in rows if row[0].startswith("| Atom similarity")]
+    assert all("Atom swapping" not in row[1] for row in atoms), "the atoms are not asked about themselves"
+
+
+def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance(make_run: MakeRun) -> None:
+    """Forgetting and the atoms' similarity follow the distance alone; how often p errs is tested elsewhere."""
+    apart = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
+    for seed in range(3):
+        rng = np.random.default_rng([7, seed])
+        noise = rng.normal(0, 0.002, (12, 12))
+        stack = np.exp(-0.1 * apart)[None] + (noise + noise.T) * (apart > 0)
+        kept = {"metric": "cosine", "aggregate": "product", "layers": ["a"], "matrix": stack.tolist()}
+        accuracy = 0.9 - 0.03 * apart + rng.normal(0, 0.003, (12, 12))
+        rows = [[float(v) if i <= t else None for i, v in enumerate(row)] for t, row in enumerate(accuracy)]
+        make_run("atom_swapping", seed, 12, forgets=0, similarity=kept)
+        folder = make_run("fine_tuning", seed, 12, accuracy=rows, similarity=None, transfer=[])
+    _, answers = predictions(group_runs(load_runs([folder])))
+    (answer,) = [a for a in answers if (a.question, a.label) == ("atoms", "Fine tuning")]
+    assert answer.found.statistic < -0.9
+    assert answer.p < 0.01
+    assert abs(answer.apart.statistic) < 0.2
+    assert answer.p_apart > 0.05
 
 
 def test_seed_without_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
@@ -251,7 +338,7 @@ def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
 def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
     folder = make_run("joint", 0, 4, accuracy=[[0.5, 0.75, 1.0, 0.75]], similarity=None)
     (row,) = summary_rows(load_runs([folder]))
-    assert row.cells()[2:5] == ("75.00", "–", "–")
+    assert (*row.cells()[2:5], *row.cells()[5:9]) == ("75.00", *"––––––")
     report(make_run("fine_tuning", 0, 4))
 
 
