@@ -33,7 +33,7 @@ from fscl.suite.prediction import (
 from fscl.suite.results import RunResult
 from fscl.suite.summary import StrategyRuns, SummaryRow, group_runs, human_bytes, human_seconds, summary_rows
 
-__all__ = ["Picture", "Section", "build_section"]
+__all__ = ["Picture", "Section", "budget", "build_section"]
 
 
 @dataclass(frozen=True)
@@ -102,16 +102,16 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
 def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
     done = [run for group in groups for run in group.runs] or list(runs)
     seeds = sorted({run.seed for run in done})
-    budgets = {group.label: _budget(group.runs[0]) for group in groups} or {"": _budget(done[0])}
+    budgets = {group.label: budget(group.runs[0]) for group in groups} or {"": budget(done[0])}
     common = max(set(budgets.values()), key=list(budgets.values()).count)
-    budget = "; ".join([common, *(f"{label}: {text}" for label, text in budgets.items() if text != common)])
+    given = "; ".join([common, *(f"{label}: {text}" for label, text in budgets.items() if text != common)])
     machines = {_machine(run) for run in done}
     versions = {" ".join(f"{k} {v}," for k, v in run.versions.items()).rstrip(",") for run in done}
     hashes = ", ".join(f"{group.label} {group.recipe_hash[:12]}" for group in groups)
     lines = [
         ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
-        ("Budget", budget),
+        ("Budget", given),
         ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
         ("Machine", "; ".join(sorted(machines))),
         ("Versions", "; ".join(sorted(versions))),
@@ -121,7 +121,8 @@ def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyR
     return [(term, text) for term, text in lines if text]
 
 
-def _budget(run: RunResult) -> str:
+def budget(run: RunResult, brief: bool = False) -> str:
+    """How long, and how, a run was trained; briefly, how long."""
     training: Mapping[str, Any] = run.benchmark.get("training") or {}
     first = training.get("epochs_next") is not None
     shown = (
@@ -134,7 +135,10 @@ def _budget(run: RunResult) -> str:
         ("lr_next", "{} from the second task on"),
         ("weight_decay", "weight decay {}"),
     )
-    return ", ".join(text.format(training[key]) for key, text in shown if training.get(key) is not None)
+    texts = [text.format(training[key]) for key, text in shown if training.get(key) is not None]
+    if training.get("epochs") == 1:
+        texts[0] = texts[0].replace("epochs", "epoch")
+    return ", ".join(texts[: 1 + first] if brief else texts)
 
 
 def _tested(run: RunResult) -> str:
