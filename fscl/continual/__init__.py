@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fscl.continual.acceleration import Acceleration
+    from fscl.continual.atom_selection import AtomSelection
     from fscl.continual.bounds import FrozenFeatures, FrozenFeaturesPlugin, Joint
     from fscl.continual.datasets import load_images
     from fscl.continual.domains import permuted_stream, rotated_stream
@@ -26,6 +27,7 @@ __all__ = [
     "WSN",
     "Acceleration",
     "AccuracyRecorder",
+    "AtomSelection",
     "AtomSwapping",
     "AtomSwappingPlugin",
     "ConvNet",
@@ -56,6 +58,7 @@ __all__ = [
 _HOMES = {
     "Acceleration": "fscl.continual.acceleration",
     "AccuracyRecorder": "fscl.continual.evaluate",
+    "AtomSelection": "fscl.continual.atom_selection",
     "AtomSwapping": "fscl.continual.strategy",
     "AtomSwappingPlugin": "fscl.continual.strategy",
     "ConvNet": "fscl.continual.networks",

@@ -89,7 +89,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._right: dict[int, tuple[float, int]] = {}
         self._transfer: list[dict[int, float]] = []  # of the features after each training experience, by experience
         self._order: list[int] = []  # current_experience of each training experience, in order
-        self._labels: dict[int, int] = {}  # the task label of each
+        self._tasks: dict[int, int] = {}  # what each is called in the bank
         self._training = False
 
     def result(self) -> Tensor | None:
@@ -98,7 +98,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             return None
         if self._bank is None:
             return self._history.similarity(self.metric, self.aggregate)
-        rows = [self._bank.tasks.index(self._labels[experience]) for experience in self._order]
+        rows = [self._bank.tasks.index(self._tasks[experience]) for experience in self._order]
         return similarity_matrix(self._bank, self.metric, self.aggregate)[rows][:, rows]
 
     def correlation(self) -> Correlation | None:
@@ -145,10 +145,12 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             self._accuracy = {key: value for key, value in self._accuracy.items() if key[0] != number}
         self._order.append(number)
         self._names.append(getattr(experience, "task_name", f"task {number}"))
-        self._labels[number] = experience.task_labels[0]
-        self._bank = _bank(strategy)
-        if self._bank is None:
+        swapping = next((p for p in strategy.plugins if isinstance(p, AtomSwappingPlugin)), None)
+        self._bank = None if swapping is None else swapping.bank
+        if swapping is None:
             self._history.add(strategy.model)
+        else:
+            self._tasks[number] = swapping.tasks_of(experience)[0]
         if self.transfer is not None:
             self._transfer.append(self._class_means(strategy))
         similarity = self.result()
@@ -268,8 +270,3 @@ def similarity_figure(similarity: Tensor, names: list[str]) -> Any:
     from fscl.plots import similarity_heatmap
 
     return similarity_heatmap(similarity.detach().cpu().double().numpy(), names).figure
-
-
-def _bank(strategy: Any) -> AtomBank | None:
-    plugins = [p for p in strategy.plugins if isinstance(p, AtomSwappingPlugin)]
-    return plugins[0].bank if plugins else None

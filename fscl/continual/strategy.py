@@ -69,7 +69,7 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         self.skip = tuple(skip)
         self.bank: AtomBank | None = None
         self._last: int | None = None
-        self._owners: dict[int, int] = {}  # task label -> the experience that trained it last
+        self._owners: dict[int, int] = {}  # task -> the experience that trained it last
 
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
         return self.bank.entries(task) if self.bank is not None and task in self.bank else None
@@ -99,7 +99,8 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         super().before_training_exp(strategy, **kwargs)
         if self.bank is None:
             return
-        known = [t for t in strategy.experience.task_labels if t in self.bank]
+        tasks = self.tasks_of(strategy.experience)
+        known = [t for t in tasks if t in self.bank]
         number = strategy.experience.current_experience
         if known and self._owners.get(known[0], number) != number:
             warnings.warn(
@@ -115,7 +116,7 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
             source = self.bank.tasks[0] if self.warm_start == "first" or self._last is None else self._last
             start = {n: t for n, t in self.bank.entries(source).items() if not within(n, heads)}
             put_entries(strategy.model, start)
-        self._freeze(strategy.model, strategy.experience.task_labels)
+        self._freeze(strategy.model, tasks)
         strategy.optimizer.state.clear()  # momentum of another task's atoms
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -124,7 +125,7 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         if self.bank is None:
             freeze_coefficients(model)
             self.bank = AtomBank(model, heads)
-        for task in experience.task_labels:
+        for task in self.tasks_of(experience):
             name = getattr(experience, "task_name", None)
             self.bank.store(model, task, name, None if heads is None else head_names(model, task))
             self._last, self._owners[task] = task, experience.current_experience

@@ -23,14 +23,19 @@ class TaskSwitchPlugin(SupervisedPlugin):
     """
 
     supports_distributed = False
+    needs_label = True  # of a test image: it is what picks the network
 
     def __init__(self) -> None:
         super().__init__()
-        self._training: set[int] = set()  # labels of the experience in training
+        self._training: set[int] = set()  # tasks of the experience in training
         self._before: dict[str, Tensor] = {}  # what the network held before it was pointed elsewhere
         self._shown: int | None = None
         self._random: list[Tensor] = []
         self._heads: dict[str, tuple[set[str], int]] = {}
+
+    def tasks_of(self, experience: Any) -> list[int]:
+        """The numbers under which what is learned of an experience is stored."""
+        return list(experience.task_labels)
 
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
         """The tensors of a task, or None if it was never learned."""
@@ -91,7 +96,7 @@ class TaskSwitchPlugin(SupervisedPlugin):
         self._show(strategy.model, None)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._training = set(strategy.experience.task_labels)
+        self._training = set(self.tasks_of(strategy.experience))
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Leaves out samples of other tasks that are already stored (a replay plugin's): nothing may change there."""

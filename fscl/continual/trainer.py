@@ -10,14 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.continual.acceleration import Acceleration, Precision
-from fscl.continual.bounds import Joint
 from fscl.continual.codec import Codec, stored_bytes
 from fscl.continual.evaluate import (
     AccuracyRecorder,
@@ -148,7 +146,7 @@ class Trainer:
             ],
             **arguments,
         )
-        if stream.scenario != "task" and any(isinstance(p, TaskSwitchPlugin) for p in self.strategy.plugins):
+        if stream.scenario != "task" and self._switches():
             raise FsclError(
                 f"{class_path} keeps something for each task and needs a test image's task label, and in scenario "
                 f"{stream.scenario!r} there is none; use split.scenario=task"
@@ -250,9 +248,11 @@ class Trainer:
         self.done = state["done"]
         strategy = self.strategy
         strategy.model.to(self.device).train()
-        seen = len(self.stream.tasks) if isinstance(strategy, Joint) else self.done
-        for experience in list(self.stream.train_stream)[:seen]:
-            avalanche_model_adaptation(strategy.model, experience)  # heads
+        strategy.is_training = True
+        for experience in list(self.stream.train_stream)[: self.done]:
+            strategy.experience = experience
+            strategy.model_adaptation()  # heads
+        strategy.is_training, strategy.experience = False, None
         strategy.model.load_state_dict(state["model"])
         self._acceleration.before_eval(strategy)  # so that former states of the network are taken in its precision
         restore_plugins(strategy, state["plugins"], self._codec, self.device)
@@ -286,8 +286,12 @@ class Trainer:
 
     def _kept(self, task: int) -> list[tuple[Tensor, int]]:
         """The tensors of the network that the learner keeps for a task, each with the number of writes to it."""
-        kept = [p.stored(task) or {} for p in self.strategy.plugins if isinstance(p, TaskSwitchPlugin)]
+        kept = [plugin.stored(task) or {} for plugin in self._switches()]
         return [(tensor, tensor._version) for entries in kept for tensor in entries.values()]
+
+    def _switches(self) -> list[TaskSwitchPlugin]:
+        """Those by which a test image is seen by the network of its own task, and by no other."""
+        return [p for p in self.strategy.plugins if isinstance(p, TaskSwitchPlugin) and p.needs_label]
 
     def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
         """Nearest-class-mean accuracy on every task; of those in ``features`` the test images need no other pass."""

@@ -36,7 +36,8 @@ app = typer.Typer(
 
 INTERRUPTED = 130  # what typer makes of Ctrl-C, too
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
-WITHOUT_LABELS = ("naive", "ewc", "replay", "joint")  # where test images come without the label of their task
+# where test images come without the label of their task
+WITHOUT_LABELS = ("atom_selection", "naive", "ewc", "replay", "joint")
 
 
 @app.command("list")

@@ -196,7 +196,8 @@ def test_without_task_labels_other_learners_are_usual(fscl: Fscl, tmp_path: Path
     assert ended.code == 0
     for title in ("Fine-tuning", "EWC", "Replay", "Joint training"):
         assert title in ended.out
-    assert {p.name for p in (tmp_path / "runs/split_digits").iterdir()} == {"naive", "ewc", "replay", "joint", "report"}
+    learners = {"atom_selection", "naive", "ewc", "replay", "joint"}
+    assert {p.name for p in (tmp_path / "runs/split_digits").iterdir()} == {*learners, "report"}
 
 
 @pytest.mark.parametrize(("name", "start"), [("h.png", b"\x89PNG\r\n"), ("h.svg", b"<?xml"), ("h.pdf", b"%PDF")])

@@ -21,6 +21,7 @@ BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
 KEEP_TASKS_APART = ("atom_swapping", "from_scratch", "packnet", "pnn", "wsn")  # and are told a test image's task
 NEW_CLASSES = ("icarl",)  # learn nothing but new classes, all told apart by one head
+NO_LABELS = ("atom_selection",)  # find a test image's task by themselves, and are for streams that do not tell it
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
@@ -75,6 +76,9 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
                 check_runnable(spec, load_stream(spec))
         elif strategy in NEW_CLASSES and benchmark.split.scenario != "class":
             with pytest.raises(FsclError, match=r"use split\.scenario=class"):
+                check_runnable(spec, load_stream(spec))
+        elif strategy in NO_LABELS and benchmark.split.scenario == "task":
+            with pytest.raises(FsclError, match=r"use split\.scenario=class or split\.scenario=domain"):
                 check_runnable(spec, load_stream(spec))
         else:
             check_runnable(spec, load_stream(spec))
@@ -162,7 +166,7 @@ def test_a_benchmark_has_words_only_for_strategies_that_there_are(name: str) -> 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
-    settings += ["training.epochs=4", f"split.scenario={'class' if name in NEW_CLASSES else 'task'}"]
+    settings += ["training.epochs=4", f"split.scenario={'class' if name in NEW_CLASSES + NO_LABELS else 'task'}"]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
     spec = RunSpec(*pair, 0)
 
