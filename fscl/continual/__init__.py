@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fscl.continual.acceleration import Acceleration
+    from fscl.continual.atom_ensemble import AtomEnsemble, AtomEnsemblePlugin
     from fscl.continual.atom_selection import AtomSelection
     from fscl.continual.bounds import FrozenFeatures, FrozenFeaturesPlugin, Joint
     from fscl.continual.datasets import load_images
@@ -27,6 +28,8 @@ __all__ = [
     "WSN",
     "Acceleration",
     "AccuracyRecorder",
+    "AtomEnsemble",
+    "AtomEnsemblePlugin",
     "AtomSelection",
     "AtomSwapping",
     "AtomSwappingPlugin",
@@ -58,6 +61,8 @@ __all__ = [
 _HOMES = {
     "Acceleration": "fscl.continual.acceleration",
     "AccuracyRecorder": "fscl.continual.evaluate",
+    "AtomEnsemble": "fscl.continual.atom_ensemble",
+    "AtomEnsemblePlugin": "fscl.continual.atom_ensemble",
     "AtomSelection": "fscl.continual.atom_selection",
     "AtomSwapping": "fscl.continual.strategy",
     "AtomSwappingPlugin": "fscl.continual.strategy",
