@@ -5,10 +5,12 @@ import json
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -180,7 +182,8 @@ def attempt(
             (folder / "progress").write_text(text, encoding="utf-8")
 
     try:
-        run_one(spec, out, overwrite, report, kept, wait)
+        with _without_deprecations():
+            run_one(spec, out, overwrite, report, kept, wait)
     except BusyError:
         raise
     except FsclError as failure:
@@ -198,6 +201,20 @@ def attempt(
         if reported:
             with contextlib.suppress(OSError):
                 (folder / "progress").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Avalanche calls what it has itself deprecated, and says so at every task, in the midst of the live table."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_others(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, DeprecationWarning):
+                show(message, category, *where)
+
+        warnings.showwarning = show_others  # type: ignore[assignment]  # passes on whatever it is given
+        yield
 
 
 def _cores() -> int:

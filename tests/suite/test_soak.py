@@ -119,6 +119,11 @@ def finished(out: Path) -> list[Path]:
     return [folder for folder, record in records(out).items() if record["status"] == "finished"]
 
 
+def learned(out: Path) -> int:
+    """Tasks, over all runs."""
+    return sum(len(record["accuracy"]) for record in records(out).values())
+
+
 def check_consistent(folder: Path, record: dict[str, Any]) -> None:
     done = len(record["accuracy"])
     assert record["status"] == ("finished" if done == TASKS else "running")
@@ -172,6 +177,9 @@ def wait_for_phase(phase: str, driver: Driver, out: Path, moments: random.Random
     else:
         wait_for(lambda: reported(False), driver)
         starts.append(time.monotonic() - driver.began)
+        goal = learned(out) + moments.randrange(3)  # so that moments are spread over the grid, however slow the machine
+        wait_for(lambda: learned(out) >= goal, driver)
+        before = progress(out)
         wait_for(lambda: reported(phase == "evaluation"), driver)
         time.sleep(moments.uniform(0, 0.1 if phase == "evaluation" else 3))
 
@@ -224,7 +232,7 @@ def test_a_driver_that_is_killed_twenty_times(tmp_path: Path, reader: Reader) ->
             for folder in finished(out):
                 content = (folder / "run.json").read_bytes()
                 assert ended.setdefault(folder, content) == content, f"{folder}: finished, and done again"
-            seen.append(sum(len(record["accuracy"]) for record in records(out).values()))
+            seen.append(learned(out))
             after = f"{killed.ended - killed.began:.1f} s"
             print(f"{phase}, after {after}: {seen[-1]} tasks learned, workers gone after {gone:.1f} s", flush=True)
         assert driver.process.wait(1200) == 0, driver.output.read_text()
