@@ -37,7 +37,7 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def top_share(values: Tensor, share: float) -> Tensor:
-    """Where the largest values are: a share of them, in whole values, and one at least; of equal ones all or none.
+    """Where the largest values are: a share of them, in whole values, and one at least; of several that equal the least all.
 
     Example:
         >>> top_share(torch.tensor([0.3, -1.0, 0.7, 0.1]), 0.5)

@@ -38,19 +38,20 @@ class WSNPlugin(MaskPlugin):
         Kang et al. Forget-free Continual Learning with Winning Subnetworks. ICML 2022.
 
     Example:
-        >>> plugin = WSNPlugin(capacity=0.5)
+        >>> plugin = WSNPlugin(capacity=0.3)
         >>> # Naive(model=model, optimizer=optimizer, plugins=[plugin]).train(experience)
         >>> plugin.masks
         {}
     """
 
-    def __init__(self, capacity: float = 0.5) -> None:
+    def __init__(self, capacity: float = 0.3) -> None:
         super().__init__()
         if not 0 < capacity <= 1:
             raise FsclError(f"capacity is {capacity}; it must be above 0 and at most 1")
         self.capacity = capacity
         self.scores: dict[str, Tensor] = {}
-        # of the experience in training: weights as they are without a mask; 1 where they may change, and 1 where used
+        # of the experience in training: weights without a mask, those of them that may not change, 1 where they may
+        # change, and 1 where the present mask lets them through
         self._latent: dict[str, Tensor] = {}
         self._frozen: dict[str, Tensor] = {}
         self._free: dict[str, Tensor] = {}
@@ -120,13 +121,13 @@ class WSN(SupervisedTemplate):
 
     Example:
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
-        >>> strategy = WSN(model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1), capacity=0.3, evaluator=None)
+        >>> strategy = WSN(model=net, optimizer=torch.optim.SGD(net.parameters(), lr=0.1), capacity=0.5, evaluator=None)
         >>> strategy.wsn.capacity
-        0.3
+        0.5
     """
 
     def __init__(
-        self, *, capacity: float = 0.5, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any
+        self, *, capacity: float = 0.3, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any
     ) -> None:
         self.wsn = WSNPlugin(capacity)
         super().__init__(plugins=[self.wsn, *(plugins or [])], **arguments)
