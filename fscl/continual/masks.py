@@ -37,7 +37,7 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def top_share(values: Tensor, share: float) -> Tensor:
-    """Where the largest values are: a share of them, in whole values, and one at least; of several that equal the least all.
+    """Where the largest values are: a share of them, one at least, and all that equal the least of those.
 
     Example:
         >>> top_share(torch.tensor([0.3, -1.0, 0.7, 0.1]), 0.5)
