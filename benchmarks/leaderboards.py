@@ -1,6 +1,7 @@
-"""Writes the README's leaderboards from the runs that the committed reports keep: ``python benchmarks/leaderboards.py``.
+"""Writes the README's leaderboards from the runs that the committed reports keep.
 
-``--check`` changes nothing, and exits with 1 where the README says anything else than the reports' runs.
+``uv run python benchmarks/leaderboards.py``; with ``--check`` it changes nothing, and exits with 1 where
+the README says anything else than the reports' runs.
 """
 
 import argparse
