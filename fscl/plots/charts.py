@@ -29,6 +29,7 @@ __all__ = [
     "scatter_panels",
 ]
 
+MANY = 8  # the most curves that have bands
 Answer = tuple[float, float, float, float]
 
 
@@ -77,7 +78,8 @@ def scatter_correlation(
 def accuracy_over_time(curves: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
     """Mean accuracy on the tasks seen so far, one line a strategy with a band of one standard deviation over seeds.
 
-    ``curves`` maps a label to (seeds, T) fractions; line t is the mean of ``R[t, :t+1]``.
+    Of many strategies there are no bands, which would cover each other. ``curves`` maps a label to (seeds, T)
+    fractions; line t is the mean of ``R[t, :t+1]``.
     """
     colours = palette(list(curves))
     with style():
@@ -92,7 +94,7 @@ def accuracy_over_time(curves: Mapping[str, ArrayLike], *, ax: Axes | None = Non
                 x, mean, color=colours[label], linewidth=1.6, marker=MARKERS[position % len(MARKERS)],
                 markersize=3.6, markeredgewidth=0, label=label,
             )  # fmt: skip
-            if len(seeds) > 1:
+            if len(seeds) > 1 and len(curves) <= MANY:
                 spread = seeds.std(axis=0, ddof=1)
                 axes.fill_between(x, mean - spread, mean + spread, color=colours[label], alpha=0.16, linewidth=0)
             ends.append((float(mean[-1]), label))
@@ -233,6 +235,6 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mappi
     for (value, label), place in zip(ordered, places, strict=True):
         axes.annotate(
             abbreviate(label, 30), (x, value), xytext=(1.03, place), textcoords=axes.get_yaxis_transform(),
-            va="center", fontsize=8, annotation_clip=False,
+            va="center", fontsize=8, annotation_clip=False, color=colours[label] if len(ends) > MANY else INK,
             arrowprops={"arrowstyle": "-", "color": colours[label], "linewidth": 1.0, "shrinkA": 1, "shrinkB": 3},
         )  # fmt: skip

@@ -64,6 +64,7 @@ class Section:
     means: list[tuple[str, ...]]
     details: list[tuple[str, ...]]
     best: str
+    bounds: frozenset[str]
     reference: str
     unfinished: list[str]
 
@@ -89,6 +90,7 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         means=[mean.cells() for mean in means],
         details=[row.cells() for row in found],
         reference=reference.label if reference else "",
+        bounds=frozenset(row.label for row in rows if row.bound),
         best=next((row.label for row in rows if row.bound is None), ""),
         unfinished=[
             f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, "
@@ -180,8 +182,9 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
     curves = {g.label: [seen_accuracy(run.accuracy) for run in g.runs] for g in groups if g.square}
     if curves:
         caption = (
-            "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds, bands one sample "
-            "standard deviation on either side. A line that falls is a learner that forgets, or tasks that get harder."
+            "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds; bands, where there "
+            "are few lines, one sample standard deviation on either side. A line that falls is a learner that forgets, or "
+            "tasks that get harder."
         )
         pictures.append(_picture(f"{name}-over-time", accuracy_over_time(curves), "Tasks seen so far", caption))
     points = {

@@ -249,7 +249,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
         )
     for row in rows:
         cells = dict(zip(SHORT, row.cells(digits=1 if narrow else 2), strict=True))
-        cells["best"] = cells["best"].partition(" [")[0]  # the interval is in the report
+        cells["best"] = re.sub(r" [\[(].*", "", cells["best"])  # the interval is in the report
         cells["time"] = re.sub(r"(?<=min) \d+ s", "", cells["time"])
         if narrow:
             cells["p"] = cells["p"].replace("< 0", "<")
@@ -301,8 +301,6 @@ def human_seconds(seconds: float) -> str:
 
 
 def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
-    many = len(group.runs[0].tasks) > 1
-
     def over_seeds(number: Callable[[RunResult], float], usable: Callable[[RunResult], bool]) -> Estimate | None:
         return Estimate.of([number(run) for run in group.runs if usable(run)])
 
@@ -322,7 +320,7 @@ def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
         learning_accuracy=of_matrix(learning_accuracy),
         backward_transfer=of_matrix(backward_transfer, tasks=2),
         forgetting=of_matrix(forgetting, tasks=2),
-        forward_transfer=over_seeds(_forward, lambda run: many and run.start is not None and run.untrained is not None),
+        forward_transfer=over_seeds(_forward, _transfers),
         bytes_per_task=over_seeds(lambda run: run.memory.bytes_per_task, lambda run: bool(run.memory.per_task)),
         bytes_in_all=over_seeds(lambda run: run.stored, lambda run: bool(run.memory.per_task)),
         train_seconds=over_seeds(lambda run: float(run.train_seconds.sum()), lambda run: run.train_seconds.size > 0),
@@ -340,6 +338,17 @@ def _complete(row: np.ndarray) -> np.ndarray:
     if np.isnan(row).any():
         raise FsclError(f"the run is finished, but its last row of accuracies lacks {int(np.isnan(row).sum())} task(s)")
     return row
+
+
+def _transfers(run: RunResult) -> bool:
+    """Whether something can pass from one task to the next, and features were measured before each."""
+    return (
+        run.square
+        and run.bound != "upper"
+        and len(run.tasks) > 1
+        and run.start is not None
+        and run.untrained is not None
+    )
 
 
 def _forward(run: RunResult) -> float:
