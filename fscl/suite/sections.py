@@ -183,8 +183,8 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
     if curves:
         caption = (
             "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds, bands of a "
-            "few lines one sample standard deviation on either side. A line that falls is a learner that forgets, or tasks "
-            "that get harder."
+            "few lines one sample standard deviation on either side. A line that falls is a learner that forgets, or "
+            "tasks that get harder."
         )
         pictures.append(_picture(f"{name}-over-time", accuracy_over_time(curves), "Tasks seen so far", caption))
     points = {
