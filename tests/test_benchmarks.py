@@ -68,3 +68,24 @@ def test_the_committed_page_is_written_from_the_committed_numbers(script, tmp_pa
     assert text == (committed / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "training.png").stat().st_size > 10_000
     assert (tmp_path / "similarity.png").stat().st_size > 10_000
+
+
+def test_the_readme_s_leaderboards_are_those_of_the_committed_runs(script):
+    leaderboards = script("leaderboards")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = readme.split(leaderboards.BEGIN)[1].split(leaderboards.END)[0]
+    assert shown.strip() == leaderboards.leaderboards(ROOT / "reports")
+    assert shown.count("| Atom swapping |") >= 2
+
+
+def test_the_reports_say_what_their_committed_runs_say():
+    from fscl.suite.report import escape_markdown
+    from fscl.suite.results import load_runs
+    from fscl.suite.summary import summary_rows
+
+    kept = sorted((ROOT / "reports").glob("*/runs.json"))
+    assert len(kept) >= 3
+    for file in kept:
+        report = (file.parent / "README.md").read_text(encoding="utf-8").splitlines()
+        for row in summary_rows(load_runs([file])):
+            assert "| " + " | ".join(map(escape_markdown, row.cells())) + " |" in report
