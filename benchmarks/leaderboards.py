@@ -1,20 +1,24 @@
-"""Writes the README's leaderboards from the runs that the committed reports keep.
+"""Writes the README's leaderboards, and whether similarity predicts, from the runs that the committed reports keep.
 
 ``uv run python benchmarks/leaderboards.py``; with ``--check`` it changes nothing, and exits with 1 where
 the README says anything else than the reports' runs.
 """
 
 import argparse
+import statistics
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from fscl.suite.prediction import QUESTIONS, Prediction, predictions, signed
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
 from fscl.suite.sections import budget
 from fscl.suite.summary import COLUMNS, group_runs, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- leaderboards -->", "<!-- /leaderboards -->"
+MARKS = ("leaderboards", "question")
+LEVEL = 0.05
 SHOWN = (
     "Strategy",
     "Seeds",
@@ -26,6 +30,27 @@ SHOWN = (
     "Stored per task",
     "Stored in all",
     "Training per run",
+)
+OVER_LEARNERS = (
+    "Question",
+    "Stream",
+    "Tasks",
+    "Seeds",
+    "Learners",
+    "ρ, median [least, greatest]",
+    "p < 0.05",
+    "ρ, equally far apart",
+    "p < 0.05",
+)
+BY_LEARNER = (
+    "Stream",
+    "Strategy",
+    "ρ, mean over seeds [95 %]",
+    "p (Mantel, Holm)",
+    "ρ, equally far apart [95 %]",
+    "p (Mantel, Holm)",
+    "Seeds where defined",
+    "Tasks",
 )
 REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist")  # the first one is unfolded
 
@@ -59,6 +84,54 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
     return lines + ["| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in rows]
 
 
+def question(reports: Path) -> str:
+    """What the reports' runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
+    streams: dict[str, list[Prediction]] = {}
+    for name in REPORTS:
+        if (reports / name / "runs.json").exists():
+            runs = load_runs([reports / name / "runs.json"])
+            streams[runs[0].benchmark["title"]] = [a for a in predictions(group_runs(runs))[1] if a.found.defined]
+    rows = []
+    for key, words in QUESTIONS.items():
+        for title, answers in streams.items():
+            if asked := [a for a in answers if a.question == key]:
+                apart = [a for a in asked if a.apart.defined]
+                counts = (asked[0].found.n_tasks, max(a.found.n_seeds for a in asked), len(asked))
+                of_all = _many([a.found.statistic for a in asked], [a.p for a in asked])
+                of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
+                rows.append((words, title, *map(str, counts), *of_all, *of_some))
+    each = [
+        (title, *answer.cells()[1:-1])
+        for title, answers in streams.items()
+        for answer in answers
+        if answer.question == "atoms"
+    ]
+    return "\n".join(
+        [
+            *_table(OVER_LEARNERS, rows, texts=2),
+            "",
+            "<details><summary>Atom similarity and forgetting, learner by learner</summary>",
+            "",
+            *_table(BY_LEARNER, each, texts=2),
+            "",
+            "</details>",
+        ]
+    )
+
+
+def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
+    if not values:
+        return "undefined", "–"
+    middle, low, high = (signed(v) for v in (statistics.median(values), min(values), max(values)))
+    return f"{middle} [{low}, {high}]", f"{sum(p < LEVEL for p in p_values)} of {len(values)}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> list[str]:
+    """Markdown; the first ``texts`` columns are words, the others numbers."""
+    lines = [head, [":--"] * texts + ["--:"] * (len(head) - texts), *([escape_markdown(c) for c in r] for r in rows)]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
 def _usual_budget(runs: list[RunResult]) -> str:
     """What most learners were given; the report says what others were."""
     budgets = [budget(group.runs[0], brief=True) for group in group_runs(runs)]
@@ -69,10 +142,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the README differs")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = readme.read_text(encoding="utf-8")
-    head, rest = before.split(BEGIN)
-    after = f"{head}{BEGIN}\n{leaderboards(ROOT / 'reports')}\n{END}{rest.split(END)[1]}"
+    readme, reports = ROOT / "README.md", ROOT / "reports"
+    before = after = readme.read_text(encoding="utf-8")
+    for mark, text in zip(MARKS, (leaderboards(reports), question(reports)), strict=True):
+        begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
+        head, rest = after.split(begin)
+        after = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
     if arguments.check:
         sys.exit(int(after != before))
     readme.write_text(after, encoding="utf-8")

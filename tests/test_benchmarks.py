@@ -73,9 +73,11 @@ def test_the_committed_page_is_written_from_the_committed_numbers(script, tmp_pa
 def test_the_readme_s_leaderboards_are_those_of_the_committed_runs(script):
     leaderboards = script("leaderboards")
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    shown = readme.split(leaderboards.BEGIN)[1].split(leaderboards.END)[0]
-    assert shown.strip() == leaderboards.leaderboards(ROOT / "reports")
-    assert shown.count("| Atom swapping |") >= 2
+    shown = [readme.split(f"<!-- {m} -->")[1].split(f"<!-- /{m} -->")[0].strip() for m in leaderboards.MARKS]
+    assert shown[0] == leaderboards.leaderboards(ROOT / "reports")
+    assert shown[0].count("| Atom swapping |") >= 2
+    assert shown[1] == leaderboards.question(ROOT / "reports")
+    assert shown[1].count("| Fine-tuning |") >= 2
 
 
 def test_the_reports_say_what_their_committed_runs_say():

@@ -178,12 +178,17 @@ class Trainer:
         return self._class_means()
 
     def train_next(self) -> Measured:
-        """Trains the next experience and measures."""
+        """Trains the next experience and measures.
+
+        Raises:
+            FsclError: training diverged, so that a weight is not finite.
+        """
         t = self.done
         _seed_all(self.seed, t + 1)
         began = time.perf_counter()
         self.strategy.train_epochs = self._epochs if t == 0 else self._epochs_next
         self.strategy.train(self.stream.train_stream[t], drop_last=self._drop_last)
+        self._check_finite()
         trained = time.perf_counter()
         with self._features.recording() as features:
             accuracy = self._accuracies(t)
@@ -288,6 +293,14 @@ class Trainer:
         """The tensors of the network that the learner keeps for a task, each with the number of writes to it."""
         kept = [plugin.stored(task) or {} for plugin in self._switches()]
         return [(tensor, tensor._version) for entries in kept for tensor in entries.values()]
+
+    def _check_finite(self) -> None:
+        for name, weight in self.strategy.model.named_parameters():
+            if not bool(weight.isfinite().all()):
+                raise FsclError(
+                    f"training diverged on task {self.done + 1}: {name} is not finite; a smaller training.lr, "
+                    "training.lr_next or penalty may help"
+                )
 
     def _switches(self) -> list[TaskSwitchPlugin]:
         """Those by which a test image is seen by the network of its own task, and by no other."""

@@ -18,7 +18,7 @@ from fscl.suite.summary import DASH, StrategyRuns, small_p
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
 
-__all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_reference", "predictions",
+__all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_reference", "predictions", "signed",
            "whole_similarity"]  # fmt: skip
 
 Array = NDArray[np.float64]
@@ -56,14 +56,14 @@ class PredictionRow:
 
     @property
     def interval(self) -> str:
-        return f"[{_number(self.low)}, {_number(self.high)}]" if math.isfinite(self.low) else DASH
+        return f"[{signed(self.low)}, {signed(self.high)}]" if math.isfinite(self.low) else DASH
 
     def cells(self) -> tuple[str, ...]:
         """Question, strategy, seed, rho, interval, tau, p, tasks, note."""
         head = (QUESTIONS[self.question], self.label, str(self.seed))
         if not self.defined:
             return (*head, "undefined", DASH, DASH, DASH, str(self.n_tasks), self.note)
-        numbers = (_number(self.rho), self.interval, _number(self.tau), small_p(self.p_value))
+        numbers = (signed(self.rho), self.interval, signed(self.tau), small_p(self.p_value))
         return (*head, *numbers, str(self.n_tasks), self.note)
 
 
@@ -224,10 +224,14 @@ def _holm(p_values: Sequence[float]) -> list[float]:
 def _shown(found: PooledCorrelation, p: float) -> tuple[str, str]:
     if not found.defined:
         return "undefined", DASH
-    interval = f" [{_number(found.low)}, {_number(found.high)}]" if math.isfinite(found.low) else ""
-    return _number(found.statistic) + interval, small_p(p)
+    interval = f" [{signed(found.low)}, {signed(found.high)}]" if math.isfinite(found.low) else ""
+    return signed(found.statistic) + interval, small_p(p)
 
 
-def _number(value: float) -> str:
+def signed(value: float) -> str:
+    """
+    >>> signed(0.5), signed(-0.25), signed(-0.001)
+    ('+0.50', '−0.25', '0.00')
+    """
     shown = f"{round(value, 2) + 0.0:+.2f}"  # no "-0.00"
     return "0.00" if shown == "+0.00" else shown.replace("-", "−")

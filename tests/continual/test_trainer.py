@@ -228,6 +228,12 @@ def test_tasks_smaller_than_a_batch_are_not_dropped_in_silence(stream):
         trainer_of(stream, "naive", batch_size=100, drop_last=True)
 
 
+def test_training_that_diverged_says_so_and_what_may_help(stream):
+    trainer = trainer_of(stream, "naive", lr=1e12)
+    with pytest.raises(FsclError, match=r"diverged on task 1: .* is not finite; a smaller training\.lr"):
+        trainer.train_next()
+
+
 def test_epochs_of_the_first_task_are_its_own(stream):
     calls = []
     trainer = trainer_of(stream, "naive", epochs=3, epochs_next=1, progress=lambda *call: calls.append(call))
