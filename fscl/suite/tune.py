@@ -71,7 +71,7 @@ class Tuned:
         strategy: the strategy.
         trials: all of them, its own settings first.
         candidates: how many settings there were to choose from.
-        best: the trial of highest accuracy; among equals the one that comes first in the grid.
+        best: the trial of highest accuracy; among equals its own settings, or else what comes first in the grid.
     """
 
     strategy: StrategyRecipe
@@ -131,11 +131,11 @@ def tuned(strategy: StrategyRecipe, trials: Sequence[Trial], out: Path) -> Tuned
     for trial in trials:
         result = load_run(trial.spec.folder(out) / "run.json")
         read.append(replace(trial, result=result if result.finished else None))
-    done = [(-trial.accuracy, trial.place, trial) for trial in read if trial.accuracy is not None]
+    done = [trial for trial in read if trial.accuracy is not None]
     if not done:
         raise FsclError(f"all {len(trials)} trials of {strategy.name} failed, so nothing is chosen")
     candidates = len(_grid(_grid_of(strategy))) + (read[0].place < 0)
-    return Tuned(strategy, read, candidates, min(done, key=lambda entry: entry[:2])[2])
+    return Tuned(strategy, read, candidates, min(done, key=_rank))
 
 
 def write_record(file: Path, benchmark: BenchmarkRecipe, protocol: Protocol, found: Sequence[Tuned]) -> None:
@@ -159,6 +159,11 @@ def write_record(file: Path, benchmark: BenchmarkRecipe, protocol: Protocol, fou
     }
     text = json.dumps(record, indent=1)
     write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+
+
+def _rank(trial: Trial) -> tuple[float, bool, int]:
+    """The least is the best; the settings that a strategy has already need not be better to be kept."""
+    return -(trial.accuracy or 0.0), not trial.own, trial.place
 
 
 def _plan(

@@ -243,10 +243,12 @@ def test_every_strategy_has_as_many_trials_and_none_twice() -> None:
     assert [t.place for t in other[0]] != [t.place for t in first[1]]
 
 
-def test_among_equals_the_first_of_the_grid_is_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_among_equals_its_own_settings_are_chosen_or_else_the_first_of_the_grid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     strategy = load_strategy("naive")
     (trials,) = plan(load_benchmark("split_digits"), [strategy], Protocol())
-    scores = {0.005: 0.5, 0.01: 0.5, 0.02: 0.9, 0.05: 0.9, 0.1: 0.6}
+    scores = {0.005: 0.5, 0.01: 0.5, 0.02: 0.9, 0.05: 0.9, 0.1: 0.9}
     results = {
         t.spec.folder(tmp_path) / "run.json": SimpleNamespace(
             finished=True, accuracy=np.array([[1.0, np.nan], [1.0, 2 * scores[t.settings["training.lr_next"]] - 1]])
@@ -254,6 +256,9 @@ def test_among_equals_the_first_of_the_grid_is_chosen(tmp_path: Path, monkeypatc
         for t in trials
     }
     monkeypatch.setattr(tuning, "load_run", results.__getitem__)
+    assert tuned(strategy, trials, tmp_path).best.settings == {"training.lr_next": 0.05}
+    results[trials[0].spec.folder(tmp_path) / "run.json"].accuracy[-1] = 0.4
+    assert trials[0].own
     assert tuned(strategy, trials, tmp_path).best.settings == {"training.lr_next": 0.02}
     for result in results.values():
         result.finished = False
