@@ -10,16 +10,17 @@ from avalanche.benchmarks.utils.data_loader import GroupBalancedInfiniteDataLoad
 from avalanche.models import avalanche_forward
 from avalanche.training import AGEM as AvalancheAGEM
 from avalanche.training import DER as AvalancheDER
+from avalanche.training import EWC as AvalancheEWC
 from avalanche.training import LFL as AvalancheLFL
 from avalanche.training import SynapticIntelligence as AvalancheSI
-from avalanche.training.plugins import AGEMPlugin, LFLPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LFLPlugin, SynapticIntelligencePlugin
 from avalanche.training.supervised.der import ClassBalancedBufferWithLogits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.continual.evaluate import features_of
 
-__all__ = ["AGEM", "DER", "LFL", "SynapticIntelligence"]
+__all__ = ["AGEM", "DER", "EWC", "LFL", "SynapticIntelligence"]
 
 
 class AGEM(AvalancheAGEM):
@@ -90,6 +91,62 @@ class _Answering(nn.Module):
         labels = torch.full((len(images),), self.label, device=images.device)
         answers: Tensor = avalanche_forward(self.network, images, labels)
         return F.pad(answers, (0, max(self.width - answers.shape[1], 0)))
+
+
+class EWC(AvalancheEWC):
+    """EWC (Kirkpatrick et al., PNAS 2017) that holds a weight no harder than a step of this size can.
+
+    A penalty whose curvature exceeds about the inverse of the learning rate throws a weight further than it had moved.
+    Avalanche's adds up over tasks, and comes to that sooner or later: a strength that helps after three tasks ends in
+    weights that are not finite after ten. Here curvature is cut to half the inverse of the learning rate, at which a
+    step undoes half of what a weight has moved. All else is the same: penalties of several tasks are one, about the
+    mean of their weights, weighted by importance, up to a constant; so a step takes no longer with many tasks.
+    """
+
+    def __init__(
+        self,
+        *,
+        ewc_lambda: float,
+        mode: str = "separate",
+        decay_factor: float | None = None,
+        keep_importance_data: bool = False,
+        **arguments: Any,
+    ) -> None:
+        own = (ewc_lambda, mode, decay_factor, keep_importance_data)
+        super().__init__(ewc_lambda=own[0], mode=own[1], decay_factor=own[2], keep_importance_data=own[3], **arguments)
+        plugins = list(vars(self)["plugins"])
+        self.plugins = [_EWCPlugin(*own) if isinstance(p, EWCPlugin) else p for p in plugins]
+
+
+class _EWCPlugin(EWCPlugin):
+    _anchors: dict[str, tuple[Tensor, Tensor]]  # by parameter: importance, and where it is to stay; made a task
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        done, self._anchors = strategy.clock.train_exp_counter, {}
+        first = 0 if self.mode == "separate" else max(done - 1, 0)
+        for name, weight in strategy.model.named_parameters():
+            kept = [
+                (self.importances[t][name].expand(weight.shape), self.saved_params[t][name].expand(weight.shape))
+                for t in range(first, done)
+                if name in self.saved_params[t]
+            ]
+            if kept:
+                total = torch.stack([importance for importance, _ in kept]).sum(0)
+                pulled = torch.stack([importance * saved for importance, saved in kept]).sum(0)
+                self._anchors[name] = total, torch.where(total > 0, pulled / total, weight.detach())
+
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if not self._anchors or self.ewc_lambda == 0:
+            return
+        rates = {id(p): group["lr"] for group in strategy.optimizer.param_groups for p in group["params"]}
+        penalty = torch.zeros((), device=strategy.device)
+        for name, weight in strategy.model.named_parameters():
+            if name in self._anchors and rates.get(id(weight), 0) > 0:
+                importance, anchor = self._anchors[name]
+                most = 1 / (4 * self.ewc_lambda * rates[id(weight)])  # the penalty's curvature is 2 lambda importance
+                penalty = penalty + (importance.clamp(max=most) * (weight - anchor).square()).sum()
+        strategy.loss += self.ewc_lambda * penalty
 
 
 class LFL(AvalancheLFL):

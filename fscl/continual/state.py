@@ -15,6 +15,7 @@ __all__ = ["plugin_state", "restore_plugins", "restore_strategy", "strategy_stat
 
 # made anew for each experience, or by whoever builds the strategy
 TRANSIENT = (
+    "_anchors",
     "_before",
     "_random",
     "_heads",

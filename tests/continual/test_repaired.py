@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from avalanche.training.plugins import AGEMPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, SynapticIntelligencePlugin
 from torch import nn
 
 from fscl.continual import build_network
@@ -119,6 +119,46 @@ def test_options_of_the_original_are_refused_or_passed_on():
     strategy = LFL(model=net, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), lambda_e=3.0, train_epochs=7)
     assert strategy.train_epochs == 7
     assert [p.lambda_e for p in strategy.plugins if hasattr(p, "lambda_e")] == [3.0]
+
+
+def test_avalanche_s_ewc_diverges_where_its_penalty_is_strong(stream):
+    trainer = trainer_of(stream, "avalanche.training.EWC", ewc_lambda=1e8)
+    trainer.train_next()
+    with pytest.raises(FsclError, match="diverged on task 2"):
+        trainer.train_next()
+
+
+def test_ewc_of_any_strength_holds_what_matters_where_it_was(stream):
+    moved = []
+    for strength in (0.0, 1e2, 1e5, 1e12):
+        trainer = trainer_of(stream, "fscl.continual.repaired.EWC", ewc_lambda=strength)
+        trainer.train_next()
+        (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, EWCPlugin)]
+        network = dict(trainer.strategy.model.named_parameters())
+        importance = {n: i.data.clone() for n, i in plugin.importances[0].items() if n.startswith("model.features")}
+        before = {n: network[n].detach().clone() for n in importance}
+        for _ in stream.tasks[1:]:
+            trainer.train_next()
+        moved.append(sum(float((i * (network[n].detach() - before[n]) ** 2).sum()) for n, i in importance.items()))
+    assert moved[0] > 3 * moved[1] > 9 * moved[2] > 9 * moved[3], moved
+
+
+@pytest.mark.parametrize("mode", [{}, {"mode": "online", "decay_factor": 0.5}], ids=["separate", "online"])
+def test_ewc_s_penalties_are_avalanche_s_where_steps_do_not_overshoot(stream, mode):
+    weights = []
+    for class_path in ("avalanche.training.EWC", "fscl.continual.repaired.EWC"):
+        trainer = trainer_of(stream, class_path, ewc_lambda=20.0, **mode)
+        for _ in stream.tasks:
+            trainer.train_next()
+        weights.append([p.detach() for p in trainer.strategy.model.parameters()])
+    plain = trainer_of(stream, "avalanche.training.Naive")
+    for _ in stream.tasks:
+        plain.train_next()
+    theirs, ours, free = (
+        torch.cat([p.detach().flatten() for p in w]) for w in (*weights, plain.strategy.model.parameters())
+    )
+    assert torch.allclose(theirs, ours, atol=1e-4)
+    assert (free - ours).abs().max() > 0.01
 
 
 def importances(trainer):
