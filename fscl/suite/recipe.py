@@ -67,7 +67,7 @@ def load_strategy(name_or_path: str | Path) -> StrategyRecipe:
 
     Example:
         >>> load_strategy("ewc").class_path
-        'avalanche.training.EWC'
+        'fscl.continual.repaired.EWC'
     """
     recipe = _load("strategies", name_or_path, StrategyRecipe)
     _validate(f"training of {recipe.name}", recipe.training, TrainingRecipe)
