@@ -7,10 +7,10 @@ the README says anything else than the reports' runs.
 import argparse
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from fscl.suite.prediction import QUESTIONS, Prediction, predictions, signed
+from fscl.suite.prediction import QUESTIONS, predictions, signed
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
 from fscl.suite.sections import budget
@@ -55,16 +55,24 @@ BY_LEARNER = (
 REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist")  # the first one is unfolded
 
 
-def leaderboards(reports: Path) -> str:
-    """The part of the README between its two marks, from the runs below a folder of reports."""
+Runs = Mapping[str, list[RunResult]]
+
+
+def committed_runs(reports: Path) -> Runs:
+    """The runs that the reports below a folder keep, by benchmark."""
+    files = {name: reports / name / "runs.json" for name in REPORTS}
+    return {name: load_runs([file]) for name, file in files.items() if file.exists()}
+
+
+def leaderboards(kept: Runs) -> str:
+    """The part of the README between its first two marks."""
     parts = []
-    for position, name in enumerate(REPORTS):
-        if not (reports / name / "runs.json").exists():
-            continue
-        lines = _leaderboard(name, load_runs([reports / name / "runs.json"]))
+    for name, runs in kept.items():
+        lines = _leaderboard(name, runs)
         title, text = lines[0], "\n".join(lines[1:])
+        unfolded = name == REPORTS[0]
         parts.append(
-            f"**{title}**, {text}" if position == 0 else f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
+            f"**{title}**, {text}" if unfolded else f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
         )
     return "\n\n".join(parts)
 
@@ -74,23 +82,20 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
     rows = [[row.cells()[i] for i in keep] for row in summary_rows(runs)]
     recipe, first = runs[0].benchmark, group_runs(runs)[0].runs[0]
     machine = f"{first.machine['threads']} thread of an {first.machine['processor']}"
-    lines = [
+    return [
         recipe["title"],
         f"{recipe['description']}; {_usual_budget(runs)}; {machine} ([report](reports/{name}/README.md)):",
         "",
-        f"| {' | '.join(SHOWN)} |",
-        f"| :-- |{' --: |' * (len(SHOWN) - 1)}",
+        *_table(SHOWN, rows, texts=1),
     ]
-    return lines + ["| " + " | ".join(escape_markdown(cell) for cell in row) + " |" for row in rows]
 
 
-def question(reports: Path) -> str:
-    """What the reports' runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
-    streams: dict[str, list[Prediction]] = {}
-    for name in REPORTS:
-        if (reports / name / "runs.json").exists():
-            runs = load_runs([reports / name / "runs.json"])
-            streams[runs[0].benchmark["title"]] = [a for a in predictions(group_runs(runs))[1] if a.found.defined]
+def question(kept: Runs) -> str:
+    """What the runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
+    streams = {
+        runs[0].benchmark["title"]: [a for a in predictions(group_runs(runs))[1] if a.found.defined]
+        for runs in kept.values()
+    }
     rows = []
     for key, words in QUESTIONS.items():
         for title, answers in streams.items():
@@ -142,9 +147,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the README differs")
     arguments = parser.parse_args()
-    readme, reports = ROOT / "README.md", ROOT / "reports"
+    readme, kept = ROOT / "README.md", committed_runs(ROOT / "reports")
     before = after = readme.read_text(encoding="utf-8")
-    for mark, text in zip(MARKS, (leaderboards(reports), question(reports)), strict=True):
+    for mark, text in zip(MARKS, (leaderboards(kept), question(kept)), strict=True):
         begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
         head, rest = after.split(begin)
         after = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"

@@ -112,10 +112,8 @@ class EWC(AvalancheEWC):
         keep_importance_data: bool = False,
         **arguments: Any,
     ) -> None:
-        own = (ewc_lambda, mode, decay_factor, keep_importance_data)
-        super().__init__(ewc_lambda=own[0], mode=own[1], decay_factor=own[2], keep_importance_data=own[3], **arguments)
-        plugins = list(vars(self)["plugins"])
-        self.plugins = [_EWCPlugin(*own) if isinstance(p, EWCPlugin) else p for p in plugins]
+        super().__init__(ewc_lambda=ewc_lambda, mode=mode, decay_factor=decay_factor, **arguments)
+        _put_in_place(self, EWCPlugin, _EWCPlugin(ewc_lambda, mode, decay_factor, keep_importance_data))
 
 
 class _EWCPlugin(EWCPlugin):
@@ -157,8 +155,7 @@ class LFL(AvalancheLFL):
 
     def __init__(self, *, lambda_e: float = 1.0, **arguments: Any) -> None:
         super().__init__(lambda_e=lambda_e, **arguments)
-        plugins = list(vars(self)["plugins"])
-        self.plugins = [_LFLPlugin(lambda_e) if isinstance(p, LFLPlugin) else p for p in plugins]
+        _put_in_place(self, LFLPlugin, _LFLPlugin(lambda_e))
 
 
 class _LFLPlugin(LFLPlugin):
@@ -198,6 +195,11 @@ class SynapticIntelligence(AvalancheSI):
 
     def _si(self) -> list[SynapticIntelligencePlugin]:
         return [plugin for plugin in self.plugins if isinstance(plugin, SynapticIntelligencePlugin)]
+
+
+def _put_in_place(strategy: Any, kind: type[Any], plugin: Any) -> None:
+    """Gives a strategy a plugin for the one of a kind that Avalanche made for it."""
+    strategy.plugins = [plugin if isinstance(p, kind) else p for p in strategy.plugins]
 
 
 def _detach(weights: dict[str, Any]) -> None:
