@@ -7,17 +7,21 @@ the README says anything else than the reports' runs.
 import argparse
 import statistics
 import sys
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from scipy.stats import kendalltau
 
 from fscl.suite.prediction import QUESTIONS, predictions, signed
+from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
-from fscl.suite.sections import budget
-from fscl.suite.summary import COLUMNS, group_runs, summary_rows
+from fscl.suite.summary import COLUMNS, DASH, Estimate, group_runs, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKS = ("leaderboards", "question")
+MARKS = ("leaderboards", "literature", "question")
 LEVEL = 0.05
 SHOWN = (
     "Strategy",
@@ -53,7 +57,7 @@ BY_LEARNER = (
     "Tasks",
 )
 REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist")  # the first one is unfolded
-
+HEATMAP = "split-cifar100-similarity.png"
 
 Runs = Mapping[str, list[RunResult]]
 
@@ -65,15 +69,19 @@ def committed_runs(reports: Path) -> Runs:
 
 
 def leaderboards(kept: Runs) -> str:
-    """The part of the README between its first two marks."""
+    """A table for each benchmark; the first with a picture of which of its tasks are alike, the others folded."""
     parts = []
     for name, runs in kept.items():
         lines = _leaderboard(name, runs)
         title, text = lines[0], "\n".join(lines[1:])
-        unfolded = name == REPORTS[0]
-        parts.append(
-            f"**{title}**, {text}" if unfolded else f"<details><summary>{title}</summary>\n\n{text}\n\n</details>"
-        )
+        if name == REPORTS[0]:
+            parts += [
+                f"**{title}**, {text}",
+                "Which of its tasks are alike, from the atoms alone:",
+                f"![Task-to-task similarity on {title}](reports/{name}/figures/{HEATMAP})",
+            ]
+        else:
+            parts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
     return "\n\n".join(parts)
 
 
@@ -88,6 +96,32 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
         "",
         *_table(SHOWN, rows, texts=1),
     ]
+
+
+def published(reports: Path) -> list[dict[str, Any]]:
+    """What papers report on the first benchmark."""
+    papers: list[dict[str, Any]] = tomllib.loads((reports / REPORTS[0] / "literature.toml").read_text("utf-8"))[
+        "papers"
+    ]
+    return papers
+
+
+def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
+    """Published accuracies on the first benchmark beside those here, and whether they order the learners alike."""
+    ours = {row.strategy: row for row in summary_rows(kept.get(REPORTS[0], [])) if row.accuracy}
+    head = ["Strategy", "Here, 20 tasks", *(paper["heading"] for paper in papers)]
+    rows = [
+        [
+            row.label,
+            _percent(row.accuracy),
+            *(f"{p['accuracy'][name]:.2f}" if name in p["accuracy"] else DASH for p in papers),
+        ]
+        for name, row in ours.items()
+        if any(name in paper["accuracy"] for paper in papers)
+    ]
+    order = ["Kendall's τ of the order here with it", DASH, *(_agreement(ours, paper["accuracy"]) for paper in papers)]
+    sources = [f"- {paper['heading']}: {paper['source']}." for paper in papers]
+    return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
 
 def question(kept: Runs) -> str:
@@ -124,6 +158,18 @@ def question(kept: Runs) -> str:
     )
 
 
+def _percent(value: Estimate | None) -> str:
+    return value.text(scale=100) if value else DASH
+
+
+def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> str:
+    both = [name for name in theirs if name in ours]
+    if len(both) < 3:
+        return f"{DASH} ({len(both)} learners)"
+    tau = kendalltau([ours[name].accuracy.mean for name in both], [theirs[name] for name in both]).statistic
+    return f"{signed(tau)} ({len(both)} learners)"
+
+
 def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
     if not values:
         return "undefined", "–"
@@ -149,7 +195,8 @@ def main() -> None:
     arguments = parser.parse_args()
     readme, kept = ROOT / "README.md", committed_runs(ROOT / "reports")
     before = after = readme.read_text(encoding="utf-8")
-    for mark, text in zip(MARKS, (leaderboards(kept), question(kept)), strict=True):
+    written = (leaderboards(kept), literature(kept, published(ROOT / "reports")), question(kept))
+    for mark, text in zip(MARKS, written, strict=True):
         begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
         head, rest = after.split(begin)
         after = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"

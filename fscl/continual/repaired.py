@@ -99,8 +99,23 @@ class EWC(AvalancheEWC):
     A penalty whose curvature exceeds about the inverse of the learning rate throws a weight further than it had moved.
     Avalanche's adds up over tasks, and comes to that sooner or later: a strength that helps after three tasks ends in
     weights that are not finite after ten. Here curvature is cut to half the inverse of the learning rate, at which a
-    step undoes half of what a weight has moved. All else is the same: penalties of several tasks are one, about the
-    mean of their weights, weighted by importance, up to a constant; so a step takes no longer with many tasks.
+    step undoes half of what a weight has moved. All else is the same. Penalties of several tasks are, up to a constant,
+    one about the mean of their weights, weighted by importance; only that one is kept, so that neither what is stored
+    nor a step grows with the number of tasks.
+
+    Args:
+        ewc_lambda: the penalty's strength, at least 0.
+        mode: ``separate``, where all tasks count alike, or ``online`` (Schwarz et al., ICML 2018), where importances of
+            earlier tasks fade and weights are held where the last task left them.
+        decay_factor: by which importances are multiplied at each new task; for ``online`` alone, which needs it.
+        **arguments: as in ``avalanche.training.EWC``.
+
+    Example:
+        >>> from torch import nn, optim
+        >>> model = nn.Linear(2, 2)
+        >>> learner = {"model": model, "optimizer": optim.SGD(model.parameters(), 0.1), "evaluator": None}
+        >>> strategy = EWC(**learner, criterion=nn.CrossEntropyLoss(), ewc_lambda=10.0)
+        >>> # strategy.train(experience)
     """
 
     def __init__(
@@ -109,11 +124,10 @@ class EWC(AvalancheEWC):
         ewc_lambda: float,
         mode: str = "separate",
         decay_factor: float | None = None,
-        keep_importance_data: bool = False,
         **arguments: Any,
     ) -> None:
         super().__init__(ewc_lambda=ewc_lambda, mode=mode, decay_factor=decay_factor, **arguments)
-        _put_in_place(self, EWCPlugin, _EWCPlugin(ewc_lambda, mode, decay_factor, keep_importance_data))
+        _put_in_place(self, EWCPlugin, _EWCPlugin(ewc_lambda, mode, decay_factor))
 
 
 class _EWCPlugin(EWCPlugin):
@@ -121,18 +135,15 @@ class _EWCPlugin(EWCPlugin):
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
-        done, self._anchors = strategy.clock.train_exp_counter, {}
-        first = 0 if self.mode == "separate" else max(done - 1, 0)
-        for name, weight in strategy.model.named_parameters():
-            kept = [
-                (self.importances[t][name].expand(weight.shape), self.saved_params[t][name].expand(weight.shape))
-                for t in range(first, done)
-                if name in self.saved_params[t]
-            ]
-            if kept:
-                total = torch.stack([importance for importance, _ in kept]).sum(0)
-                pulled = torch.stack([importance * saved for importance, saved in kept]).sum(0)
-                self._anchors[name] = total, torch.where(total > 0, pulled / total, weight.detach())
+        last = strategy.clock.train_exp_counter - 1
+        self._anchors = {
+            name: (
+                self.importances[last][name].expand(weight.shape),
+                self.saved_params[last][name].expand(weight.shape),
+            )
+            for name, weight in strategy.model.named_parameters()
+            if last >= 0 and name in self.saved_params[last]
+        }
 
     def before_backward(self, strategy: Any, **kwargs: Any) -> None:
         if not self._anchors or self.ewc_lambda == 0:
@@ -145,6 +156,19 @@ class _EWCPlugin(EWCPlugin):
                 most = 1 / (4 * self.ewc_lambda * rates[id(weight)])  # the penalty's curvature is 2 lambda importance
                 penalty = penalty + (importance.clamp(max=most) * (weight - anchor).square()).sum()
         strategy.loss += self.ewc_lambda * penalty
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().after_training_exp(strategy, **kwargs)
+        task = strategy.clock.train_exp_counter
+        if self.mode == "online" or task == 0:
+            return
+        importances, weights = self.importances.pop(task - 1), self.saved_params.pop(task - 1)
+        for name, before in importances.items():
+            now, weight = self.importances[task][name], self.saved_params[task][name]
+            before, anchor = before.expand(now.shape), weights[name].expand(now.shape)
+            total = before + now.data
+            weight.data = torch.where(total > 0, (before * anchor + now.data * weight.data) / total, weight.data)
+            now.data = total
 
 
 class LFL(AvalancheLFL):

@@ -227,9 +227,11 @@ class Trainer:
         first, last = self._stored[0], self._stored[-1]
         # where each task adds more than the one before, the mean, so that the whole is right
         growth = min((last - first) / max(self.done - 1, 1), last / self.done)
+        heads_grow = self.stream.scenario != "domain"
+        per_task, shared = ({"head": round(head / self.done)}, {}) if heads_grow else ({}, {"head": head})
         return (
-            {"head": round(head / self.done), "other": round(growth)},
-            {"network": body, "other": round(last - self.done * growth)},
+            {**per_task, "other": round(growth)},
+            {"network": body, **shared, "other": round(last - self.done * growth)},
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -241,6 +243,7 @@ class Trainer:
         return {
             "done": self.done,
             "model": self.strategy.model.state_dict(),
+            "trains": [name for name, weight in self.strategy.model.named_parameters() if weight.requires_grad],
             **self._kept_by_learner(),
             "first": self._history.first,
             "atoms": self._history.atoms,
@@ -259,6 +262,8 @@ class Trainer:
             strategy.model_adaptation()  # heads
         strategy.is_training, strategy.experience = False, None
         strategy.model.load_state_dict(state["model"])
+        for name, weight in strategy.model.named_parameters():
+            weight.requires_grad_(name in state["trains"])
         self._acceleration.before_eval(strategy)  # so that former states of the network are taken in its precision
         restore_plugins(strategy, state["plugins"], self._codec, self.device)
         restore_strategy(strategy, state["strategy"], self._codec, self.device)
@@ -320,7 +325,21 @@ def _optimizer(
     fused = device.type in ("cpu", "cuda")  # one pass over a parameter, in place of one an operation
     if name == "adam":
         return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
-    return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
+    chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
+    if momentum > 0:
+        chosen.register_step_pre_hook(_begin_momentum)
+    return chosen
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Momentum, of zero, for weights whose first gradient comes after others': fused SGD fails without.
+
+    Such weights are heads of a task of which the exemplars of the first batches have none.
+    """
+    for group in optimizer.param_groups:
+        for weight in group["params"]:
+            if weight.grad is not None and optimizer.state[weight].get("momentum_buffer") is None:
+                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight.grad)
 
 
 class _ProgressPlugin(SupervisedPlugin):

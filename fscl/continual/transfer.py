@@ -15,11 +15,11 @@ __all__ = [
     "average_accuracy",
     "average_incremental_accuracy",
     "backward_transfer",
+    "drop_matrix",
     "forgetting",
     "forgetting_matrix",
     "forward_transfer",
     "learning_accuracy",
-    "loss_matrix",
     "seen_accuracy",
 ]
 
@@ -73,12 +73,12 @@ def forgetting_matrix(accuracy: ArrayLike) -> Array:
     return lost
 
 
-def loss_matrix(accuracy: ArrayLike) -> Array:
+def drop_matrix(accuracy: ArrayLike) -> Array:
     """What learning task ``t`` alone took from task ``i``: ``L[t, i] = R[t-1, i] - R[t, i]``, shape (T, T), ``i < t``.
 
     Unlike forgetting it does not add up along the stream. NaN on and above the diagonal.
 
-    >>> loss_matrix([[0.5, np.nan], [0.25, 1.0]])
+    >>> drop_matrix([[0.5, np.nan], [0.25, 1.0]])
     array([[ nan,  nan],
            [0.25,  nan]])
     """

@@ -29,7 +29,7 @@ class WSNPlugin(MaskPlugin):
         capacity: share of each layer's weights that a task uses.
 
     Attributes:
-        scores: by weight; training alone needs them.
+        scores: by weight; they are needed to learn another task.
 
     Raises:
         FsclError: the capacity is not above 0 and at most 1.
@@ -103,6 +103,9 @@ class WSNPlugin(MaskPlugin):
         self.keep(strategy, masks)
         self._latent, self._frozen, self._free, self._mask, self._optimizer = {}, {}, {}, {}, None
         super().after_training_exp(strategy, **kwargs)
+
+    def shared_memory(self) -> dict[str, int]:
+        return {**super().shared_memory(), "scores": sum(score.nbytes for score in self.scores.values())}
 
     def _select(self, weights: dict[str, nn.Parameter]) -> None:
         """Masks of the present scores, and the weights that they let through."""

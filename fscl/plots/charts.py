@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 from numpy.typing import ArrayLike
 
 from fscl.errors import FsclError
@@ -75,13 +75,17 @@ def scatter_correlation(
     return axes
 
 
-def accuracy_over_time(curves: Mapping[str, ArrayLike], *, ax: Axes | None = None) -> Axes:
+def accuracy_over_time(
+    curves: Mapping[str, ArrayLike], *, bounds: Collection[str] = (), ax: Axes | None = None
+) -> Axes:
     """Mean accuracy on the tasks seen so far, one line a strategy with a band of one standard deviation over seeds.
 
     Of many strategies there are no bands, which would cover each other. ``curves`` maps a label to (seeds, T)
-    fractions; line t is the mean of ``R[t, :t+1]``.
+    fractions; line t is the mean of ``R[t, :t+1]``. ``bounds`` are the labels of what is no learner; their lines are
+    grey and dashed.
     """
-    colours = palette(list(curves))
+    learners = palette([label for label in curves if label not in bounds])
+    colours = {label: learners.get(label, to_rgb("grey")) for label in curves}
     with style():
         axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * len(curves))))
         ends: list[tuple[float, str]] = []
@@ -91,8 +95,8 @@ def accuracy_over_time(curves: Mapping[str, ArrayLike], *, ax: Axes | None = Non
             x = np.arange(1, seeds.shape[1] + 1)
             mean = seeds.mean(axis=0)
             axes.plot(
-                x, mean, color=colours[label], linewidth=1.6, marker=MARKERS[position % len(MARKERS)],
-                markersize=3.6, markeredgewidth=0, label=label,
+                x, mean, "--" if label in bounds else "-", color=colours[label], linewidth=1.6, markersize=3.6,
+                markeredgewidth=0, marker=MARKERS[position % len(MARKERS)], label=label,
             )  # fmt: skip
             if len(seeds) > 1 and len(curves) <= MANY:
                 spread = seeds.std(axis=0, ddof=1)
@@ -135,8 +139,10 @@ def memory_against_accuracy(
                 clip_on=False,
             )  # fmt: skip
             texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
-        if min(xs, default=0) > 0 and max(xs) > 20 * min(xs):
+        if min(xs, default=0) > 0 and max(xs) > 8 * min(xs):
             axes.set_xscale("log")
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_minor_locator(NullLocator())
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.margins(x=0.16, y=0.12)
         axes.set_xlabel(f"stored in all ({unit})")
@@ -144,7 +150,7 @@ def memory_against_accuracy(
         quiet_grid(axes)
         if texts:
             lines = {"arrowstyle": "-", "color": "grey", "linewidth": 0.6}
-            adjust_text(texts, xs, ys, ax=axes, arrowprops=lines, expand=(1.15, 1.4), min_arrow_len=8)
+            adjust_text(texts, xs, ys, ax=axes, arrowprops=lines, expand=(1.2, 1.6), min_arrow_len=8)
     return axes
 
 
@@ -220,7 +226,7 @@ def _two_lines(text: str) -> str:
 
 
 def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mapping[str, Any]) -> None:
-    """Labels at the lines' ends, pushed apart where they would overlap; nobody has to match a legend by colour."""
+    """Labels at the lines' ends, pushed apart where they would overlap, beside the axes and not above or below them."""
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
     gap = 11.0 * (high - low) / height
@@ -232,9 +238,17 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mappi
             if overlap > 1e-9:
                 places[i] -= overlap / 2
                 places[i + 1] += overlap / 2
+    count = len(places)
+    for i in range(count):
+        places[i] = max(places[i], places[i - 1] + gap if i else low)
+    for i in reversed(range(count)):
+        places[i] = min(places[i], places[i + 1] - gap if i < count - 1 else high)
     for (value, label), place in zip(ordered, places, strict=True):
         axes.annotate(
             abbreviate(label, 30), (x, value), xytext=(1.03, place), textcoords=axes.get_yaxis_transform(),
             va="center", fontsize=8, annotation_clip=False, color=colours[label] if len(ends) > MANY else INK,
-            arrowprops={"arrowstyle": "-", "color": colours[label], "linewidth": 1.0, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-", "color": colours[label], "linewidth": 1.0, "shrinkA": 1, "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
         )  # fmt: skip

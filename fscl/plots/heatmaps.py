@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from fscl.errors import FsclError
-from fscl.plots.figures import abbreviate, new_axes, style
+from fscl.plots.figures import INK, abbreviate, new_axes, style
 
 __all__ = ["accuracy_heatmap", "decimals", "similarity_by_layer", "similarity_heatmap", "similarity_limits"]
 
@@ -24,6 +24,7 @@ __all__ = ["accuracy_heatmap", "decimals", "similarity_by_layer", "similarity_he
 UNSEEN = (0.5, 0.5, 0.5, 0.14)
 DIAGONAL = (0.5, 0.5, 0.5, 0.42)
 ANNOTATE_UP_TO = 12
+EVEN = 0.224  # the luminance against which white and INK have the same contrast
 
 Array = NDArray[np.float64]
 
@@ -170,12 +171,22 @@ def _heatmap(
             annot_kws={"fontsize": 8 if count <= 8 else 6.5 if count <= 10 else 5.8}, rasterized=True,
             cbar_kws={"shrink": 0.75, "aspect": 22, "pad": 0.03},
         )  # fmt: skip
+        for cell in axes.texts:  # seaborn's choice is white, also where that is hard to read
+            column, row = (int(place) for place in cell.get_position())
+            colour = colours((matrix[row, column] - limits[0]) / max(limits[1] - limits[0], 1e-12))
+            cell.set_color("white" if _luminance(colour) < EVEN else INK)
         size = 8.0 if count <= 12 else 6.5
         axes.tick_params(length=0)
         axes.set_xticks(axes.get_xticks(), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
         axes.set_yticks(axes.get_yticks(), short, rotation=0, fontsize=size)
         _plain(axes.collections[0].colorbar, label)
     return axes
+
+
+def _luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of sRGB values, as in the Web Content Accessibility Guidelines."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def _colours(name: str, empty: tuple[float, float, float, float]) -> Colormap:

@@ -72,7 +72,7 @@ def run(
     ] = None,
     seeds: Annotated[int, typer.Option(help="How many seeds, counted from 0.")] = 3,
     data: Data = None,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("runs"),
     jobs: Annotated[Optional[int], typer.Option(help="Runs at a time; by default one a core, or one on a GPU.")] = None,  # noqa: UP045
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fscl.continual.transfer import forgetting_matrix, loss_matrix
+from fscl.continual.transfer import drop_matrix, forgetting_matrix
 from fscl.errors import FsclError
 from fscl.suite.results import RunResult
 from fscl.suite.summary import DASH, StrategyRuns, small_p
@@ -22,14 +22,14 @@ __all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_r
            "whole_similarity"]  # fmt: skip
 
 Array = NDArray[np.float64]
-Question = Literal["atoms", "loss", "drift", "transfer"]
+Question = Literal["atoms", "drop", "own", "transfer"]
 QUESTIONS: dict[Question, str] = {
     "atoms": "Atom similarity and forgetting",
-    "loss": "Atom similarity and the loss at each task",
-    "drift": "Own drift and own forgetting",
+    "drop": "Atom similarity and the drop at each task",
+    "own": "Own similarity and forgetting",
     "transfer": "Own similarity and transfer",
 }
-ASKED_OF_ATOMS = ("atoms", "loss")  # the other two are asked of a learner's own filters
+ASKED_OF_ATOMS = ("atoms", "drop")  # the other two are asked of a learner's own filters
 PREFERRED = "atom_swapping"
 
 
@@ -180,7 +180,7 @@ def _outcome(question: Question, run: RunResult) -> Array:
     if question == "transfer":
         assert run.transfer is not None
         return run.transfer.T
-    return loss_matrix(run.accuracy) if question == "loss" else forgetting_matrix(run.accuracy)
+    return drop_matrix(run.accuracy) if question == "drop" else forgetting_matrix(run.accuracy)
 
 
 def _pairs(question: Question) -> str:
@@ -188,7 +188,7 @@ def _pairs(question: Question) -> str:
 
 
 def _names(question: Question) -> tuple[str, str]:
-    return "similarity", {"transfer": "transfer", "loss": "the loss"}.get(question, "forgetting")
+    return "similarity", {"transfer": "transfer", "drop": "the drop"}.get(question, "forgetting")
 
 
 def _pooled(

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -28,12 +27,14 @@ from fscl.suite.prediction import (
     PredictionRow,
     atom_reference,
     predictions,
+    signed,
     whole_similarity,
 )
+from fscl.suite.provenance import memory, provenance, settings
 from fscl.suite.results import RunResult
-from fscl.suite.summary import StrategyRuns, SummaryRow, group_runs, human_bytes, human_seconds, summary_rows
+from fscl.suite.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
 
-__all__ = ["Picture", "Section", "budget", "build_section"]
+__all__ = ["Picture", "Section", "build_section"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Section:
     accuracy: list[Picture]
     similarity: list[Picture]
     answers: list[Picture]
+    settings: list[tuple[str, ...]]
     means: list[tuple[str, ...]]
     details: list[tuple[str, ...]]
     best: str
@@ -80,9 +82,10 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         name=name,
         title=str(recipe.get("title") or name),
         description=str(recipe.get("description") or ""),
-        provenance=_provenance(name, runs, groups),
+        provenance=provenance(name, runs, groups),
         rows=[row.cells() for row in rows],
-        memory=_memory(groups),
+        memory=memory(groups),
+        settings=[settings(group) for group in groups],
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
         similarity=_similarity(name, reference) if reference else [],
@@ -101,82 +104,6 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
     )
 
 
-def _provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
-    done = [run for group in groups for run in group.runs] or list(runs)
-    seeds = sorted({run.seed for run in done})
-    budgets = {group.label: budget(group.runs[0]) for group in groups} or {"": budget(done[0])}
-    common = max(set(budgets.values()), key=list(budgets.values()).count)
-    given = "; ".join([common, *(f"{label}: {text}" for label, text in budgets.items() if text != common)])
-    machines = {_machine(run) for run in done}
-    versions = {" ".join(f"{k} {v}," for k, v in run.versions.items()).rstrip(",") for run in done}
-    hashes = ", ".join(f"{group.label} {group.recipe_hash[:12]}" for group in groups)
-    lines = [
-        ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
-        ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
-        ("Budget", given),
-        ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
-        ("Machine", "; ".join(sorted(machines))),
-        ("Versions", "; ".join(sorted(versions))),
-        ("Recipes", hashes),
-        ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
-    ]
-    return [(term, text) for term, text in lines if text]
-
-
-def budget(run: RunResult, brief: bool = False) -> str:
-    """How long, and how, a run was trained; briefly, how long."""
-    training: Mapping[str, Any] = run.benchmark.get("training") or {}
-    first = training.get("epochs_next") is not None
-    shown = (
-        ("epochs", "{} epochs on the first task" if first else "{} epochs a task"),
-        ("epochs_next", "{} on each later one"),
-        ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
-        ("optimizer", "{}"),
-        ("schedule", "{}"),
-        ("lr", "learning rate {}"),
-        ("lr_next", "{} from the second task on"),
-        ("weight_decay", "weight decay {}"),
-    )
-    texts = [text.format(training[key]) for key, text in shown if training.get(key) is not None]
-    if training.get("epochs") == 1:
-        texts[0] = texts[0].replace("epochs", "epoch")
-    return ", ".join(texts[: 1 + first] if brief else texts)
-
-
-def _tested(run: RunResult) -> str:
-    if run.validation:
-        return f"{run.validation:.0%} of the training images, held out from training (validation)"
-    return "the test images"
-
-
-def _machine(run: RunResult) -> str:
-    threads = run.machine.get("threads")
-    count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
-    parts = [run.machine.get("processor"), run.machine.get("device"), count, run.machine.get("precision")]
-    return ", ".join(str(part) for part in parts if part)
-
-
-def _memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    kinds = list(dict.fromkeys(kind for group in groups for run in group.runs for kind in run.memory.per_task))
-    if not kinds:
-        return (), []
-
-    def mean(sizes: Sequence[float]) -> str:
-        return human_bytes(float(np.mean(sizes)))
-
-    body = [
-        (
-            group.label,
-            *(mean([run.memory.per_task.get(kind, 0.0) for run in group.runs]) for kind in kinds),
-            mean([run.memory.bytes_per_task for run in group.runs]),
-            mean([sum(run.memory.shared.values()) for run in group.runs]),
-            mean([run.stored for run in group.runs]),
-        )
-        for group in groups
-    ]
-    return ("Strategy", *(kind.capitalize() for kind in kinds), "One more task", "Shared by all tasks", "In all"), body
-
-
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
     pictures = []
     curves = {g.label: [seen_accuracy(run.accuracy) for run in g.runs] for g in groups if g.square}
@@ -184,9 +111,10 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
         caption = (
             "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds, bands of a "
             "few lines one sample standard deviation on either side. A line that falls is a learner that forgets, or "
-            "tasks that get harder."
+            "tasks that get harder. Dashed: bounds."
         )
-        pictures.append(_picture(f"{name}-over-time", accuracy_over_time(curves), "Tasks seen so far", caption))
+        axes = accuracy_over_time(curves, bounds=[group.label for group in groups if group.bound])
+        pictures.append(_picture(f"{name}-over-time", axes, "Tasks seen so far", caption))
     points = {
         row.label: (row.bytes_in_all.mean, row.accuracy.mean) for row in rows if row.bytes_in_all and row.accuracy
     }
@@ -235,9 +163,11 @@ def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
     caption = (
         f"{first.metric.capitalize()} similarity of {group.label}'s atoms, {how}"
         f"; {source}. No data is used. Colours span the off-diagonal values, {low:.2f} to {high:.2f}, "
-        "not 0 to 1; the diagonal, 1 by definition, is greyed."
+        "not 0 to 1; the diagonal, 1 by definition, is greyed." + _with_time(runs)
     )
-    axes = similarity_heatmap(whole, names, label=f"{first.metric} similarity, {first.aggregate} over layers")
+    short = {"product": "product over layers of squares", "mean": "mean over layers"}
+    label = f"{first.metric} similarity, {short.get(first.aggregate, first.aggregate)}"
+    axes = similarity_heatmap(whole, names, label=label)
     pictures = [_picture(f"{name}-similarity", axes, "Whole network", caption)]
     low, high = similarity_limits(stack)
     caption = (
@@ -248,6 +178,26 @@ def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
     wide = min(len(layers), 4) > 2
     pictures.append(Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide))
     return pictures
+
+
+def _with_time(runs: Sequence[RunResult]) -> str:
+    """What a similarity that only told when a task was learned would explain."""
+    from scipy.stats import spearmanr
+
+    found = []
+    for run in runs:
+        matrix = whole_similarity(run)
+        assert matrix is not None
+        rows, columns = np.tril_indices(len(matrix), -1)
+        if len(set(rows - columns)) > 1 and np.ptp(matrix[rows, columns]) > 0:
+            found.append(float(spearmanr(matrix[rows, columns], rows - columns).statistic))
+    if not found:
+        return ""
+    over = f" (mean over {len(found)} seeds)" if len(found) > 1 else ""
+    return (
+        f" Spearman's ρ of similarity and the number of tasks from one to the other is {signed(float(np.mean(found)))}"
+        f"{over}: near −1, when a task was learned tells as much as what it is."
+    )
 
 
 def _answers(name: str, answers: Sequence[Prediction], found: Sequence[PredictionRow], reference: str) -> list[Picture]:
@@ -265,8 +215,8 @@ def _answers(name: str, answers: Sequence[Prediction], found: Sequence[Predictio
         }
     caption = (
         "Mean over seeds of the rank correlation, with its 95 % interval over seeds where there are several. Filled "
-        "where p < 0.05 after Holm's adjustment, hollow where not. Left of the line: what is less alike is forgotten "
-        "more, or transfers less."
+        "where p < 0.05 after Holm's adjustment, hollow where not. Left of the line: the less alike tasks "
+        "are, the more is forgotten, dropped or transferred. Right of it: the more alike they are."
     )
     figure = correlation_forest(shown)
     pictures = [Picture(_slug(f"{name}-answers"), figure, "Correlation with similarity", caption, wide=True)]

@@ -304,8 +304,11 @@ def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
     def over_seeds(number: Callable[[RunResult], float], usable: Callable[[RunResult], bool]) -> Estimate | None:
         return Estimate.of([number(run) for run in group.runs if usable(run)])
 
-    def of_matrix(number: Callable[[np.ndarray], float], tasks: int = 1) -> Estimate | None:
-        return over_seeds(lambda run: number(run.accuracy), lambda run: run.square and len(run.tasks) >= tasks)
+    def of_matrix(number: Callable[[np.ndarray], float]) -> Estimate | None:
+        return over_seeds(lambda run: number(run.accuracy), lambda run: run.square)
+
+    def in_turn(number: Callable[[np.ndarray], float]) -> Estimate | None:
+        return over_seeds(lambda run: number(run.accuracy), _in_turn)
 
     return SummaryRow(
         benchmark=group.benchmark,
@@ -318,8 +321,8 @@ def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
         against_best=difference,
         incremental_accuracy=of_matrix(average_incremental_accuracy),
         learning_accuracy=of_matrix(learning_accuracy),
-        backward_transfer=of_matrix(backward_transfer, tasks=2),
-        forgetting=of_matrix(forgetting, tasks=2),
+        backward_transfer=in_turn(backward_transfer),
+        forgetting=in_turn(forgetting),
         forward_transfer=over_seeds(_forward, _transfers),
         bytes_per_task=over_seeds(lambda run: run.memory.bytes_per_task, lambda run: bool(run.memory.per_task)),
         bytes_in_all=over_seeds(lambda run: run.stored, lambda run: bool(run.memory.per_task)),
@@ -340,15 +343,14 @@ def _complete(row: np.ndarray) -> np.ndarray:
     return row
 
 
+def _in_turn(run: RunResult) -> bool:
+    """Whether one network learned one task after another, so that something can be lost, or pass to the next."""
+    return run.square and run.bound != "upper" and len(run.tasks) > 1
+
+
 def _transfers(run: RunResult) -> bool:
-    """Whether something can pass from one task to the next, and features were measured before each."""
-    return (
-        run.square
-        and run.bound != "upper"
-        and len(run.tasks) > 1
-        and run.start is not None
-        and run.untrained is not None
-    )
+    """Whether features were measured before each task, too."""
+    return _in_turn(run) and run.start is not None and run.untrained is not None
 
 
 def _forward(run: RunResult) -> float:

@@ -35,7 +35,7 @@ def tune(
         typer.Option(help="Of all trials. Its order of classes is to be none of those reported, which count from 0."),
     ] = 100,
     data: Data = None,
-    out: Annotated[Path, typer.Option(help="Output folder.")] = Path("runs/tune"),
+    out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("runs/tune"),
     jobs: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(help="Trials at a time; by default one a core, or one on a GPU."),
@@ -48,7 +48,7 @@ def tune(
     threads: Annotated[int, typer.Option(help="CPU threads a trial.")] = 1,
     file: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("-o", help="The recipe found; by default <out>/<benchmark>/<benchmark>.toml."),
+        typer.Option("--recipe", help="The recipe found; by default <out>/<benchmark>/<benchmark>.toml."),
     ] = None,
 ) -> None:
     """Choose strategies' settings from the grids in their files, and write the benchmark's recipe with them.
@@ -72,7 +72,7 @@ def tune(
     folder = out / recipe.name
     file = file or folder / f"{recipe.name}.toml"
     check_writable(folder)
-    check_writable(file.parent, "-o")
+    check_writable(file.parent, "--recipe")
     console = Console()
     with console.status("Loading Avalanche and PyTorch ..."):
         place = find_device(device)

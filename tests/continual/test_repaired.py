@@ -161,6 +161,16 @@ def test_ewc_s_penalties_are_avalanche_s_where_steps_do_not_overshoot(stream, mo
     assert (free - ours).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("mode", [{}, {"mode": "online", "decay_factor": 0.5}], ids=["separate", "online"])
+def test_ewc_stores_one_penalty_for_all_tasks(stream, mode):
+    trainer = trainer_of(stream, "fscl.continual.repaired.EWC", ewc_lambda=20.0, **mode)
+    for _ in stream.tasks:
+        trainer.train_next()
+    weights = sum(p.nbytes for p in trainer.strategy.model.parameters())
+    per_task, shared = trainer.memory()
+    assert per_task["other"] * len(stream.tasks) + shared["other"] == pytest.approx(2 * weights, rel=0.01)
+
+
 def importances(trainer):
     (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, SynapticIntelligencePlugin)]
     return plugin.ewc_data[1]

@@ -11,11 +11,11 @@ from fscl.continual.transfer import (
     average_accuracy,
     average_incremental_accuracy,
     backward_transfer,
+    drop_matrix,
     forgetting,
     forgetting_matrix,
     forward_transfer,
     learning_accuracy,
-    loss_matrix,
     seen_accuracy,
 )
 from fscl.errors import FsclError
@@ -99,7 +99,7 @@ def rng() -> np.random.Generator:
 def test_losses_add_up_to_what_is_lost_since_learning():
     rng = np.random.default_rng(0)
     matrix = rng.random((6, 6))
-    lost = loss_matrix(matrix)
+    lost = drop_matrix(matrix)
     assert np.isnan(lost[np.triu_indices(6)]).all()
     for task in range(5):
         assert np.nansum(lost[:, task]) == pytest.approx(matrix[task, task] - matrix[5, task])

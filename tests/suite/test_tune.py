@@ -150,7 +150,7 @@ def test_a_search_that_is_stopped_goes_on_and_may_write_over_its_benchmark(
         return train_next(self)
 
     monkeypatch.setattr(Trainer, "train_next", train)
-    over, stop_at = ("-o", files / "digits.toml"), 3
+    over, stop_at = ("--recipe", files / "digits.toml"), 3
     assert search(files, "plain", *over) == cli.INTERRUPTED
     assert (files / "digits.toml").read_text() == BENCHMARK
     stop_at = -1

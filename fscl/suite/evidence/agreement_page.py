@@ -81,7 +81,7 @@ def _lead(results: Results) -> str:
             ]
             sentences.append(f"{REGIMES[key]}: {', '.join(said)}")
     return (
-        f"Correlation with linear CKA / mean CCA over all pairs, median of {len(results)} populations. "
+        f"Correlation with linear CKA / mean CCA over all pairs, medians over the populations of a kind ({len(results)} in all). "
         f"{'. '.join(s[0].upper() + s[1:] for s in sentences)}."
     )
 
