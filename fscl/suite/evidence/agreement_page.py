@@ -81,8 +81,8 @@ def _lead(results: Results) -> str:
             ]
             sentences.append(f"{REGIMES[key]}: {', '.join(said)}")
     return (
-        f"Correlation with linear CKA / mean CCA over all pairs, medians over the populations of a kind ({len(results)} in all). "
-        f"{'. '.join(s[0].upper() + s[1:] for s in sentences)}."
+        "Correlation with linear CKA / mean CCA over all pairs, medians over the populations of a kind "
+        f"({len(results)} in all). {'. '.join(s[0].upper() + s[1:] for s in sentences)}."
     )
 
 
