@@ -21,14 +21,13 @@ from fscl.suite.results import RunResult, load_runs
 from fscl.suite.summary import COLUMNS, DASH, Estimate, group_runs, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
-MARKS = ("leaderboards", "literature", "question")
 LEVEL = 0.05
 SHOWN = (
     "Strategy",
     "Seeds",
     "Accuracy (%)",
     "Against the best (points)",
-    "p (paired, Holm)",
+    "p (is the best)",
     "Incremental accuracy (%)",
     "Forgetting (points)",
     "Stored per task",
@@ -68,21 +67,31 @@ def committed_runs(reports: Path) -> Runs:
     return {name: load_runs([file]) for name, file in files.items() if file.exists()}
 
 
+def parts(reports: Path) -> dict[str, str]:
+    """What the README says between marks, by mark."""
+    kept = committed_runs(reports)
+    return {
+        "leaderboards": leaderboards(kept),
+        "literature": literature(kept, published(reports)),
+        "question": question(kept),
+    }
+
+
 def leaderboards(kept: Runs) -> str:
     """A table for each benchmark; the first with a picture of which of its tasks are alike, the others folded."""
-    parts = []
+    texts = []
     for name, runs in kept.items():
         lines = _leaderboard(name, runs)
         title, text = lines[0], "\n".join(lines[1:])
         if name == REPORTS[0]:
-            parts += [
+            texts += [
                 f"**{title}**, {text}",
                 "Which of its tasks are alike, from the atoms alone:",
                 f"![Task-to-task similarity on {title}](reports/{name}/figures/{HEATMAP})",
             ]
         else:
-            parts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
-    return "\n\n".join(parts)
+            texts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
+    return "\n\n".join(texts)
 
 
 def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
@@ -109,6 +118,8 @@ def published(reports: Path) -> list[dict[str, Any]]:
 def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     """Published accuracies on the first benchmark beside those here, and whether they order the learners alike."""
     ours = {row.strategy: row for row in summary_rows(kept.get(REPORTS[0], [])) if row.accuracy}
+    if not ours:
+        return ""
     head = ["Strategy", "Here, 20 tasks", *(paper["heading"] for paper in papers)]
     rows = [
         [
@@ -119,7 +130,9 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
         for name, row in ours.items()
         if any(name in paper["accuracy"] for paper in papers)
     ]
-    order = ["Kendall's τ of the order here with it", DASH, *(_agreement(ours, paper["accuracy"]) for paper in papers)]
+    learners = {name: row for name, row in ours.items() if row.bound is None}
+    agreements = (_agreement(learners, paper["accuracy"]) for paper in papers)
+    order = ["Kendall's τ with the order of learners here", DASH, *agreements]
     sources = [f"- {paper['heading']}: {paper['source']}." for paper in papers]
     return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
@@ -164,7 +177,7 @@ def _percent(value: Estimate | None) -> str:
 
 def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> str:
     both = [name for name in theirs if name in ours]
-    if len(both) < 3:
+    if len(both) < 4:
         return f"{DASH} ({len(both)} learners)"
     tau = kendalltau([ours[name].accuracy.mean for name in both], [theirs[name] for name in both]).statistic
     return f"{signed(tau)} ({len(both)} learners)"
@@ -193,10 +206,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the README differs")
     arguments = parser.parse_args()
-    readme, kept = ROOT / "README.md", committed_runs(ROOT / "reports")
+    readme = ROOT / "README.md"
     before = after = readme.read_text(encoding="utf-8")
-    written = (leaderboards(kept), literature(kept, published(ROOT / "reports")), question(kept))
-    for mark, text in zip(MARKS, written, strict=True):
+    for mark, text in parts(ROOT / "reports").items():
         begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
         head, rest = after.split(begin)
         after = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"

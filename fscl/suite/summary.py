@@ -43,7 +43,7 @@ COLUMNS = (
     "Seeds",
     "Accuracy (%)",
     "Against the best (points)",
-    "p (paired, Holm)",
+    "p (is the best)",
     "Incremental accuracy (%)",
     "Learning accuracy (%)",
     "Backward transfer (points)",
@@ -234,7 +234,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
         padding=(0, 0 if narrow else 1),
         header_style="bold",
         caption="in % and points; mean ± sample standard deviation over n seeds; best: against the best learner, "
-        "p of the paired t-test (Holm)",
+        "p of being itself the best (paired t-tests)",
         caption_justify="left",
     )
     if several:

@@ -17,7 +17,7 @@ from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.run import RunSpec
 from fscl.suite.sweep import sweep
 
-ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'fscl[ray]'")
+ray = pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
 # some tenths of a second a task, so that a process can be hit between two of them
 SLOW = ["training.epochs=8", "training.batch_size=16", "model.args.widths=[8, 8]"]
