@@ -122,10 +122,10 @@ def features_of(model: nn.Module, images: Tensor) -> Tensor:
         model.eval()
         avalanche_forward(model, images, torch.full((len(images),), tap.task, device=images.device))
     finally:
-        (found,) = tap.close()
+        found = tap.close()
         for module, mode in modes:
             module.training = mode
-    return found
+    return found[0]
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ import typer
 from fscl.errors import FsclError
 from fscl.suite.options import (
     Data,
-    by_error,
     check_specs,
     check_writable,
     complain,
+    complain_of,
     data_base,
     find_device,
     recorded,
@@ -135,12 +135,12 @@ def run(
         jobs = 1  # runs would share one GPU's memory
     outcomes = sweep(specs, out, jobs, overwrite, console, cluster)
     failed = [o for o in outcomes if o.error]
-    if len(failed) < len(outcomes):
-        folders = [o.folder for o in outcomes if not o.error or recorded(o)]
-        _show_report(folders, report_to or out / recipe.name / "report", console)
-    for error, alike in by_error(failed).items():
-        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        complain(f"{alike[0].folder}{more}: {error}")
+    try:
+        if len(failed) < len(outcomes):
+            folders = [o.folder for o in outcomes if not o.error or recorded(o)]
+            _show_report(folders, report_to or out / recipe.name / "report", console)
+    finally:
+        complain_of(failed)
     if failed:
         mistaken = len(failed) == len(outcomes) and not any(o.crashed for o in failed)
         raise typer.Exit(2 if mistaken else 1)
@@ -148,7 +148,7 @@ def run(
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders with runs, at any depth.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders with runs, at any depth, or reports' runs.json.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("report"),
 ) -> None:
     """Write the report of any mixture of runs: one HTML page and one Markdown page."""
@@ -162,7 +162,7 @@ def heatmap(
     banks: Annotated[list[Path], typer.Argument(help="Bank files (several must share their coefficients).")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG, SVG or PDF file.")] = Path("heatmap.png"),
     metric: Annotated[str, typer.Option(help="cosine, filter, grassmann or projection.")] = "cosine",
-    aggregate: Annotated[str, typer.Option(help="product (of squares) or mean over layers.")] = "product",
+    aggregate: Annotated[str, typer.Option(help="product (of squares), mean or depth, over layers.")] = "product",
 ) -> None:
     """Draw the task-to-task similarity of the atoms in a bank; no data is needed."""
     from matplotlib.figure import Figure

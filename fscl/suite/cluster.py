@@ -193,7 +193,5 @@ def _ray() -> Any:
         import ray.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise FsclError(
-            "--engine ray needs Ray: install fscl with its extra, as fscl[ray]"
-        ) from error
+        raise FsclError("--engine ray needs Ray: install fscl with its extra, as fscl[ray]") from error
     return ray

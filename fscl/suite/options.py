@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from fscl.suite.run import RunSpec
     from fscl.suite.sweep import Outcome
 
-__all__ = ["Data", "by_error", "check_specs", "check_writable", "complain", "data_base", "find_device", "recorded"]
+__all__ = ["Data", "check_specs", "check_writable", "complain", "complain_of", "data_base", "find_device", "recorded"]
 
 Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
 
@@ -37,14 +37,6 @@ def recorded(failed: "Outcome") -> bool:
         return bool(record["status"] == "failed" and record["recipe_hash"] == failed.spec.hash)
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def by_error(failed: "list[Outcome]") -> "dict[str, list[Outcome]]":
-    """Runs that failed for the same reason, by that reason."""
-    groups: dict[str, list[Outcome]] = {}
-    for outcome in failed:
-        groups.setdefault(outcome.error, []).append(outcome)
-    return groups
 
 
 def check_writable(out: Path, option: str = "--out") -> None:
@@ -89,3 +81,13 @@ def find_device(name: str) -> str:
 def complain(message: object) -> None:
     """One line on the error stream."""
     typer.echo(f"error: {' '.join(str(message).split())}", err=True)
+
+
+def complain_of(failed: "list[Outcome]") -> None:
+    """A line for each reason for which runs failed."""
+    groups: dict[str, list[Outcome]] = {}
+    for outcome in failed:
+        groups.setdefault(outcome.error, []).append(outcome)
+    for error, alike in groups.items():
+        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
+        complain(f"{alike[0].folder}{more}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -38,8 +39,8 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
     """
     if not runs:
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
-    names = list(dict.fromkeys(str(run.benchmark["name"]) for run in runs))
-    sections = [build_section(name, [run for run in runs if run.benchmark["name"] == name]) for name in names]
+    names = list(dict.fromkeys(run.stream for run in runs))
+    sections = [build_section(name, [run for run in runs if run.stream == name]) for name in names]
     heading = title or " and ".join(section.title for section in sections)
     pictures = [picture for section in sections for picture in _pictures(section)]
     slugs = _unique([picture.slug for picture in pictures])
@@ -96,11 +97,10 @@ def _pictures(section: Section) -> list[Picture]:
 
 def _unique(slugs: Sequence[str]) -> list[str]:
     """Names of different characters can end as the same file name; the second one gets a number."""
-    seen: dict[str, int] = {}
-    made = []
+    made: list[str] = []
     for slug in slugs:
-        seen[slug] = seen.get(slug, 0) + 1
-        made.append(slug if seen[slug] == 1 else f"{slug}-{seen[slug]}")
+        free = (name for n in itertools.count(2) if (name := f"{slug}-{n}") not in made and name not in slugs)
+        made.append(slug if slug not in made else next(free))
     return made
 
 

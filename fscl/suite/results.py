@@ -82,10 +82,18 @@ class RunResult:
     provenance: str | None
     record: Mapping[str, Any]
     validation: float = 0.0
+    first: int | None = None
 
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+    @property
+    def stream(self) -> str:
+        """What runs must share to be compared: the benchmark, how many of its tasks, and the images tested on."""
+        part = [f"first {self.first} tasks"] if self.first is not None else []
+        held_out = [f"{100 * self.validation:.3g} % of the training images held out"] if self.validation else []
+        return ", ".join([str(self.benchmark["name"]), *part, *held_out])
 
     @property
     def bound(self) -> str | None:
@@ -116,8 +124,9 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
     """Every run under the given folders (or ``run.json`` files), unfinished ones included.
 
     A folder that a report was written to holds its runs in ``runs.json``; it, or that file, may be given as well.
-    Sorted by benchmark, strategy, recipe hash and seed; a run reached by two paths is read once. A path that does not
-    exist, or nothing found at all, raises :class:`FsclError`.
+    Sorted by stream, strategy, recipe hash and seed. A run reached by two paths is read once, as far as it has come; of
+    a report's runs, those that its folder holds anew are left out. A path that does not exist, or nothing found at
+    all, raises :class:`FsclError`.
     """
     given = [Path(path) for path in paths]
     found: dict[Path, None] = {}
@@ -131,13 +140,15 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
     runs: dict[object, RunResult] = {}
     for file in found:
         for run in _load_kept(file) if file.name == KEPT else [load_run(file)]:
-            runs.setdefault(_identity(run), run)
+            known = runs.get(_identity(run))
+            if known is None or _how_far(run) > _how_far(known):
+                runs[_identity(run)] = run
     if not runs:
         where = ", ".join(map(str, given)) or "no folder given"
         raise FsclError(f"no run.json found ({where}); give a folder that `fscl run --out` wrote")
-    return sorted(
-        runs.values(), key=lambda r: (r.benchmark["name"], r.strategy["name"], r.recipe_hash, r.seed, str(r.path))
-    )
+    made_again = {(place, _place(run)) for run in runs.values() if run.path.name != KEPT for place in run.path.parents}
+    now = [run for run in runs.values() if run.path.name != KEPT or (run.path.parent, _place(run)) not in made_again]
+    return sorted(now, key=lambda r: (r.stream, r.strategy["name"], r.recipe_hash, r.seed, str(r.path)))
 
 
 def write_runs(runs: Iterable[RunResult], file: Path) -> None:
@@ -150,7 +161,16 @@ def write_runs(runs: Iterable[RunResult], file: Path) -> None:
 def _identity(run: RunResult) -> object:
     """Of one and the same run, in its folder or in a report's file: when it was started."""
     started = run.record.get("started")
-    return (run.benchmark["name"], run.strategy["name"], run.recipe_hash, run.seed, started) if started else run.path
+    return (*_place(run), started) if started else run.path
+
+
+def _place(run: RunResult) -> tuple[object, ...]:
+    """What two runs that must not both be counted have in common."""
+    return run.stream, run.strategy["name"], run.recipe_hash, run.seed
+
+
+def _how_far(run: RunResult) -> tuple[bool, int]:
+    return run.finished, len(run.accuracy)
 
 
 def _load_kept(file: Path) -> list[RunResult]:
@@ -219,6 +239,7 @@ def _parse(file: Path, data: Mapping[str, Any]) -> RunResult:
         provenance=data.get("provenance"),
         record=data,
         validation=float(data.get("validation") or 0.0),
+        first=None if data.get("first") is None else int(data["first"]),
     )
 
 

@@ -82,7 +82,7 @@ def run_one(
 
     Args:
         spec: what to run.
-        out: output folder; the run goes to ``<out>/<benchmark>/<strategy>/seed_<n>``.
+        out: output folder; the run goes to ``spec.folder(out)``.
         overwrite: run again from the start although the run is finished, or was made with another recipe.
         progress: called with (experience, epoch, epochs).
         kept: called each time that the folder holds all there is: at the start, and after each experience.
@@ -165,6 +165,9 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
         FilterHistory().add(model)
     except FsclError as error:
         raise FsclError(f"{spec.strategy.name} with {network}: {error}") from error
+    except Exception as error:  # whatever a class or network says to arguments that it does not take
+        given = ", ".join(f"{k}={v!r}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
+        raise FsclError(f"{spec.strategy.name} with {network} cannot be built with {given}: {_line(error)}") from error
     try:
         with torch.no_grad():
             model.to(spec.device).eval()(torch.zeros(2, *stream.image_shape, device=spec.device), 0)
@@ -180,10 +183,11 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
             "use --overwrite to replace it, or another --out"
         )
     if record and record["status"] == "finished":
+        (folder / "checkpoint.pt").unlink(missing_ok=True)  # of a process that was killed just before it did
         return folder
     import torch
 
-    for stale in folder.glob(".*.tmp.*"):  # of a process that was killed while it wrote
+    for stale in folder.glob(".*.tmp*"):  # of a process that was killed while it wrote
         stale.unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
     record, state = ({}, None) if overwrite else _resume(folder, spec)

@@ -80,7 +80,7 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
     found, means = predictions(groups)
     return Section(
         name=name,
-        title=str(recipe.get("title") or name),
+        title=str(recipe.get("title") or recipe["name"]) + name.removeprefix(str(recipe["name"])),
         description=str(recipe.get("description") or ""),
         provenance=provenance(name, runs, groups),
         rows=[row.cells() for row in rows],

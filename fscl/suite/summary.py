@@ -87,7 +87,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class StrategyRuns:
-    """Finished runs that may be averaged: one benchmark, one strategy, one recipe hash, different seeds."""
+    """Finished runs that may be averaged: one stream, one strategy, one recipe hash, different seeds."""
 
     benchmark: str
     name: str
@@ -178,7 +178,7 @@ class SummaryRow:
 
 
 def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
-    """Finished runs by benchmark, strategy and recipe hash; best mean final accuracy first within a benchmark.
+    """Finished runs by stream, strategy and recipe hash; best mean final accuracy first within a stream.
 
     Runs of one strategy whose recipes differ stay apart, told apart by a short hash in the label. The same seed twice
     in a group raises :class:`FsclError`: counted twice, it would shrink the spread.
@@ -187,7 +187,7 @@ def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
     for run in runs:
         if not run.finished:
             continue
-        group = groups.setdefault((run.benchmark["name"], run.strategy["name"], run.recipe_hash), {})
+        group = groups.setdefault((run.stream, run.strategy["name"], run.recipe_hash), {})
         if run.seed in group:
             raise FsclError(
                 f"seed {run.seed} of {run.strategy['name']} on {run.benchmark['name']} is there twice: "

@@ -63,13 +63,15 @@ def sweep(
 ) -> list[Outcome]:
     """Runs every spec, ``jobs`` at a time, each in a process of its own; a run that fails does not stop the others.
 
+    If a worker is killed, say for want of memory, so are those at work beside it; what had not begun is then done.
+
     Any number of processes, on machines that share ``out``, may do the same grid at once: each takes runs that no other
     is at work on, waits for those of the others, and takes up what one that died has left.
 
     Args:
         specs: the runs.
         out: output folder.
-        jobs: runs at a time; by default one a core.
+        jobs: runs at a time; by default as many as there are cores for their threads.
         overwrite: run finished ones again.
         console: where it is shown how far the runs are; None shows nothing.
         engine: where runs are done; this machine by default.
@@ -88,7 +90,8 @@ def sweep(
 
 
 def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:
-    jobs = max(1, min(jobs or _cores(), len(todo)))
+    threads = max((spec.threads for spec in todo), default=1)
+    jobs = max(1, min(jobs or _cores() // threads, len(todo)))
     left: list[Item] = [(spec, _stamp(spec, out) if overwrite else None) for spec in todo]
     while left:
         busy = []
@@ -110,15 +113,24 @@ def _in_turn(items: Sequence[Item], out: Path) -> Iterator[tuple[Item, Ended | N
 def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item, Ended | None]]:
     from joblib import Parallel, delayed
 
-    left = dict(enumerate(items))
+    left, begun = dict(enumerate(items)), set()
     place = out.absolute()  # a worker that is kept from an earlier grid may have started in another folder
     pool = Parallel(jobs, backend="loky", batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+
+    def tasks() -> Iterator[Any]:
+        for i, item in enumerate(items):
+            begun.add(i)  # no more are taken than there are workers
+            yield delayed(_in_worker)(i, *item, place, os.getpid())
+
     try:
-        for i, ended in pool(delayed(_in_worker)(i, *item, place, os.getpid()) for i, item in enumerate(items)):
+        for i, ended in pool(tasks()):
             yield left.pop(i), ended
     except BrokenExecutor:  # one worker was killed, and joblib has ended the others with it
-        for item in left.values():
-            yield item, ("", False) if item[1] is None and is_finished(item[0], out) else (KILLED, True)
+        for i, item in left.items():
+            if i not in begun:
+                yield item, None
+            else:
+                yield item, ("", False) if item[1] is None and is_finished(item[0], out) else (KILLED, True)
     except BaseException:
         _end_workers()
         raise

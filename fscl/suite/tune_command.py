@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fscl.errors import FsclError
-from fscl.suite.options import Data, by_error, check_specs, check_writable, complain, data_base, find_device, recorded
+from fscl.suite.options import (
+    Data,
+    check_specs,
+    check_writable,
+    complain,
+    complain_of,
+    data_base,
+    find_device,
+    recorded,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -85,9 +94,7 @@ def tune(
         jobs = 1  # trials would share one GPU's memory
     outcomes = sweep([trial.spec for of_one in planned for trial in of_one], out, jobs, console=console)
     failed = [o for o in outcomes if o.error]
-    for error, alike in by_error(failed).items():
-        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        complain(f"{alike[0].folder}{more}: {error}")
+    complain_of(failed)
     if not all(recorded(o) for o in failed):
         complain("some trials did not end, so nothing is chosen; run the same command again to go on")
         raise typer.Exit(1)

@@ -261,6 +261,12 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         ),
         (["run", "--set", "model.name=convent"], r"unknown network 'convent'; known: convnet, torchvision:NAME"),
         (["run", "--set", "model.args.width=3"], r"network 'convnet' cannot be built with .*'width'"),
+        (
+            ["run", "-s", "ewc", "--set", "args.mode=onlin"],
+            r"ewc with network 'convnet' cannot be built with .*'onlin'",
+        ),
+        (["run", "-s", "atom_swapping", "--set", "args.num_atoms=six"], r"cannot be built with .*num_atoms='six'"),
+        (["run", "--set", "model.args.dropout=2"], r"cannot be built with .*dropout=2.*probability"),
         (["run", "--set", "data.name=nothing"], r"data set 'nothing' was not found"),
         (["run", "--out", "file/runs"], r"--out file/runs: cannot be written \(Not a directory\)"),
         (["run", "--out", "/proc/fscl"], r"--out /proc/fscl: cannot be written"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -192,6 +193,39 @@ def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_
     (folder / "report" / "runs.json").write_text('{"format": 1}')
     with pytest.raises(FsclError, match=r"runs\.json: it lacks its list of runs"):
         load_runs([folder / "report"])
+
+
+def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: MakeRun, tmp_path: Path) -> None:
+    started = {"started": "2026-01-01T00:00:00+00:00"}
+    folder = make_run("ewc", 0, 3, status="failed", accuracy=[[0.5, None, None]], **started)
+    write_report(load_runs([folder]), folder)
+    old = write_report(load_runs([folder]), tmp_path / "old").html.parent
+    shutil.rmtree(next(folder.rglob("seed_0")))
+    make_run("ewc", 0, 3, **started)
+    for paths in ([folder], [old, folder], [folder, old]):
+        (run,) = load_runs(paths)
+        assert run.finished
+    shutil.rmtree(next(folder.rglob("seed_0")))
+    make_run("ewc", 0, 3, started="2026-01-02T00:00:00+00:00")
+    (run,) = load_runs([folder])
+    assert run.record["started"].startswith("2026-01-02"), "made anew in the folder of its report"
+
+
+def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: MakeRun) -> None:
+    for seed in (0, 1):
+        make_run("naive", seed, 3)
+    make_run("ewc", 100, 3, validation=0.1, recipe_hash="a" * 64)
+    folder = make_run("lwf", 100, 3, validation=0.1, first=3, recipe_hash="b" * 64)
+    rows = summary_rows(load_runs([folder]))
+    assert {(row.strategy, row.benchmark.partition(", ")[2]) for row in rows} == {
+        ("naive", ""),
+        ("ewc", "10 % of the training images held out"),
+        ("lwf", "first 3 tasks, 10 % of the training images held out"),
+    }
+    assert all(row.against_best is None for row in rows)
+    _, html, markdown = report(folder)
+    assert "held out" in Page(html).text
+    assert markdown.count("### Summary") == 3
 
 
 def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:

@@ -277,17 +277,20 @@ def test_a_killed_worker_is_told_and_costs_nothing_finished(
     tmp_path: Path, uninterrupted: list[dict[str, Any]]
 ) -> None:
     specs = [make_spec(learner, 0, SLOW) for learner in ("atom_swapping", "ewc")]
+    specs.append(make_spec("frozen", 0))
     folders = [spec.folder(tmp_path) for spec in specs]
     killer = threading.Thread(target=lambda: os.kill(worker_of(folders[0]), signal.SIGKILL))
     killer.start()
     outcomes = sweep(specs, tmp_path, jobs=2)
     killer.join()
-    assert all("killed" in o.error and "memory" in o.error and o.crashed for o in outcomes)
+    assert all("killed" in o.error and "memory" in o.error and o.crashed for o in outcomes[:2])
+    assert not outcomes[2].error, "it had not begun"
+    assert is_finished(specs[2], tmp_path)
     assert 1 <= learned(folders[0]) < 5
     again = sweep(specs, tmp_path, jobs=1)
     assert not any(o.error for o in again)
     assert left_over(tmp_path) == set()
-    assert [numbers(folder) for folder in folders] == uninterrupted
+    assert [numbers(folder) for folder in folders[:2]] == uninterrupted
     assert json.loads((folders[0] / "run.json").read_text())["resumed"]
 
 
