@@ -13,31 +13,26 @@ from fscl.continual.codec import Codec, is_code
 
 __all__ = ["plugin_state", "restore_plugins", "restore_strategy", "strategy_state"]
 
-# made anew for each experience, or by whoever builds the strategy
-TRANSIENT = (
-    "_anchors",
-    "_before",
-    "_random",
-    "_heads",
-    "_shown",
-    "_scheduler",
-    "_progress",
-    "_tasks",
-    "_device",
-    "_scaler",
-    "_kept",
-    "_tap",
-    "buffer_dataloader",
-    "buffer_dliter",
-    "replay_loader",
-    "reference_gradients",
-    "G",
-    "mb_buffer_x",
-    "mb_buffer_y",
-    "mb_buffer_tid",
-    "mb_buffer_out",
-    "batch_logits",
-)
+BATCH = ("replay_loader", "mb_buffer_x", "mb_buffer_y", "mb_buffer_tid", "mb_buffer_out", "batch_logits")
+# attributes that are made anew for each experience, or by whoever builds the strategy, by the class that has them
+TRANSIENT = {
+    "fscl.continual.acceleration.Acceleration": ("_scaler",),
+    "fscl.continual.evaluate.FeatureRecorder": ("_kept", "_tap"),
+    "fscl.continual.evaluate.StartRecorder": ("_tasks", "_device"),
+    "fscl.continual.masks.MaskPlugin": ("_kept",),
+    "fscl.continual.repaired._EWCPlugin": ("_anchors",),
+    "fscl.continual.schedule.LearningRateSchedule": ("_scheduler",),
+    "fscl.continual.switching.TaskSwitchPlugin": ("_before", "_random", "_heads", "_shown"),
+    "fscl.continual.trainer._ProgressPlugin": ("_progress",),
+    "avalanche.training.plugins.agem.AGEMPlugin": ("buffer_dataloader", "buffer_dliter", "reference_gradients"),
+    "avalanche.training.plugins.gem.GEMPlugin": ("G",),
+    "avalanche.training.plugins.mir.MIRPlugin": BATCH,
+    "avalanche.training.plugins.rar.RARPlugin": BATCH,
+    "avalanche.training.supervised.der.DER": BATCH,
+    "avalanche.training.supervised.er_ace.ER_ACE": BATCH,
+    "avalanche.training.supervised.er_aml.ER_AML": BATCH,
+    "avalanche.training.supervised.feature_replay.FeatureReplay": BATCH,
+}
 
 
 def plugin_state(strategy: Any, codec: Codec) -> list[dict[str, Any]]:
@@ -74,10 +69,12 @@ def restore_strategy(strategy: Any, state: dict[str, Any], codec: Codec, device:
 
 
 def _attributes(owner: Any, left_out: frozenset[str], codec: Codec) -> dict[str, Any]:
+    classes = (f"{one.__module__}.{one.__qualname__}" for one in type(owner).__mro__)
+    left_out |= {name for one in classes for name in TRANSIENT.get(one, ())}
     return {
         name: codec.encode(value, f"{type(owner).__name__}.{name}")
         for name, value in vars(owner).items()
-        if name not in left_out and name not in TRANSIENT and not is_code(value)
+        if name not in left_out and not is_code(value)
     }
 
 

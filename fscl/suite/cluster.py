@@ -109,6 +109,9 @@ class RayEngine:
                     spec = running.pop(ended)
                     try:
                         error, crashed = ray.get(ended)
+                    except ray.exceptions.RayTaskError as failure:  # raised by what did the run, not a death
+                        cause = failure.cause or failure
+                        error, crashed = f"{type(cause).__name__}: {cause}", True
                     except ray.exceptions.RayError as failure:
                         error = f"its worker died {RETRIES + 1} times ({type(failure).__name__}); run the same again"
                         crashed = True

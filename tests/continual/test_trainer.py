@@ -356,6 +356,28 @@ class Streaming(Naive):
         self.source = iter([])
 
 
+class Naming(Naive):
+    """Keeps data under names that Avalanche's and our plugins have for what need not be kept."""
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.G, self._tasks, self._before = torch.ones(2), [1, 2], {"a": 3}
+
+
+def test_what_a_learner_of_a_user_keeps_is_resumed_whatever_its_name(stream, tmp_path, monkeypatch):
+    users = ModuleType("learners_of_a_user")
+    users.Naming = Naming
+    monkeypatch.setitem(sys.modules, users.__name__, users)
+    first, second = (Trainer(stream, "learners_of_a_user.Naming", {}, epochs=1) for _ in range(2))
+    first.strategy.G += 1
+    first.strategy._tasks.append(3)
+    first.strategy._before["a"] = 4
+    first.train_next()
+    second.load_state_dict(through_a_file(first, tmp_path / "checkpoint.pt"))
+    assert torch.equal(second.strategy.G, torch.full((2,), 2.0))
+    assert (second.strategy._tasks, second.strategy._before) == ([1, 2, 3], {"a": 4})
+
+
 def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream, monkeypatch):
     users = ModuleType("learners_of_a_user")
     users.Streaming = Streaming

@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
-from scipy.stats import ttest_rel
+from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
 from fscl.suite.prediction import predictions
 from fscl.suite.report import ReportPaths, SummaryRow, rich_table, summary_rows, write_report
-from fscl.suite.results import load_runs
+from fscl.suite.results import SimilarityResult, load_runs
 from fscl.suite.summary import group_runs, human_bytes
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
@@ -226,6 +227,42 @@ def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: Make
     _, html, markdown = report(folder)
     assert "held out" in Page(html).text
     assert markdown.count("### Summary") == 3
+
+
+def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRun) -> None:
+    rng, count = np.random.default_rng(3), 6
+    for name in ("atom_swapping", "naive"):
+        folder = make_run(name, 0, count)
+    lower = np.tril_indices(count, -1)
+    off = ~np.eye(count, dtype=bool)
+    runs = []
+    for run in load_runs([folder]):
+        half = rng.random((count, count)) / 2
+        matrix = half + half.T
+        np.fill_diagonal(matrix, 1)
+        similarity = SimilarityResult("cosine", "mean", ("one",), matrix[None])
+        provenance = "atoms" if run.strategy["name"] == "atom_swapping" else "filters"
+        accuracy = np.where(np.triu(np.ones((count, count)), 1), np.nan, rng.random((count, count)))
+        transfer = rng.random((count, count))
+        changes = {"similarity": similarity, "provenance": provenance, "accuracy": accuracy, "transfer": transfer}
+        runs.append(replace(run, **changes))
+    atoms, naive = runs
+    assert atoms.similarity is not None
+    assert naive.similarity is not None
+    assert naive.transfer is not None
+    of_atoms, own = atoms.similarity.matrix[0], naive.similarity.matrix[0]
+    accuracy = naive.accuracy
+    forgotten = np.array([accuracy[i:t, i].max() - accuracy[t, i] for t, i in zip(*lower, strict=True)])
+    dropped = (accuracy[:-1] - accuracy[1:])[lower[0] - 1, lower[1]]
+    expected = {
+        "atoms": spearmanr(of_atoms[lower], forgotten).statistic,
+        "drop": spearmanr(of_atoms[lower], dropped).statistic,
+        "own": spearmanr(own[lower], forgotten).statistic,
+        "transfer": spearmanr(own[off], naive.transfer.T[off]).statistic,
+    }
+    rows, _ = predictions(group_runs(runs))
+    found = {row.question: row.rho for row in rows if row.label == naive.strategy["title"]}
+    assert found == pytest.approx(expected)
 
 
 def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
