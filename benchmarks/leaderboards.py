@@ -14,7 +14,7 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from fscl.suite.prediction import QUESTIONS, predictions, signed
+from fscl.suite.prediction import QUESTIONS, Prediction, predictions, signed
 from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
@@ -134,7 +134,13 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     agreements = (_agreement(learners, paper["accuracy"]) for paper in papers)
     order = ["Kendall's τ with the order of learners here", DASH, *agreements]
     sources = [f"- {paper['heading']}: {paper['source']}." for paper in papers]
-    return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
+    lead = (
+        "### Against published numbers",
+        "",
+        "Accuracy (%) on Split CIFAR-100 with task labels, here and in papers:",
+        "",
+    )
+    return "\n".join([*lead, *_table(head, [*rows, order], texts=1), "", *sources])
 
 
 def question(kept: Runs) -> str:
@@ -160,6 +166,11 @@ def question(kept: Runs) -> str:
     ]
     return "\n".join(
         [
+            *[
+                _told(QUESTIONS[key], [a for found in streams.values() for a in found if a.question == key])
+                for key in ("atoms", "drop")
+            ],
+            "",
             *_table(OVER_LEARNERS, rows, texts=2),
             "",
             "<details><summary>Atom similarity and forgetting, learner by learner</summary>",
@@ -181,6 +192,12 @@ def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> str:
         return f"{DASH} ({len(both)} learners)"
     tau = kendalltau([ours[name].accuracy.mean for name in both], [theirs[name] for name in both]).statistic
     return f"{signed(tau)} ({len(both)} learners)"
+
+
+def _told(question: str, answers: Sequence[Prediction]) -> str:
+    among = [(a.p, a.p_apart) for a in answers if a.found.defined]
+    every, apart = (sum(p[kind] < LEVEL for p in among) for kind in (0, 1))
+    return f"{question}: p < {LEVEL} for {every} of {len(among)} learners and streams; equally far apart, for {apart}."
 
 
 def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
