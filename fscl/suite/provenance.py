@@ -19,7 +19,7 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
     seeds = sorted({run.seed for run in done})
     budgets = {group.label: budget(group.runs[0]) for group in groups} or {"": budget(done[0])}
     common = max(budgets.values(), key=list(budgets.values()).count)
-    given = common if len(set(budgets.values())) == 1 else f"{common}; where it is another: see the settings"
+    given = common if len(set(budgets.values())) == 1 else f"{common}; that of some learners is another, see below"
     machines = {_machine(run) for run in done}
     versions = {" ".join(f"{k} {v}," for k, v in run.versions.items()).rstrip(",") for run in done}
     days = sorted({str(run.record["started"])[:10] for run in done if run.record.get("started")})
