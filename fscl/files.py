@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fscl.errors import FsclError
 
-__all__ = ["write_atomically"]
+__all__ = ["write_atomically", "write_text_atomically"]
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
@@ -40,6 +40,19 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text as :func:`write_atomically` does, which says what it raises.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "note.txt"
+        >>> write_text_atomically(target, "kept")
+        >>> target.read_text()
+        'kept'
+    """
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def _umask() -> int:

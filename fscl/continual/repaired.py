@@ -28,6 +28,10 @@ class AGEM(AvalancheAGEM):
 
     Avalanche's holds an iterator over its memory from the end of one experience to the next, which no other process can
     take up.
+
+    Args:
+        **arguments: as in ``avalanche.training.AGEM``: ``patterns_per_exp`` exemplars are kept of each experience, of
+            which ``sample_size`` give the direction that a step must not go against.
     """
 
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -44,6 +48,13 @@ class DER(AvalancheDER):
 
     Avalanche's asks the network for the logits that it stores without saying of which task the images are, and cannot
     hold them against those of a head that has grown since. Here classes that were yet to come have logits of 0.
+
+    Args:
+        mem_size: exemplars in all.
+        batch_size_mem: of them, in each step; by default as many as new images.
+        alpha: weight of the distance to the logits that were stored.
+        beta: weight of the loss on the exemplars' labels; 0 makes it DER.
+        **arguments: as in ``avalanche.training.DER``.
     """
 
     batch_logits: Tensor
@@ -175,6 +186,10 @@ class LFL(AvalancheLFL):
     """Less-forgetting learning (Jung et al., 2016) for any network: features are what enters the head.
 
     Avalanche's takes networks of its own alone, and leaves them in evaluation mode while they are trained.
+
+    Args:
+        lambda_e: weight of the distance to the features of the network before the experience.
+        **arguments: as in ``avalanche.training.LFL``.
     """
 
     def __init__(self, *, lambda_e: float = 1.0, **arguments: Any) -> None:
@@ -199,6 +214,10 @@ class SynapticIntelligence(AvalancheSI):
     have moved, none is important, and there is no penalty: its accuracies there are those of fine-tuning. Weights along
     which the loss rose have no importance here; Avalanche's have a negative one, which rewards them for moving away.
     Both cut importances off at 0.001, so that ``si_lambda`` is large where it has an effect.
+
+    Args:
+        **arguments: as in ``avalanche.training.SynapticIntelligence``: ``si_lambda`` is the penalty's weight, ``eps``
+            what keeps importances of weights that hardly moved finite.
     """
 
     def _before_training_exp(self, **kwargs: Any) -> None:

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 from fscl.plots.figures import inline_svg, save_png
 from fscl.suite.results import KEPT, RunResult, write_runs
 from fscl.suite.sections import Picture, Section, build_section
@@ -105,4 +105,4 @@ def _unique(slugs: Sequence[str]) -> list[str]:
 
 
 def _write(file: Path, text: str) -> None:
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(file, text)

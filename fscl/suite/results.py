@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 
 __all__ = ["FORMAT", "Memory", "RunResult", "SimilarityResult", "TaskInfo", "load_run", "load_runs", "write_runs"]
 
@@ -58,8 +58,8 @@ class RunResult:
     """One benchmark x strategy x seed, as found in its ``run.json``.
 
     ``accuracy[t, i]`` is the accuracy on task ``i`` after experience ``t``, a fraction. It has a row for each finished
-    experience: fewer than T while a run is unfinished, or when a learner sees all tasks in a single experience (joint
-    training). ``transfer[j, i]`` is the nearest-class-mean accuracy on task ``i`` of the features after task ``j``.
+    experience, fewer than T while a run is unfinished. ``transfer[j, i]`` is the nearest-class-mean accuracy on task
+    ``i`` of the features after task ``j``.
     """
 
     path: Path
@@ -155,7 +155,7 @@ def write_runs(runs: Iterable[RunResult], file: Path) -> None:
     """Write the records of runs into one file, which :func:`load_runs` reads, so that a report can be made again."""
     text = ",\n".join(json.dumps(run.record, separators=(",", ":")) for run in runs)
     text = f'{{"format": {FORMAT}, "runs": [\n{text}\n]}}\n'
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(file, text)
 
 
 def _identity(run: RunResult) -> object:

@@ -15,7 +15,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_atomically, write_text_atomically
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 from fscl.suite.results import FORMAT
 
@@ -336,7 +336,7 @@ def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=1)
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(path, text)
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, with_overrides
 from fscl.suite.results import RunResult, load_run
 from fscl.suite.run import RunSpec
@@ -158,7 +158,7 @@ def write_record(file: Path, benchmark: BenchmarkRecipe, protocol: Protocol, fou
         },
     }
     text = json.dumps(record, indent=1)
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(file, text)
 
 
 def _rank(trial: Trial) -> tuple[float, bool, int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 from fscl.suite.tune import Protocol, Tuned
 
 __all__ = ["changed_text", "write_recipe"]
@@ -30,7 +30,7 @@ def write_recipe(source: Path, target: Path, protocol: Protocol, found: Sequence
     """
     chosen = {one.strategy.name: {} if one.best is one.own else one.best.settings for one in found}
     text = changed_text(source, chosen, {one.strategy.name: _how(protocol, one) for one in found})
-    write_atomically(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(target, text)
 
 
 def changed_text(source: Path, chosen: Mapping[str, Mapping[str, Any]], said: Mapping[str, str]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 from fscl.plots.figures import inline_svg, save_png
 from fscl.suite.evidence.contents import Part, Picture, Table
 from fscl.suite.evidence.opening import opening
@@ -64,4 +64,4 @@ def _signs(text: str) -> str:
 
 
 def _write(file: Path, text: str) -> None:
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(file, text)

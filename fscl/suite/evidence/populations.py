@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms import AtomBank
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 from fscl.suite.evidence.contents import Context
 from fscl.suite.evidence.lab import CLASSES, Budget, Images, Task, bank_of, blank, learn, start
 
@@ -113,7 +113,7 @@ def _trained(
 
 
 def _write(file: Path, values: dict[str, object]) -> None:
-    write_atomically(file, lambda temporary: temporary.write_text(json.dumps(values, indent=1) + "\n", "utf-8"))
+    write_text_atomically(file, json.dumps(values, indent=1) + "\n")
 
 
 def networks_of(bank: AtomBank, model: nn.Module) -> list[nn.Module]:

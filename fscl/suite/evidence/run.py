@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_text_atomically
 from fscl.suite.evidence.contents import Context, Part, Unit
 from fscl.suite.evidence.cost import cost_part
 
@@ -132,4 +132,4 @@ def _do(unit: Unit, context: Context) -> tuple[str, dict[str, Any]]:
 
 def _write(file: Path, results: dict[str, Any]) -> None:
     text = json.dumps(results, separators=(",", ":")) + "\n"
-    write_atomically(file, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_text_atomically(file, text)
