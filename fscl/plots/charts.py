@@ -211,6 +211,8 @@ def scatter_panels(
             axes.set_title(abbreviate(label, 26), fontsize=9)
         for axes in panels[count:]:
             axes.set_visible(False)
+        for axes in panels[max(0, count - columns) : count]:  # the lowest of each column
+            axes.tick_params(labelbottom=True)
         figure.supxlabel(xlabel, fontsize=9)
         figure.supylabel(ylabel, fontsize=9)
     return figure

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
@@ -130,6 +131,37 @@ def test_a_forest_places_each_answer_and_fills_the_sure_ones() -> None:
     assert [0.0, 0.5] in spans
     assert [text.get_text() for text in first.get_yticklabels()] == ["A", "B"]
     assert not [line for line in second.lines if line.get_marker() == "o" and np.isfinite(line.get_xdata()[0])]
+
+
+def test_the_lowest_panel_of_each_column_has_its_scale() -> None:
+    dots = {f"Learner {i}": ([0.0, 1.0], [1.0, 0.0], ["a", "a"]) for i in range(6)}
+    figure = scatter_panels(dots, xlabel="x", ylabel="y", columns=4)
+    figure.canvas.draw()
+    labelled = [any(t.get_visible() and t.label1.get_visible() for t in a.xaxis.get_major_ticks()) for a in figure.axes]
+    assert labelled[:6] == [False, False, True, True, True, True]
+
+
+def test_bounds_are_dashed_and_their_labels_stay_beside_the_axes() -> None:
+    curves = {f"Strategy {i}": [[0.9, 0.9 + 0.0001 * i]] for i in range(12)} | {"Low": [[0.1, 0.1]]}
+    axes = accuracy_over_time(curves, bounds=["Low"])
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 12 + ["--"]
+    low, high = axes.get_ylim()
+    places = [text.xyann[1] for text in axes.texts]
+    assert all(low <= place <= high for place in places)
+
+
+def test_numbers_in_cells_can_be_read() -> None:
+    def luminance(colour: tuple[float, ...]) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+        return float(np.dot([0.2126, 0.7152, 0.0722], linear))
+
+    axes = similarity_heatmap(np.linspace(0, 1, 64).reshape(8, 8), names(8))
+    mesh = axes.collections[0]
+    for text in axes.texts:
+        column, row = (int(place) for place in text.get_position())
+        under = luminance(mesh.cmap(mesh.norm(mesh.get_array()[row, column])))  # type: ignore[union-attr,index]
+        ink = luminance(to_rgb(text.get_color()))
+        assert (max(under, ink) + 0.05) / (min(under, ink) + 0.05) > 3.5
 
 
 def test_storage_is_in_a_unit_that_can_be_read() -> None:
