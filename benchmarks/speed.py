@@ -77,10 +77,10 @@ def _single(call: Any) -> dict[str, Any]:
 
 
 def _machine(device: str) -> dict[str, Any]:
-    from fscl.suite.run import _processor
+    from fscl.suite.environment import processor
 
     return {
-        "processor": _processor(),
+        "processor": processor(),
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "python": platform.python_version(),
         "torch": torch.__version__,

@@ -3,12 +3,9 @@
 import contextlib
 import datetime
 import json
-import os
-import platform
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +13,12 @@ from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically, write_text_atomically
+from fscl.suite.environment import machine, versions
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 from fscl.suite.results import FORMAT
 
 __all__ = ["BusyError", "RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
 
-PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
 Progress = Callable[[int, int, int], None]
 
 
@@ -197,7 +194,13 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
             trainer.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(folder / "checkpoint.pt", error) from error
-        record["resumed"].append({"after": trainer.done, "versions": _versions(), "machine": _machine(spec, trainer)})
+        record["resumed"].append(
+            {
+                "after": trainer.done,
+                "versions": versions(),
+                "machine": machine(spec.device, spec.threads, trainer.precision),
+            }
+        )
     else:
         record = _new_record(spec, trainer)
         record["untrained"] = trainer.untrained()
@@ -268,8 +271,8 @@ def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
         "validation": spec.validation,
         **({} if spec.first is None else {"first": spec.first}),
         "seed": spec.seed,
-        "versions": _versions(),
-        "machine": _machine(spec, trainer),
+        "versions": versions(),
+        "machine": machine(spec.device, spec.threads, trainer.precision),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": [],
         "tasks": [{"name": name, "classes": classes} for name, classes in tasks],
@@ -365,36 +368,3 @@ def _line(error: Exception) -> str:
     if not isinstance(error, FsclError):
         text = f"{type(error).__name__}: {text[:200]}"
     return text
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:  # run from a checkout that is not installed
-            found[package] = "unknown"
-    return found
-
-
-def _machine(spec: RunSpec, trainer: Any) -> dict[str, Any]:
-    found = {"device": _device_name(spec.device), "processor": _processor(), "threads": spec.threads}
-    return found | {"precision": trainer.precision}
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return f"{line.partition(':')[2].strip()}, {os.cpu_count()} cores"
-    except OSError:
-        pass
-    return f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def _device_name(device: str) -> str:
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.get_device_name(device)
-    return device

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,7 @@ def test_a_run_folder_holds_what_reports_read(finished: dict[str, Path], learner
     assert result.recipe_hash == make_spec(learner).hash
     assert result.seed == 0
     assert set(data["versions"]) == {"python", "fscl", "torch", "torchvision", "avalanche-lib", "numpy"}
+    assert re.fullmatch(r"\d+\.\d+\.\d+\+[0-9a-f]{8}", data["versions"]["fscl"])
     assert data["machine"]["threads"] == 1
     assert data["benchmark"]["training"]["epochs"] == 1  # as it was run, with what was set
     for t, row in enumerate(data["accuracy"]):

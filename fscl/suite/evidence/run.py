@@ -113,7 +113,7 @@ def _done(units: list[Unit], context: Context, jobs: int, console: Any) -> Itera
 def _do(unit: Unit, context: Context) -> tuple[str, dict[str, Any]]:
     import torch
 
-    from fscl.suite.run import _processor
+    from fscl.suite.environment import processor
 
     torch.set_num_threads(1)
     began = time.perf_counter()
@@ -126,7 +126,7 @@ def _do(unit: Unit, context: Context) -> tuple[str, dict[str, Any]]:
         "version": unit.version,
         "seconds": round(time.perf_counter() - began, 1),
         "date": date.today().isoformat(),
-        "machine": f"{_processor()}, 1 thread; Python {platform.python_version()}, torch {torch.__version__}",
+        "machine": f"{processor()}, 1 thread; Python {platform.python_version()}, torch {torch.__version__}",
     }
 
 
