@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from avalanche.training import DER, ER_ACE
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
@@ -39,6 +40,7 @@ from fscl.errors import FsclError
 __all__ = ["Measured", "Trainer"]
 
 Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
+OWN_LOSS = (DER, ER_ACE)  # that do not take the criterion that they are given, or not always
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,10 @@ class Trainer:
             raise FsclError(
                 f"{class_path} cannot learn a stream of scenario {stream.scenario!r}; use "
                 f"{' or '.join(f'split.scenario={name}' for name in fits)}"
+            )
+        if label_smoothing and issubclass(kind, OWN_LOSS):
+            raise FsclError(
+                f"{class_path} has a loss of its own without label smoothing; set training.label_smoothing=0"
             )
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)

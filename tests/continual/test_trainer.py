@@ -348,6 +348,12 @@ def test_a_weight_whose_first_gradient_comes_late_is_trained_as_by_plain_sgd(str
         torch.testing.assert_close(weight, other)
 
 
+@pytest.mark.parametrize("kind", ["der", "er_ace"])
+def test_label_smoothing_is_refused_where_it_would_be_ignored(stream, kind):
+    with pytest.raises(FsclError, match=r"loss of its own.*label_smoothing=0"):
+        trainer_of(stream, kind, label_smoothing=0.1)
+
+
 class Streaming(Naive):
     """Holds an iterator, which no other process can take up."""
 
