@@ -18,7 +18,7 @@ from fscl.suite.prediction import QUESTIONS, Prediction, predictions, signed
 from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
-from fscl.suite.summary import COLUMNS, DASH, Estimate, group_runs, summary_rows
+from fscl.suite.summary import COLUMNS, DASH, group_runs, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.05
@@ -124,7 +124,7 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         [
             row.label,
-            _percent(row.accuracy),
+            row.cells()[COLUMNS.index("Accuracy (%)")],
             *(f"{p['accuracy'][name]:.2f}" if name in p["accuracy"] else DASH for p in papers),
         ]
         for name, row in ours.items()
@@ -182,10 +182,6 @@ def question(kept: Runs) -> str:
     )
 
 
-def _percent(value: Estimate | None) -> str:
-    return value.text(scale=100) if value else DASH
-
-
 def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> str:
     both = [name for name in theirs if name in ours]
     if len(both) < 4:
@@ -195,9 +191,10 @@ def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> str:
 
 
 def _told(question: str, answers: Sequence[Prediction]) -> str:
-    among = [(a.p, a.p_apart) for a in answers if a.found.defined]
-    every, apart = (sum(p[kind] < LEVEL for p in among) for kind in (0, 1))
-    return f"{question}: p < {LEVEL} for {every} of {len(among)} learners and streams; equally far apart, for {apart}."
+    every, apart = sum(a.p < LEVEL for a in answers), sum(a.p_apart < LEVEL for a in answers)
+    return (
+        f"{question}: p < {LEVEL} for {every} of {len(answers)} learners and streams; equally far apart, for {apart}."
+    )
 
 
 def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:

@@ -62,9 +62,9 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
 
     values = {"title": heading, "sections": sections, "columns": COLUMNS, "svg": svg, "png": png}
     html, markdown = folder / "index.html", folder / "README.md"
-    _write(html, _environment(html=True).get_template("report.html.j2").render(values))
+    write_text_atomically(html, _environment(html=True).get_template("report.html.j2").render(values))
     write_runs(runs, folder / KEPT)
-    _write(markdown, _environment(html=False).get_template("report.md.j2").render(values))
+    write_text_atomically(markdown, _environment(html=False).get_template("report.md.j2").render(values))
     return ReportPaths(html, markdown, tuple(files))
 
 
@@ -102,7 +102,3 @@ def _unique(slugs: Sequence[str]) -> list[str]:
         free = (name for n in itertools.count(2) if (name := f"{slug}-{n}") not in made and name not in slugs)
         made.append(slug if slug not in made else next(free))
     return made
-
-
-def _write(file: Path, text: str) -> None:
-    write_text_atomically(file, text)

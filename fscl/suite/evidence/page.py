@@ -44,8 +44,8 @@ def write_page(results: dict[str, Any], parts: Sequence[Part], out: Path) -> Pat
     html.globals["svg"] = lambda p: Markup(inline_svg(p.figure, p.slug, f"{p.title}. {p.caption}"))
     markdown = _environment(html=False)
     markdown.filters["text"] = lambda text: re.sub(r"<(?=[A-Za-z/!?])", r"\<", _signs(text))
-    _write(out / "index.html", html.get_template("evidence.html.j2").render(values))
-    _write(out / "README.md", markdown.get_template("evidence.md.j2").render(values))
+    write_text_atomically(out / "index.html", html.get_template("evidence.html.j2").render(values))
+    write_text_atomically(out / "README.md", markdown.get_template("evidence.md.j2").render(values))
     return out / "index.html"
 
 
@@ -61,7 +61,3 @@ def _inline(text: str, strong: tuple[str, str], code: str) -> str:
 def _signs(text: str) -> str:
     """Minus signs in front of numbers."""
     return re.sub(r"(?<![\w.\-`])-(?=\d)", "\N{MINUS SIGN}", text)
-
-
-def _write(file: Path, text: str) -> None:
-    write_text_atomically(file, text)
