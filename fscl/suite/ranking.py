@@ -17,7 +17,7 @@ BySeed = Mapping[int, float]
 class Difference:
     """Final accuracy of a strategy less that of the best, over the seeds that both have.
 
-    ``low`` and ``high`` are a 95 % t interval of the mean over seeds, infinite where there are fewer than two.
+    ``low`` and ``high`` are a 95 % t interval of the mean over seeds, NaN where there are fewer than two.
     ``p_value`` is of the hypothesis that the strategy is itself the best; NaN for what is no candidate, and where
     there are fewer than two seeds or no spread to judge by.
     """
