@@ -55,7 +55,7 @@ BY_LEARNER = (
     "Seeds where defined",
     "Tasks",
 )
-REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist")  # the first one is unfolded
+REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")  # first: unfolded
 HEATMAP = "split-cifar100-similarity.png"
 
 Runs = Mapping[str, list[RunResult]]

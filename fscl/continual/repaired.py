@@ -12,15 +12,16 @@ from avalanche.training import AGEM as AvalancheAGEM
 from avalanche.training import DER as AvalancheDER
 from avalanche.training import EWC as AvalancheEWC
 from avalanche.training import LFL as AvalancheLFL
+from avalanche.training import MAS as AvalancheMAS
 from avalanche.training import SynapticIntelligence as AvalancheSI
-from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LFLPlugin, SynapticIntelligencePlugin
+from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LFLPlugin, MASPlugin, SynapticIntelligencePlugin
 from avalanche.training.supervised.der import ClassBalancedBufferWithLogits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.continual.evaluate import features_of
 
-__all__ = ["AGEM", "DER", "EWC", "LFL", "SynapticIntelligence"]
+__all__ = ["AGEM", "DER", "EWC", "LFL", "MAS", "SynapticIntelligence"]
 
 
 class AGEM(AvalancheAGEM):
@@ -205,6 +206,29 @@ class _LFLPlugin(LFLPlugin):
         with torch.no_grad():
             before = features_of(self.prev_model, x)
         return features_of(model, x), before
+
+
+class MAS(AvalancheMAS):
+    """MAS (Aljundi et al., ECCV 2018) that goes on where a batch has no loss left.
+
+    Avalanche's takes a loss of exactly 0, as of images of which a network is sure, for none, and raises.
+
+    Args:
+        lambda_reg: weight of the penalty.
+        alpha: share of the former importances in those after a task; the task's own have the rest.
+        **arguments: as in ``avalanche.training.MAS``.
+    """
+
+    def __init__(self, *, lambda_reg: float = 1.0, alpha: float = 0.5, **arguments: Any) -> None:
+        super().__init__(lambda_reg=lambda_reg, alpha=alpha, **arguments)
+        _put_in_place(self, MASPlugin, _MASPlugin(lambda_reg, alpha))
+
+
+class _MASPlugin(MASPlugin):
+    def before_backward(self, strategy: Any, **kwargs: Any) -> None:
+        if strategy.loss == 0:
+            strategy.loss = strategy.loss + torch.finfo(strategy.loss.dtype).tiny
+        super().before_backward(strategy, **kwargs)
 
 
 class SynapticIntelligence(AvalancheSI):

@@ -20,6 +20,7 @@ from fscl.suite.results import FORMAT
 __all__ = ["BusyError", "RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
 
 Progress = Callable[[int, int, int], None]
+CHECKPOINT_FORMAT = 1  # of a checkpoint's layout: one more whenever that changes
 
 
 class BusyError(FsclError):
@@ -235,7 +236,8 @@ def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[]
         if trainer.bank is not None:
             trainer.bank.save(folder / "bank.safetensors")
         if not last:
-            _save_checkpoint(folder / "checkpoint.pt", {"record": json.dumps(record), "trainer": trainer.state_dict()})
+            state = {"format": CHECKPOINT_FORMAT, "record": json.dumps(record), "trainer": trainer.state_dict()}
+            _save_checkpoint(folder / "checkpoint.pt", state)
         _write_json(folder / "run.json", record)
         kept()
 
@@ -316,6 +318,8 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
     try:
         with torch.serialization.safe_globals(SAFE_CLASSES):
             saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved.get("format") != CHECKPOINT_FORMAT:
+            raise FsclError(f"{path}: written by another version of fscl; use --overwrite to start this run afresh")
         record = json.loads(saved["record"])
         trainer, ours = saved["trainer"], record["recipe_hash"] == spec.hash
     except pickle.UnpicklingError as error:  # torch's own words are a page on how to switch its safety off

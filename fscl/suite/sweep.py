@@ -217,12 +217,12 @@ def attempt(
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Avalanche calls what it has itself deprecated, and says so at every task, in the midst of the live table."""
+    """Avalanche calls what it, or PyTorch, has deprecated, and says so at every task, in the midst of the table."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
         def show_others(message: Any, category: type[Warning], *where: Any) -> None:
-            if not issubclass(category, DeprecationWarning):
+            if not issubclass(category, DeprecationWarning) and "is deprecated" not in str(message):
                 show(message, category, *where)
 
         warnings.showwarning = show_others  # type: ignore[assignment]  # passes on whatever it is given

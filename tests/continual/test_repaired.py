@@ -171,6 +171,31 @@ def test_ewc_stores_one_penalty_for_all_tasks(stream, mode):
     assert per_task["other"] * len(stream.tasks) + shared["other"] == pytest.approx(2 * weights, rel=0.01)
 
 
+def without_loss(trainer):
+    trainer.train_next()
+    trainer.strategy._criterion = lambda answers, labels: (0 * answers).sum()
+    trainer.train_next()
+
+
+def test_avalanche_s_mas_takes_a_loss_of_zero_for_none(stream):
+    with pytest.raises(ValueError, match="Loss is not available"):
+        without_loss(trainer_of(stream, "avalanche.training.MAS", lambda_reg=1.0))
+
+
+def test_mas_goes_on_where_there_is_no_loss_left(stream):
+    without_loss(trainer_of(stream, "fscl.continual.repaired.MAS", lambda_reg=1.0))
+
+
+def test_mas_is_avalanche_s_where_there_is_a_loss(stream):
+    weights = []
+    for class_path in ("avalanche.training.MAS", "fscl.continual.repaired.MAS"):
+        trainer = trainer_of(stream, class_path, lambda_reg=0.1, alpha=0.3)
+        for _ in stream.tasks:
+            trainer.train_next()
+        weights.append([p.detach() for p in trainer.strategy.model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
 def importances(trainer):
     (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, SynapticIntelligencePlugin)]
     return plugin.ewc_data[1]

@@ -26,7 +26,7 @@ LEARNERS = {
     "joint": ("fscl.continual.Joint", {}),
     "frozen": ("fscl.continual.FrozenFeatures", {}),
     "si": ("fscl.continual.repaired.SynapticIntelligence", {"si_lambda": 100.0}),
-    "mas": ("avalanche.training.MAS", {"lambda_reg": 1.0}),
+    "mas": ("fscl.continual.repaired.MAS", {"lambda_reg": 1.0}),
     "lwf": ("avalanche.training.LwF", {"alpha": 1.0, "temperature": 2.0}),
     "lfl": ("fscl.continual.repaired.LFL", {"lambda_e": 1.0}),
     "replay": ("avalanche.training.Replay", {"mem_size": 30}),

@@ -411,6 +411,15 @@ def test_damaged_files_of_a_run(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.
     assert fscl("run", "-s", "naive", *TINY, "--overwrite").code == 0
 
 
+def test_a_checkpoint_of_another_version_is_named_as_such(
+    fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupted(fscl, monkeypatch, ["run", "-s", "naive", *TINY]).code == 130
+    monkeypatch.setattr("fscl.suite.run.CHECKPOINT_FORMAT", "other")
+    refused(fscl("run", "-s", "naive", *TINY), r"checkpoint\.pt: written by another version of fscl; use --overwrite")
+    assert fscl("run", "-s", "naive", *TINY, "--overwrite").code == 0
+
+
 def test_some_runs_failed_is_exit_code_1_and_the_rest_is_reported(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -111,6 +111,7 @@ def test_a_benchmark_is_to_be_had_in_every_scenario(name: str, scenario: str, mo
     ("name", "tasks"),
     [
         ("split_digits", [2] * 5),
+        ("split_digits_class", [2] * 5),
         ("split_mnist", [2] * 5),
         ("split_fmnist", [2] * 5),
         ("rotated_fmnist", [10] * 10),
