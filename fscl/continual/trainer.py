@@ -3,7 +3,7 @@
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +30,7 @@ from fscl.continual.learners import strategy_class
 from fscl.continual.loader import InMemoryLoader
 from fscl.continual.metrics import FilterHistory
 from fscl.continual.networks import build_network
+from fscl.continual.optimizer import build_optimizer
 from fscl.continual.schedule import LearningRateSchedule
 from fscl.continual.state import plugin_state, restore_plugins, restore_strategy, strategy_state
 from fscl.continual.strategy import AtomSwappingPlugin
@@ -126,7 +127,7 @@ class Trainer:
             )
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
-        chosen = _optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
+        chosen = build_optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         pairs = zip(stream.train_stream, stream.test_stream, strict=True)
         self._tasks = [(first_images(a.dataset), b.dataset) for a, b in pairs]  # for class means, chosen once
@@ -323,29 +324,6 @@ class Trainer:
             class_mean_accuracy(self.strategy.model, *data, device=self.device, features=(features or {}).get(i))
             for i, data in enumerate(self._tasks)
         ]
-
-
-def _optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, device: torch.device
-) -> torch.optim.Optimizer:
-    fused = device.type in ("cpu", "cuda")  # one pass over a parameter, in place of one an operation
-    if name == "adam":
-        return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
-    chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
-    if momentum > 0:
-        chosen.register_step_pre_hook(_begin_momentum)
-    return chosen
-
-
-def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Momentum, of zero, for weights whose first gradient comes after others': fused SGD fails without.
-
-    Such weights are heads of a task of which the exemplars of the first batches have none.
-    """
-    for group in optimizer.param_groups:
-        for weight in group["params"]:
-            if weight.grad is not None and optimizer.state[weight].get("momentum_buffer") is None:
-                optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight.grad)
 
 
 class _ProgressPlugin(SupervisedPlugin):

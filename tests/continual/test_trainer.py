@@ -329,6 +329,11 @@ def test_memory_of_distillation_is_a_former_network(stream, kind):
     assert 3 * per_task["other"] + shared["other"] == pytest.approx(BODY + 3 * HEAD, abs=3)
 
 
+def test_an_unknown_optimizer_is_named(stream):
+    with pytest.raises(FsclError, match=r"unknown optimizer 'sgdm'; known optimizers: adam, sgd"):
+        trainer_of(stream, "naive", optimizer="sgdm")
+
+
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_weight_whose_first_gradient_comes_late_is_trained_as_by_plain_sgd(stream, momentum):
     trainer = trainer_of(stream, "naive", momentum=momentum, lr=0.1, weight_decay=0.01)
