@@ -8,7 +8,13 @@ from fscl.plots.charts import (
     scatter_panels,
 )
 from fscl.plots.clusters import clustered_heatmap
-from fscl.plots.heatmaps import accuracy_heatmap, similarity_by_layer, similarity_heatmap, similarity_limits
+from fscl.plots.heatmaps import (
+    accuracy_heatmap,
+    similarity_by_layer,
+    similarity_heatmap,
+    similarity_label,
+    similarity_limits,
+)
 
 __all__ = [
     "accuracy_heatmap",
@@ -20,5 +26,6 @@ __all__ = [
     "scatter_panels",
     "similarity_by_layer",
     "similarity_heatmap",
+    "similarity_label",
     "similarity_limits",
 ]

@@ -18,12 +18,24 @@ from numpy.typing import ArrayLike, NDArray
 from fscl.errors import FsclError
 from fscl.plots.figures import INK, abbreviate, new_axes, style
 
-__all__ = ["accuracy_heatmap", "decimals", "similarity_by_layer", "similarity_heatmap", "similarity_limits"]
+__all__ = [
+    "accuracy_heatmap",
+    "decimals",
+    "similarity_by_layer",
+    "similarity_heatmap",
+    "similarity_label",
+    "similarity_limits",
+]
 
 # Translucent greys read as "no value" on white and on black; the diagonal sits among pale cells and needs more.
 UNSEEN = (0.5, 0.5, 0.5, 0.14)
 DIAGONAL = (0.5, 0.5, 0.5, 0.42)
 ANNOTATE_UP_TO = 12
+OVER_LAYERS = {
+    "product": "product over layers of squares",
+    "mean": "mean over layers",
+    "depth": "mean over layers of the product of squares so far",
+}
 EVEN = 0.224  # the luminance against which white and INK have the same contrast
 
 Array = NDArray[np.float64]
@@ -62,6 +74,15 @@ def similarity_limits(similarity: ArrayLike) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(off.min()), float(off.max())
     return (low, high) if high - low > 1e-6 else (low - 0.01, high + 0.01)
+
+
+def similarity_label(metric: str, aggregate: str) -> str:
+    """What a network's similarity is, in words for a colour bar.
+
+    >>> similarity_label("cosine", "product")
+    'cosine similarity, product over layers of squares'
+    """
+    return f"{metric} similarity, {OVER_LAYERS.get(aggregate, aggregate)}"
 
 
 def similarity_heatmap(

@@ -169,7 +169,7 @@ def heatmap(
 
     from fscl.atoms.bank import AtomBank
     from fscl.files import write_atomically
-    from fscl.plots import similarity_heatmap
+    from fscl.plots import similarity_heatmap, similarity_label
 
     if out.suffix.lower() not in (".png", ".svg", ".pdf"):
         raise FsclError(f"{out}: unknown kind of figure; use .png, .svg or .pdf")
@@ -178,8 +178,7 @@ def heatmap(
     if len(bank) < 2:
         raise FsclError(f"{banks[0]}: {len(bank)} task in the bank; a heatmap needs at least 2")
     similarity = bank.similarity(metric, aggregate).numpy()
-    label = f"{metric} similarity, {aggregate} over layers"
-    figure = similarity_heatmap(similarity, bank.names, label=label).figure
+    figure = similarity_heatmap(similarity, bank.names, label=similarity_label(metric, aggregate)).figure
     assert isinstance(figure, Figure)  # the axes are not in a part of one
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
     typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {out}")

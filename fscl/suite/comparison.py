@@ -21,7 +21,7 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
-from fscl.plots.heatmaps import similarity_heatmap
+from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
 
 __all__ = [
@@ -219,7 +219,7 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
     table.writerow(["", *names])
     table.writerows([name, *map(repr, row)] for name, row in zip(names, found.matrix.tolist(), strict=True))
     data = json.dumps({**found.as_data(), **more}, indent=1)
-    label = f"{found.metric} similarity, {found.aggregate} over layers"
+    label = similarity_label(found.metric, found.aggregate)
     # unrelated networks differ by chance alone, which should not fill the range of colours
     limits = (min(0.0, float(found.matrix.min())), 1.0) if len(found.groups) == len(names) else None
     axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)

@@ -19,6 +19,7 @@ from fscl.plots import (
     scatter_panels,
     similarity_by_layer,
     similarity_heatmap,
+    similarity_label,
     similarity_limits,
 )
 from fscl.suite.prediction import (
@@ -158,15 +159,13 @@ def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
     names = chosen[0].task_names[: len(whole)]
     source = f"mean over {len(chosen)} seeds" if len(chosen) > 1 else f"seed {chosen[0].seed}"
     low, high = similarity_limits(whole)
-    means = {"product": "the product over layers of squared similarities", "mean": "the mean over layers"}
-    how = means.get(first.aggregate, first.aggregate)
+    label = similarity_label(first.metric, first.aggregate)
+    kind, how = label.split(", ")
     caption = (
-        f"{first.metric.capitalize()} similarity of {group.label}'s atoms, {how}"
-        f"; {source}. No data is used. Colours span the off-diagonal values, {low:.2f} to {high:.2f}, "
-        "not 0 to 1; the diagonal, 1 by definition, is greyed." + _with_time(runs)
+        f"{kind.capitalize()} of {group.label}'s atoms, {how}; {source}. No data is used. "
+        f"Colours span the off-diagonal values, {low:.2f} to {high:.2f}, not 0 to 1; "
+        "the diagonal, 1 by definition, is greyed." + _with_time(runs)
     )
-    short = {"product": "product over layers of squares", "mean": "mean over layers"}
-    label = f"{first.metric} similarity, {short.get(first.aggregate, first.aggregate)}"
     axes = similarity_heatmap(whole, names, label=label)
     pictures = [_picture(f"{name}-similarity", axes, "Whole network", caption)]
     low, high = similarity_limits(stack)
