@@ -20,6 +20,7 @@ from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
 from fscl.suite.prediction import predictions
+from fscl.suite.recipe import load_strategy
 from fscl.suite.report import ReportPaths, SummaryRow, rich_table, summary_rows, write_report
 from fscl.suite.results import SimilarityResult, load_runs
 from fscl.suite.summary import group_runs, human_bytes
@@ -410,6 +411,16 @@ def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
     (row,) = summary_rows(load_runs([folder]))
     assert (*row.cells()[2:5], *row.cells()[5:9]) == ("75.00", *"––––––")
     report(make_run("fine_tuning", 0, 4))
+
+
+def test_the_budget_of_joint_training_has_no_later_tasks(make_run: MakeRun) -> None:
+    recipe = load_strategy("joint").model_dump(by_alias=True)
+    benchmark = run_data()["benchmark"] | {"training": {"epochs": 17, "epochs_next": 15, "lr_next": 0.1}}
+    folder = make_run("joint", 0, 4, strategy=recipe, accuracy=[[0.5] * 4], similarity=None, benchmark=benchmark)
+    _, _, markdown = report(folder)
+    assert "17 epochs of all tasks at once" in markdown
+    assert "later one" not in markdown
+    assert "second task" not in markdown
 
 
 def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun) -> None:
