@@ -130,7 +130,8 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
 
 
 def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
-    matrices = {group: group.mean_accuracy() for group in groups if group.square}
+    learners_first = sorted(groups, key=lambda group: group.bound is not None)  # bounds have nothing to forget
+    matrices = {group: group.mean_accuracy() for group in learners_first if group.square}
     if not matrices:
         return []
     seen = np.concatenate([matrix[np.tril_indices(len(matrix))] for matrix in matrices.values()])

@@ -279,6 +279,15 @@ def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
     assert paths.html.stat().st_size < 3e6
 
 
+def test_heatmaps_of_learners_come_before_those_of_bounds(make_run: MakeRun) -> None:
+    made = {"strategy": {"name": "whole", "title": "Whole", "bound": "upper"}}
+    make_run("whole", 0, 4, forgets=0.0, **made)
+    _, html, markdown = report(make_run("fine_tuning", 0, 4))
+    assert markdown.index("| Whole |") < markdown.index("| Fine tuning |")  # the best comes first
+    for page in (html, markdown):
+        assert 0 < page.index("Accuracy, task by task") < page.rindex("accuracy-fine") < page.rindex("accuracy-whole")
+
+
 def test_markdown_figures_are_small_pngs_that_exist(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, 20, forgets=0)
     paths, _, markdown = report(make_run("fine_tuning", 0, 20))
