@@ -14,7 +14,14 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from fscl.suite.prediction import QUESTIONS, Prediction, predictions, signed
+from fscl.suite.prediction import (
+    QUESTIONS,
+    Prediction,
+    atom_reference,
+    correlation_with_time,
+    predictions,
+    signed,
+)
 from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
@@ -28,12 +35,11 @@ SHOWN = (
     "Accuracy (%)",
     "Against the best (points)",
     "p (is the best)",
-    "Incremental accuracy (%)",
     "Forgetting (points)",
     "Stored per task",
     "Stored in all",
-    "Training per run",
 )
+OVER_STREAMS = ("Question", "Learners, over streams", "p < 0.05", "p < 0.05, equally far apart")
 OVER_LEARNERS = (
     "Question",
     "Stream",
@@ -85,9 +91,9 @@ def leaderboards(kept: Runs) -> str:
         title, text = lines[0], "\n".join(lines[1:])
         if name == REPORTS[0]:
             texts += [
-                f"**{title}**, {text}",
-                "Which of its tasks are alike, from the atoms alone:",
+                f"**{title}**: {text}",
                 f"![Task-to-task similarity on {title}](reports/{name}/figures/{HEATMAP})",
+                _told_by_time(runs),
             ]
         else:
             texts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
@@ -107,11 +113,23 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
     ]
 
 
+def _told_by_time(runs: list[RunResult]) -> str:
+    """What the heatmap shows, and how far that is the order of the tasks."""
+    reference = atom_reference(group_runs(runs))
+    assert reference is not None
+    rho, _ = correlation_with_time(reference.runs)
+    return (
+        f"Similarity of the tasks of one seed, from their atoms alone ({reference.label}). A task starts from the "
+        "atoms of the one before, and the picture mostly shows their order: Spearman's ρ with the number of tasks in "
+        f"between is {signed(rho)}."
+    )
+
+
 def published(reports: Path) -> list[dict[str, Any]]:
-    """What papers report on the first benchmark."""
-    papers: list[dict[str, Any]] = tomllib.loads((reports / REPORTS[0] / "literature.toml").read_text("utf-8"))[
-        "papers"
-    ]
+    """What papers report on the first benchmark, with their digits."""
+    papers: list[dict[str, Any]] = tomllib.loads(
+        (reports / REPORTS[0] / "literature.toml").read_text("utf-8"), parse_float=str
+    )["papers"]
     return papers
 
 
@@ -125,7 +143,7 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
         [
             row.label,
             row.cells()[COLUMNS.index("Accuracy (%)")],
-            *(f"{p['accuracy'][name]:.2f}" if name in p["accuracy"] else DASH for p in papers),
+            *(p["accuracy"].get(name, DASH) for p in papers),
         ]
         for name, row in ours.items()
         if any(name in paper["accuracy"] for paper in papers)
@@ -134,13 +152,7 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     agreements = (_agreement(learners, paper["accuracy"]) for paper in papers)
     order = ["Kendall's τ with the order of learners here", DASH, *agreements]
     sources = [f"- {paper['heading']}: {paper['source']}." for paper in papers]
-    lead = (
-        "### Against published numbers",
-        "",
-        "Accuracy (%) on Split CIFAR-100 with task labels, here and in papers:",
-        "",
-    )
-    return "\n".join([*lead, *_table(head, [*rows, order], texts=1), "", *sources])
+    return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
 
 def question(kept: Runs) -> str:
@@ -164,15 +176,19 @@ def question(kept: Runs) -> str:
         for answer in answers
         if answer.question == "atoms"
     ]
+    over = [
+        _told(words, [a for found in streams.values() for a in found if a.question == key])
+        for key, words in QUESTIONS.items()
+    ]
     return "\n".join(
         [
-            *[
-                _told(QUESTIONS[key], [a for found in streams.values() for a in found if a.question == key])
-                for key in ("atoms", "drop")
-            ],
+            *_table(OVER_STREAMS, over, texts=1),
+            "",
+            "<details><summary>Stream by stream</summary>",
             "",
             *_table(OVER_LEARNERS, rows, texts=2),
             "",
+            "</details>",
             "<details><summary>Atom similarity and forgetting, learner by learner</summary>",
             "",
             *_table(BY_LEARNER, each, texts=2),
@@ -182,19 +198,17 @@ def question(kept: Runs) -> str:
     )
 
 
-def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, float]) -> str:
+def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, str]) -> str:
     both = [name for name in theirs if name in ours]
     if len(both) < 4:
         return f"{DASH} ({len(both)} learners)"
-    tau = kendalltau([ours[name].accuracy.mean for name in both], [theirs[name] for name in both]).statistic
+    tau = kendalltau([ours[name].accuracy.mean for name in both], [float(theirs[name]) for name in both]).statistic
     return f"{signed(tau)} ({len(both)} learners)"
 
 
-def _told(question: str, answers: Sequence[Prediction]) -> str:
+def _told(question: str, answers: Sequence[Prediction]) -> tuple[str, str, str, str]:
     every, apart = sum(a.p < LEVEL for a in answers), sum(a.p_apart < LEVEL for a in answers)
-    return (
-        f"{question}: p < {LEVEL} for {every} of {len(answers)} learners and streams; equally far apart, for {apart}."
-    )
+    return question, str(len(answers)), str(every), str(apart)
 
 
 def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:

@@ -55,12 +55,6 @@ def test_every_command_shown_exists(command):
     assert CliRunner().invoke(app, [command, "--help"], env=os.environ | {"COLUMNS": "100"}).exit_code == 0
 
 
-def test_every_picture_is_there():
-    pictures = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", README)
-    assert pictures
-    assert all((ROOT / picture).is_file() for picture in pictures), pictures
-
-
 def test_the_speeds_are_those_of_the_committed_report():
     shown = README.split("<!-- speed -->")[1].split("<!-- /speed -->")[0]
     report = (ROOT / "reports" / "speed" / "README.md").read_text(encoding="utf-8")

@@ -18,8 +18,8 @@ from fscl.suite.summary import DASH, StrategyRuns, small_p
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
 
-__all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_reference", "predictions", "signed",
-           "whole_similarity"]  # fmt: skip
+__all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_reference",
+           "correlation_with_time", "predictions", "signed", "whole_similarity"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Question = Literal["atoms", "drop", "own", "transfer"]
@@ -100,6 +100,24 @@ def whole_similarity(run: RunResult) -> Array | None:
     from fscl.similarity.subspace import aggregate_layers
 
     return aggregate_layers(torch.as_tensor(run.similarity.matrix), run.similarity.aggregate).numpy()
+
+
+def correlation_with_time(runs: Sequence[RunResult]) -> tuple[float, int]:
+    """Spearman's rho of similarity and of the number of tasks in between, mean over seeds; and of how many.
+
+    Near -1, similarity tells when a task was learned as much as what it is. NaN, of 0 seeds, where it is undefined.
+    """
+    from scipy.stats import spearmanr
+
+    found = []
+    for run in runs:
+        matrix = whole_similarity(run)
+        if matrix is None:
+            continue
+        rows, columns = np.tril_indices(len(matrix), -1)
+        if len(set(rows - columns)) > 1 and np.ptp(matrix[rows, columns]) > 0:
+            found.append(float(spearmanr(matrix[rows, columns], rows - columns).statistic))
+    return (float(np.mean(found)) if found else math.nan), len(found)
 
 
 def atom_reference(groups: Sequence[StrategyRuns]) -> StrategyRuns | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -23,7 +24,8 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
     common = max(budgets.values(), key=list(budgets.values()).count)
     given = common if len(set(budgets.values())) == 1 else f"{common}; that of some learners is another, see below"
     machines = {_machine(run) for run in done}
-    versions = {" ".join(f"{k} {v}," for k, v in run.versions.items()).rstrip(",") for run in done}
+    versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in done)
+    several = len(versions) > 1
     days = sorted({str(run.record["started"])[:10] for run in done if run.record.get("started")})
     lines = [
         ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
@@ -32,7 +34,7 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
         ("Budget", given),
         ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
         ("Machine", "; ".join(sorted(machines))),
-        ("Versions", "; ".join(sorted(versions))),
+        ("Versions", "; ".join(text + f" ({n} of {len(done)} runs)" * several for text, n in sorted(versions.items()))),
         ("Begun", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
         ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
     ]

@@ -27,6 +27,7 @@ from fscl.suite.prediction import (
     Prediction,
     PredictionRow,
     atom_reference,
+    correlation_with_time,
     predictions,
     signed,
     whole_similarity,
@@ -182,20 +183,12 @@ def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
 
 def _with_time(runs: Sequence[RunResult]) -> str:
     """What a similarity that only told when a task was learned would explain."""
-    from scipy.stats import spearmanr
-
-    found = []
-    for run in runs:
-        matrix = whole_similarity(run)
-        assert matrix is not None
-        rows, columns = np.tril_indices(len(matrix), -1)
-        if len(set(rows - columns)) > 1 and np.ptp(matrix[rows, columns]) > 0:
-            found.append(float(spearmanr(matrix[rows, columns], rows - columns).statistic))
-    if not found:
+    rho, seeds = correlation_with_time(runs)
+    if not seeds:
         return ""
-    over = f" (mean over {len(found)} seeds)" if len(found) > 1 else ""
+    over = f" (mean over {seeds} seeds)" if seeds > 1 else ""
     return (
-        f" Spearman's ρ of similarity and the number of tasks from one to the other is {signed(float(np.mean(found)))}"
+        f" Spearman's ρ of similarity and the number of tasks from one to the other is {signed(rho)}"
         f"{over}: near −1, when a task was learned tells as much as what it is."
     )
 
