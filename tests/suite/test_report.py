@@ -19,7 +19,7 @@ from rich.console import Console
 from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
-from fscl.suite.prediction import predictions
+from fscl.suite.prediction import correlation_with_time, predictions
 from fscl.suite.recipe import load_strategy
 from fscl.suite.report import ReportPaths, SummaryRow, rich_table, summary_rows, write_report
 from fscl.suite.results import SimilarityResult, load_runs
@@ -492,3 +492,18 @@ def test_bytes_are_decimal() -> None:
         "1.0 MB",
         "1.0 MB",
     ]
+
+
+def similarity(values: Any) -> dict[str, Any]:
+    return {"metric": "cosine", "aggregate": "mean", "layers": ["c"], "matrix": [np.asarray(values, float).tolist()]}
+
+
+def test_how_far_similarity_is_the_order_of_tasks(make_run: MakeRun) -> None:
+    apart = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
+    for seed, values in enumerate((0.9**apart, np.where(apart, 0.1 * apart, 1.0), np.where(apart, 0.3, 1.0))):
+        folder = make_run("atom_swapping", seed, 5, similarity=similarity(values))
+    fades, grows, equal = load_runs([folder])
+    assert correlation_with_time([fades]) == (pytest.approx(-1), 1)
+    assert correlation_with_time([grows, equal]) == (pytest.approx(1), 1)
+    assert correlation_with_time([fades, grows]) == (pytest.approx(0), 2)
+    assert np.isnan(correlation_with_time([equal])[0])
