@@ -195,13 +195,7 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
             trainer.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(folder / "checkpoint.pt", error) from error
-        record["resumed"].append(
-            {
-                "after": trainer.done,
-                "versions": versions(),
-                "machine": machine(spec.device, spec.threads, trainer.precision),
-            }
-        )
+        record["resumed"].append({"after": trainer.done, **_environment(spec, trainer)})
     else:
         record = _new_record(spec, trainer)
         record["untrained"] = trainer.untrained()
@@ -273,8 +267,7 @@ def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
         "validation": spec.validation,
         **({} if spec.first is None else {"first": spec.first}),
         "seed": spec.seed,
-        "versions": versions(),
-        "machine": machine(spec.device, spec.threads, trainer.precision),
+        **_environment(spec, trainer),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": [],
         "tasks": [{"name": name, "classes": classes} for name, classes in tasks],
@@ -304,6 +297,10 @@ def _finish(record: dict[str, Any], trainer: Any) -> None:
     record["provenance"] = provenance
 
 
+def _environment(spec: RunSpec, trainer: Any) -> dict[str, Any]:
+    return {"versions": versions(), "machine": machine(spec.device, spec.threads, trainer.precision)}
+
+
 def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The record and trainer state of the last finished experience, if there is one that can be read."""
     import pickle
@@ -324,7 +321,7 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
         trainer, ours = saved["trainer"], record["recipe_hash"] == spec.hash
     except pickle.UnpicklingError as error:  # torch's own words are a page on how to switch its safety off
         raise _damaged(path, ValueError("it holds something other than plain data")) from error
-    except (RuntimeError, KeyError, EOFError, ValueError, TypeError, OSError) as error:
+    except (RuntimeError, KeyError, EOFError, ValueError, TypeError, AttributeError, OSError) as error:
         raise _damaged(path, error) from error
     return (record, trainer) if ours else ({}, None)
 

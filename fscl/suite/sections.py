@@ -162,7 +162,7 @@ def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
     source = f"mean over {len(chosen)} seeds" if len(chosen) > 1 else f"seed {chosen[0].seed}"
     low, high = similarity_limits(whole)
     label = similarity_label(first.metric, first.aggregate)
-    kind, how = label.split(", ")
+    kind, _, how = label.partition(", ")
     caption = (
         f"{kind.capitalize()} of {group.label}'s atoms, {how}; {source}. No data is used. "
         f"Colours span the off-diagonal values, {low:.2f} to {high:.2f}, not 0 to 1; "

@@ -17,6 +17,14 @@ def trainer_of(stream, class_path, **arguments):
     return Trainer(stream, class_path, arguments, network_arguments=network, epochs=2, batch_size=16)
 
 
+def learned(stream, class_path, **arguments):
+    """All weights, one after another, at the end of the stream."""
+    trainer = trainer_of(stream, class_path, **arguments)
+    for _ in stream.tasks:
+        trainer.train_next()
+    return torch.cat([p.detach().flatten() for p in trainer.strategy.model.parameters()])
+
+
 def resumed(stream, class_path, **arguments):
     first = trainer_of(stream, class_path, **arguments)
     first.train_next()
@@ -145,18 +153,9 @@ def test_ewc_of_any_strength_holds_what_matters_where_it_was(stream):
 
 @pytest.mark.parametrize("mode", [{}, {"mode": "online", "decay_factor": 0.5}], ids=["separate", "online"])
 def test_ewc_s_penalties_are_avalanche_s_where_steps_do_not_overshoot(stream, mode):
-    weights = []
-    for class_path in ("avalanche.training.EWC", "fscl.continual.repaired.EWC"):
-        trainer = trainer_of(stream, class_path, ewc_lambda=20.0, **mode)
-        for _ in stream.tasks:
-            trainer.train_next()
-        weights.append([p.detach() for p in trainer.strategy.model.parameters()])
-    plain = trainer_of(stream, "avalanche.training.Naive")
-    for _ in stream.tasks:
-        plain.train_next()
-    theirs, ours, free = (
-        torch.cat([p.detach().flatten() for p in w]) for w in (*weights, plain.strategy.model.parameters())
-    )
+    theirs = learned(stream, "avalanche.training.EWC", ewc_lambda=20.0, **mode)
+    ours = learned(stream, "fscl.continual.repaired.EWC", ewc_lambda=20.0, **mode)
+    free = learned(stream, "avalanche.training.Naive")
     assert torch.allclose(theirs, ours, atol=1e-4)
     assert (free - ours).abs().max() > 0.01
 
@@ -187,13 +186,9 @@ def test_mas_goes_on_where_there_is_no_loss_left(stream):
 
 
 def test_mas_is_avalanche_s_where_there_is_a_loss(stream):
-    weights = []
-    for class_path in ("avalanche.training.MAS", "fscl.continual.repaired.MAS"):
-        trainer = trainer_of(stream, class_path, lambda_reg=0.1, alpha=0.3)
-        for _ in stream.tasks:
-            trainer.train_next()
-        weights.append([p.detach() for p in trainer.strategy.model.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+    theirs = learned(stream, "avalanche.training.MAS", lambda_reg=0.1, alpha=0.3)
+    ours = learned(stream, "fscl.continual.repaired.MAS", lambda_reg=0.1, alpha=0.3)
+    assert torch.equal(theirs, ours)
 
 
 def importances(trainer):
