@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import ArrayLike
 
 from fscl.errors import FsclError
-from fscl.plots.figures import INK, MARKERS, abbreviate, new_axes, palette, quiet_grid, style
+from fscl.plots.figures import INK, MARKERS, abbreviate, learner_palette, new_axes, quiet_grid, style
 
 __all__ = [
     "accuracy_over_time",
@@ -76,16 +76,19 @@ def scatter_correlation(
 
 
 def accuracy_over_time(
-    curves: Mapping[str, ArrayLike], *, bounds: Collection[str] = (), ax: Axes | None = None
+    curves: Mapping[str, ArrayLike],
+    *,
+    bounds: Collection[str] = (),
+    colours: Mapping[str, Any] | None = None,
+    ax: Axes | None = None,
 ) -> Axes:
     """Mean accuracy on the tasks seen so far, one line a strategy with a band of one standard deviation over seeds.
 
     Of many strategies there are no bands, which would cover each other. ``curves`` maps a label to (seeds, T)
     fractions; line t is the mean of ``R[t, :t+1]``. ``bounds`` are the labels of what is no learner; their lines are
-    grey and dashed.
+    grey and dashed. ``colours`` (label -> colour) keeps a learner's colour from figure to figure.
     """
-    learners = palette([label for label in curves if label not in bounds])
-    colours = {label: learners.get(label, to_rgb("grey")) for label in curves}
+    colours = colours or learner_palette(curves, bounds)
     with style():
         axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * len(curves))))
         ends: list[tuple[float, str]] = []
@@ -116,15 +119,17 @@ def memory_against_accuracy(
     points: Mapping[str, tuple[float, float]],
     *,
     bounds: Collection[str] = (),
+    colours: Mapping[str, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """What is stored (bytes, x) against the final mean accuracy (fraction, y), one dot a strategy.
 
-    ``bounds`` are the labels of what is no learner; they are drawn hollow and grey.
+    ``bounds`` are the labels of what is no learner; they are drawn hollow and grey. ``colours`` as for
+    :func:`accuracy_over_time`.
     """
     from adjustText import adjust_text
 
-    colours = palette(list(points))
+    colours = colours or learner_palette(points, bounds)
     with style():
         axes = ax if ax is not None else new_axes((7.2, 3.2 + 0.08 * len(points)))
         texts, xs, ys = [], [], []
@@ -134,9 +139,8 @@ def memory_against_accuracy(
             xs.append(x)
             ys.append(y)
             axes.plot(
-                x, y, MARKERS[position % len(MARKERS)], color="grey" if hollow else colours[label], markersize=7,
+                x, y, MARKERS[position % len(MARKERS)], color=colours[label], markersize=7, clip_on=False,
                 markeredgewidth=1.2 if hollow else 0, markerfacecolor="none" if hollow else colours[label],
-                clip_on=False,
             )  # fmt: skip
             texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
         if min(xs, default=0) > 0 and max(xs) > 8 * min(xs):
@@ -196,13 +200,21 @@ def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]
 
 
 def scatter_panels(
-    dots: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[str]]], *, xlabel: str, ylabel: str, columns: int = 4
+    dots: Mapping[str, tuple[ArrayLike, ArrayLike, Sequence[str]]],
+    *,
+    xlabel: str,
+    ylabel: str,
+    columns: int = 4,
+    colours: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """A panel a learner: ``dots[learner]`` is (x, y, groups) as in :func:`scatter_correlation`, all on one scale."""
+    """A panel a learner: ``dots[learner]`` is (x, y, groups) as in :func:`scatter_correlation`, all on one scale.
+
+    ``colours`` as for :func:`accuracy_over_time`.
+    """
     count = max(1, len(dots))
     columns = min(columns, count)
     rows = -(-count // columns)
-    colours = palette(list(dots))
+    colours = colours or learner_palette(dots)
     with style():
         figure = Figure(figsize=(0.5 + 2.1 * columns, 0.6 + 1.8 * rows), layout="constrained")
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import matplotlib as mpl
 import seaborn as sns
 from markupsafe import escape
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from fscl.files import write_atomically
@@ -23,6 +24,7 @@ __all__ = [
     "STYLE",
     "abbreviate",
     "inline_svg",
+    "learner_palette",
     "new_axes",
     "palette",
     "quiet_grid",
@@ -86,6 +88,12 @@ def palette(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     # The pale and the yellow ones vanish on white; they are left out.
     strong = [colours[i] for i in (0, 1, 2, 3, 4, 5, 9, 7)]
     return {label: strong[i % len(strong)] for i, label in enumerate(labels)}
+
+
+def learner_palette(labels: Iterable[str], bounds: Collection[str] = ()) -> dict[str, tuple[float, float, float]]:
+    """A colour for each learner, and grey for the bounds among them."""
+    names = list(labels)
+    return {name: to_rgb("grey") for name in names} | palette([name for name in names if name not in bounds])
 
 
 def new_axes(size: tuple[float, float]) -> Axes:

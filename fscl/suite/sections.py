@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -22,6 +23,7 @@ from fscl.plots import (
     similarity_label,
     similarity_limits,
 )
+from fscl.plots.figures import learner_palette
 from fscl.suite.prediction import (
     QUESTIONS,
     Prediction,
@@ -91,7 +93,7 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
         similarity=_similarity(name, reference) if reference else [],
-        answers=_answers(name, means, found, reference.label if reference else ""),
+        answers=_answers(name, means, found, reference.label if reference else "", _colours(groups)),
         means=[mean.cells() for mean in means],
         details=[row.cells() for row in found],
         reference=reference.label if reference else "",
@@ -108,6 +110,7 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
 
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
     pictures = []
+    bounds, colours = [group.label for group in groups if group.bound], _colours(groups)
     curves = {g.label: [seen_accuracy(run.accuracy) for run in g.runs] for g in groups if g.square}
     if curves:
         caption = (
@@ -115,7 +118,7 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
             "few lines one sample standard deviation on either side. A line that falls is a learner that forgets, or "
             "tasks that get harder. Dashed: bounds."
         )
-        axes = accuracy_over_time(curves, bounds=[group.label for group in groups if group.bound])
+        axes = accuracy_over_time(curves, bounds=bounds, colours=colours)
         pictures.append(_picture(f"{name}-over-time", axes, "Tasks seen so far", caption))
     points = {
         row.label: (row.bytes_in_all.mean, row.accuracy.mean) for row in rows if row.bytes_in_all and row.accuracy
@@ -125,7 +128,7 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
             "All that is stored after the last task, network and exemplars included, against final mean accuracy. Up "
             "and to the left is better. Hollow: bounds."
         )
-        axes = memory_against_accuracy(points, bounds=[row.label for row in rows if row.bound])
+        axes = memory_against_accuracy(points, bounds=bounds, colours=colours)
         pictures.append(_picture(f"{name}-memory", axes, "Accuracy and storage", caption))
     return pictures
 
@@ -193,7 +196,13 @@ def _with_time(runs: Sequence[RunResult]) -> str:
     )
 
 
-def _answers(name: str, answers: Sequence[Prediction], found: Sequence[PredictionRow], reference: str) -> list[Picture]:
+def _answers(
+    name: str,
+    answers: Sequence[Prediction],
+    found: Sequence[PredictionRow],
+    reference: str,
+    colours: Mapping[str, Any],
+) -> list[Picture]:
     defined = [answer for answer in answers if answer.found.defined]
     if not defined:
         return []
@@ -223,7 +232,8 @@ def _answers(name: str, answers: Sequence[Prediction], found: Sequence[Predictio
                 100 * np.concatenate([row.y for row in mine]),
                 [f"seed {row.seed}" for row in mine for _ in row.x],
             )
-        figure = scatter_panels(dots, xlabel=f"similarity of tasks i and t ({reference})", ylabel="forgetting (points)")
+        xlabel = f"similarity of tasks i and t ({reference})"
+        figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", colours=colours)
         caption = (
             f"Similarity of {reference}'s atoms of tasks i and t, against how much of task i each learner lost after "
             "task t. One dot a pair of tasks, shades are seeds."
@@ -231,6 +241,11 @@ def _answers(name: str, answers: Sequence[Prediction], found: Sequence[Predictio
         title = "Atom similarity and forgetting"
         pictures.append(Picture(_slug(f"{name}-forgetting"), figure, title, caption, wide=len(dots) > 2))
     return pictures
+
+
+def _colours(groups: Sequence[StrategyRuns]) -> dict[str, tuple[float, float, float]]:
+    """A learner has one colour in all figures of a page."""
+    return learner_palette([group.label for group in groups], [group.label for group in groups if group.bound])
 
 
 def _picture(slug: str, axes: Axes, title: str, caption: str) -> Picture:

@@ -339,6 +339,25 @@ def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
     assert all("Atom swapping" not in row[1] for row in atoms), "the atoms are not asked about themselves"
 
 
+def test_what_is_lost_at_once_says_nothing_about_forgetting(make_run: MakeRun) -> None:
+    """Nothing is left of former tasks, so that forgetting is accuracy right after learning, here ordered in time."""
+    for seed in range(3):
+        folder = make_run("atom_swapping", seed, 6, forgets=0)
+        lost = [[None if i > t else (0.9 + 0.01 * i if i == t else 0.0) for i in range(6)] for t in range(6)]
+        make_run("fine_tuning", seed, 6, accuracy=lost)
+        lost[5][0] = 0.3  # one task is not all lost
+        make_run("ewc", seed, 6, accuracy=lost)
+    rows, answers = predictions(group_runs(load_runs([folder])))
+    by = {(answer.label, answer.question): answer for answer in answers}
+    for question in ("atoms", "drop", "own"):
+        assert not by["Fine tuning", question].found.defined
+        assert not by["Fine tuning", question].apart.defined
+        assert "not forgetting" in by["Fine tuning", question].note
+        assert by["Ewc", question].found.defined
+    assert by["Fine tuning", "transfer"].found.defined, "transfer is not asked of what is left"
+    assert sum("not forgetting" in row.note for row in rows) == 3 * 3
+
+
 def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance(make_run: MakeRun) -> None:
     """Forgetting and the atoms' similarity follow the distance alone; how often p errs is tested elsewhere."""
     apart = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
