@@ -85,8 +85,8 @@ def abbreviate(name: str, width: int = 18) -> str:
 def palette(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     """A colour-blind-safe colour for each label, the same whenever the labels are the same."""
     colours = sns.color_palette("colorblind")
-    # The pale and the yellow ones vanish on white; they are left out.
-    strong = [colours[i] for i in (0, 1, 2, 3, 4, 5, 9, 7)]
+    # The pale and the yellow ones vanish on white, and grey is for bounds: an indigo takes their place.
+    strong = [*(colours[i] for i in (0, 1, 2, 3, 4, 5, 9)), to_rgb("#332288")]
     return {label: strong[i % len(strong)] for i, label in enumerate(labels)}
 
 
