@@ -15,6 +15,7 @@ from typing import Any
 from scipy.stats import kendalltau
 
 from fscl.suite.prediction import (
+    ASKED_OF_ATOMS,
     QUESTIONS,
     Prediction,
     atom_reference,
@@ -52,6 +53,7 @@ OVER_LEARNERS = (
     "p < 0.05",
 )
 BY_LEARNER = (
+    "Question",
     "Stream",
     "Strategy",
     "ρ, mean over seeds [95 %]",
@@ -62,6 +64,7 @@ BY_LEARNER = (
     "Tasks",
 )
 REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")  # first: unfolded
+FROM_FIRST, FROM_FIRST_WORDS = "atom_swapping_first", ", each task from the first"
 HEATMAP = "split-cifar100-similarity.png"
 
 Runs = Mapping[str, list[RunResult]]
@@ -157,28 +160,21 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
 
 def question(kept: Runs) -> str:
     """What the runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
-    streams = {
-        runs[0].benchmark["title"]: [a for a in predictions(group_runs(runs))[1] if a.found.defined]
-        for runs in kept.values()
-    }
-    rows = []
-    for key, words in QUESTIONS.items():
+    streams = {runs[0].benchmark["title"]: _answers(runs) for runs in kept.values()}
+    rows, each = [], []
+    for words in dict.fromkeys(words for answers in streams.values() for words in answers):
         for title, answers in streams.items():
-            if asked := [a for a in answers if a.question == key]:
+            if asked := answers.get(words):
                 apart = [a for a in asked if a.apart.defined]
                 counts = (asked[0].found.n_tasks, max(a.found.n_seeds for a in asked), len(asked))
                 of_all = _many([a.found.statistic for a in asked], [a.p for a in asked])
                 of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
                 rows.append((words, title, *map(str, counts), *of_all, *of_some))
-    each = [
-        (title, *answer.cells()[1:-1])
-        for title, answers in streams.items()
-        for answer in answers
-        if answer.question == "atoms"
-    ]
+                if asked[0].question == "atoms":
+                    each += [(words, title, *answer.cells()[1:-1]) for answer in asked]
     over = [
-        _told(words, [a for found in streams.values() for a in found if a.question == key])
-        for key, words in QUESTIONS.items()
+        _told(words, [a for answers in streams.values() for a in answers.get(words, ())])
+        for words in dict.fromkeys(row[0] for row in rows)
     ]
     return "\n".join(
         [
@@ -191,11 +187,23 @@ def question(kept: Runs) -> str:
             "</details>",
             "<details><summary>Atom similarity and forgetting, learner by learner</summary>",
             "",
-            *_table(BY_LEARNER, each, texts=2),
+            *_table(BY_LEARNER, each, texts=3),
             "",
             "</details>",
         ]
     )
+
+
+def _answers(runs: list[RunResult]) -> dict[str, list[Prediction]]:
+    """What is defined of a stream's answers, by question; of atoms, also where each task started from the first's."""
+    groups = group_runs(runs)
+    found = predictions(groups)[1]
+    asked = {words: [a for a in found if a.question == key] for key, words in QUESTIONS.items()}
+    first = atom_reference(groups, FROM_FIRST)
+    if first is not None and first.name == FROM_FIRST:
+        found = predictions(groups, first)[1]
+        asked |= {QUESTIONS[key] + FROM_FIRST_WORDS: [a for a in found if a.question == key] for key in ASKED_OF_ATOMS}
+    return {words: [a for a in answers if a.found.defined] for words, answers in asked.items()}
 
 
 def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, str]) -> str:

@@ -121,19 +121,22 @@ def correlation_with_time(runs: Sequence[RunResult]) -> tuple[float, int]:
     return (float(np.mean(found)) if found else math.nan), len(found)
 
 
-def atom_reference(groups: Sequence[StrategyRuns]) -> StrategyRuns | None:
-    """The strategy of a benchmark whose similarities come from atoms: ``atom_swapping``, or else the first there is."""
+def atom_reference(groups: Sequence[StrategyRuns], name: str = PREFERRED) -> StrategyRuns | None:
+    """The strategy of that name whose similarities come from atoms, or else the first of a benchmark that has such."""
     having = [g for g in groups if any(r.provenance == "atoms" and r.similarity is not None for r in g.runs)]
-    return next((g for g in having if g.name == PREFERRED), having[0] if having else None)
+    return next((g for g in having if g.name == name), having[0] if having else None)
 
 
-def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], list[Prediction]]:
+def predictions(
+    groups: Sequence[StrategyRuns], reference: StrategyRuns | None = None
+) -> tuple[list[PredictionRow], list[Prediction]]:
     """All questions for the strategies of one benchmark: a row for each seed, and the answer over the seeds.
 
-    Strategies without any similarity of their own still take part in what is asked of the atoms. Bounds do not: they
-    learn tasks apart, or all at once.
+    The atoms are those of ``reference``, one of ``groups``, or else of :func:`atom_reference`. Strategies without any
+    similarity of their own still take part in what is asked of the atoms. Bounds do not: they learn tasks apart, or
+    all at once.
     """
-    reference = atom_reference(groups)
+    reference = reference or atom_reference(groups)
     by_seed = {run.seed: run for run in reference.runs} if reference else {}
     rows: list[PredictionRow] = []
     answers: list[Prediction] = []

@@ -339,6 +339,31 @@ def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
     assert all("Atom swapping" not in row[1] for row in atoms), "the atoms are not asked about themselves"
 
 
+def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
+    """One strategy's similarity falls with the forgetting of a third, the other's rises with it."""
+    rng = np.random.default_rng(3)
+    for seed in range(3):
+        lost = np.tril(rng.random((8, 8)), -1)
+        stack = 0.5 * (1 - lost - lost.T)
+        alike, unlike = (
+            {"metric": "cosine", "aggregate": "product", "layers": ["a"], "matrix": [m.tolist()]}
+            for m in (np.where(np.eye(8), 1, stack), np.where(np.eye(8), 1, 0.5 - stack))
+        )
+        make_run("atom_swapping", seed, 8, forgets=0, similarity=alike)
+        make_run("atom_swapping_first", seed, 8, forgets=0, similarity=unlike)
+        accuracy = [[float(0.9 - 0.5 * lost[t, i]) if i <= t else None for i in range(8)] for t in range(8)]
+        folder = make_run("fine_tuning", seed, 8, accuracy=accuracy, similarity=None, transfer=[])
+    groups = group_runs(load_runs([folder]))
+    first = next(group for group in groups if group.name == "atom_swapping_first")
+    found = {}
+    for reference in (None, first):
+        (answer,) = (a for a in predictions(groups, reference)[1] if a.question == "atoms" and a.found.defined)
+        assert answer.label == "Fine tuning", "neither kind of atoms forgets"
+        found[reference] = answer.found.statistic
+    assert found[None] < -0.5
+    assert found[first] > 0.5
+
+
 def test_what_is_lost_at_once_says_nothing_about_forgetting(make_run: MakeRun) -> None:
     """Nothing is left of former tasks, so that forgetting is accuracy right after learning, here ordered in time."""
     for seed in range(3):
