@@ -9,6 +9,7 @@ import statistics
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ OVER_LEARNERS = (
     "p < 0.05",
 )
 BY_LEARNER = (
-    "Question",
     "Stream",
+    "Atoms of",
     "Strategy",
     "ρ, mean over seeds [95 %]",
     "p (Mantel, Holm)",
@@ -64,8 +65,12 @@ BY_LEARNER = (
     "Tasks",
 )
 REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")  # first: unfolded
-FROM_FIRST, FROM_FIRST_WORDS = "atom_swapping_first", ", each task from the first"
-HEATMAP = "split-cifar100-similarity.png"
+FROM_FIRST = "atom_swapping_first"
+STARTS = {FROM_FIRST: "the first", "atom_swapping": "the one before"}
+HEATMAPS = {
+    FROM_FIRST: "split-cifar100-similarity-atom-swapping-from-the-first.png",
+    "atom_swapping": "split-cifar100-similarity.png",
+}
 
 Runs = Mapping[str, list[RunResult]]
 
@@ -95,8 +100,7 @@ def leaderboards(kept: Runs) -> str:
         if name == REPORTS[0]:
             texts += [
                 f"**{title}**: {text}",
-                f"![Task-to-task similarity on {title}](reports/{name}/figures/{HEATMAP})",
-                _told_by_time(runs),
+                *_heatmap(name, runs),
             ]
         else:
             texts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
@@ -116,16 +120,22 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
     ]
 
 
-def _told_by_time(runs: list[RunResult]) -> str:
-    """What the heatmap shows, and how far that is the order of the tasks."""
-    reference = atom_reference(group_runs(runs))
-    assert reference is not None
-    rho, _ = correlation_with_time(reference.runs)
-    return (
-        f"Similarity of the tasks of one seed, from their atoms alone ({reference.label}). A task starts from the "
-        "atoms of the one before, and the picture mostly shows their order: Spearman's ρ with the number of tasks in "
-        f"between is {signed(rho)}."
-    )
+def _heatmap(name: str, runs: list[RunResult]) -> list[str]:
+    """Which tasks are alike, and how far that is their order; of atoms from the first task where there are such."""
+    groups = group_runs(runs)
+    shown = atom_reference(groups, FROM_FIRST)
+    assert shown is not None
+    told = [
+        f"{signed(correlation_with_time(group.runs)[0])} where a task starts from the atoms of {start} ({group.label})"
+        for key, start in STARTS.items()
+        if (group := atom_reference(groups, key)) is not None and group.name == key
+    ]
+    return [
+        f"![Task-to-task similarity on {runs[0].benchmark['title']}](reports/{name}/figures/{HEATMAPS[shown.name]})",
+        f"Similarity of the tasks of one seed, from their atoms alone ({shown.label}). Spearman's ρ of similarity and "
+        f"the number of tasks in between is {', and '.join(told)}; near −1, similarity shows little more than the "
+        "order of the tasks.",
+    ]
 
 
 def published(reports: Path) -> list[dict[str, Any]]:
@@ -158,24 +168,30 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One question of one stream: whose atoms are asked, if any, and what is defined of the learners' answers."""
+
+    words: str
+    stream: str
+    atoms: str
+    answers: list[Prediction]
+
+
 def question(kept: Runs) -> str:
     """What the runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
-    streams = {runs[0].benchmark["title"]: _answers(runs) for runs in kept.values()}
+    asked = [one for runs in kept.values() for one in _asked(runs) if one.answers]
+    order = list(dict.fromkeys(one.words for one in asked))
     rows, each = [], []
-    for words in dict.fromkeys(words for answers in streams.values() for words in answers):
-        for title, answers in streams.items():
-            if asked := answers.get(words):
-                apart = [a for a in asked if a.apart.defined]
-                counts = (asked[0].found.n_tasks, max(a.found.n_seeds for a in asked), len(asked))
-                of_all = _many([a.found.statistic for a in asked], [a.p for a in asked])
-                of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
-                rows.append((words, title, *map(str, counts), *of_all, *of_some))
-                if asked[0].question == "atoms":
-                    each += [(words, title, *answer.cells()[1:-1]) for answer in asked]
-    over = [
-        _told(words, [a for answers in streams.values() for a in answers.get(words, ())])
-        for words in dict.fromkeys(row[0] for row in rows)
-    ]
+    for one in sorted(asked, key=lambda one: order.index(one.words)):
+        found, apart = one.answers, [a for a in one.answers if a.apart.defined]
+        counts = (found[0].found.n_tasks, max(a.found.n_seeds for a in found), len(found))
+        of_all = _many([a.found.statistic for a in found], [a.p for a in found])
+        of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
+        rows.append((one.words, one.stream, *map(str, counts), *of_all, *of_some))
+        if found[0].question == "atoms":
+            each += [(one.stream, one.atoms, *answer.cells()[1:-1]) for answer in found]
+    over = [_told(words, [a for one in asked if one.words == words for a in one.answers]) for words in order]
     return "\n".join(
         [
             *_table(OVER_STREAMS, over, texts=1),
@@ -194,16 +210,23 @@ def question(kept: Runs) -> str:
     )
 
 
-def _answers(runs: list[RunResult]) -> dict[str, list[Prediction]]:
-    """What is defined of a stream's answers, by question; of atoms, also where each task started from the first's."""
-    groups = group_runs(runs)
-    found = predictions(groups)[1]
-    asked = {words: [a for a in found if a.question == key] for key, words in QUESTIONS.items()}
-    first = atom_reference(groups, FROM_FIRST)
+def _asked(runs: list[RunResult]) -> list[Asked]:
+    """All questions; those of atoms also of the strategy that starts each task from the first one's."""
+    groups, stream = group_runs(runs), runs[0].benchmark["title"]
+    reference, first = atom_reference(groups), atom_reference(groups, FROM_FIRST)
+    asked = [(reference, key, "") for key in QUESTIONS]
     if first is not None and first.name == FROM_FIRST:
-        found = predictions(groups, first)[1]
-        asked |= {QUESTIONS[key] + FROM_FIRST_WORDS: [a for a in found if a.question == key] for key in ASKED_OF_ATOMS}
-    return {words: [a for a in answers if a.found.defined] for words, answers in asked.items()}
+        asked += [(first, key, ", each task from the first") for key in ASKED_OF_ATOMS]
+    found = {group: predictions(groups, group)[1] for group, _, _ in asked}
+    return [
+        Asked(
+            QUESTIONS[key] + more,
+            stream,
+            group.label if group else "",
+            [answer for answer in found[group] if answer.question == key and answer.found.defined],
+        )
+        for group, key, more in asked
+    ]
 
 
 def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, str]) -> str:

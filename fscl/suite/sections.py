@@ -92,7 +92,7 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         settings=[settings(group) for group in groups],
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
-        similarity=_similarity(name, reference) if reference else [],
+        similarity=_similarity(name, reference, groups) if reference else [],
         answers=_answers(name, means, found, reference.label if reference else "", _colours(groups)),
         means=[mean.cells() for mean in means],
         details=[row.cells() for row in found],
@@ -152,36 +152,64 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
     return pictures
 
 
-def _similarity(name: str, group: StrategyRuns) -> list[Picture]:
-    runs = [run for run in group.runs if run.similarity is not None]
+def _similarity(name: str, reference: StrategyRuns, groups: Sequence[StrategyRuns]) -> list[Picture]:
+    """Which tasks are alike by the atoms of each strategy that has its own; layer by layer for the reference alone."""
+    wholes = {reference: _whole(reference)}
+    for group in groups:
+        # an ensemble's atoms are those of atom swapping
+        if _of_atoms(group) and not any(np.array_equal(_whole(group), other) for other in wholes.values()):
+            wholes[group] = _whole(group)
+    pictures = []
+    for group, whole in wholes.items():
+        runs, source = _alike(group)
+        first = runs[0].similarity
+        assert first is not None
+        low, high = similarity_limits(whole)
+        label = similarity_label(first.metric, first.aggregate)
+        kind, _, how = label.partition(", ")
+        caption = (
+            f"{kind.capitalize()} of the atoms of {group.label}, {how}; {source}. No data is used. "
+            f"Colours span the off-diagonal values, {low:.2f} to {high:.2f}, not 0 to 1; "
+            "the diagonal, 1 by definition, is greyed." + _with_time(_of_atoms(group))
+        )
+        axes = similarity_heatmap(whole, runs[0].task_names[: len(whole)], label=label)
+        slug = f"{name}-similarity" + ("" if group is reference else f"-{group.label}")
+        pictures.append(
+            _picture(slug, axes, f"Whole network: {group.label}" if len(wholes) > 1 else "Whole network", caption)
+        )
+    return [*pictures, _by_layer(name, reference)]
+
+
+def _by_layer(name: str, group: StrategyRuns) -> Picture:
+    runs, source = _alike(group)
     first = runs[0].similarity
     assert first is not None
-    layers = first.layers
-    alike = group.same_order and all(r.similarity is not None and r.similarity.layers == layers for r in runs)
-    chosen = runs if alike else runs[:1]
-    whole = np.mean([matrix for run in chosen if (matrix := whole_similarity(run)) is not None], axis=0)
-    stack = np.mean([run.similarity.matrix for run in chosen if run.similarity is not None], axis=0)
-    names = chosen[0].task_names[: len(whole)]
-    source = f"mean over {len(chosen)} seeds" if len(chosen) > 1 else f"seed {chosen[0].seed}"
-    low, high = similarity_limits(whole)
-    label = similarity_label(first.metric, first.aggregate)
-    kind, _, how = label.partition(", ")
-    caption = (
-        f"{kind.capitalize()} of {group.label}'s atoms, {how}; {source}. No data is used. "
-        f"Colours span the off-diagonal values, {low:.2f} to {high:.2f}, not 0 to 1; "
-        "the diagonal, 1 by definition, is greyed." + _with_time(runs)
-    )
-    axes = similarity_heatmap(whole, names, label=label)
-    pictures = [_picture(f"{name}-similarity", axes, "Whole network", caption)]
+    stack = np.mean([run.similarity.matrix for run in runs if run.similarity is not None], axis=0)
     low, high = similarity_limits(stack)
     caption = (
-        f"{first.metric.capitalize()} similarity of the atoms of each layer, from input to output; {source}. "
-        f"All layers share one colour scale, {low:.2f} to {high:.2f}; tasks are numbered as learned."
+        f"{first.metric.capitalize()} similarity of the atoms of each layer of {group.label}, from input to output; "
+        f"{source}. All layers share one colour scale, {low:.2f} to {high:.2f}; tasks are numbered as learned."
     )
-    figure = similarity_by_layer(stack, layers, names, label=f"{first.metric} similarity")
-    wide = min(len(layers), 4) > 2
-    pictures.append(Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide))
-    return pictures
+    names = runs[0].task_names[: stack.shape[-1]]
+    figure = similarity_by_layer(stack, first.layers, names, label=f"{first.metric} similarity")
+    wide = min(len(first.layers), 4) > 2
+    return Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide)
+
+
+def _whole(group: StrategyRuns) -> np.ndarray:
+    return np.mean([matrix for run in _alike(group)[0] if (matrix := whole_similarity(run)) is not None], axis=0)
+
+
+def _of_atoms(group: StrategyRuns) -> list[RunResult]:
+    return [run for run in group.runs if run.similarity is not None and run.provenance == "atoms"]
+
+
+def _alike(group: StrategyRuns) -> tuple[list[RunResult], str]:
+    """The runs whose similarities one picture can show, and what they are: all that learned the same, else one."""
+    runs = _of_atoms(group)
+    layers = {run.similarity.layers for run in runs if run.similarity is not None}
+    chosen = runs if group.same_order and len(layers) == 1 else runs[:1]
+    return chosen, f"mean over {len(chosen)} seeds" if len(chosen) > 1 else f"seed {chosen[0].seed}"
 
 
 def _with_time(runs: Sequence[RunResult]) -> str:
@@ -235,8 +263,8 @@ def _answers(
         xlabel = f"similarity of tasks i and t ({reference})"
         figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", colours=colours)
         caption = (
-            f"Similarity of {reference}'s atoms of tasks i and t, against how much of task i each learner lost after "
-            "task t. One dot a pair of tasks, shades are seeds."
+            f"Similarity of tasks i and t by the atoms of {reference}, against how much of task i each learner lost "
+            "after task t. One dot a pair of tasks, shades are seeds."
         )
         title = "Atom similarity and forgetting"
         pictures.append(Picture(_slug(f"{name}-forgetting"), figure, title, caption, wide=len(dots) > 2))

@@ -69,7 +69,7 @@ def run_data(
             "layers": [f"features.{i}" for i in range(3)],
             "matrix": per_layer.tolist(),
         },
-        "provenance": "atoms" if strategy == "atom_swapping" else "filters",
+        "provenance": "atoms" if strategy.startswith("atom_") else "filters",
     }
     return {**data, **changes}
 
@@ -362,6 +362,23 @@ def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
         found[reference] = answer.found.statistic
     assert found[None] < -0.5
     assert found[first] > 0.5
+
+
+def test_atoms_of_each_strategy_are_shown_once(make_run: MakeRun) -> None:
+    """An ensemble's atoms are those of atom swapping, and need no second picture."""
+    mine = {"metric": "cosine", "aggregate": "product", "layers": ["a"], "matrix": [(np.eye(4) * 0.4 + 0.6).tolist()]}
+    other = mine | {"matrix": [(np.eye(4) * 0.7 + 0.3).tolist()]}
+    make_run("atom_swapping", 0, 4, similarity=mine)
+    make_run("atom_ensemble", 0, 4, similarity=mine)
+    folder = make_run("atom_swapping_first", 0, 4, similarity=other)
+    paths, html, markdown = report(folder)
+    names = [path.stem for path in paths.figures if "similarity" in path.stem and "layer" not in path.stem]
+    assert len(names) == 2
+    assert [name.endswith("atom-swapping-first") for name in names] == [False, True]
+    for text in (html, markdown):
+        assert "Whole network: Atom swapping" in text
+        assert "Whole network: Atom swapping first" in text
+        assert "Whole network: Atom ensemble" not in text
 
 
 def test_what_is_lost_at_once_says_nothing_about_forgetting(make_run: MakeRun) -> None:
