@@ -9,17 +9,14 @@ import statistics
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from scipy.stats import kendalltau
 
 from fscl.suite.prediction import (
-    ASKED_OF_ATOMS,
-    QUESTIONS,
     Prediction,
-    atom_reference,
+    atom_strategies,
     correlation_with_time,
     predictions,
     signed,
@@ -27,7 +24,7 @@ from fscl.suite.prediction import (
 from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
-from fscl.suite.summary import COLUMNS, DASH, group_runs, summary_rows
+from fscl.suite.summary import COLUMNS, DASH, StrategyRuns, group_runs, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.05
@@ -41,7 +38,7 @@ SHOWN = (
     "Stored per task",
     "Stored in all",
 )
-OVER_STREAMS = ("Question", "Learners, over streams", "p < 0.05", "p < 0.05, equally far apart")
+OVER_STREAMS = ("Question", "Learners, over streams", "p < 0.05", "p < 0.05, later tasks equally far apart")
 OVER_LEARNERS = (
     "Question",
     "Stream",
@@ -50,7 +47,7 @@ OVER_LEARNERS = (
     "Learners",
     "ρ, median [least, greatest]",
     "p < 0.05",
-    "ρ, equally far apart",
+    "ρ, later, equally far apart",
     "p < 0.05",
 )
 BY_LEARNER = (
@@ -59,18 +56,12 @@ BY_LEARNER = (
     "Strategy",
     "ρ, mean over seeds [95 %]",
     "p (Mantel, Holm)",
-    "ρ, equally far apart [95 %]",
+    "ρ, later, equally far apart [95 %]",
     "p (Mantel, Holm)",
     "Seeds where defined",
     "Tasks",
 )
 REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")  # first: unfolded
-FROM_FIRST = "atom_swapping_first"
-STARTS = {FROM_FIRST: "the first", "atom_swapping": "the one before"}
-HEATMAPS = {
-    FROM_FIRST: "split-cifar100-similarity-atom-swapping-from-the-first.png",
-    "atom_swapping": "split-cifar100-similarity.png",
-}
 
 Runs = Mapping[str, list[RunResult]]
 
@@ -121,21 +112,25 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
 
 
 def _heatmap(name: str, runs: list[RunResult]) -> list[str]:
-    """Which tasks are alike, and how far that is their order; of atoms from the first task where there are such."""
-    groups = group_runs(runs)
-    shown = atom_reference(groups, FROM_FIRST)
-    assert shown is not None
-    told = [
-        f"{signed(correlation_with_time(group.runs)[0])} where a task starts from the atoms of {start} ({group.label})"
-        for key, start in STARTS.items()
-        if (group := atom_reference(groups, key)) is not None and group.name == key
-    ]
-    return [
-        f"![Task-to-task similarity on {runs[0].benchmark['title']}](reports/{name}/figures/{HEATMAPS[shown.name]})",
+    """Which tasks are alike, and how far that is their order; where each starts from the first, if there are such."""
+    by_start = {group.runs[0].strategy["args"]["warm_start"]: group for group in atom_strategies(group_runs(runs))}
+    chain, star = by_start["previous"], by_start.get("first")
+    picture = f"{name}-similarity" + (f"-{star.name}" if star else "")
+    shown = star or chain
+    text = (
         f"Similarity of the tasks of one seed, from their atoms alone ({shown.label}). Spearman's ρ of similarity and "
-        f"the number of tasks in between is {', and '.join(told)}; near −1, similarity shows little more than the "
-        "order of the tasks.",
-    ]
+        f"the number of tasks in between is {_with_time(chain)} where each starts from the atoms of the one before "
+        f"({chain.label}): near −1, similarity shows little more than the order of the tasks."
+    )
+    if star:
+        text += f" Where each starts from the first ({star.label}), it is {_with_time(star)}."
+    file = f"reports/{name}/figures/{picture.replace('_', '-')}.png"
+    return [f"![Task-to-task similarity on {runs[0].benchmark['title']}]({file})", text]
+
+
+def _with_time(group: StrategyRuns) -> str:
+    rho, seeds = correlation_with_time(group.runs)
+    return f"{signed(rho)} (mean over {seeds} seeds)"
 
 
 def published(reports: Path) -> list[dict[str, Any]]:
@@ -168,30 +163,24 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One question of one stream: whose atoms are asked, if any, and what is defined of the learners' answers."""
-
-    words: str
-    stream: str
-    atoms: str
-    answers: list[Prediction]
-
-
 def question(kept: Runs) -> str:
     """What the runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
-    asked = [one for runs in kept.values() for one in _asked(runs) if one.answers]
-    order = list(dict.fromkeys(one.words for one in asked))
+    streams = {
+        runs[0].benchmark["title"]: [a for a in predictions(group_runs(runs))[1] if a.found.defined]
+        for runs in kept.values()
+    }
+    every = [answer for answers in streams.values() for answer in answers]
     rows, each = [], []
-    for one in sorted(asked, key=lambda one: order.index(one.words)):
-        found, apart = one.answers, [a for a in one.answers if a.apart.defined]
-        counts = (found[0].found.n_tasks, max(a.found.n_seeds for a in found), len(found))
-        of_all = _many([a.found.statistic for a in found], [a.p for a in found])
-        of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
-        rows.append((one.words, one.stream, *map(str, counts), *of_all, *of_some))
-        if found[0].question == "atoms":
-            each += [(one.stream, one.atoms, *answer.cells()[1:-1]) for answer in found]
-    over = [_told(words, [a for one in asked if one.words == words for a in one.answers]) for words in order]
+    for words in dict.fromkeys(answer.words for answer in every):
+        for title, answers in streams.items():
+            if asked := [a for a in answers if a.words == words]:
+                apart = [a for a in asked if a.apart.defined]
+                counts = (asked[0].found.n_tasks, max(a.found.n_seeds for a in asked), len(asked))
+                of_all = _many([a.found.statistic for a in asked], [a.p for a in asked])
+                of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
+                rows.append((words, title, *map(str, counts), *of_all, *of_some))
+                each += [(title, a.atoms, *a.cells()[1:-1]) for a in asked if a.question == "atoms"]
+    over = [_told(words, [a for a in every if a.words == words]) for words in dict.fromkeys(a.words for a in every)]
     return "\n".join(
         [
             *_table(OVER_STREAMS, over, texts=1),
@@ -208,25 +197,6 @@ def question(kept: Runs) -> str:
             "</details>",
         ]
     )
-
-
-def _asked(runs: list[RunResult]) -> list[Asked]:
-    """All questions; those of atoms also of the strategy that starts each task from the first one's."""
-    groups, stream = group_runs(runs), runs[0].benchmark["title"]
-    reference, first = atom_reference(groups), atom_reference(groups, FROM_FIRST)
-    asked = [(reference, key, "") for key in QUESTIONS]
-    if first is not None and first.name == FROM_FIRST:
-        asked += [(first, key, ", each task from the first") for key in ASKED_OF_ATOMS]
-    found = {group: predictions(groups, group)[1] for group, _, _ in asked}
-    return [
-        Asked(
-            QUESTIONS[key] + more,
-            stream,
-            group.label if group else "",
-            [answer for answer in found[group] if answer.question == key and answer.found.defined],
-        )
-        for group, key, more in asked
-    ]
 
 
 def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, str]) -> str:

@@ -168,9 +168,14 @@ def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]
     ways = list(dict.fromkeys(way for found in answers.values() for each in found.values() for way in each))
     colours = sns.color_palette("colorblind")
     with style():
-        figure = Figure(figsize=(1.7 + 2.1 * len(answers), 1.1 + 0.32 * len(learners)), layout="constrained")
-        panels = figure.subplots(1, len(answers), sharey=True, squeeze=False)[0]
-        for axes, (question, found) in zip(panels, answers.items(), strict=True):
+        columns = len(answers) if len(answers) <= 4 else 3
+        rows = -(-len(answers) // columns)
+        size = (1.7 + 2.1 * columns, 0.3 + (0.8 + 0.32 * len(learners)) * rows)
+        figure = Figure(figsize=size, layout="constrained")
+        panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for axes in panels[len(answers) :]:
+            axes.set_visible(False)
+        for axes, (question, found) in zip(panels, answers.items(), strict=False):
             axes.axvline(0, color=INK, linewidth=0.6)
             for row, learner in enumerate(learners):
                 for place, way in enumerate(ways):

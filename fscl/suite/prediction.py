@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -18,8 +19,8 @@ from fscl.suite.summary import DASH, StrategyRuns, small_p
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
 
-__all__ = ["ASKED_OF_ATOMS", "QUESTIONS", "Prediction", "PredictionRow", "atom_reference",
-           "correlation_with_time", "predictions", "signed", "whole_similarity"]  # fmt: skip
+__all__ = ["QUESTIONS", "Prediction", "PredictionRow", "atom_strategies", "correlation_with_time", "predictions",
+           "signed", "whole_similarity"]  # fmt: skip
 
 Array = NDArray[np.float64]
 Question = Literal["atoms", "drop", "own", "transfer"]
@@ -29,16 +30,23 @@ QUESTIONS: dict[Question, str] = {
     "own": "Own similarity and forgetting",
     "transfer": "Own similarity and transfer",
 }
-ASKED_OF_ATOMS = ("atoms", "drop")  # the other two are asked of a learner's own filters
+ASKED_OF_ATOMS: tuple[Question, ...] = ("atoms", "drop")
+ASKED_OF_ITSELF: tuple[Question, ...] = ("own", "transfer")  # of a learner's own filters
 PREFERRED = "atom_swapping"
-ALL_ALIKE = "accuracy on former tasks is always the same: what varies is accuracy right after learning, not forgetting"
+ALL_ALIKE = "accuracy on former tasks is mostly the same: what varies is accuracy right after learning, not forgetting"
 
 
 @dataclass(frozen=True, eq=False)
 class PredictionRow:
-    """One question, strategy and seed. Undefined when ``rho`` is NaN; ``note`` then says why."""
+    """One question, strategy and seed. Undefined when ``rho`` is NaN; ``note`` then says why.
+
+    ``atoms`` is the label of the strategy whose atoms are asked, "" where it is the learner's own filters; ``words``
+    are the question in full.
+    """
 
     question: Question
+    atoms: str
+    words: str
     label: str
     seed: int
     rho: float
@@ -61,7 +69,7 @@ class PredictionRow:
 
     def cells(self) -> tuple[str, ...]:
         """Question, strategy, seed, rho, interval, tau, p, tasks, note."""
-        head = (QUESTIONS[self.question], self.label, str(self.seed))
+        head = (self.words, self.label, str(self.seed))
         if not self.defined:
             return (*head, "undefined", DASH, DASH, DASH, str(self.n_tasks), self.note)
         numbers = (signed(self.rho), self.interval, signed(self.tau), small_p(self.p_value))
@@ -70,12 +78,16 @@ class PredictionRow:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """One question and strategy over its seeds: as it is, and among pairs of tasks equally far apart in the stream.
+    """One question and strategy over its seeds: as it is, and among later tasks equally far apart in the stream.
 
-    ``p`` and ``p_apart`` are adjusted by Holm, each over all rows of the benchmark.
+    These leave out the first task, which alone trains all that is shared: what starts from it is like it, and the time
+    in between does not explain that. ``p`` and ``p_apart`` are adjusted by Holm, each over all rows of the benchmark.
+    ``atoms`` and ``words`` as in :class:`PredictionRow`.
     """
 
     question: Question
+    atoms: str
+    words: str
     label: str
     found: PooledCorrelation
     apart: PooledCorrelation
@@ -86,7 +98,7 @@ class Prediction:
 
     def cells(self) -> tuple[str, ...]:
         """Question, strategy, rho and p, the same at equal distance, seeds where defined, tasks, note."""
-        head = (QUESTIONS[self.question], self.label)
+        head = (self.words, self.label)
         seeds = f"{self.found.n_seeds} of {self.seeds}"
         numbers = (*_shown(self.found, self.p), *_shown(self.apart, self.p_apart))
         return (*head, *numbers, seeds, str(self.found.n_tasks), self.note)
@@ -121,58 +133,99 @@ def correlation_with_time(runs: Sequence[RunResult]) -> tuple[float, int]:
     return (float(np.mean(found)) if found else math.nan), len(found)
 
 
-def atom_reference(groups: Sequence[StrategyRuns], name: str = PREFERRED) -> StrategyRuns | None:
-    """The strategy of that name whose similarities come from atoms, or else the first of a benchmark that has such."""
+def atom_strategies(groups: Sequence[StrategyRuns]) -> list[StrategyRuns]:
+    """The strategies of a benchmark whose similarities come from atoms, ``atom_swapping`` first.
+
+    One whose atoms are those of another, as an ensemble's, is left out.
+    """
     having = [g for g in groups if any(r.provenance == "atoms" and r.similarity is not None for r in g.runs)]
-    return next((g for g in having if g.name == name), having[0] if having else None)
+    found: list[StrategyRuns] = []
+    for group in sorted(having, key=lambda g: g.name != PREFERRED):
+        if not any(_same_similarity(group, other) for other in found):
+            found.append(group)
+    return found
 
 
-def predictions(
-    groups: Sequence[StrategyRuns], reference: StrategyRuns | None = None
-) -> tuple[list[PredictionRow], list[Prediction]]:
+def _same_similarity(one: StrategyRuns, other: StrategyRuns) -> bool:
+    ours, theirs = ({run.seed: whole_similarity(run) for run in group.runs} for group in (one, other))
+    shared = [(a, theirs[seed]) for seed, a in ours.items() if seed in theirs]
+    return bool(shared) and all(a is not None and b is not None and np.array_equal(a, b) for a, b in shared)
+
+
+def _same_pairs(question: Question, one: StrategyRuns, other: StrategyRuns) -> bool:
+    """Whether both say the same, as an ensemble and its atoms do of transfer."""
+    theirs = {run.seed: run for run in other.runs}
+    shared = [(run, theirs[run.seed]) for run in one.runs if run.seed in theirs]
+    if question == "transfer" and any(run.transfer is None for pair in shared for run in pair):
+        return False
+    same = (np.array_equal(_outcome(question, a), _outcome(question, b), equal_nan=True) for a, b in shared)
+    return _same_similarity(one, other) and all(same)
+
+
+def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], list[Prediction]]:
     """All questions for the strategies of one benchmark: a row for each seed, and the answer over the seeds.
 
-    The atoms are those of ``reference``, one of ``groups``, or else of :func:`atom_reference`. Strategies without any
-    similarity of their own still take part in what is asked of the atoms. Bounds do not: they learn tasks apart, or
-    all at once.
+    What is asked of atoms is asked of those of each of :func:`atom_strategies`, about all others. Strategies without
+    any similarity of their own still take part in that. Bounds do not: they learn tasks apart, or all at once.
     """
-    reference = reference or atom_reference(groups)
-    by_seed = {run.seed: run for run in reference.runs} if reference else {}
+    references = atom_strategies(groups)
+    learners = [group for group in groups if group.square and not group.bound]
     rows: list[PredictionRow] = []
     answers: list[Prediction] = []
-    for question in QUESTIONS:
-        of_atoms = question in ASKED_OF_ATOMS
-        for group in groups:
-            if not group.square or group.bound or (of_atoms and (reference is None or group is reference)):
-                continue
-            if not of_atoms and all(run.similarity is None for run in group.runs):
-                continue
-            name = reference.label if reference else ""
-            mine = [
-                _row(question, group.label, run, by_seed.get(run.seed) if of_atoms else run, name) for run in group.runs
-            ]
-            rows += [row for row, _ in mine]
-            answers.append(_pooled(question, group, [row for row, _ in mine], [pair for _, pair in mine]))
+    for number, reference in enumerate(references):
+        by_seed = {run.seed: run for run in reference.runs}
+        for question in ASKED_OF_ATOMS:
+            words = QUESTIONS[question] + (f" ({reference.label})" if number else "")
+            asked = _Asked(question, reference.label, words)
+            for group in (group for group in learners if group not in references):
+                _answer(asked, group, [by_seed.get(run.seed) for run in group.runs], rows, answers)
+    for question in ASKED_OF_ITSELF:
+        asked = _Asked(question, "", QUESTIONS[question])
+        of_their_own = [group for group in learners if any(run.similarity is not None for run in group.runs)]
+        for place, group in enumerate(of_their_own):
+            twin = next((g.label for g in of_their_own[:place] if _same_pairs(question, group, g)), None)
+            if twin is None:
+                _answer(asked, group, group.runs, rows, answers)
+            else:  # not counted twice
+                answers.append(_nothing(asked, group, f"its features are those of {twin}, and so is the answer"))
     p, p_apart = (_holm([getattr(a, kind).p_value for a in answers]) for kind in ("found", "apart"))
     return rows, [replace(a, p=one, p_apart=two) for a, one, two in zip(answers, p, p_apart, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    question: Question
+    atoms: str
+    words: str
+
+
+def _answer(
+    asked: _Asked,
+    group: StrategyRuns,
+    others: Sequence[RunResult | None],
+    rows: list[PredictionRow],
+    answers: list[Prediction],
+) -> None:
+    mine = [_row(asked, group.label, run, other) for run, other in zip(group.runs, others, strict=True)]
+    rows += [row for row, _ in mine]
+    answers.append(_pooled(asked, group, [row for row, _ in mine], [pair for _, pair in mine]))
 
 
 Pair = tuple[Array, Array]  # similarity, and what it is to predict
 
 
-def _row(
-    question: Question, label: str, run: RunResult, other: RunResult | None, reference: str
-) -> tuple[PredictionRow, Pair | None]:
-    count = len(run.tasks)
+def _row(asked: _Asked, label: str, run: RunResult, other: RunResult | None) -> tuple[PredictionRow, Pair | None]:
+    count, question = len(run.tasks), asked.question
+    head = (question, asked.atoms, asked.words, label, run.seed)
 
     def undefined(why: str) -> tuple[PredictionRow, None]:
         nan, none = math.nan, np.empty(0)
-        return PredictionRow(question, label, run.seed, nan, nan, nan, nan, nan, count, why, none, none), None
+        return PredictionRow(*head, nan, nan, nan, nan, nan, count, why, none, none), None
 
     if other is None:
-        return undefined(f"no finished run of {reference} has seed {run.seed}")
+        return undefined(f"no finished run of {asked.atoms} has seed {run.seed}")
     if other.task_names != run.task_names:
-        return undefined(f"{reference} learned other tasks with seed {run.seed}")
+        return undefined(f"{asked.atoms} learned other tasks with seed {run.seed}")
     similarity = whole_similarity(other)
     if similarity is None:
         return undefined("the run kept no similarity")
@@ -185,19 +238,24 @@ def _row(
 
     outcome, pairs = _outcome(question, run), _pairs(question)
     index = np.tril_indices(count, -1) if pairs == "lower" else np.nonzero(~np.eye(count, dtype=bool))
-    if question != "transfer" and count > 1 and np.ptp(run.accuracy[index]) == 0 < np.ptp(outcome[index]):
-        return undefined(ALL_ALIKE)
     try:
         found = mantel(similarity, outcome, method="spearman", pairs=pairs, names=_names(question))
     except FsclError as error:
         return undefined(str(error))
     if not found.defined:
         return undefined(found.note)[0], (similarity, outcome)
+    if question != "transfer" and _mostly_one(run.accuracy[index]):
+        return undefined(ALL_ALIKE)
     x, y = similarity[index], outcome[index]
     # tau beside rho needs no permutations of its own: one p-value a row, that of rho.
     tau = float(kendalltau(x, y).statistic)
     numbers = (found.statistic, found.low, found.high, tau, found.p_value)
-    return PredictionRow(question, label, run.seed, *numbers, count, found.note, x, y), (similarity, outcome)
+    return PredictionRow(*head, *numbers, count, found.note, x, y), (similarity, outcome)
+
+
+def _mostly_one(values: Array) -> bool:
+    """Whether more than half of the values are the same number."""
+    return bool(2 * np.unique(values, return_counts=True)[1].max() > len(values))
 
 
 def _outcome(question: Question, run: RunResult) -> Array:
@@ -215,26 +273,34 @@ def _names(question: Question) -> tuple[str, str]:
     return "similarity", {"transfer": "transfer", "drop": "the drop"}.get(question, "forgetting")
 
 
+def _nothing(asked: _Asked, group: StrategyRuns, why: str) -> Prediction:
+    from fscl.similarity.pooled import PooledCorrelation
+
+    nan, seeds = math.nan, len(group.runs)
+    none = PooledCorrelation(nan, nan, nan, nan, 0, len(group.runs[0].tasks), (nan,) * seeds, why)
+    return Prediction(asked.question, asked.atoms, asked.words, group.label, none, none, nan, nan, seeds, why)
+
+
 def _pooled(
-    question: Question, group: StrategyRuns, rows: Sequence[PredictionRow], pairs: Sequence[Pair | None]
+    asked: _Asked, group: StrategyRuns, rows: Sequence[PredictionRow], pairs: Sequence[Pair | None]
 ) -> Prediction:
-    from fscl.similarity.pooled import PooledCorrelation, pooled_mantel
+    from fscl.similarity.pooled import pooled_mantel
 
     given = [pair for pair in pairs if pair is not None]
     # what is to be said of one seed's p is not to be said of that over seeds
     notes = "; ".join(dict.fromkeys(row.note for row in rows if not row.defined))
-    count, nan = rows[0].n_tasks, math.nan
-    if given:
-        # what comes after a task and what came before it are different things to transfer
-        apart = np.subtract.outer(np.arange(count), np.arange(count))
-        strata = apart if question == "transfer" else np.abs(apart)
-        found, within = (
-            pooled_mantel(given, pairs=_pairs(question), strata=s, same_tasks=group.same_order, names=_names(question))
-            for s in (None, strata)
-        )
-    else:
-        found = within = PooledCorrelation(nan, nan, nan, nan, 0, count, (nan,) * len(rows), notes)
-    return Prediction(question, group.label, found, within, nan, nan, len(rows), notes)
+    count = rows[0].n_tasks
+    if not given or count < 2:
+        return _nothing(asked, group, notes)
+    test = partial(
+        pooled_mantel, pairs=_pairs(asked.question), same_tasks=group.same_order, names=_names(asked.question)
+    )
+    # what comes after a task and what came before it are different things to transfer
+    apart = np.subtract.outer(np.arange(1, count), np.arange(1, count))
+    strata = apart if asked.question == "transfer" else np.abs(apart)
+    found, within = test(given), test([(x[1:, 1:], y[1:, 1:]) for x, y in given], strata=strata)
+    head = (asked.question, asked.atoms, asked.words, group.label)
+    return Prediction(*head, found, within, math.nan, math.nan, len(rows), notes)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

@@ -34,7 +34,7 @@ def against_best(accuracy: Mapping[str, BySeed], candidates: frozenset[str]) -> 
 
     Seeds are what is independent: tasks of one seed share a network, so they count once. A seed decides the order of
     classes, the initial weights and the batches of every strategy, hence the pairing. The best is the candidate of the
-    highest mean among those with the most seeds.
+    highest mean among those with the most seeds; of equals, the first.
 
     Which one is the best is found in the very accuracies that are compared, and a test against it alone would find
     differences where there are none. So each candidate is tested for being below any other: the least p of one-sided
@@ -61,7 +61,7 @@ def against_best(accuracy: Mapping[str, BySeed], candidates: frozenset[str]) -> 
     if not learners:
         return {}
     most = max(len(by_seed) for by_seed in learners.values())
-    means = {name: float(np.mean(list(s.values()))) for name, s in learners.items() if len(s) == most}
+    means = {name: round(float(np.mean(list(s.values()))), 12) for name, s in learners.items() if len(s) == most}
     best = max(means, key=lambda name: means[name])
     found = {}
     for name, by_seed in accuracy.items():

@@ -25,10 +25,9 @@ from fscl.plots import (
 )
 from fscl.plots.figures import learner_palette
 from fscl.suite.prediction import (
-    QUESTIONS,
     Prediction,
     PredictionRow,
-    atom_reference,
+    atom_strategies,
     correlation_with_time,
     predictions,
     signed,
@@ -80,7 +79,7 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
     groups = group_runs(runs)
     rows = summary_rows(runs)
     recipe = runs[0].benchmark
-    reference = atom_reference(groups)
+    references = atom_strategies(groups)
     found, means = predictions(groups)
     return Section(
         name=name,
@@ -92,11 +91,11 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         settings=[settings(group) for group in groups],
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
-        similarity=_similarity(name, reference, groups) if reference else [],
-        answers=_answers(name, means, found, reference.label if reference else "", _colours(groups)),
+        similarity=_similarity(name, references) if references else [],
+        answers=_answers(name, means, found, _colours(groups)),
         means=[mean.cells() for mean in means],
         details=[row.cells() for row in found],
-        reference=reference.label if reference else "",
+        reference=" or ".join(group.label for group in references),
         bounds=frozenset(row.label for row in rows if row.bound),
         best=next((row.label for row in rows if row.bound is None), ""),
         unfinished=[
@@ -152,18 +151,14 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
     return pictures
 
 
-def _similarity(name: str, reference: StrategyRuns, groups: Sequence[StrategyRuns]) -> list[Picture]:
-    """Which tasks are alike by the atoms of each strategy that has its own; layer by layer for the reference alone."""
-    wholes = {reference: _whole(reference)}
-    for group in groups:
-        # an ensemble's atoms are those of atom swapping
-        if _of_atoms(group) and not any(np.array_equal(_whole(group), other) for other in wholes.values()):
-            wholes[group] = _whole(group)
+def _similarity(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
+    """Which tasks are alike by the atoms of each strategy; layer by layer for the first alone."""
     pictures = []
-    for group, whole in wholes.items():
+    for group in groups:
         runs, source = _alike(group)
         first = runs[0].similarity
         assert first is not None
+        whole = np.mean([matrix for run in runs if (matrix := whole_similarity(run)) is not None], axis=0)
         low, high = similarity_limits(whole)
         label = similarity_label(first.metric, first.aggregate)
         kind, _, how = label.partition(", ")
@@ -173,11 +168,13 @@ def _similarity(name: str, reference: StrategyRuns, groups: Sequence[StrategyRun
             "the diagonal, 1 by definition, is greyed." + _with_time(_of_atoms(group))
         )
         axes = similarity_heatmap(whole, runs[0].task_names[: len(whole)], label=label)
-        slug = f"{name}-similarity" + ("" if group is reference else f"-{group.label}")
-        pictures.append(
-            _picture(slug, axes, f"Whole network: {group.label}" if len(wholes) > 1 else "Whole network", caption)
-        )
-    return [*pictures, _by_layer(name, reference)]
+        slug, title = f"{name}-similarity", "Whole network"
+        if len(groups) > 1:
+            title += f": {group.label}"
+        if group is not groups[0]:
+            slug += f"-{_id(group)}"
+        pictures.append(_picture(slug, axes, title, caption))
+    return [*pictures, _by_layer(name, groups[0])]
 
 
 def _by_layer(name: str, group: StrategyRuns) -> Picture:
@@ -194,10 +191,6 @@ def _by_layer(name: str, group: StrategyRuns) -> Picture:
     figure = similarity_by_layer(stack, first.layers, names, label=f"{first.metric} similarity")
     wide = min(len(first.layers), 4) > 2
     return Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide)
-
-
-def _whole(group: StrategyRuns) -> np.ndarray:
-    return np.mean([matrix for run in _alike(group)[0] if (matrix := whole_similarity(run)) is not None], axis=0)
 
 
 def _of_atoms(group: StrategyRuns) -> list[RunResult]:
@@ -225,22 +218,18 @@ def _with_time(runs: Sequence[RunResult]) -> str:
 
 
 def _answers(
-    name: str,
-    answers: Sequence[Prediction],
-    found: Sequence[PredictionRow],
-    reference: str,
-    colours: Mapping[str, Any],
+    name: str, answers: Sequence[Prediction], found: Sequence[PredictionRow], colours: Mapping[str, Any]
 ) -> list[Picture]:
     defined = [answer for answer in answers if answer.found.defined]
     if not defined:
         return []
     shown: dict[str, dict[str, dict[str, tuple[float, float, float, float]]]] = {}
     for answer in defined:
-        shown.setdefault(QUESTIONS[answer.question], {})[answer.label] = {
+        shown.setdefault(answer.words, {})[answer.label] = {
             way: (pooled.statistic, pooled.low, pooled.high, p)
             for way, pooled, p in (
                 ("all pairs of tasks", answer.found, answer.p),
-                ("pairs equally far apart in the stream", answer.apart, answer.p_apart),
+                ("later tasks equally far apart in the stream", answer.apart, answer.p_apart),
             )
         }
     caption = (
@@ -250,25 +239,31 @@ def _answers(
     )
     figure = correlation_forest(shown)
     pictures = [Picture(_slug(f"{name}-answers"), figure, "Correlation with similarity", caption, wide=True)]
-    rows = [row for row in found if row.question == "atoms" and row.defined]
-    if rows:
-        dots = {}
-        for label in dict.fromkeys(row.label for row in rows):
-            mine = [row for row in rows if row.label == label]
-            dots[label] = (
-                np.concatenate([row.x for row in mine]),
-                100 * np.concatenate([row.y for row in mine]),
-                [f"seed {row.seed}" for row in mine for _ in row.x],
-            )
-        xlabel = f"similarity of tasks i and t ({reference})"
-        figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", colours=colours)
-        caption = (
-            f"Similarity of tasks i and t by the atoms of {reference}, against how much of task i each learner lost "
-            "after task t. One dot a pair of tasks, shades are seeds."
-        )
-        title = "Atom similarity and forgetting"
-        pictures.append(Picture(_slug(f"{name}-forgetting"), figure, title, caption, wide=len(dots) > 2))
+    of_forgetting = [row for row in found if row.question == "atoms" and row.defined]
+    for number, words in enumerate(dict.fromkeys(row.words for row in of_forgetting)):
+        rows = [row for row in of_forgetting if row.words == words]
+        slug = f"{name}-forgetting" + (f"-{number + 1}" if number else "")
+        pictures.append(_scatter(slug, rows, colours))
     return pictures
+
+
+def _scatter(slug: str, rows: Sequence[PredictionRow], colours: Mapping[str, Any]) -> Picture:
+    dots = {}
+    for label in dict.fromkeys(row.label for row in rows):
+        mine = [row for row in rows if row.label == label]
+        dots[label] = (
+            np.concatenate([row.x for row in mine]),
+            100 * np.concatenate([row.y for row in mine]),
+            [f"seed {row.seed}" for row in mine for _ in row.x],
+        )
+    atoms = rows[0].atoms
+    xlabel = f"similarity of tasks i and t ({atoms})"
+    figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", colours=colours)
+    caption = (
+        f"Similarity of tasks i and t by the atoms of {atoms}, against how much of task i each learner lost after "
+        "task t. One dot a pair of tasks, shades are seeds."
+    )
+    return Picture(_slug(slug), figure, rows[0].words, caption, wide=len(dots) > 2)
 
 
 def _colours(groups: Sequence[StrategyRuns]) -> dict[str, tuple[float, float, float]]:

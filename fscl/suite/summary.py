@@ -178,7 +178,8 @@ class SummaryRow:
 
 
 def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
-    """Finished runs by stream, strategy and recipe hash; best mean final accuracy first within a stream.
+    """Finished runs by stream, strategy and recipe hash; best mean final accuracy first within a stream, and of equals
+    the one that stores least.
 
     Runs of one strategy whose recipes differ stay apart, told apart by a short hash in the label. The same seed twice
     in a group raises :class:`FsclError`: counted twice, it would shrink the spread.
@@ -203,7 +204,13 @@ def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
         variants = sum(key[:2] == (benchmark, name) for key in groups)
         label = f"{title} ({recipe_hash[:7]})" if variants > 1 else title
         made.append(StrategyRuns(benchmark, name, label, recipe_hash, tuple(by_seed[s] for s in sorted(by_seed))))
-    return sorted(made, key=lambda g: (g.benchmark, -np.mean([_final(run) for run in g.runs]), g.name, g.recipe_hash))
+    return sorted(made, key=_rank)
+
+
+def _rank(group: StrategyRuns) -> tuple[str, float, float, str, str]:
+    accuracy, stored = np.mean([(_final(run), run.stored) for run in group.runs], axis=0)
+    # rounding must not break a tie
+    return group.benchmark, -round(float(accuracy), 12), float(stored), group.name, group.recipe_hash
 
 
 def summary_rows(runs: Iterable[RunResult]) -> list[SummaryRow]:

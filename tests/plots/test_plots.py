@@ -141,19 +141,6 @@ def test_the_lowest_panel_of_each_column_has_its_scale() -> None:
     assert labelled[:6] == [False, False, True, True, True, True]
 
 
-def test_a_learner_has_one_colour_in_all_figures_of_a_page() -> None:
-    names = ["Bound", *(f"Learner {i}" for i in range(8))]
-    over_time = accuracy_over_time({name: [[0.9, 0.8]] for name in names}, bounds=["Bound"])
-    memory = memory_against_accuracy(dict.fromkeys(names, (1000.0, 0.8)), bounds=["Bound"])
-    seen = {line.get_label(): to_rgb(line.get_color()) for line in over_time.lines}
-    assert len(set(seen.values())) == 9
-    assert [to_rgb(line.get_color()) for line in memory.lines[:9]] == [seen[name] for name in names]
-    dots = {name: ([0.0, 1.0], [1.0, 0.0], ["a", "a"]) for name in names[2:]}  # the first has nothing to forget
-    panels = scatter_panels(dots, xlabel="x", ylabel="y", colours=seen).axes
-    drawn = [tuple(axes.collections[0].get_facecolor()[0][:3]) for axes in panels[:7]]
-    np.testing.assert_allclose(drawn, [seen[name] for name in names[2:]])
-
-
 def test_bounds_are_dashed_and_their_labels_stay_beside_the_axes() -> None:
     curves = {f"Strategy {i}": [[0.9, 0.9 + 0.0001 * i]] for i in range(12)} | {"Low": [[0.1, 0.1]]}
     axes = accuracy_over_time(curves, bounds=["Low"])
