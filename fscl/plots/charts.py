@@ -236,7 +236,10 @@ def scatter_panels(
 
 
 def _two_lines(text: str) -> str:
-    """Broken at the space nearest to the middle."""
+    """Broken at the space nearest to the middle; what is in brackets at the end has a line of its own."""
+    if text.endswith(")"):
+        head, _, rest = text.rpartition(" (")
+        return f"{_two_lines(head)}\n({rest}" if head else text
     spaces = [i for i, letter in enumerate(text) if letter == " "]
     if len(text) < 22 or not spaces:
         return text

@@ -83,7 +83,7 @@ def abbreviate(name: str, width: int = 18) -> str:
 
 
 def palette(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour-blind-safe colour for each label, the same whenever the labels are the same."""
+    """A colour-blind-safe colour for each label, the same whenever the labels are the same; there are eight in turn."""
     colours = sns.color_palette("colorblind")
     # The pale and the yellow ones vanish on white, and grey is for bounds: an indigo takes their place.
     strong = [*(colours[i] for i in (0, 1, 2, 3, 4, 5, 9)), to_rgb("#332288")]
@@ -91,7 +91,7 @@ def palette(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
 
 
 def learner_palette(labels: Iterable[str], bounds: Collection[str] = ()) -> dict[str, tuple[float, float, float]]:
-    """A colour for each learner, and grey for the bounds among them."""
+    """Colours as in :func:`palette` for learners, and grey for the bounds among them."""
     names = list(labels)
     return {name: to_rgb("grey") for name in names} | palette([name for name in names if name not in bounds])
 

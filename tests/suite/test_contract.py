@@ -19,8 +19,9 @@ from fscl.suite.run import RunSpec, check_runnable, load_stream, run_one
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
-# and are told a test image's task
-KEEP_TASKS_APART = ("atom_ensemble", "atom_swapping", "atom_swapping_first", "from_scratch", "packnet", "pnn", "wsn")
+# are told a test image's task
+APART = ("AtomEnsemble", "AtomSwapping", "FromScratch", "PackNet", "PNN", "WSN")
+KEEP_TASKS_APART = [name for name in STRATEGIES if load_strategy(name).class_path.split(".")[-1] in APART]
 NEW_CLASSES = ("icarl",)  # learn nothing but new classes, all told apart by one head
 NO_LABELS = ("atom_selection",)  # find a test image's task by themselves, and are for streams that do not tell it
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
