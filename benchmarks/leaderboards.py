@@ -170,8 +170,9 @@ def question(kept: Runs) -> str:
         for runs in kept.values()
     }
     every = [answer for answers in streams.values() for answer in answers]
+    questions = list(dict.fromkeys(answer.words for answer in every))
     rows, each = [], []
-    for words in dict.fromkeys(answer.words for answer in every):
+    for words in questions:
         for title, answers in streams.items():
             if asked := [a for a in answers if a.words == words]:
                 apart = [a for a in asked if a.apart.defined]
@@ -180,7 +181,7 @@ def question(kept: Runs) -> str:
                 of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
                 rows.append((words, title, *map(str, counts), *of_all, *of_some))
                 each += [(title, a.atoms, *a.cells()[1:-1]) for a in asked if a.question == "atoms"]
-    over = [_told(words, [a for a in every if a.words == words]) for words in dict.fromkeys(a.words for a in every)]
+    over = [_told(words, [a for a in every if a.words == words]) for words in questions]
     return "\n".join(
         [
             *_table(OVER_STREAMS, over, texts=1),

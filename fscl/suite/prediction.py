@@ -159,7 +159,7 @@ def _same_pairs(question: Question, one: StrategyRuns, other: StrategyRuns) -> b
     if question == "transfer" and any(run.transfer is None for pair in shared for run in pair):
         return False
     same = (np.array_equal(_outcome(question, a), _outcome(question, b), equal_nan=True) for a, b in shared)
-    return _same_similarity(one, other) and all(same)
+    return all(same) and _same_similarity(one, other)
 
 
 def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], list[Prediction]]:

@@ -76,6 +76,11 @@ def run_data(
     return {**data, **changes}
 
 
+def similarity(values: Any) -> dict[str, Any]:
+    """What a run keeps whose network has one layer, of these similarities."""
+    return {"metric": "cosine", "aggregate": "mean", "layers": ["c"], "matrix": [np.asarray(values, float).tolist()]}
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
     def make(*args: Any, folder: str = "runs", **changes: Any) -> Path:
@@ -347,10 +352,7 @@ def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
     for seed in range(3):
         lost = np.tril(rng.random((8, 8)), -1)
         stack = 0.5 * (1 - lost - lost.T)
-        alike, unlike = (
-            {"metric": "cosine", "aggregate": "product", "layers": ["a"], "matrix": [m.tolist()]}
-            for m in (np.where(np.eye(8), 1, stack), np.where(np.eye(8), 1, 0.5 - stack))
-        )
+        alike, unlike = (similarity(np.where(np.eye(8), 1, m)) for m in (stack, 0.5 - stack))
         make_run("atom_swapping", seed, 8, forgets=0, similarity=alike)
         make_run("atom_swapping_first", seed, 8, forgets=0, similarity=unlike)
         accuracy = [[float(0.9 - 0.5 * lost[t, i]) if i <= t else None for i in range(8)] for t in range(8)]
@@ -376,8 +378,7 @@ def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_r
             near = np.zeros((9, 9))
             near[0, :] = near[:, 0] = 0.4
             matrix = np.where(np.eye(9), 1, 0.3 + near + noise + noise.T)
-            kept = {"metric": "cosine", "aggregate": "product", "layers": ["a"], "matrix": [matrix.tolist()]}
-            make_run("atom_swapping", seed, 9, forgets=0, similarity=kept, folder=f"runs{trial}")
+            make_run("atom_swapping", seed, 9, forgets=0, similarity=similarity(matrix), folder=f"runs{trial}")
             lost = 0.1 * rng.random((9, 9)) + np.where(np.arange(9) == 0, 0.4, 0)
             accuracy = [[float(0.9 - lost[t, i] * (t > i)) if i <= t else None for i in range(9)] for t in range(9)]
             more = {"similarity": None, "transfer": [], "accuracy": accuracy, "folder": f"runs{trial}"}
@@ -392,8 +393,7 @@ def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_r
 
 def test_atoms_of_each_strategy_are_shown_once(make_run: MakeRun) -> None:
     """An ensemble's atoms are those of atom swapping, and need no second picture."""
-    mine = {"metric": "cosine", "aggregate": "product", "layers": ["a"], "matrix": [(np.eye(4) * 0.4 + 0.6).tolist()]}
-    other = mine | {"matrix": [(np.eye(4) * 0.7 + 0.3).tolist()]}
+    mine, other = similarity(np.eye(4) * 0.4 + 0.6), similarity(np.eye(4) * 0.7 + 0.3)
     make_run("atom_swapping", 0, 4, similarity=mine)
     make_run("atom_ensemble", 0, 4, similarity=mine)
     folder = make_run("atom_swapping_first", 0, 4, similarity=other)
@@ -616,10 +616,6 @@ def test_bytes_are_decimal() -> None:
         "1.0 MB",
         "1.0 MB",
     ]
-
-
-def similarity(values: Any) -> dict[str, Any]:
-    return {"metric": "cosine", "aggregate": "mean", "layers": ["c"], "matrix": [np.asarray(values, float).tolist()]}
 
 
 def test_how_far_similarity_is_the_order_of_tasks(make_run: MakeRun) -> None:
