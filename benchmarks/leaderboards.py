@@ -8,6 +8,7 @@ import argparse
 import statistics
 import sys
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,11 +102,12 @@ def leaderboards(kept: Runs) -> str:
 def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
     keep = [COLUMNS.index(column) for column in SHOWN]
     rows = [[row.cells()[i] for i in keep] for row in summary_rows(runs)]
-    recipe, first = runs[0].benchmark, group_runs(runs)[0].runs[0]
-    machine = f"{first.machine['threads']} thread of an {first.machine['processor']}"
+    recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
+    processor = " or ".join(f"an {name}" for name, _ in machines.most_common())
+    threads = f"{runs[0].machine['threads']} thread of {processor}"
     return [
         recipe["title"],
-        f"{recipe['description']}; {_usual_budget(runs)}; {machine} ([report](reports/{name}/README.md)):",
+        f"{recipe['description']}; {_usual_budget(runs)}; {threads} ([report](reports/{name}/README.md)):",
         "",
         *_table(SHOWN, rows, texts=1),
     ]

@@ -19,8 +19,17 @@ from fscl.suite.summary import DASH, StrategyRuns, small_p
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
 
-__all__ = ["QUESTIONS", "Prediction", "PredictionRow", "atom_strategies", "correlation_with_time", "predictions",
-           "signed", "whole_similarity"]  # fmt: skip
+__all__ = [
+    "QUESTIONS",
+    "Asked",
+    "Prediction",
+    "PredictionRow",
+    "atom_strategies",
+    "correlation_with_time",
+    "predictions",
+    "signed",
+    "whole_similarity",
+]
 
 Array = NDArray[np.float64]
 Question = Literal["atoms", "drop", "own", "transfer"]
@@ -37,16 +46,24 @@ ALL_ALIKE = "accuracy on former tasks is mostly the same: what varies is accurac
 
 
 @dataclass(frozen=True, eq=False)
-class PredictionRow:
-    """One question, strategy and seed. Undefined when ``rho`` is NaN; ``note`` then says why.
-
-    ``atoms`` is the label of the strategy whose atoms are asked, "" where it is the learner's own filters; ``words``
-    are the question in full.
+class Asked:
+    """A question. ``atoms`` is the label of the strategy whose atoms are asked, "" where it is the learner's own
+    filters; ``words`` are the question in full.
     """
 
     question: Question
     atoms: str
     words: str
+
+    @property
+    def head(self) -> tuple[Question, str, str]:
+        return self.question, self.atoms, self.words
+
+
+@dataclass(frozen=True, eq=False)
+class PredictionRow(Asked):
+    """One question, strategy and seed. Undefined when ``rho`` is NaN; ``note`` then says why."""
+
     label: str
     seed: int
     rho: float
@@ -77,17 +94,13 @@ class PredictionRow:
 
 
 @dataclass(frozen=True, eq=False)
-class Prediction:
+class Prediction(Asked):
     """One question and strategy over its seeds: as it is, and among later tasks equally far apart in the stream.
 
     These leave out the first task, which alone trains all that is shared: what starts from it is like it, and the time
     in between does not explain that. ``p`` and ``p_apart`` are adjusted by Holm, each over all rows of the benchmark.
-    ``atoms`` and ``words`` as in :class:`PredictionRow`.
     """
 
-    question: Question
-    atoms: str
-    words: str
     label: str
     found: PooledCorrelation
     apart: PooledCorrelation
@@ -176,11 +189,11 @@ def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], li
         by_seed = {run.seed: run for run in reference.runs}
         for question in ASKED_OF_ATOMS:
             words = QUESTIONS[question] + (f" ({reference.label})" if number else "")
-            asked = _Asked(question, reference.label, words)
+            asked = Asked(question, reference.label, words)
             for group in (group for group in learners if group not in references):
                 _answer(asked, group, [by_seed.get(run.seed) for run in group.runs], rows, answers)
     for question in ASKED_OF_ITSELF:
-        asked = _Asked(question, "", QUESTIONS[question])
+        asked = Asked(question, "", QUESTIONS[question])
         of_their_own = [group for group in learners if any(run.similarity is not None for run in group.runs)]
         for place, group in enumerate(of_their_own):
             twin = next((g.label for g in of_their_own[:place] if _same_pairs(question, group, g)), None)
@@ -192,15 +205,8 @@ def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], li
     return rows, [replace(a, p=one, p_apart=two) for a, one, two in zip(answers, p, p_apart, strict=True)]
 
 
-@dataclass(frozen=True)
-class _Asked:
-    question: Question
-    atoms: str
-    words: str
-
-
 def _answer(
-    asked: _Asked,
+    asked: Asked,
     group: StrategyRuns,
     others: Sequence[RunResult | None],
     rows: list[PredictionRow],
@@ -214,9 +220,9 @@ def _answer(
 Pair = tuple[Array, Array]  # similarity, and what it is to predict
 
 
-def _row(asked: _Asked, label: str, run: RunResult, other: RunResult | None) -> tuple[PredictionRow, Pair | None]:
+def _row(asked: Asked, label: str, run: RunResult, other: RunResult | None) -> tuple[PredictionRow, Pair | None]:
     count, question = len(run.tasks), asked.question
-    head = (question, asked.atoms, asked.words, label, run.seed)
+    head = (*asked.head, label, run.seed)
 
     def undefined(why: str) -> tuple[PredictionRow, None]:
         nan, none = math.nan, np.empty(0)
@@ -273,16 +279,16 @@ def _names(question: Question) -> tuple[str, str]:
     return "similarity", {"transfer": "transfer", "drop": "the drop"}.get(question, "forgetting")
 
 
-def _nothing(asked: _Asked, group: StrategyRuns, why: str) -> Prediction:
+def _nothing(asked: Asked, group: StrategyRuns, why: str) -> Prediction:
     from fscl.similarity.pooled import PooledCorrelation
 
     nan, seeds = math.nan, len(group.runs)
     none = PooledCorrelation(nan, nan, nan, nan, 0, len(group.runs[0].tasks), (nan,) * seeds, why)
-    return Prediction(asked.question, asked.atoms, asked.words, group.label, none, none, nan, nan, seeds, why)
+    return Prediction(*asked.head, group.label, none, none, nan, nan, seeds, why)
 
 
 def _pooled(
-    asked: _Asked, group: StrategyRuns, rows: Sequence[PredictionRow], pairs: Sequence[Pair | None]
+    asked: Asked, group: StrategyRuns, rows: Sequence[PredictionRow], pairs: Sequence[Pair | None]
 ) -> Prediction:
     from fscl.similarity.pooled import pooled_mantel
 
@@ -299,8 +305,7 @@ def _pooled(
     apart = np.subtract.outer(np.arange(1, count), np.arange(1, count))
     strata = apart if asked.question == "transfer" else np.abs(apart)
     found, within = test(given), test([(x[1:, 1:], y[1:, 1:]) for x, y in given], strata=strata)
-    head = (asked.question, asked.atoms, asked.words, group.label)
-    return Prediction(*head, found, within, math.nan, math.nan, len(rows), notes)
+    return Prediction(*asked.head, group.label, found, within, math.nan, math.nan, len(rows), notes)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:

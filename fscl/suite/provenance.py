@@ -23,7 +23,6 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
     budgets = {group.label: budget(group.runs[0]) for group in groups} or {"": budget(done[0])}
     common = max(budgets.values(), key=list(budgets.values()).count)
     given = common if len(set(budgets.values())) == 1 else f"{common}; that of some learners is another, see below"
-    machines = {_machine(run) for run in done}
     versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in done)
     several = len(versions) > 1
     days = sorted({str(run.record["started"])[:10] for run in done if run.record.get("started")})
@@ -33,7 +32,7 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
         ("Network", _network(done[0])),
         ("Budget", given),
         ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
-        ("Machine", "; ".join(sorted(machines))),
+        ("Machine", _machines(done, groups)),
         ("Versions", "; ".join(text + f" ({n} of {len(done)} runs)" * several for text, n in sorted(versions.items()))),
         ("Begun", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
         ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
@@ -91,11 +90,23 @@ def _tested(run: RunResult) -> str:
     return "the test images"
 
 
+def _machines(runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> str:
+    """That of most runs first; of any other also which learners, whose times are not those of the first machine."""
+    (usual, most), *others = Counter(map(_machine, runs)).most_common()
+    if not others:
+        return usual
+    texts = [f"{usual} ({most} of {len(runs)} runs)"]
+    for name, n in others:
+        labels = [group.label for group in groups if any(_machine(run) == name for run in group.runs)]
+        texts.append(f"{name} ({n} of {len(runs)} runs: {', '.join(labels)})")
+    return "; ".join(texts) + ". Times on different machines do not compare."
+
+
 def _machine(run: RunResult) -> str:
     threads = run.machine.get("threads")
     count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
     parts = [run.machine.get("processor"), run.machine.get("device"), count, run.machine.get("precision")]
-    return ", ".join(str(part) for part in parts if part)
+    return ", ".join(str(part) for part in parts if part) or "not recorded"
 
 
 def memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:

@@ -556,6 +556,19 @@ def test_the_budget_of_joint_training_has_no_later_tasks(make_run: MakeRun) -> N
     assert "second task" not in markdown
 
 
+def test_runs_of_another_machine_are_named(make_run: MakeRun) -> None:
+    elsewhere = {"device": "cpu", "processor": "Xeon", "threads": 2}
+    for seed, machine in enumerate((run_data()["machine"], elsewhere, {})):
+        make_run("fine_tuning", seed)
+        folder = make_run("ewc", seed, machine=machine)
+    _, _, markdown = report(folder)
+    (line,) = [line for line in markdown.splitlines() if line.startswith("- **Machine**")]
+    assert "AMD EPYC, cpu, 1 thread (4 of 6 runs)" in line
+    assert "Xeon, cpu, 2 threads (1 of 6 runs: Ewc)" in line
+    assert "not recorded (1 of 6 runs: Ewc)" in line
+    assert line.endswith("do not compare.")
+
+
 def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun) -> None:
     make_run("fine_tuning", 0, 3)
     folder = make_run("fine_tuning", 1, 3, tasks=[{"name": f"other {i}", "classes": ["o"]} for i in range(3)])
