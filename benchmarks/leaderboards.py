@@ -5,11 +5,13 @@ the README says anything else than the reports' runs.
 """
 
 import argparse
+import json
 import statistics
 import sys
+import textwrap
 import tomllib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from fscl.suite.prediction import (
 from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
-from fscl.suite.summary import COLUMNS, DASH, StrategyRuns, group_runs, summary_rows
+from fscl.suite.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
 LEVEL = 0.05
@@ -77,17 +79,17 @@ def parts(reports: Path) -> dict[str, str]:
     """What the README says between marks, by mark."""
     kept = committed_runs(reports)
     return {
-        "leaderboards": leaderboards(kept),
+        "leaderboards": leaderboards(kept, reports),
         "literature": literature(kept, published(reports)),
         "question": question(kept),
     }
 
 
-def leaderboards(kept: Runs) -> str:
+def leaderboards(kept: Runs, reports: Path) -> str:
     """A table for each benchmark; the first with a picture of which of its tasks are alike, the others folded."""
     texts = []
     for name, runs in kept.items():
-        lines = _leaderboard(name, runs)
+        lines = _leaderboard(name, runs, reports)
         title, text = lines[0], "\n".join(lines[1:])
         if name == REPORTS[0]:
             texts += [
@@ -99,7 +101,7 @@ def leaderboards(kept: Runs) -> str:
     return "\n\n".join(texts)
 
 
-def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
+def _leaderboard(name: str, runs: list[RunResult], reports: Path) -> list[str]:
     keep = [COLUMNS.index(column) for column in SHOWN]
     rows = [[row.cells()[i] for i in keep] for row in summary_rows(runs)]
     recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
@@ -110,7 +112,35 @@ def _leaderboard(name: str, runs: list[RunResult]) -> list[str]:
         f"{recipe['description']}; {_usual_budget(runs)}; {threads} ([report](reports/{name}/README.md)):",
         "",
         *_table(SHOWN, rows, texts=1),
+        "",
+        *_commands(name, runs, reports),
     ]
+
+
+def _commands(name: str, runs: list[RunResult], reports: Path) -> list[str]:
+    """What chose the settings, what gives these runs (on another machine but for the last digits), and the time."""
+    recipe, learners = runs[0].benchmark, group_runs(runs)
+    data = [] if recipe["data"]["name"] == "digits" else ["--data DIR"]
+    seeds = f"--seeds {max(len(learner.runs) for learner in learners)}"
+    shown = []
+    if (tuning := reports / name / "tune.json").exists():
+        tuned = json.loads(tuning.read_text("utf-8"))
+        options = [f"--{key} {value}" for key, value in tuned["protocol"].items() if key != "settings"]
+        changes = [f"--set {setting}" for setting in tuned["protocol"]["settings"]]
+        shown += _call("fscl tune", tuned["benchmark"], *data, *options, *changes, *_each(tuned["strategies"]))
+    shown += _call("fscl run", recipe["name"], *data, seeds, *_each(learner.name for learner in learners))
+    took = human_seconds(sum(run.seconds for run in runs))
+    return ["```", *shown, "```", "", f"The runs took {took} in all, each on one thread."]
+
+
+def _each(strategies: Iterable[str]) -> list[str]:
+    return [f"-s {name}" for name in sorted(strategies)]
+
+
+def _call(*words: str) -> list[str]:
+    """A command line over as many lines as it needs, none of which ends between an option and its value."""
+    lines = textwrap.wrap(" ".join(word.replace(" ", "\0") for word in words), 110, subsequent_indent="  ")
+    return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
 def _heatmap(name: str, runs: list[RunResult]) -> list[str]:

@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 from types import ModuleType
 
@@ -80,6 +81,39 @@ def test_the_readme_s_tables_are_those_of_the_committed_runs(script):
     assert parts["question"].count("| Fine-tuning |") >= 2
     for picture in re.findall(r"\]\((reports/[^)]*)\)", readme):
         assert (ROOT / picture).exists(), picture
+
+
+@pytest.mark.parametrize(
+    ("name", "learners", "seeds"),
+    [("split_digits", 21, 5), ("split_fmnist", 21, 3), ("split_cifar100", 10, 3), ("rotated_fmnist", 5, 3)],
+)
+def test_committed_runs_are_of_the_recipes_as_they_are(name: str, learners: int, seeds: int) -> None:
+    """So that the command beside each table gives these numbers again."""
+    from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
+    from fscl.suite.results import load_runs
+    from fscl.suite.run import RunSpec
+
+    found = defaultdict(set)
+    for run in load_runs([ROOT / "reports" / name]):
+        pair = with_overrides(load_benchmark(run.benchmark["name"]), load_strategy(run.strategy["name"]))
+        assert RunSpec(*pair, run.seed).hash == run.recipe_hash, run.strategy["name"]
+        found[run.strategy["name"]].add(run.seed)
+    assert len(found) >= learners
+    assert {frozenset(runs) for runs in found.values()} == {frozenset(range(seeds))}
+
+
+@pytest.mark.parametrize("name", ["split_cifar100", "rotated_fmnist", "split_digits_class"])
+def test_recipes_have_the_settings_that_tuning_found(name: str) -> None:
+    from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
+
+    tuned = json.loads((ROOT / "reports" / name / "tune.json").read_text(encoding="utf-8"))
+    for strategy, found in tuned["strategies"].items():
+        benchmark, learner = with_overrides(load_benchmark(name), load_strategy(strategy))
+        training = benchmark.training.model_dump()
+        now = {"args": learner.args, "training": training | {"lr_next": training["lr_next"] or training["lr"]}}
+        for key, value in found["best"].items():
+            part, _, setting = key.partition(".")
+            assert now[part][setting] == value, (strategy, key)
 
 
 def test_the_reports_say_what_their_committed_runs_say():

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -53,6 +54,23 @@ def test_every_command_shown_exists(command):
 
     assert f"fscl {command}" in README
     assert CliRunner().invoke(app, [command, "--help"], env=os.environ | {"COLUMNS": "100"}).exit_code == 0
+
+
+def test_every_command_line_shown_is_one_that_fscl_takes():
+    import typer
+
+    from fscl.suite.cli import app
+
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(text for language, text in blocks if not language).replace("\\\n", " ")
+    calls = re.findall(r"(?:^|&& uv run |\")fscl ([a-z]+[^\"#\n]*)", lines, re.MULTILINE)
+    shown = [shlex.split(call) for call in calls]
+    assert len(shown) > 12
+    for name, *arguments in shown:
+        command = typer.main.get_command(app).commands[name]
+        with command.make_context(name, arguments) as context:  # raises where there is no such option
+            for strategy in context.params.get("strategy") or []:
+                assert (ROOT / "strategies" / f"{strategy}.toml").exists(), strategy
 
 
 def test_the_speeds_are_those_of_the_committed_report():

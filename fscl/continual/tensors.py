@@ -59,18 +59,23 @@ def samples_behind(data: Any) -> tuple[list[TaskImages], Tensor, Tensor]:
 Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of each sample: which of them, where in it
 
 
-def _leaves(data: Any) -> Leaves:
-    """The images below Avalanche's wrappers, with the transforms on the way to them."""
+def _leaves(data: Any, group: str | None = None) -> Leaves:
+    """The images below Avalanche's wrappers, with the transforms on the way to them.
+
+    Which group of transforms is applied says the outermost wrapper, for all that are inside.
+    """
     if isinstance(data, TaskImages):
         return [(data, [])], torch.zeros(len(data), dtype=torch.int64), torch.arange(len(data))
     if not hasattr(data, "_indices") or not hasattr(data, "_datasets"):
         raise Unservable(f"{type(data).__name__} is not a stream of fscl")
-    leaves, source, index = _concatenated([_leaves(child) for child in data._datasets])
+    groups = [g for g in (getattr(data, f"_{k}transform_groups", None) for k in ("frozen_", "")) if g is not None]
+    if group is None and groups:
+        group = groups[-1].current_group
+    leaves, source, index = _concatenated([_leaves(child, group) for child in data._datasets])
     if data._indices is not None:
         chosen = torch.tensor(list(data._indices), dtype=torch.int64)
         source, index = source[chosen], index[chosen]
-    groups = [g for g in (getattr(data, f"_{k}transform_groups", None) for k in ("frozen_", "")) if g is not None]
-    steps = [step for g in groups for step in _steps(g.transform_groups.get(g.current_group))]
+    steps = [step for g in groups for step in _steps(g.transform_groups.get(group))]
     return [(leaf, [*before, *steps]) for leaf, before in leaves], source, index
 
 

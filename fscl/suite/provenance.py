@@ -13,8 +13,6 @@ from fscl.suite.summary import DASH, StrategyRuns, human_bytes, human_seconds
 
 __all__ = ["budget", "memory", "provenance", "settings"]
 
-AT_ONCE = "fscl.continual.Joint"  # the class for which there are no later tasks
-
 
 def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
     """Terms, and what is to be said of them for all runs of a benchmark."""
@@ -43,9 +41,8 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
 def budget(run: RunResult, brief: bool = False) -> str:
     """How long, and how, a run was trained; briefly, how long."""
     training: Mapping[str, Any] = run.benchmark.get("training") or {}
-    at_once = run.strategy.get("class") == AT_ONCE
-    first = training.get("epochs_next") is not None and not at_once
-    of = "of all tasks at once" if at_once else "on the first task" if first else "a task"
+    first = training.get("epochs_next") is not None and not run.at_once
+    of = "of all tasks at once" if run.at_once else "on the first task" if first else "a task"
     shown = (
         ("epochs", f"{{}} epochs {of}"),
         *[("epochs_next", "{} on each later one")] * first,
@@ -53,7 +50,7 @@ def budget(run: RunResult, brief: bool = False) -> str:
         ("optimizer", "{}"),
         ("schedule", "{}"),
         ("lr", "learning rate {}"),
-        *[("lr_next", "{} from the second task on")] * (not at_once),
+        *[("lr_next", "{} from the second task on")] * (not run.at_once),
         *[("momentum", "momentum {}")] * (training.get("optimizer") == "sgd"),
         ("weight_decay", "weight decay {}"),
     )

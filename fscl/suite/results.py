@@ -18,6 +18,7 @@ __all__ = ["FORMAT", "Memory", "RunResult", "SimilarityResult", "TaskInfo", "loa
 
 FORMAT = 1
 KEPT = "runs.json"  # the runs of a report, in its folder
+AT_ONCE = "fscl.continual.Joint"  # the class for which there are no later tasks
 STATUSES = ("running", "finished", "failed")
 
 Array = NDArray[np.float64]
@@ -99,6 +100,11 @@ class RunResult:
     def bound(self) -> str | None:
         """``upper`` or ``lower`` for what bounds learners, see ``fscl.suite.schema.StrategyRecipe``."""
         return self.strategy.get("bound")
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all tasks were learned together, so that there is no accuracy after each of them."""
+        return self.strategy.get("class") == AT_ONCE
 
     @property
     def stored(self) -> float:

@@ -174,13 +174,14 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
 
 
 def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None, kept: Callable[[], None]) -> Path:
-    record = {} if overwrite else _read(folder / "run.json")
-    if record and record["recipe_hash"] != spec.hash:
+    before = {} if overwrite else _read(folder / "run.json")
+    # one that has learned nothing holds nothing to be lost
+    if before and before["recipe_hash"] != spec.hash and before.get("accuracy"):
         raise FsclError(
-            f"{folder} holds a run of another recipe (hash {record['recipe_hash']}, now {spec.hash}); "
+            f"{folder} holds a run of another recipe (hash {before['recipe_hash']}, now {spec.hash}); "
             "use --overwrite to replace it, or another --out"
         )
-    if record and record["status"] == "finished":
+    if before and before["status"] == "finished":
         (folder / "checkpoint.pt").unlink(missing_ok=True)  # of a process that was killed just before it did
         return folder
     import torch
@@ -189,30 +190,45 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         stale.unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
     record, state = ({}, None) if overwrite else _resume(folder, spec)
-    trainer = _trainer(spec, load_stream(spec), progress)
-    if state is not None:
+    record = record or _new_record(spec)
+    # until it has begun, what is to go on and what is to be overwritten stay as they are
+    begun = state is None and not (overwrite and (folder / "run.json").exists())
+    try:
+        trainer = _begin(spec, folder, record, state, progress)
+        begun, state = True, None
+        kept()
+        _train(record, trainer, folder, kept)
+    except Exception as error:
+        if begun:
+            with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
+                _write_json(folder / "run.json", {**record, "status": "failed", "error": _line(error)})
+        raise
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    return folder
+
+
+def _begin(
+    spec: RunSpec, folder: Path, record: dict[str, Any], state: dict[str, Any] | None, progress: Progress | None
+) -> Any:
+    """The trainer, as far as it was; the record says so, in memory and on disk."""
+    stream = load_stream(spec)
+    record["tasks"] = [{"name": n, "classes": classes} for n, classes in zip(stream.names, stream.tasks, strict=True)]
+    trainer = _trainer(spec, stream, progress)
+    environment = {"versions": versions(), "machine": machine(spec.device, spec.threads, trainer.precision)}
+    if state is None:
+        record |= environment
+        record["untrained"] = trainer.untrained()
+    else:
         try:
             trainer.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(folder / "checkpoint.pt", error) from error
-        record["resumed"].append({"after": trainer.done, **_environment(spec, trainer)})
-    else:
-        record = _new_record(spec, trainer)
-        record["untrained"] = trainer.untrained()
+        record["resumed"].append({"after": trainer.done, **environment})
     _write_json(folder / "run.json", record)
     if state is None:  # what an overwritten run left; not before there is something to put in its place
         for name in ("checkpoint.pt", "bank.safetensors"):
             (folder / name).unlink(missing_ok=True)
-    del state
-    kept()
-    try:
-        _train(record, trainer, folder, kept)
-    except Exception as error:
-        with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
-            _write_json(folder / "run.json", {**record, "status": "failed", "error": _line(error)})
-        raise
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    return folder
+    return trainer
 
 
 def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[], None]) -> None:
@@ -256,8 +272,8 @@ def _trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
         )
 
 
-def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
-    tasks = zip(trainer.stream.names, trainer.stream.tasks, strict=True)
+def _new_record(spec: RunSpec) -> dict[str, Any]:
+    """Of a run of which nothing is known yet but its recipe."""
     return {
         "format": FORMAT,
         "status": "running",
@@ -267,10 +283,11 @@ def _new_record(spec: RunSpec, trainer: Any) -> dict[str, Any]:
         "validation": spec.validation,
         **({} if spec.first is None else {"first": spec.first}),
         "seed": spec.seed,
-        **_environment(spec, trainer),
+        "versions": versions(),
+        "machine": {},
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": [],
-        "tasks": [{"name": name, "classes": classes} for name, classes in tasks],
+        "tasks": [],
         "accuracy": [],
         "transfer": [],
         "untrained": [],
@@ -295,10 +312,6 @@ def _finish(record: dict[str, Any], trainer: Any) -> None:
         "explained": trainer.explained(),
     }
     record["provenance"] = provenance
-
-
-def _environment(spec: RunSpec, trainer: Any) -> dict[str, Any]:
-    return {"versions": versions(), "machine": machine(spec.device, spec.threads, trainer.precision)}
 
 
 def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:

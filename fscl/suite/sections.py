@@ -100,7 +100,8 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         best=next((row.label for row in rows if row.bound is None), ""),
         unfinished=[
             f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, "
-            f"{len(run.accuracy)} of {len(run.tasks)} tasks"
+            + (f"{len(run.accuracy)} of {len(run.tasks)} tasks" if run.tasks else "before its first task")
+            + (f" ({run.record['error']})" if run.record.get("error") else "")
             for run in runs
             if not run.finished
         ],

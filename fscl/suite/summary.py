@@ -54,7 +54,7 @@ COLUMNS = (
     "Training per run",
 )
 SHORT = ("Strategy", "n", "ACC", "best", "p", "AIA", "LA", "BWT", "Forg.", "FWT", "a task", "in all", "time")
-IN_ALL = SHORT[-2]
+A_TASK = SHORT[-3]
 NARROW = 140  # columns of a terminal below which spreads go under their means, with one decimal
 
 
@@ -246,7 +246,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
     )
     if several:
         table.add_column("Benchmark", no_wrap=True)
-    heads = [name for name in SHORT if not (narrow and name == IN_ALL)]
+    heads = [name for name in SHORT if not (narrow and name == A_TASK)]
     for position, name in enumerate(heads):
         table.add_column(
             name,
@@ -260,7 +260,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
         cells["time"] = re.sub(r"(?<=min) \d+ s", "", cells["time"])
         if narrow:
             cells["p"] = cells["p"].replace("< 0", "<")
-            for name in ("a task", "time"):
+            for name in ("in all", "time"):
                 cells[name] = cells[name].partition(" ± ")[0]
         # Labels come from recipes: square brackets in them are text, not markup.
         texts = [cells[name].replace("[", r"\[").replace(" ± ", "\n±" if narrow else " ± ") for name in heads]
@@ -312,7 +312,7 @@ def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
         return Estimate.of([number(run) for run in group.runs if usable(run)])
 
     def of_matrix(number: Callable[[np.ndarray], float]) -> Estimate | None:
-        return over_seeds(lambda run: number(run.accuracy), lambda run: run.square)
+        return over_seeds(lambda run: number(run.accuracy), lambda run: run.square and not run.at_once)
 
     def in_turn(number: Callable[[np.ndarray], float]) -> Estimate | None:
         return over_seeds(lambda run: number(run.accuracy), _in_turn)

@@ -275,12 +275,27 @@ def test_parts_and_mixtures_are_served_in_their_own_order(stream):
     assert batches(first.concat(second), 3).task is None
 
 
-def strange(stream, reason):
-    data, other = (experience.dataset for experience in stream.train_stream[:2])
+def test_the_outermost_wrapper_says_whether_parts_are_augmented(digits):
+    stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"]], crop_padding=2, flip=True)
+    first, second = (e.dataset for e in stream.train_stream)
+    part = first.subset(range(9))
+    mixed = part.eval().concat(second)  # both as the first is
+    for data in (part.eval(), first.eval().subset(range(9)), mixed, part.concat(second).eval()):
+        ours = batches(data, 4)
+        assert isinstance(ours, InMemoryBatches)
+        for (a, *_), (b, *_) in zip(ours, DataLoader(data, 4), strict=True):
+            assert torch.equal(a, b)  # Avalanche's is not augmented, and so equal from pass to pass
+    plain = torch.cat([x for x, *_ in batches(part.eval(), 4)])
+    for data in (part, first.eval().subset(range(9)).train()):
+        assert not torch.equal(torch.cat([x for x, *_ in batches(data, 4)]), plain)
+
+
+def strange(stream, digits, reason):
+    data = stream.train_stream[0].dataset
     if reason == "not an ImageTransform":
         return data.replace_current_transform_group(lambda x: x.float())
     if reason == "different transforms":
-        return data.concat(other.eval())
+        return data.concat(split_classes(*digits, tasks=5).train_stream[1].dataset)
     if reason == "carry logits":
         logits = DataAttribute(torch.zeros(len(data), 2), "logits", use_in_getitem=True)
         return data.update_data_attribute("logits", logits)
@@ -293,8 +308,8 @@ REASONS = ["not an ImageTransform", "different transforms", "carry logits", "col
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_what_it_does_not_understand_is_left_to_avalanche(stream, reason):
-    data = strange(stream, reason)
+def test_what_it_does_not_understand_is_left_to_avalanche(stream, digits, reason):
+    data = strange(stream, digits, reason)
     loader = DataLoader(data, 4, collate_fn=data.collate_fn)
     with pytest.raises(Exception, match=reason):
         InMemoryBatches(loader, torch.device("cpu"))

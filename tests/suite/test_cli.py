@@ -440,7 +440,7 @@ def test_some_runs_failed_is_exit_code_1_and_the_rest_is_reported(
     )
     assert "Fine-tuning" in ended.out
     page = (tmp_path / "runs/split_digits/report/README.md").read_text()
-    assert "failed, 2 of 5 tasks" in page
+    assert "failed, 2 of 5 tasks (ZeroDivisionError: a learner's own)" in page
     monkeypatch.undo()
     os.chdir(tmp_path)
     assert fscl(*command).code == 0

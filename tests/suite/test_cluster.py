@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -67,10 +68,11 @@ def address() -> Iterator[str]:
     head = {**node, "node_ip_address": "127.0.0.2", "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
-        cluster.add_node(**node, node_ip_address="127.0.0.3")
+        cluster.add_node(**node, node_ip_address="127.0.0.3", num_gpus=1)  # which Ray counts, and nobody uses
         cluster.wait_for_nodes()
         yield cluster.address
     finally:
+        ray.shutdown()
         cluster.shutdown()
 
 
@@ -97,7 +99,12 @@ def test_a_killed_worker_costs_nothing_and_numbers_are_those_of_one_machine(
         if not shared:  # without the mark, workers take it that they do not see the folder
             wait_for(lambda: [mark.unlink() or True for mark in tmp_path.glob(f"{MARK}*")])
         os.kill(wait_for(lambda: worker_after_a_task(victim)), signal.SIGKILL)
+        if not shared:  # the machine is lost with all that is on it
+            for folder in Path("/tmp").glob(f"fscl-*/{victim.relative_to(tmp_path)}"):
+                shutil.rmtree(folder)
+                lost.append(folder)
 
+    lost: list[Path] = []
     thread = threading.Thread(target=disturb)
     thread.start()
     outcomes = sweep(GRID, tmp_path, engine=RayEngine(address))
@@ -106,8 +113,34 @@ def test_a_killed_worker_costs_nothing_and_numbers_are_those_of_one_machine(
     assert [o.folder for o in outcomes] == [spec.folder(tmp_path) for spec in GRID]
     assert [numbers(o.folder) for o in outcomes] == expected
     assert json.loads((victim / "run.json").read_text())["resumed"]
+    # workers that see the folder lock what they are at work on there; others have left files elsewhere
+    assert bool(list(tmp_path.rglob(".lock"))) == shared == (not lost)
     assert left_over(tmp_path) == set()
     assert not list(Path("/tmp").glob("fscl-*/*/*/*/run.json"))  # what machines wrote for themselves is gone
+
+
+def test_the_command_line_sends_runs_to_a_cluster_with_a_share_of_a_gpu(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from typer.testing import CliRunner
+
+    from fscl.suite.cli import app
+
+    ray.shutdown()
+    asked: list[dict[str, Any]] = []
+    remote = ray.remote_function.RemoteFunction.options
+    monkeypatch.setattr(
+        "ray.remote_function.RemoteFunction.options",
+        lambda self, **options: asked.append(options) or remote(self, **options),
+    )
+    where = ["--engine", "ray", "--address", address, "--gpus-per-run", "0.5", "--device", "cpu", "--out", tmp_path]
+    settings = [word for setting in TINY for word in ("--set", setting)]
+    command = ["run", "split_digits", "-s", "naive", "--seeds", "2", *where, *settings]
+    ended = CliRunner().invoke(app, list(map(str, command)))
+    assert ended.exit_code == 0, ended.output
+    assert [options["num_gpus"] for options in asked] == [0.5, 0.5]
+    assert len(list(tmp_path.glob("split_digits/naive/seed_*/run.json"))) == 2
+    assert (tmp_path / "split_digits/report/index.html").exists()
 
 
 @pytest.mark.usefixtures("connected")
@@ -118,6 +151,7 @@ def test_a_run_that_raises_is_recorded_and_the_grid_goes_on(tmp_path: Path) -> N
     assert "no such device" in outcomes[0].error
     assert outcomes[0].crashed
     assert "no such device" in (outcomes[0].folder / "error.txt").read_text()
+    assert json.loads((outcomes[0].folder / "run.json").read_text())["status"] == "failed"
     assert not outcomes[1].error
     assert ray.is_initialized()  # the caller's connection is the caller's
 

@@ -1,6 +1,7 @@
 """One contract over every recipe: each strategy learns, resumes and reports; each benchmark fits its data."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,36 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
                 check_runnable(spec, load_stream(spec))
         else:
             check_runnable(spec, load_stream(spec))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_learned_resumed_and_reported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load_benchmark(name)
+    train, _ = made_up(benchmark)
+    noise = torch.randint(0, 256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = replace(train, images=noise)
+    monkeypatch.setattr("fscl.continual.datasets.load_images", lambda *_: (images, images))
+    learner = "atom_swapping" if benchmark.split.scenario == "task" else "atom_selection"
+    settings = ["training.epochs=2", "training.epochs_next=1", "training.batch_size=4"]
+    spec = RunSpec(*with_overrides(benchmark, load_strategy(learner), settings), 0, first=2)
+
+    def stop(experience: int, *_: int) -> None:
+        if experience == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_one(spec, tmp_path / "interrupted", progress=stop)
+    folders = [run_one(spec, tmp_path / out) for out in ("interrupted", "whole")]
+    resumed, whole = (json.loads((folder / "run.json").read_text()) for folder in folders)
+    assert [again["after"] for again in resumed["resumed"]] == [1]
+    assert not whole["resumed"]
+    for key in ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity"):
+        assert resumed[key] == whole[key], key
+    assert len(whole["tasks"]) == len(whole["accuracy"]) == 2
+    page = write_report(load_runs([folders[0]]), tmp_path / "report").html.read_text()
+    assert benchmark.title in page
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
@@ -180,8 +211,13 @@ def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> Non
     if name != "joint":  # whose second experience is over before it begins
         with pytest.raises(KeyboardInterrupt):
             run_one(spec, tmp_path, progress=stop)
-    folder = run_one(spec, tmp_path)
-    accuracy = json.loads((folder / "run.json").read_text())["accuracy"]
+    learned = set()
+    folder = run_one(spec, tmp_path, progress=lambda experience, *_: learned.add(experience))
+    record = json.loads((folder / "run.json").read_text())
+    if name != "joint":
+        assert learned == {1}  # the first is not learned again
+        assert [resumed["after"] for resumed in record["resumed"]] == [1]
+    accuracy = record["accuracy"]
     assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5 and, of new classes, 0.25 at last
     assert accuracy[1][1] > 0.8
     runs = load_runs([tmp_path])

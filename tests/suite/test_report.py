@@ -152,7 +152,7 @@ def test_report_holds_the_numbers(make_run: MakeRun) -> None:
     assert "1 min " in wide
     assert all(cell in wide for cell in cells)
     assert all(len(line) <= 80 for line in narrow.splitlines())
-    for part in ("43.8", "±8.8", "46.9", "56.2", "−25.0", "25.0", "+12.5", "17.6 kB", "1 min"):
+    for part in ("43.8", "±8.8", "46.9", "56.2", "−25.0", "25.0", "+12.5", "1.0 MB", "1 min"):
         assert part in narrow, part
 
 
@@ -540,9 +540,10 @@ def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
 
 
 def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
-    folder = make_run("joint", 0, 4, accuracy=[[0.5, 0.75, 1.0, 0.75]], similarity=None)
+    recipe = load_strategy("joint").model_dump(by_alias=True)
+    folder = make_run("joint", 0, 4, strategy=recipe, accuracy=[[0.5, 0.75, 1.0, 0.75]] * 4, similarity=None)
     (row,) = summary_rows(load_runs([folder]))
-    assert (*row.cells()[2:5], *row.cells()[5:9]) == ("75.00", *"––––––")
+    assert row.cells()[2:10] == ("75.00", *"–––––––")
     report(make_run("fine_tuning", 0, 4))
 
 

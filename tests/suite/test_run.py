@@ -296,6 +296,20 @@ def test_a_failure_in_the_first_experience_is_recorded_too(tmp_path: Path) -> No
     assert is_finished(spec, tmp_path)
 
 
+def test_a_run_that_cannot_begin_is_recorded_and_keeps_no_other_recipe_out(tmp_path: Path) -> None:
+    spec = make_spec("naive", settings=("split.tasks=2",))
+    impossible = RunSpec(*with_overrides(spec.benchmark, spec.strategy, ["model.name=convent"]), 0)
+    with pytest.raises(FsclError, match="unknown network 'convent'"):
+        run_one(impossible, tmp_path)
+    folder = spec.folder(tmp_path)
+    failed = load_run(folder / "run.json")
+    assert (failed.status, len(failed.accuracy), failed.recipe_hash) == ("failed", 0, impossible.hash)
+    assert "unknown network 'convent'" in record(folder)["error"]
+    run_one(spec, tmp_path)
+    assert is_finished(spec, tmp_path)
+    assert "error" not in record(folder)
+
+
 @pytest.mark.parametrize("file", ["checkpoint.pt", "bank.safetensors", "run.json"])
 def test_a_full_disk_costs_no_finished_work(
     tmp_path: Path, finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch, file: str

@@ -37,6 +37,10 @@ NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "sim
 # checkpoint; while the report is drawn, at the end
 PHASES = ["startup"] * 4 + ["training"] * 7 + ["evaluation"] * 6
 LAST = ["report"] * 3
+READ = (  # what the reader reads
+    *(f"*/*/*/{name}" for name in ("run.json", "checkpoint.pt", "bank.safetensors")),
+    *(f"*/report/{name}" for name in ("runs.json", "index.html", "README.md")),
+)
 GONE = 10.0  # seconds in which the last worker of a killed driver must have ended
 
 
@@ -86,20 +90,24 @@ class Reader(threading.Thread):
 
     def run(self) -> None:
         while not self.stop.wait(0.02):
-            for name in ("run.json", "checkpoint.pt", "bank.safetensors"):
-                for file in self.out.glob(f"*/*/*/{name}"):
-                    try:
-                        whole(file, file.read_bytes())
-                        self.read[name] += 1
-                    except FileNotFoundError:  # the checkpoint of a run that has just finished
-                        pass
-                    except Exception as error:
-                        self.torn.append(f"{file}: {error!r}")
+            for file in (file for pattern in READ for file in self.out.glob(pattern)):
+                try:
+                    whole(file, file.read_bytes())
+                    self.read[file.name] += 1
+                except FileNotFoundError:  # the checkpoint of a run that has just finished
+                    pass
+                except Exception as error:
+                    self.torn.append(f"{file}: {error!r}")
 
 
 def whole(file: Path, content: bytes) -> None:
     if file.suffix == ".json":
         json.loads(content)
+    elif file.suffix == ".html":
+        assert content.rstrip().endswith(b"</html>")
+    elif file.suffix == ".md":
+        assert content.startswith(b"# ")
+        assert content.endswith(b"\n")
     elif file.suffix == ".pt":
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             assert archive.testzip() is None
