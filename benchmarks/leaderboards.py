@@ -130,7 +130,7 @@ def _commands(name: str, runs: list[RunResult], reports: Path) -> list[str]:
         shown += _call("fscl tune", tuned["benchmark"], *data, *options, *changes, *_each(tuned["strategies"]))
     shown += _call("fscl run", recipe["name"], *data, seeds, *_each(learner.name for learner in learners))
     took = human_seconds(sum(run.seconds for run in runs))
-    return ["```", *shown, "```", "", f"The runs took {took} in all, each on one thread."]
+    return ["```", *shown, "```", "", f"The runs took {took}, added up."]
 
 
 def _each(strategies: Iterable[str]) -> list[str]:
@@ -139,7 +139,8 @@ def _each(strategies: Iterable[str]) -> list[str]:
 
 def _call(*words: str) -> list[str]:
     """A command line over as many lines as it needs, none of which ends between an option and its value."""
-    lines = textwrap.wrap(" ".join(word.replace(" ", "\0") for word in words), 110, subsequent_indent="  ")
+    text = " ".join(word.replace(" ", "\0") for word in words)
+    lines = textwrap.wrap(text, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 

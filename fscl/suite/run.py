@@ -192,14 +192,14 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     record, state = ({}, None) if overwrite else _resume(folder, spec)
     record = record or _new_record(spec)
     # until it has begun, what is to go on and what is to be overwritten stay as they are
-    begun = state is None and not (overwrite and (folder / "run.json").exists())
+    recordable = state is None and not (overwrite and (folder / "run.json").exists())
     try:
         trainer = _begin(spec, folder, record, state, progress)
-        begun, state = True, None
+        recordable, state = True, None
         kept()
         _train(record, trainer, folder, kept)
     except Exception as error:
-        if begun:
+        if recordable:
             with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
                 _write_json(folder / "run.json", {**record, "status": "failed", "error": _line(error)})
         raise
@@ -214,16 +214,16 @@ def _begin(
     stream = load_stream(spec)
     record["tasks"] = [{"name": n, "classes": classes} for n, classes in zip(stream.names, stream.tasks, strict=True)]
     trainer = _trainer(spec, stream, progress)
-    environment = {"versions": versions(), "machine": machine(spec.device, spec.threads, trainer.precision)}
+    here = machine(spec.device, spec.threads, trainer.precision)
     if state is None:
-        record |= environment
+        record["machine"] = here
         record["untrained"] = trainer.untrained()
     else:
         try:
             trainer.load_state_dict(state)
         except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise _damaged(folder / "checkpoint.pt", error) from error
-        record["resumed"].append({"after": trainer.done, **environment})
+        record["resumed"].append({"after": trainer.done, "versions": versions(), "machine": here})
     _write_json(folder / "run.json", record)
     if state is None:  # what an overwritten run left; not before there is something to put in its place
         for name in ("checkpoint.pt", "bank.safetensors"):

@@ -98,14 +98,15 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
         reference=" or ".join(group.label for group in references),
         bounds=frozenset(row.label for row in rows if row.bound),
         best=next((row.label for row in rows if row.bound is None), ""),
-        unfinished=[
-            f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, "
-            + (f"{len(run.accuracy)} of {len(run.tasks)} tasks" if run.tasks else "before its first task")
-            + (f" ({run.record['error']})" if run.record.get("error") else "")
-            for run in runs
-            if not run.finished
-        ],
+        unfinished=[_unfinished(run) for run in runs if not run.finished],
     )
+
+
+def _unfinished(run: RunResult) -> str:
+    """Which run, how far it came, and what stopped it, if it was an error."""
+    far = f"{len(run.accuracy)} of {len(run.tasks)} tasks" if run.tasks else "before its first task"
+    error = f" ({run.record['error']})" if run.record.get("error") else ""
+    return f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, {far}{error}"
 
 
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:

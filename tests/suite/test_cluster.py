@@ -38,7 +38,7 @@ def numbers(folder: Path) -> dict[str, Any]:
     return {key: data[key] for key in NUMBERS}
 
 
-def wait_for(condition: Callable[[], Any], seconds: float = 400) -> Any:
+def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it never happened"
@@ -89,7 +89,6 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [numbers(o.folder) for o in sweep(GRID, tmp_path_factory.mktemp("joblib"), jobs=2)]
 
 
-@pytest.mark.timeout(900)
 @pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_killed_worker_costs_nothing_and_numbers_are_those_of_one_machine(
     address: str, expected: list[dict[str, Any]], tmp_path: Path, shared: bool

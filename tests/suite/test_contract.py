@@ -55,6 +55,11 @@ def made_up(benchmark: BenchmarkRecipe) -> tuple[ImageSet, ImageSet]:
     return join_images(sets) if len(sets) > 1 else next(iter(sets.values()))
 
 
+def stop_in_the_second(experience: int, *_: int) -> None:
+    if experience == 1:
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("name", BENCHMARKS + STRATEGIES)
 def test_it_says_what_it_is_in_one_line(name: str) -> None:
     recipe = load_benchmark(name) if name in BENCHMARKS else load_strategy(name)
@@ -100,12 +105,8 @@ def test_a_benchmark_is_learned_resumed_and_reported(
     settings = ["training.epochs=2", "training.epochs_next=1", "training.batch_size=4"]
     spec = RunSpec(*with_overrides(benchmark, load_strategy(learner), settings), 0, first=2)
 
-    def stop(experience: int, *_: int) -> None:
-        if experience == 1:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run_one(spec, tmp_path / "interrupted", progress=stop)
+        run_one(spec, tmp_path / "interrupted", progress=stop_in_the_second)
     folders = [run_one(spec, tmp_path / out) for out in ("interrupted", "whole")]
     resumed, whole = (json.loads((folder / "run.json").read_text()) for folder in folders)
     assert [again["after"] for again in resumed["resumed"]] == [1]
@@ -204,13 +205,9 @@ def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> Non
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
     spec = RunSpec(*pair, 0)
 
-    def stop(experience: int, *_: int) -> None:
-        if experience == 1:
-            raise KeyboardInterrupt
-
     if name != "joint":  # whose second experience is over before it begins
         with pytest.raises(KeyboardInterrupt):
-            run_one(spec, tmp_path, progress=stop)
+            run_one(spec, tmp_path, progress=stop_in_the_second)
     learned = set()
     folder = run_one(spec, tmp_path, progress=lambda experience, *_: learned.add(experience))
     record = json.loads((folder / "run.json").read_text())
