@@ -1,6 +1,8 @@
 """AtomBank: what is stored of each task, kept apart from what all tasks share."""
 
+import operator
 import os
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -8,16 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms.bank_file import Contents, read_bank, write_bank
-from fscl.atoms.entries import copied, entry_kinds, fingerprint_of, live_state, point_entries, put_entries
-from fscl.atoms.layers import atom_layers
-from fscl.atoms.tasks import HeldTask, Task, entry_of_all
+from fscl.atoms.bank_file import KINDS, Contents, read_bank, write_bank
+from fscl.atoms.entries import (
+    copied,
+    entry_kinds,
+    fingerprint_of,
+    head_owners,
+    live_state,
+    point_entries,
+    put_entries,
+    unkept_values,
+    within,
+)
+from fscl.atoms.layers import atom_layers, check_finite
+from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
 from fscl.errors import FsclError
 from fscl.similarity.subspace import gram_matrix, similarity_matrix
 
 __all__ = ["KINDS", "AtomBank"]
-
-KINDS = ("atoms", "normalisation", "head", "other")
 
 
 class AtomBank:
@@ -26,8 +36,10 @@ class AtomBank:
     Create it from a network whose coefficients are frozen (:func:`fscl.atoms.freeze_coefficients`), :meth:`store` the
     network's present state as a task, and :meth:`restore` any task later: outputs are then bit for bit what they were.
 
-    Per task are: atoms, normalisation layers (affine and running statistics), biases of convolutions, and the head.
-    Everything else is shared, is kept once, and must not be trained after the bank is made, but for what ``own`` names.
+    A task owns its atoms, its normalisation layers (affine and running statistics), the biases of convolutions, the
+    head, and the buffers and plain tensors of any other module. All other parameters are shared and kept once. They
+    must not be trained after the bank is made, unless ``own`` names them: :meth:`store` refuses a network in which a
+    shared parameter has moved.
 
     Args:
         model: a network with atom layers.
@@ -55,7 +67,10 @@ class AtomBank:
         if not atom_layers(model):
             raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
         self._kinds = entry_kinds(model, heads, own)
+        self._heads = head_owners(model, heads)
         self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
+        check_finite(self._shared)
+        self._unkept: dict[str, str] | None = unkept_values(model)
         self._layers = list(atom_layers(model))
         self._tasks: dict[int, Task] = {}
         self._fingerprint = _fingerprint(self._layers, self._shared)
@@ -122,21 +137,35 @@ class AtomBank:
     def store(self, model: nn.Module, task: int, name: str | None = None, head: Sequence[str] | None = None) -> None:
         """Keeps the network's present state as a task; a task stored before is replaced.
 
+        A warning names what can decide the network's outputs and is no tensor that can be kept: a floating-point number
+        or a NumPy array that a module holds as a plain attribute, where it has moved since the bank was made.
+
         Args:
-            model: the network, with the coefficients that the bank was made with.
-            task: its label.
+            model: the network, with the shared parameters that the bank was made with.
+            task: its label, an integer.
             name: what to call it on axes; the label by default.
             head: names of the modules or entries that are this task's head, where the heads of several tasks live in
                 one network (multi-head); all heads by default.
 
         Raises:
-            FsclError: the network's coefficients are not the bank's.
+            FsclError: a shared parameter of the network is not the bank's, an entry is not finite, the network has a
+                parameter that the bank does not know, or the label is no integer.
         """
+        label = as_label(task)
         state = live_state(model)
-        self._check_coefficients(state)
+        self._check_shared(state)
         kinds = entry_kinds(model, self._of_kind("head") if head is None else head, self._of_kind("other"))
-        ours = {n: k for n, k in kinds.items() if k == "head" or self._kinds.get(n) != "head"}
-        self._tasks[task] = HeldTask(str(task) if name is None else name, ours, {n: copied(state[n]) for n in ours})
+        ours = {n: k for n, k in kinds.items() if k == "head" or not within(n, self._heads)}
+        for entry in state:
+            if entry not in self._shared and entry not in ours and not within(entry, self._heads):
+                raise FsclError(
+                    f"{entry} of this network was not there when the bank was made, so it would be lost; make a new "
+                    "bank, or name it in `own` when you do"
+                )
+        stored = {entry: copied(state[entry]) for entry in ours}
+        check_finite(stored)
+        self._warn_of_unkept(model)
+        self._tasks[label] = HeldTask(str(label) if name is None else str(name), ours, stored)
 
     @torch.no_grad()
     def restore(self, model: nn.Module, task: int) -> None:
@@ -153,10 +182,14 @@ class AtomBank:
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
         """Within the block the network is a task's; nothing is copied, and after it all is as before.
 
+        The network's own tensors are not touched: it points at the bank's, the shared ones included, so that a network
+        that was trained on since shows the task as it was stored. A bank on another device is copied there each time;
+        :meth:`to` moves it once.
+
         Raises:
             FsclError: the task is unknown, or the network lacks one of its entries.
         """
-        before = point_entries(model, self._task(task).tensors)
+        before = point_entries(model, {**self._shared, **self._task(task).tensors})
         try:
             yield model
         finally:
@@ -231,7 +264,7 @@ class AtomBank:
     def to(self, device: str | torch.device) -> "AtomBank":
         """A bank with the same tasks whose tensors are on a device; tensors that are there already are not copied."""
         moved = self._blank()
-        moved._shared = {name: t.to(device) for name, t in self._shared.items()}
+        moved._shared = {name: moved_to(t, device) for name, t in self._shared.items()}
         moved._tasks = {label: task.to(device) for label, task in self._tasks.items()}
         return moved
 
@@ -243,7 +276,7 @@ class AtomBank:
         Raises:
             FsclError: it cannot be written.
         """
-        write_bank(path, Contents(self._layers, self._kinds, self.fingerprint, self._shared, self._tasks))
+        write_bank(path, Contents(self._layers, self._kinds, self._heads, self._shared, self._tasks))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
@@ -255,16 +288,14 @@ class AtomBank:
         place: tasks that were not read yet are then refused. Copies and pickles hold all tasks.
 
         Raises:
-            FsclError: there is no such file, it is damaged, not a bank, or of a newer format.
+            FsclError: there is no such file, it is damaged, not a bank, or of another format. A task's tensors are
+                checked when they are read, so a damaged task is refused then; the others can be used.
         """
-
-        def whole(found: Contents) -> bool:
-            return _fingerprint(found.layers, found.shared) == found.fingerprint
-
-        found = read_bank(path, device, whole)
+        contents = read_bank(path, device)
         bank = cls.__new__(cls)
-        bank._layers, bank._kinds, bank._shared = found.layers, found.kinds, found.shared
-        bank._fingerprint, bank._tasks = found.fingerprint, dict(found.tasks)
+        bank._layers, bank._kinds, bank._heads = contents.layers, contents.kinds, contents.heads
+        bank._shared, bank._tasks, bank._unkept = contents.shared, dict(contents.tasks), None
+        bank._fingerprint = _fingerprint(bank._layers, bank._shared)
         return bank
 
     # inside
@@ -278,37 +309,65 @@ class AtomBank:
         self.__dict__.update({**state, "_tasks": tasks})
 
     def _task(self, task: int) -> Task:
-        if task not in self._tasks:
+        label = as_label(task)
+        if label not in self._tasks:
             known = ", ".join(map(str, self.tasks)) or "none yet"
-            raise FsclError(f"task {task!r} is not in the bank; tasks: {known}")
-        return self._tasks[task]
+            raise FsclError(f"task {label} is not in the bank; tasks: {known}")
+        return self._tasks[label]
 
     def _check_layer(self, layer: str) -> None:
         if layer not in self._layers:
             raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._layers)}")
 
-    def _check_coefficients(self, state: dict[str, Tensor]) -> None:
-        for layer in self._layers:
-            name = f"{layer}.coefficients"
-            ours = self._shared[name]
-            if name not in state or not torch.equal(state[name], ours.to(state[name].device)):
-                raise FsclError(
-                    f"{name} of this network differs from the bank's; freeze the coefficients before the bank is made, "
-                    "and make a new bank for a network with others"
+    def _check_shared(self, state: dict[str, Tensor]) -> None:
+        """Refuses a network in which anything has moved that the stored tasks rely on."""
+        coefficients = {f"{layer}.coefficients" for layer in self._layers}
+        for name in sorted(self._shared, key=lambda name: name not in coefficients):
+            ours, theirs = self._shared[name], state.get(name)
+            if theirs is not None and ours.dtype == theirs.dtype and torch.equal(theirs, ours.to(theirs.device)):
+                continue
+            if name in coefficients:
+                mend = "freeze the coefficients before the bank is made, and make a new bank for a network with others"
+            else:
+                mend = (
+                    "it is shared by all tasks, so freeze it (requires_grad_(False)) after the bank is made, or name "
+                    "it in the bank's `own`, so that each task keeps its own"
                 )
+            raise FsclError(f"{name} of this network differs from the bank's; {mend}")
+
+    def _warn_of_unkept(self, model: nn.Module) -> None:
+        now = unkept_values(model)
+        moved = [name for name, digest in now.items() if (self._unkept or now).get(name) != digest]
+        self._unkept = now
+        if moved:
+            module = model.get_submodule(moved[0].rpartition(".")[0])
+            warnings.warn(
+                f"{', '.join(moved[:3])} changed since the bank was made and cannot be kept: {type(module).__name__} "
+                "holds it as a plain value. If outputs depend on it, a restored task will differ; "
+                "make it a buffer (register_buffer)",
+                stacklevel=3,
+            )
 
     def _of_kind(self, wanted: str) -> list[str]:
         return [name for name, kind in self._kinds.items() if kind == wanted]
 
     def _blank(self) -> "AtomBank":
         bank = AtomBank.__new__(AtomBank)
-        bank._layers, bank._kinds, bank._shared = self._layers, self._kinds, self._shared
-        bank._fingerprint, bank._tasks = self._fingerprint, {}
+        bank._layers, bank._kinds, bank._heads, bank._shared = self._layers, self._kinds, self._heads, self._shared
+        bank._fingerprint, bank._unkept, bank._tasks = self._fingerprint, self._unkept, {}
         return bank
 
     def _fill(self, other: "AtomBank") -> None:
         for label, task in other._tasks.items():
             self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
+
+
+def as_label(task: object) -> int:
+    """A task's label as a plain integer: NumPy's and torch's are taken, too."""
+    try:
+        return int(operator.index(task))  # type: ignore[arg-type]  # anything else raises
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise FsclError(f"task label is {task!r}; an integer would do, and `name` may be any text") from error
 
 
 def _fingerprint(layers: Sequence[str], shared: Mapping[str, Tensor]) -> str:

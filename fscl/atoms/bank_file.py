@@ -1,13 +1,15 @@
 """A bank on disk: one safetensors file that holds, for each entry, the tensors of all tasks as one; read task by task.
 
-Format 2, after the header, whose metadata ``bank`` is JSON: ``shared/<entry>`` as it is, and ``tasks/<entry>`` of shape
-(tasks, ...). Where tasks differ in the shape of an entry there are several, ``tasks/<entry>@1`` and so on; ``tasks`` of
-its description then says whose tensor each row is. Format 1 had one tensor for each task and entry.
+``shared/<entry>`` is kept as it is. ``tasks/<entry>`` has shape (tasks, ...); where tasks differ in the shape of an
+entry there are several, ``tasks/<entry>@1`` and so on, and ``tasks`` of its description says whose tensor each row is.
+The metadata ``bank`` is JSON that describes all of it, with digests of what is shared, of each task and of each entry;
+``digest`` is that of the JSON itself. So a flipped bit is told wherever it is: in the description when the bank is
+loaded, in a task's tensors when they are read.
 """
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +18,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fscl.atoms.tasks import FiledTask, HeldTask, Stack, Task, TaskFile
+from fscl.atoms.entries import bytes_of, fingerprint_of
+from fscl.atoms.tasks import DIGITS, FiledTask, Stack, Task, TaskFile, digest_of
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 
-__all__ = ["Contents", "read_bank", "write_bank"]
+__all__ = ["KINDS", "Contents", "read_bank", "write_bank"]
 
-FORMAT = 2
+FORMAT = 3
+KINDS = ("atoms", "normalisation", "head", "other")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Contents:
 
     layers: list[str]
     kinds: dict[str, str]
-    fingerprint: str
+    heads: list[str]
     shared: dict[str, Tensor]
     tasks: Mapping[int, Task]
 
@@ -39,32 +43,49 @@ class Contents:
 def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
     """Writes a bank; :class:`FsclError` if it cannot be written, and the old file is whole then."""
     rows: dict[tuple[Any, ...], tuple[list[int], list[Tensor]]] = {}
-    for number, task in enumerate(bank.tasks.values()):
-        held = task.held()
-        for entry, tensor in held.tensors.items():
-            same = (entry, held.kinds[entry], isinstance(tensor, nn.Parameter), tensor.dtype, tensor.shape)
+    held = [task.held() for task in bank.tasks.values()]
+    for number, task in enumerate(held):
+        for entry, tensor in task.tensors.items():
+            same = (entry, task.kinds[entry], isinstance(tensor, nn.Parameter), tensor.dtype, tensor.shape)
             numbers, tensors = rows.setdefault(same, ([], []))
             numbers.append(number)
             tensors.append(tensor.detach().cpu())
     file = {f"shared/{name}": t.detach().cpu().contiguous() for name, t in bank.shared.items()}
     stacks: dict[str, dict[str, Any]] = {}
     variants: dict[str, int] = {}
-    for (entry, kind, parameter, dtype, _), (numbers, tensors) in rows.items():
+    for (entry, kind, parameter, dtype, shape), (numbers, tensors) in rows.items():
         variants[entry] = variants.get(entry, -1) + 1
         key = f"tasks/{entry}" + (f"@{variants[entry]}" if variants[entry] else "")
-        stacks[key] = {"entry": entry, "kind": kind, "dtype": str(dtype).removeprefix("torch."), "parameter": parameter}
+        file[key] = torch.stack(tensors)
+        stacks[key] = {
+            "entry": entry,
+            "kind": kind,
+            "dtype": str(dtype).removeprefix("torch."),
+            "shape": list(shape),
+            "parameter": parameter,
+            "digest": digest_of(bytes_of(file[key])),
+        }
         if len(numbers) < len(bank.tasks):
             stacks[key]["tasks"] = numbers
-        file[key] = torch.stack(tensors)
-    meta = {
-        "tasks": list(bank.tasks),
-        "names": [task.name for task in bank.tasks.values()],
-        "layers": bank.layers,
-        "kinds": bank.kinds,
-        "fingerprint": bank.fingerprint,
-        "stacks": stacks,
+    description = json.dumps(
+        {
+            "tasks": list(bank.tasks),
+            "names": [task.name for task in bank.tasks.values()],
+            "digests": "".join(_digest_of_task(task.tensors) for task in held),
+            "layers": bank.layers,
+            "kinds": bank.kinds,
+            "heads": bank.heads,
+            "shared": fingerprint_of(dict(sorted(bank.shared.items()))),
+            "stacks": stacks,
+        },
+        separators=(",", ":"),
+    )
+    header = {
+        "format": "fscl.AtomBank",
+        "version": str(FORMAT),
+        "bank": description,
+        "digest": digest_of(description.encode()),
     }
-    header = {"format": "fscl.AtomBank", "version": str(FORMAT), "bank": json.dumps(meta, separators=(",", ":"))}
 
     def write(temporary: os.PathLike[str]) -> None:
         try:
@@ -75,11 +96,11 @@ def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
     write_atomically(path, write)
 
 
-def read_bank(path: str | os.PathLike[str], device: str | torch.device, check: Callable[[Contents], bool]) -> Contents:
-    """Reads a bank but its tasks' tensors.
+def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> Contents:
+    """Reads a bank without its tasks' tensors.
 
     Raises:
-        FsclError: there is no such file, it is damaged (or ``check`` finds it so), not a bank, or of a newer format.
+        FsclError: there is no such file, it is damaged, not a bank, or of another format.
     """
     if not os.path.isfile(path):
         raise FsclError(f"{path}: no such bank")
@@ -88,55 +109,107 @@ def read_bank(path: str | os.PathLike[str], device: str | torch.device, check: C
             header = file.metadata() or {}
             if header.get("format") != "fscl.AtomBank":
                 raise FsclError(f"{path}: a safetensors file, but not an atom bank")
-            version = int(header["version"])
-            if version > FORMAT:
-                raise FsclError(f"{path}: bank format {version}, and this fscl reads up to {FORMAT}; upgrade fscl")
-            meta = json.loads(header["bank"])
+            if header.get("version") != str(FORMAT):
+                raise FsclError(
+                    f"{path}: bank format {header.get('version', '')[:20]}, and this fscl reads format {FORMAT}; "
+                    "use the fscl that wrote it, or train the bank again"
+                )
+            if digest_of(header["bank"].encode()) != header["digest"]:
+                raise ValueError("its description is not what was saved")
+            meta = _checked(json.loads(header["bank"]))
             shared = {
-                key.removeprefix("shared/"): file.get_tensor(key).to(device, copy=True)  # not the mapped file itself
+                key.removeprefix("shared/"): file.get_tensor(key)
                 for key in file.keys()  # noqa: SIM118 - not a dict
                 if key.startswith("shared/")
             }
-            tasks = _tasks_of_format_1(file, meta, device) if version == 1 else _filed_tasks(path, header, device)
-        found = Contents(meta["layers"], meta["kinds"], meta["fingerprint"], shared, tasks)
-        if not check(found):
-            raise ValueError("the coefficients are not those that were saved")
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise FsclError(f"{path}: damaged or truncated, not readable as a bank ({error})") from error
-    return found
+        # not the mapped file itself, which could be cut short
+        shared = {name: nn.Parameter(t.to(device, copy=True), requires_grad=False) for name, t in shared.items()}
+        if fingerprint_of(dict(sorted(shared.items()))) != meta["shared"]:
+            raise ValueError("what the tasks share is not what was saved")
+        if missing := next((layer for layer in meta["layers"] if f"{layer}.coefficients" not in shared), None):
+            raise ValueError(f"there are no coefficients of layer {missing!r}")
+        tasks = _filed_tasks(path, header, meta, device)
+    except FsclError:
+        raise
+    except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, RecursionError, OSError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise FsclError(f"{path}: damaged or truncated, not readable as a bank ({reason})") from error
+    return Contents(meta["layers"], meta["kinds"], meta["heads"], shared, tasks)
 
 
-def _filed_tasks(path: str | os.PathLike[str], metadata: dict[str, str], device: str | torch.device) -> dict[int, Task]:
-    file = TaskFile(path)
+def _filed_tasks(
+    path: str | os.PathLike[str], metadata: dict[str, str], meta: dict[str, Any], device: str | torch.device
+) -> dict[int, Task]:
+    labels = meta["tasks"]
+    digests = [meta["digests"][at : at + DIGITS] for at in range(0, DIGITS * len(labels), DIGITS)]
+    file = TaskFile(path, labels, digests)
     file.read_into(size := bytearray(8), 0)
     file.read_into(text := bytearray(int.from_bytes(size, "little")), 8)
     header = json.loads(text)
     if header["__metadata__"] != metadata:
         raise ValueError("replaced while it was read")
-    meta = json.loads(metadata["bank"])
     data = 8 + len(text)
-    names = dict(zip(meta["tasks"], meta["names"], strict=True))
     for key, about in meta["stacks"].items():
-        (start, end), (rows, *shape) = header[key]["data_offsets"], header[key]["shape"]
+        start, end = header[key]["data_offsets"]
         dtype = getattr(torch, about["dtype"])
-        tasks = about.get("tasks", range(len(names)))
-        stack = Stack(about["entry"], about["kind"], about["parameter"], dtype, tuple(shape), data + start, tasks)
-        if len(tasks) != rows or stack.nbytes * rows != end - start:
+        tasks = about.get("tasks", range(len(labels)))
+        shape = tuple(about["shape"])
+        stack = Stack(
+            about["entry"], about["kind"], about["parameter"], dtype, shape, data + start, tasks, about["digest"]
+        )
+        if header[key]["shape"] != [len(tasks), *shape] or stack.nbytes * len(tasks) != end - start:
             raise ValueError(f"{key} has another size than it should have")
-        file.add(stack, len(names))
-    device = torch.device(device)
-    filed = {task: FiledTask(name, file, number, device) for number, (task, name) in enumerate(names.items())}
+        file.add(stack, len(labels))
+    for number, label in enumerate(labels):
+        entries = [stack.entry for stack, _ in file.rows_of(number)]
+        if len(set(entries)) < len(entries) or not {f"{layer}.atoms" for layer in meta["layers"]} <= set(entries):
+            raise ValueError(f"task {label} lacks atoms, or has an entry twice")
+    filed = {
+        label: FiledTask(name, file, number, torch.device(device))
+        for number, (label, name) in enumerate(zip(labels, meta["names"], strict=True))
+    }
     if os.name == "nt":  # where an open file can be neither replaced nor deleted
         return {label: task.held() for label, task in filed.items()}
     return dict(filed)
 
 
-def _tasks_of_format_1(file: Any, meta: dict[str, Any], device: str | torch.device) -> dict[int, Task]:
-    return {
-        task["id"]: HeldTask(
-            task["name"],
-            task["kinds"],
-            {entry: file.get_tensor(f"task/{task['id']}/{entry}").to(device, copy=True) for entry in task["kinds"]},
-        )
-        for task in meta["tasks"]
-    }
+def _digest_of_task(tensors: Mapping[str, Tensor]) -> str:
+    return digest_of(*(bytes_of(tensors[entry]) for entry in sorted(tensors)))
+
+
+def _checked(meta: Any) -> dict[str, Any]:
+    """The description, if it is one: a stranger's may hold anything, and its digest proves nothing.
+
+    Raises:
+        ValueError: a part is missing, or is of another type than it should be.
+    """
+
+    def check(part: str, right: bool) -> None:
+        if not right:
+            raise ValueError(f"its description has no proper {part}")
+
+    check("form", isinstance(meta, dict))
+    labels, names = meta.get("tasks"), meta.get("names")
+    check("tasks", _all_of(int, labels) and len(set(labels)) == len(labels))
+    check("names", _all_of(str, names) and len(names) == len(labels))
+    check("digests", isinstance(meta.get("digests"), str) and len(meta["digests"]) == DIGITS * len(labels))
+    check("layers", _all_of(str, meta.get("layers")) and len(meta["layers"]) > 0)
+    check("heads", _all_of(str, meta.get("heads")))
+    check("kinds", isinstance(meta.get("kinds"), dict) and _all_of(str, list(meta["kinds"].values())))
+    check("kinds", set(meta["kinds"].values()) <= set(KINDS))
+    check("shared", isinstance(meta.get("shared"), str))
+    check("stacks", isinstance(meta.get("stacks"), dict) and _all_of(dict, list(meta["stacks"].values())))
+    for key, about in meta["stacks"].items():
+        tasks = about.get("tasks", list(range(len(labels))))
+        check(f"{key}: entry", isinstance(about.get("entry"), str) and about.get("kind") in KINDS)
+        check(f"{key}: dtype", isinstance(about.get("dtype"), str))
+        check(f"{key}: dtype", isinstance(getattr(torch, about["dtype"], None), torch.dtype))
+        check(f"{key}: shape", _all_of(int, about.get("shape")) and min(about["shape"], default=0) >= 0)
+        check(f"{key}: parameter", isinstance(about.get("parameter"), bool))
+        check(f"{key}: tasks", _all_of(int, tasks) and all(0 <= task < len(labels) for task in tasks))
+        check(f"{key}: digest", isinstance(about.get("digest"), str))
+    return meta
+
+
+def _all_of(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)

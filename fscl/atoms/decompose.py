@@ -5,10 +5,12 @@ import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from fscl.atoms.entries import within
 from fscl.atoms.layers import AtomConv2d
+from fscl.atoms.references import references
 from fscl.errors import FsclError
 
 __all__ = ["Decomposition", "decompose", "recompose"]
@@ -39,14 +41,20 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
     larger one gets in proportion, ``ceil(num_atoms * height * width / 9)``. So the network is exact to float precision
     from 9 atoms on, whatever its kernels. 1x1 convolutions have no spatial part and stay as they are.
 
+    What belongs to a convolution goes along: hooks and attributes of its own. Convolutions that share one weight share
+    coefficients and atoms. Where the network also holds a convolution in a list, a dict or a plain attribute, the atom
+    layer is put there as well.
+
     Args:
         model: any module with ``nn.Conv2d`` layers.
         num_atoms: atoms of a layer with 3x3 kernels, or smaller ones.
         skip: dotted names of modules to leave as they are, with all below them.
 
     Raises:
-        FsclError: there is nothing to decompose, a name in ``skip`` is unknown, a convolution cannot be replaced (its
-            class overrides ``forward``, it is lazy, or its weight is parametrised), or the network cannot be copied.
+        FsclError: there is nothing to decompose, a name in ``skip`` is unknown, the network cannot be copied, filters
+            are not finite real numbers, or a convolution cannot be replaced: its class overrides ``forward``, it is
+            lazy, its weight is parametrised or is used by another kind of module, or the network also reaches it in a
+            way that cannot be followed, such as a tuple or a function.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -62,22 +70,24 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
         raise FsclError(f"skip names no module {unknown[0]!r}; modules: {', '.join(sorted(names - {''}))}")
     if type(model) is nn.Conv2d:
         raise FsclError("the model is a single nn.Conv2d; use AtomConv2d.from_conv")
-    for name, module in model.named_modules():
-        if not within(name, skip):
-            is_spatial(name, module)  # refuses before anything is done
-    try:
-        result = copy.deepcopy(model)
-    except RuntimeError as error:
-        raise FsclError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+    convolutions = [name for name, m in model.named_modules() if not within(name, skip) and is_spatial(name, m)]
+    _check_filters(model, convolutions)
+    result = _copied(model)
     errors: dict[str, float] = {}
+    layers: dict[int, AtomConv2d] = {}  # by the weight that they stand for
 
     def atoms_of(name: str, conv: nn.Module) -> nn.Module | None:
-        if within(name, skip) or not is_spatial(name, conv):
+        if name not in convolutions:
             return None
         assert isinstance(conv, nn.Conv2d)
         layer = AtomConv2d.from_conv(conv, max(num_atoms, math.ceil(num_atoms * math.prod(conv.kernel_size) / 9)))
-        norm = float(conv.weight.detach().norm())
-        errors[name] = float((layer.weight - conv.weight).detach().norm()) / norm if norm else 0.0
+        tied = layers.setdefault(id(conv.weight), layer)
+        layer.coefficients, layer.atoms = tied.coefficients, tied.atoms
+        assert conv.bias is None or isinstance(conv.bias, nn.Parameter)
+        layer.register_parameter("bias", conv.bias)
+        errors[name] = _relative_error(layer.weight, conv.weight)
+        if not math.isfinite(errors[name]):
+            raise FsclError(f"{name}: its filters cannot be written as atoms in {conv.weight.dtype}; use float32")
         return layer
 
     _replace(result, atoms_of)
@@ -100,8 +110,18 @@ def recompose(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, AtomConv2d):
         return model.to_conv()
-    result = copy.deepcopy(model)
-    _replace(result, lambda _, module: module.to_conv() if isinstance(module, AtomConv2d) else None)
+    convolutions: dict[tuple[int, int], nn.Conv2d] = {}  # by the parameters that they stand for
+
+    def conv_of(_: str, layer: nn.Module) -> nn.Module | None:
+        if not isinstance(layer, AtomConv2d):
+            return None
+        conv = layer.to_conv()
+        conv.weight = convolutions.setdefault((id(layer.coefficients), id(layer.atoms)), conv).weight
+        conv.bias = layer.bias
+        return conv
+
+    result = _copied(model)
+    _replace(result, conv_of)
     return result
 
 
@@ -115,20 +135,144 @@ def is_spatial(name: str, module: nn.Module) -> bool:
     # spectral norm, weight norm and pruning, old and new, all take the weight out of the parameters
     if hasattr(module, "parametrizations") or "weight" not in module._parameters:
         raise FsclError(f"{name}: its weight is parametrised; remove the parametrisation first, or add it to skip")
-    if type(module).forward is not nn.Conv2d.forward or type(module)._conv_forward is not nn.Conv2d._conv_forward:
-        raise FsclError(f"{name}: {type(module).__name__} overrides nn.Conv2d's forward; add it to skip")
+    kind = type(module)
+    ordinary = (
+        kind.forward is nn.Conv2d.forward
+        and kind._conv_forward is nn.Conv2d._conv_forward
+        and kind.__call__ is nn.Module.__call__
+    )
+    if not ordinary or not {"forward", "_conv_forward"}.isdisjoint(vars(module)):
+        raise FsclError(f"{name}: {kind.__name__} overrides nn.Conv2d's forward; add it to skip")
     return True
 
 
+def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
+    """Refuses filters that are no finite real numbers, and those that another kind of module uses, too."""
+    places: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter.data_ptr(), []).append(name)
+    weights = {f"{name}.weight" for name in convolutions}
+    for name in convolutions:
+        weight = model.get_submodule(name).weight
+        assert isinstance(weight, nn.Parameter)
+        if weight.is_meta or not weight.is_floating_point():
+            kind = "on the meta device, without values" if weight.is_meta else str(weight.dtype)
+            raise FsclError(f"{name}: its filters are {kind}; floating-point values would do")
+        if not bool(weight.isfinite().all()):
+            raise FsclError(f"{name}: its filters are not all finite; mend the network, or add the layer to skip")
+        for place in places[weight.data_ptr()] if weight.numel() else []:
+            owner, _, leaf = place.rpartition(".")
+            alias = getattr(model.get_submodule(owner), leaf)
+            if alias is not weight:
+                raise FsclError(
+                    f"{name}: its weight and {place} are two parameters in the same memory; tie them as one"
+                )
+            if place not in weights and not _other_name(model, place, weights):
+                raise FsclError(f"{name}: {place} is the same parameter as its weight; add {name!r} to skip")
+
+
+def _other_name(model: nn.Module, place: str, weights: Collection[str]) -> bool:
+    """Whether this is a second name of a module whose weight is among the given ones."""
+    module = model.get_submodule(place.rpartition(".")[0])
+    return any(model.get_submodule(name.rpartition(".")[0]) is module for name in weights) and place.endswith("weight")
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A copy of a network that reaches no module of the network that it was copied from.
+
+    Raises:
+        FsclError: there is no such copy: tensors that cannot be copied, or functions that hold the original's modules.
+    """
+    try:
+        result = copy.deepcopy(model)
+    except (RuntimeError, TypeError) as error:
+        raise FsclError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
+    names = {id(module): name for name, module in model.named_modules()}
+    for reference in references(result):
+        if (name := names.get(id(reference.target))) is not None:
+            raise FsclError(
+                f"{reference.path} of {type(model).__name__} goes on using {name or 'the network itself'!r} of the "
+                "original in a copy; give the copy that function or hook afterwards, or use a method of the module"
+            )
+    return result
+
+
+@torch.no_grad()
+def _relative_error(approximation: Tensor, filters: Tensor) -> float:
+    """Of Frobenius norms in float64, over the largest value: squares of tiny and of huge filters are no numbers."""
+    filters, approximation = filters.double(), approximation.double()
+    largest = float(filters.abs().max()) if filters.numel() else 0.0
+    if largest == 0:
+        return 0.0
+    return float(((approximation - filters) / largest).norm() / (filters / largest).norm())
+
+
 def _replace(model: nn.Module, new: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Puts ``new(name, module)`` in place of each module for which it is not None, once for modules used twice."""
-    done: dict[int, nn.Module | None] = {}
+    """Puts ``new(name, module)`` in place of each module for which it is not None, once for modules used twice.
+
+    Raises:
+        FsclError: a module is also reached from where it cannot be replaced.
+    """
+    replaced: dict[int, nn.Module | None] = {}
+    old: list[nn.Module] = []  # kept alive, so that no other object has the id of one
+    parameters: dict[int, str] = {}
+    places: list[tuple[nn.Module, str, nn.Module]] = []
     for path, parent in list(model.named_modules(remove_duplicate=True)):
         for key, child in list(parent._modules.items()):  # named_children() would leave out a second name
             if child is None:
                 continue
-            if id(child) not in done:
-                done[id(child)] = new(f"{path}.{key}" if path else key, child)
-            replacement = done[id(child)]
-            if replacement is not None:
-                setattr(parent, key, replacement)
+            if id(child) not in replaced:
+                name = f"{path}.{key}" if path else key
+                replaced[id(child)] = replacement = new(name, child)
+                if replacement is not None:
+                    _carry_over(name, child, replacement)
+                    gone = set(child.parameters(recurse=False)) - set(replacement.parameters(recurse=False))
+                    parameters |= {id(parameter): name for parameter in gone}
+                    old.append(child)
+            if (replacement := replaced[id(child)]) is not None:
+                places.append((parent, key, replacement))
+    for reference in list(references(model)):
+        target = replaced.get(id(reference.target))
+        name = parameters.get(id(reference.target))
+        if target is not None and reference.holder is not None:
+            reference.holder[reference.key] = target
+        elif target is not None or name is not None:
+            part = "a convolution" if target is not None else f"the weight of {name}"
+            raise FsclError(
+                f"{reference.path} of {type(model).__name__} holds {part}, where it cannot be replaced; hold "
+                "the module in a list or a dict, or add it to skip"
+            )
+    for parent, key, replacement in places:
+        setattr(parent, key, replacement)
+
+
+HOOKS = (
+    "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_forward_hooks", "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
+)  # fmt: skip
+STATE_HOOKS = (
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"
+)  # fmt: skip
+ORDINARY_CONV = frozenset(vars(nn.Conv2d(1, 1, 1)))
+ORDINARY_LAYER = frozenset(vars(AtomConv2d(1, 1, 1))) | {"_composed", "_may_change"}
+PARAMETERS = ("weight", "bias", "coefficients", "atoms")
+
+
+def _carry_over(name: str, source: nn.Module, target: nn.Module) -> None:
+    """Gives a module that takes another's place its hooks, and whatever else was attached to that one."""
+    if hooked := next((hooks for hooks in STATE_HOOKS if getattr(source, hooks, None)), None):
+        raise FsclError(f"{name}: has {hooked}, which know its entries by other names; remove them, or add it to skip")
+    for attribute in HOOKS:
+        if attribute in vars(source):
+            vars(target)[attribute] = vars(source)[attribute]
+    ordinary = ORDINARY_LAYER if isinstance(source, AtomConv2d) else ORDINARY_CONV
+    own = {n: v for n, v in vars(source).items() if n not in ordinary}
+    tables = ("_parameters", "_buffers", "_modules")
+    more = {t: {n: v for n, v in vars(source)[t].items() if n not in PARAMETERS} for t in tables}
+    for attribute in [*own, *(n for table in more.values() for n in table)]:
+        if hasattr(target, attribute):
+            raise FsclError(f"{name}: has an attribute {attribute!r}, which an atom layer needs; add it to skip")
+    vars(target).update(own)
+    for table, values in more.items():
+        vars(target)[table].update(values)
+    target._non_persistent_buffers_set |= source._non_persistent_buffers_set

@@ -2,10 +2,12 @@
 
 import copy
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
@@ -13,9 +15,20 @@ from torch.nn.modules.batchnorm import _NormBase
 from fscl.atoms.layers import AtomConv2d
 from fscl.errors import FsclError
 
-__all__ = ["copied", "entry_kinds", "fingerprint_of", "live_state", "point_entries", "put_entries", "within"]
+__all__ = [
+    "bytes_of",
+    "copied",
+    "entry_kinds",
+    "fingerprint_of",
+    "head_owners",
+    "live_state",
+    "point_entries",
+    "put_entries",
+    "unkept_values",
+    "within",
+]
 
-NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def within(name: str, owners: Collection[str]) -> bool:
@@ -24,7 +37,10 @@ def within(name: str, owners: Collection[str]) -> bool:
 
 
 def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> dict[str, str]:
-    """The per-task entries of a network's ``state_dict`` with their kinds; what is missing is shared.
+    """The per-task entries of a network with their kinds; an entry that is not in it is shared.
+
+    Parameters can be frozen, so most are shared. Buffers, and tensors that a module holds as plain attributes, move in
+    every forward pass in training, as the statistics of a normalisation do: they belong to each task, in any module.
 
     Args:
         model: a network with atom layers.
@@ -36,11 +52,9 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Colle
     """
     modules = dict(model.named_modules())
     state = live_state(model)
-    if heads is None:
-        linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
-        heads = linear[-1:]
+    heads = head_owners(model, heads)
     kinds: dict[str, str] = {}
-    for name in state:
+    for name, tensor in state.items():
         owner, _, leaf = name.rpartition(".")
         module = modules.get(owner)
         if within(name, heads):
@@ -49,7 +63,7 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Colle
             kinds[name] = "atoms"
         elif isinstance(module, NORMALISATION):
             kinds[name] = "normalisation"
-        elif isinstance(module, AtomConv2d | nn.Conv2d) and leaf == "bias":
+        elif (isinstance(module, AtomConv2d | nn.Conv2d) and leaf == "bias") or not isinstance(tensor, nn.Parameter):
             kinds[name] = "other"
         elif within(name, own):
             if isinstance(module, AtomConv2d):
@@ -60,6 +74,13 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Colle
             if not any(within(name, [owner]) for name in state):
                 raise FsclError(f"{what} {owner!r} is no module or entry of {type(model).__name__}")
     return kinds
+
+
+def head_owners(model: nn.Module, heads: Sequence[str] | None = None) -> list[str]:
+    """The modules or entries that are heads: those that are named, or else the last ``nn.Linear``."""
+    if heads is not None:
+        return list(heads)
+    return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
 
 
 @torch.no_grad()
@@ -94,13 +115,13 @@ def point_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, 
         for above, key in steps:
             modules.append(modules[above]._modules[key])  # type: ignore[arg-type]  # None fails below
         for number, wanted in groups:
-            parameters, buffers = modules[number]._parameters, modules[number]._buffers
+            module = modules[number]
             for leaf, name in wanted:
-                table: dict[str, Any] = parameters if leaf in parameters else buffers
+                table = _table(module, leaf)
                 old, tensor = table[leaf], entries[name]
                 if tensor.device != old.device:
                     tensor = tensor.to(old.device)
-                if table is parameters and type(tensor) is Tensor:
+                if table is module._parameters and type(tensor) is Tensor:
                     tensor = nn.Parameter(tensor, requires_grad=False)
                 before[name] = old
                 places.append((table, leaf, tensor))
@@ -139,7 +160,7 @@ def _has_entry(model: nn.Module, name: str) -> bool:
     *path, leaf = name.split(".")
     for key in path:
         module = None if module is None else module._modules.get(key)
-    return module is not None and (module._parameters.get(leaf) is not None or module._buffers.get(leaf) is not None)
+    return module is not None and isinstance(_table(module, leaf).get(leaf), Tensor)
 
 
 def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
@@ -164,7 +185,11 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
         for module in above:  # Avalanche's multi-task modules keep the width of their widest head apart
             if isinstance(getattr(module, "max_class_label", None), int):
                 module.max_class_label = max(module.max_class_label, owner.out_features)
-    elif leaf in owner._buffers or not tensor.is_floating_point():
+    elif leaf in owner._buffers:
+        owner._buffers[leaf] = value
+    elif isinstance(vars(owner).get(leaf), Tensor):
+        vars(owner)[leaf] = value
+    elif not tensor.is_floating_point():
         owner.register_buffer(leaf, value)
     else:
         raise FsclError(
@@ -174,8 +199,77 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
 
 
 def live_state(model: nn.Module) -> dict[str, Tensor]:
-    """``state_dict`` of the live tensors; entries that are not tensors are no part of a network's function."""
-    return {name: t for name, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+    """The live tensors that decide what a network computes, by dotted name.
+
+    These are the tensors of its ``state_dict`` in the same order, buffers that are not saved (``persistent=False``),
+    and tensors that a module holds as plain attributes, as Avalanche's ``BatchRenorm2D`` does. A module that has two
+    names has its entries under the first, where ``state_dict`` has them under both.
+    """
+    state: dict[str, Tensor] = {}
+    for path, module in model.named_modules():
+        for table in (module._parameters, module._buffers, _plain_tensors(module)):
+            state |= {f"{path}.{leaf}" if path else leaf: t for leaf, t in table.items() if t is not None}
+    return state
+
+
+def _table(module: nn.Module, leaf: str) -> dict[str, Any]:
+    """Where a module keeps a tensor of that name."""
+    if leaf in module._parameters:
+        return module._parameters
+    return module._buffers if leaf in module._buffers else vars(module)
+
+
+def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Tensors that a module holds as plain attributes, without those that a pass computes from parameters.
+
+    Pruning, weight norm and spectral norm compute ``weight`` anew in each pass, from ``weight_orig`` or ``weight_v``.
+    """
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, Tensor)
+        and value.grad_fn is None
+        and not {f"{name}_orig", f"{name}_v"} & module._parameters.keys()
+    }
+
+
+def unkept_values(model: nn.Module) -> dict[str, str]:
+    """Digests of the values that may decide what a network computes and are no entries of it, by dotted name.
+
+    Floating-point numbers, NumPy arrays and containers of them or of tensors, as plain attributes of modules, and what
+    ``get_extra_state`` gives. Integers are left out: they count, and hardly ever scale.
+    """
+    values: dict[str, str] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, AtomConv2d):  # keeps filters that it composed
+            continue
+        held = {name: value for name, value in vars(module).items() if name not in _TORCH_ATTRIBUTES}
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            held["get_extra_state()"] = module.get_extra_state()
+        for name, value in held.items():
+            if not isinstance(value, Tensor) and (parts := list(_numbers_in(value))):
+                digest = hashlib.sha256()
+                for part in parts:
+                    digest.update(part)
+                values[f"{path}.{name}" if path else name] = digest.hexdigest()
+    return values
+
+
+_TORCH_ATTRIBUTES = frozenset(vars(nn.Module()))
+
+
+def _numbers_in(value: Any, depth: int = 0) -> Iterator[bytes]:
+    if isinstance(value, Tensor):
+        computed = isinstance(value, nn.Parameter) or value.grad_fn is not None
+        if not computed and value.layout is torch.strided and not value.is_quantized:
+            yield bytes_of(value)
+    elif isinstance(value, float | complex):
+        yield repr(value).encode()
+    elif isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "fc":
+        yield value.tobytes()
+    elif isinstance(value, Mapping | list | tuple | set | deque) and depth < 4:
+        for item in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers_in(item, depth + 1)
 
 
 def copied(tensor: Tensor) -> Tensor:
@@ -188,5 +282,9 @@ def fingerprint_of(coefficients: dict[str, Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in coefficients.items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(bytes_of(tensor))
     return digest.hexdigest()
+
+
+def bytes_of(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()

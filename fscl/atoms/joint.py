@@ -136,8 +136,9 @@ class JointDecomposition:
         decomposed = [n for n, module in modules if isinstance(module, AtomConv2d)]
         ours = {f"{layer}.{part}" for layer in decomposed for part in ("coefficients", "atoms")}
         rest = [name for name in live_state(model) if name not in ours]
+        saved = model.state_dict().keys()  # a checkpoint has no others
         for name, state in zip(self.names, states, strict=True):
-            if missing := [n for n in rest if n not in state and not n.endswith("num_batches_tracked")]:
+            if missing := [n for n in rest if n in saved and n not in state and not n.endswith("num_batches_tracked")]:
                 raise FsclError(f"{name}: entry {missing[0]!r} of {type(network).__name__} is missing")
         put_entries(model, {f"{layer}.coefficients": self.coefficients[layer] for layer in self.layers})
         bank: AtomBank | None = None

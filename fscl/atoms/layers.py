@@ -1,7 +1,7 @@
 """A convolution whose filters are a product of shared coefficients and a few spatial atoms."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn.modules.utils import _pair, _reverse_repeat_tuple
 from fscl.errors import FsclError
 from fscl.similarity.subspace import gram_matrix
 
-__all__ = ["AtomConv2d", "atom_layers", "freeze_coefficients"]
+__all__ = ["AtomConv2d", "atom_layers", "check_finite", "freeze_coefficients"]
 
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
@@ -313,7 +313,7 @@ def freeze_coefficients(model: nn.Module) -> None:
     """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
 
     Raises:
-        FsclError: the model has no atom layers.
+        FsclError: the model has no atom layers, or a parameter is not finite.
 
     Example:
         >>> model = nn.Sequential(AtomConv2d(1, 8, 3, num_atoms=4))
@@ -324,7 +324,20 @@ def freeze_coefficients(model: nn.Module) -> None:
     layers = atom_layers(model)
     if not layers:
         raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
+    check_finite(dict(model.named_parameters()))
     for layer in layers.values():
         layer.fix_gauge()
         layer.coefficients.requires_grad_(False)
         layer.coefficients.grad = None
+
+
+def check_finite(entries: Mapping[str, Tensor]) -> None:
+    """Raises :class:`FsclError` for an entry that training which diverged has left: a NaN, or an infinite parameter."""
+    for name, tensor in entries.items():
+        if not tensor.is_floating_point():
+            continue
+        good = tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()  # masks are of -inf
+        if not bool(good.all()):
+            raise FsclError(
+                f"{name} is not finite: training has diverged; a smaller learning rate or clipped gradients may help"
+            )

@@ -1,5 +1,6 @@
 """The tasks of a bank: held in memory, or in a file and read when they are asked for."""
 
+import hashlib
 import math
 import os
 import threading
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from fscl.errors import FsclError
 
-__all__ = ["FiledTask", "HeldTask", "Stack", "Task", "TaskFile", "entry_of_all"]
+__all__ = ["DIGITS", "FiledTask", "HeldTask", "Stack", "Task", "TaskFile", "digest_of", "entry_of_all", "moved_to"]
+
+DIGITS = 16  # of a digest
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class HeldTask:
         return self
 
     def to(self, device: str | torch.device) -> "HeldTask":
-        return HeldTask(self.name, self.kinds, {n: _moved(t, device) for n, t in self.tensors.items()})
+        return HeldTask(self.name, self.kinds, {n: moved_to(t, device) for n, t in self.tensors.items()})
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Stack:
     shape: tuple[int, ...]  # of a row
     start: int  # in the file
     tasks: Sequence[int]  # number of the task of each row
+    digest: str  # of the bytes of all rows
 
     @property
     def nbytes(self) -> int:
@@ -60,8 +64,8 @@ class TaskFile:
     It is read, never mapped: a mapped file that is cut short ends the process.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = path
+    def __init__(self, path: str | os.PathLike[str], labels: Sequence[int], digests: Sequence[str]) -> None:
+        self.path, self.labels, self.digests = path, labels, digests
         self.stacks: list[Stack] = []
         self._rows: dict[int, list[tuple[Stack, int]]] = {}  # of the stacks that are not of all tasks
         self._whole: list[Stack] = []
@@ -91,18 +95,37 @@ class TaskFile:
             sizes[kind] = sizes.get(kind, 0) + size
         return sizes
 
-    def read(self, stack: Stack, first: int = 0, rows: int | None = None) -> Tensor:
-        """Rows of a stack, (rows, ...); all by default.
+    def read(self, stack: Stack) -> Tensor:
+        """All rows of a stack, (rows, ...).
 
         Raises:
-            FsclError: the file cannot be read.
+            FsclError: the file cannot be read, or holds other values than were saved.
         """
-        shape = (len(stack.tasks) if rows is None else rows, *stack.shape)
-        data = bytearray(stack.dtype.itemsize * math.prod(shape))
-        if not data:
-            return torch.empty(shape, dtype=stack.dtype)
+        data = self._rows_from(stack, 0, len(stack.tasks))
+        if digest_of(data) != stack.digest:
+            raise self._damaged(f"{stack.entry!r} of the tasks")
+        return _as_tensor(data, stack, len(stack.tasks))
+
+    def read_task(self, number: int) -> dict[str, Tensor]:
+        """The tensors of one task, by entry.
+
+        Raises:
+            FsclError: the file cannot be read, or holds other values than were saved.
+        """
+        rows = {stack.entry: (stack, self._rows_from(stack, row, 1)) for stack, row in self.rows_of(number)}
+        if digest_of(*(rows[entry][1] for entry in sorted(rows))) != self.digests[number]:
+            raise self._damaged(f"task {self.labels[number]}")
+        return {entry: _as_tensor(data, stack, 1)[0] for entry, (stack, data) in rows.items()}
+
+    def _damaged(self, part: str) -> FsclError:
+        return FsclError(
+            f"{self.path}: damaged, {part} is not what was saved; take the file from a copy, or train anew"
+        )
+
+    def _rows_from(self, stack: Stack, first: int, rows: int) -> bytearray:
+        data = bytearray(rows * stack.nbytes)
         self.read_into(data, stack.start + first * stack.nbytes)
-        return torch.frombuffer(data, dtype=stack.dtype).view(shape)
+        return data
 
     def read_into(self, data: bytearray, start: int) -> None:
         done = 0
@@ -170,14 +193,25 @@ class FiledTask:
 
     def _read(self) -> dict[str, Tensor]:
         self.file.check()
-        found: dict[str, Tensor] = {}
-        for stack, row in self.file.rows_of(self.number):
-            tensor = self.file.read(stack, row, 1)[0].to(self.device)
-            found[stack.entry] = nn.Parameter(tensor, requires_grad=False) if stack.parameter else tensor
-        return found
+        tensors = {entry: tensor.to(self.device) for entry, tensor in self.file.read_task(self.number).items()}
+        parameters = {stack.entry for stack, _ in self.file.rows_of(self.number) if stack.parameter}
+        return {n: nn.Parameter(t, requires_grad=False) if n in parameters else t for n, t in tensors.items()}
 
 
 Task = HeldTask | FiledTask
+
+
+def digest_of(*parts: bytes | bytearray) -> str:
+    """Hexadecimal digits that tell these bytes from damaged ones; no seal against forgery."""
+    digest = hashlib.blake2b(digest_size=DIGITS // 2)
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _as_tensor(data: bytearray, stack: Stack, rows: int) -> Tensor:
+    shape = (rows, *stack.shape)
+    return torch.frombuffer(data, dtype=stack.dtype).view(shape) if data else torch.empty(shape, dtype=stack.dtype)
 
 
 def entry_of_all(tasks: Iterable[Task], entry: str) -> list[Tensor]:
@@ -196,7 +230,7 @@ def entry_of_all(tasks: Iterable[Task], entry: str) -> list[Tensor]:
     return found
 
 
-def _moved(tensor: Tensor, device: str | torch.device) -> Tensor:
+def moved_to(tensor: Tensor, device: str | torch.device) -> Tensor:
     moved = tensor.to(device)
     is_copy = moved is not tensor
     return nn.Parameter(moved, requires_grad=False) if is_copy and isinstance(tensor, nn.Parameter) else moved

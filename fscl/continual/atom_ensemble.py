@@ -15,7 +15,7 @@ from fscl.atoms.entries import point_entries, within
 from fscl.continual.evaluate import features_of
 from fscl.continual.loader import batches
 from fscl.continual.strategy import AtomSwappingPlugin
-from fscl.continual.switching import head_names
+from fscl.continual.switching import head_names, multi_heads
 from fscl.errors import FsclError
 from fscl.similarity.subspace import METRICS
 
@@ -190,7 +190,7 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
     @staticmethod
     def _head(model: nn.Module, task: int) -> list[str]:
         """Weight and bias of a task's head, or of the last linear layer."""
-        heads = head_names(model)
+        heads = list(multi_heads(model))
         if heads:
             owner = f"{heads[-1]}.classifiers.{task}.classifier"
         else:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.continual.strategy import AtomSwappingPlugin
-from fscl.continual.switching import head_names
+from fscl.continual.switching import multi_heads
 from fscl.errors import FsclError
 
 __all__ = ["AtomSelection", "AtomSelectionPlugin"]
@@ -50,7 +50,7 @@ class AtomSelectionPlugin(AtomSwappingPlugin):
 
     def attach(self, strategy: Any) -> None:
         super().attach(strategy)
-        self._headed = head_names(strategy.model) is not None
+        self._headed = bool(multi_heads(strategy.model))
         if not self._headed and any(isinstance(m, IncrementalClassifier) for m in strategy.model.modules()):
             raise FsclError(
                 f"{type(strategy.model).__name__} has one head that grows with the classes, and each experience keeps "

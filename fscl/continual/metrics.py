@@ -31,7 +31,8 @@ def subspace_similarity_metrics(
 
     After each training experience t: a value for each earlier experience i (``.../exp_i`` at step t), their mean, and
     a heatmap figure. After each evaluation: the Mantel correlation of similarity with forgetting, as soon as all
-    experiences so far have been evaluated after each training experience.
+    experiences so far have been evaluated after each training experience. Forgetting is measured on the stream called
+    ``test``; without one, on the first other stream that is evaluated, but never on ``train``.
 
     With :class:`~fscl.continual.AtomSwapping` or its plugin the atoms are read from the bank. For any other strategy
     the filters are remembered after each experience and projected on coefficients that span the first ones; the share
@@ -86,7 +87,8 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._names: list[str] = []
         self._bank: AtomBank | None = None
         self._accuracy: dict[tuple[int, int], float] = {}  # (experience trained last, experience evaluated)
-        self._right: dict[int, tuple[float, int]] = {}
+        self._stream: str | None = None  # the one that the accuracies are of
+        self._right: dict[tuple[str, int], tuple[float, int]] = {}
         self._transfer: list[dict[int, float]] = []  # of the features after each training experience, by experience
         self._order: list[int] = []  # current_experience of each training experience, in order
         self._tasks: dict[int, int] = {}  # what each is called in the bank
@@ -196,17 +198,22 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._right = {}
 
     def after_eval_iteration(self, strategy: Any) -> None:
-        if getattr(strategy.experience.origin_stream, "name", "") == "train":
-            return  # forgetting is of the tests, whatever else is evaluated
-        right, n = self._right.get(strategy.experience.current_experience, (0.0, 0))
+        stream = getattr(strategy.experience.origin_stream, "name", "")
+        key = stream, strategy.experience.current_experience
+        right, n = self._right.get(key, (0.0, 0))
         right += float((strategy.mb_output.argmax(1) == strategy.mb_y).sum())
-        self._right[strategy.experience.current_experience] = right, n + len(strategy.mb_y)
+        self._right[key] = right, n + len(strategy.mb_y)
 
     def after_eval(self, strategy: Any) -> list[MetricValue] | None:
         if not self._order or self._training:
             return None
-        for experience, (right, n) in self._right.items():
-            self._accuracy[self._order[-1], experience] = right / n
+        for (stream, experience), (right, n) in self._right.items():
+            if stream == "train":
+                continue  # forgetting is of images that were not trained on
+            if self._stream is None or (stream == "test" and self._stream != "test"):
+                self._stream, self._accuracy = stream, {}  # a validation stream counts until there is a test stream
+            if stream == self._stream:
+                self._accuracy[self._order[-1], experience] = right / n
         if not self.correlate:
             return None
         return self._correlation_values("forgetting", self.correlation(), strategy.clock.train_iterations)

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.models import MultiHeadClassifier, avalanche_forward
+from avalanche.models import DynamicModule, MultiHeadClassifier, avalanche_forward
 from torch import Tensor, nn
 
-from fscl.atoms.entries import point_entries
+from fscl.atoms.entries import point_entries, within
+from fscl.atoms.layers import AtomConv2d
 from fscl.continual.loader import task_of
 
-__all__ = ["TaskSwitchPlugin", "head_names"]
+__all__ = ["TaskSwitchPlugin", "head_names", "multi_heads"]
 
 
 class TaskSwitchPlugin(SupervisedPlugin):
@@ -31,7 +32,7 @@ class TaskSwitchPlugin(SupervisedPlugin):
         self._before: dict[str, Tensor] = {}  # what the network held before it was pointed elsewhere
         self._shown: int | None = None
         self._random: list[Tensor] = []
-        self._heads: dict[str, tuple[set[str], int]] = {}
+        self._heads: list[tuple[nn.Module, dict[str, Any]]] = []  # what heads were before an evaluation
 
     def tasks_of(self, experience: Any) -> list[int]:
         """The numbers under which what is learned of an experience is stored."""
@@ -61,7 +62,8 @@ class TaskSwitchPlugin(SupervisedPlugin):
         self._random = [torch.get_rng_state()]
         if strategy.device.type == "cuda":
             self._random.append(torch.cuda.get_rng_state(strategy.device))
-        self._heads = {n: (set(m.classifiers), m.max_class_label) for n, m in _multi_heads(strategy.model).items()}
+        heads = [strategy.model.get_submodule(name) for name in head_names(strategy.model) or []]
+        self._heads = [(module, _structure(module)) for head in heads for module in head.modules()]
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         labels = self._labels(strategy)
@@ -80,12 +82,9 @@ class TaskSwitchPlugin(SupervisedPlugin):
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         self._show(strategy.model, None)
-        for name, module in _multi_heads(strategy.model).items():
-            if name in self._heads:
-                known, module.max_class_label = self._heads[name]
-                for task in set(module.classifiers) - known:  # Avalanche made them for tasks it had not seen
-                    del module.classifiers[task]
-                    del module._buffers[f"active_units_T{task}"]
+        for module, before in self._heads:  # Avalanche grew them for tasks and classes that were only evaluated
+            vars(module).update(before)
+        self._heads = []
         torch.set_rng_state(self._random[0])
         if len(self._random) > 1:
             torch.cuda.set_rng_state(self._random[1], strategy.device)
@@ -136,14 +135,34 @@ class TaskSwitchPlugin(SupervisedPlugin):
 
 
 def head_names(model: nn.Module, task: int | None = None) -> list[str] | None:
-    """State entries, or modules, that are heads: of one task, or all; None if the model has no multi-head module."""
-    heads = _multi_heads(model)
+    """State entries, or modules, that are heads: of one task, or all; None if no head is told by its class.
+
+    A multi-head module has a head for each task. Any other dynamic module without convolutions, such as Avalanche's
+    ``IncrementalClassifier``, is one head that grows, and is every task's.
+    """
+    heads = multi_heads(model)
     if not heads:
-        return None
+        return _growing_heads(model) or None
     if task is None:
         return list(heads)
     return [f"{name}.{part}" for name in heads for part in (f"classifiers.{task}", f"active_units_T{task}")]
 
 
-def _multi_heads(model: nn.Module) -> dict[str, MultiHeadClassifier]:
+def multi_heads(model: nn.Module) -> dict[str, MultiHeadClassifier]:
+    """The modules that hold a head for each task, by dotted name."""
     return {name: m for name, m in model.named_modules() if isinstance(m, MultiHeadClassifier)}
+
+
+def _growing_heads(model: nn.Module) -> list[str]:
+    names: list[str] = []
+    for name, module in model.named_modules():
+        has_convolutions = any(isinstance(part, nn.Conv2d | AtomConv2d) for part in module.modules())
+        if name and isinstance(module, DynamicModule) and not has_convolutions and not within(name, names):
+            names.append(name)
+    return names
+
+
+def _structure(module: nn.Module) -> dict[str, Any]:
+    """What a module is made of; given back to ``vars``, it undoes what was added or replaced since."""
+    tables = ("_parameters", "_buffers", "_modules")
+    return {**vars(module), **{table: dict(vars(module)[table]) for table in tables}}

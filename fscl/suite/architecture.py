@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fscl.atoms.entries import live_state, within
+from fscl.atoms.entries import within
 from fscl.atoms.filters import spatial_filters
 from fscl.continual.networks import LIBRARIES, ConvNet, _argument_names, _factory
 from fscl.errors import FsclError
@@ -57,7 +57,7 @@ class Architecture:
     def misfit(self, state: Mapping[str, Tensor]) -> str:
         """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size."""
         network = self._network or self._built(state)
-        expected = {name: tuple(tensor.shape) for name, tensor in live_state(network).items()}
+        expected = {name: tuple(t.shape) for name, t in network.state_dict().items() if isinstance(t, Tensor)}
         head = _head(network)
         for name, shape in expected.items():
             if name not in state:
