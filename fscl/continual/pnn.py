@@ -88,8 +88,7 @@ class PNNPlugin(FromScratchPlugin):
                 module.tasks = known
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        heads = [head_names(strategy.model, task) for task in strategy.experience.task_labels]
-        self._kinds |= entry_kinds(strategy.model, heads[0])
+        self._kinds |= entry_kinds(strategy.model, head_names(strategy.model))
         super().after_training_exp(strategy, **kwargs)
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:

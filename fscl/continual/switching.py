@@ -65,6 +65,9 @@ class TaskSwitchPlugin(SupervisedPlugin):
         heads = [strategy.model.get_submodule(name) for name in head_names(strategy.model) or []]
         self._heads = [(module, _structure(module)) for head in heads for module in head.modules()]
 
+    def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
+        self._show(strategy.model, None)  # a head that Avalanche grows next must be the network's own
+
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         labels = self._labels(strategy)
         if len(labels) == 1:

@@ -262,5 +262,5 @@ def test_other_task_labels_are_refused(label):
     model = network()
     bank = AtomBank(model)
     for call in (lambda: bank.store(model, label), lambda: bank.entries(label), lambda: bank.nearest(label)):
-        with pytest.raises(FsclError, match="task label is .*; an integer would do"):
+        with pytest.raises(FsclError, match=r"task label is .*; an integer would do"):
             call()

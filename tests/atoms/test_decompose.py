@@ -1,6 +1,7 @@
 import copy
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -221,3 +222,40 @@ def test_recompose_of_a_single_layer():
     conv = recompose(layer)
     assert type(conv) is nn.Conv2d
     assert relative(conv(x), layer(x)) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-25, 1e-15, 1, 1e15, 1e25, 1e37])
+def test_relative_errors_of_tiny_and_huge_filters_are_those_of_float64(scale):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 8, 3))
+    with torch.no_grad():
+        net[0].weight.mul_(scale)
+    for num_atoms in (4, 9):
+        result = decompose(net, num_atoms)
+        w, v = (m.weight.detach().double().numpy() for m in (net[0], result.model[0]))
+        w, v = w / abs(w).max(), v / abs(w).max()
+        assert result.error == pytest.approx(np.sqrt(((w - v) ** 2).sum() / (w**2).sum()), rel=1e-6)
+        if scale >= 1e-38:  # below, float32 has few digits, and the error says so
+            assert (result.error < 0.01) == (num_atoms == 9)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_filters_that_are_not_finite_are_refused_by_name(value):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
+    with torch.no_grad():
+        net[1].weight[0, 0, 0, 0] = value
+    with pytest.raises(FsclError, match=r"^1: its filters are not all finite"):
+        decompose(net)
+    assert list(decompose(net, skip=["1"]).errors) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("net", "message"),
+    [
+        (nn.Sequential(nn.Conv2d(1, 4, 3, dtype=torch.complex64)), r"0: its filters are torch\.complex64"),
+        (nn.Sequential(nn.Conv2d(1, 4, 3)).to("meta"), "0: its filters are on the meta device, without values"),
+    ],
+)
+def test_filters_that_are_no_real_numbers_are_refused(net, message):
+    with pytest.raises(FsclError, match=message):
+        decompose(net)

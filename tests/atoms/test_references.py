@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import itertools
 import weakref
 from collections import deque
 
@@ -40,7 +41,10 @@ def hidden(net, name, value):
 
 FOLLOWED = {
     "list": (lambda net: setattr(net, "order", [net.first, net.second]), lambda net: net.order),
-    "list in a list": (lambda net: setattr(net, "order", [[net.first], [net.second]]), lambda net: sum(net.order, [])),
+    "list in a list": (
+        lambda net: setattr(net, "order", [[net.first], [net.second]]),
+        lambda net: itertools.chain(*net.order),
+    ),
     "dict": (
         lambda net: setattr(net, "by_name", {"a": net.first, "b": net.second}),
         lambda net: net.by_name.values(),
@@ -210,7 +214,7 @@ def tied(module, other):
 def test_a_forward_that_was_put_on_one_convolution_is_refused():
     net = Net()
     net.first.forward = lambda x: x
-    with pytest.raises(FsclError, match="first: Conv2d overrides nn.Conv2d's forward"):
+    with pytest.raises(FsclError, match=r"first: Conv2d overrides nn\.Conv2d's forward"):
         decompose(net)
 
 

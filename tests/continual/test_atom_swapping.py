@@ -4,6 +4,7 @@ import warnings
 import pytest
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
+from avalanche.models import IncrementalClassifier
 from avalanche.training import Naive
 from avalanche.training.plugins import EWCPlugin, MASPlugin, ReplayPlugin
 from torch import nn
@@ -337,6 +338,50 @@ def test_tasks_of_different_sizes(digits, learner, network, outputs, tmp_path):
         now = direct(type("", (), {"model": fresh}), test)
         width = min(now.shape[1], after_own[t].shape[1])
         assert torch.equal(now[:, :width], after_own[t][:, :width])
+
+
+def grows_by_classes():
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten())
+    return nn.Sequential(net, IncrementalClassifier(4 * 6 * 6, 1))
+
+
+def test_a_head_that_grows_is_each_tasks_own_and_evaluation_grows_nothing(digits, learner, outputs, tmp_path):
+    stream = split_classes(*digits, tasks=[["0"], ["1", "2", "3"], ["4", "5"]])
+    strategy = learner(model=grows_by_classes(), plugins=[outputs])
+    images, after_own = torch.rand(6, 1, 8, 8), []
+    for train in stream.train_stream:
+        strategy.train(train)
+        after_own.append(strategy.model.eval()(images).detach())
+        before = {n: t.clone() for n, t in strategy.model.state_dict().items()}
+        strategy.eval(list(stream.test_stream))  # tasks with more classes than the head has
+        after = strategy.model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[n], after[n]) for n in before)
+    assert [said.shape[1] for said in after_own] == [1, 3, 3]
+    bank = strategy.bank
+    assert not any(name.startswith("1.") for name in bank.shared)  # the head, its mask included
+    assert bank.memory(1)["head"] == (3 * 4 * 6 * 6 + 3) * 4 + 3
+    bank.save(tmp_path / "bank")
+    for kept in (bank, AtomBank.load(tmp_path / "bank")):
+        fresh = learner(model=grows_by_classes()).model
+        for task, said in enumerate(after_own):
+            with kept.swapped(strategy.model, task):
+                assert torch.equal(strategy.model.eval()(images), said)
+            kept.restore(fresh, task)
+            assert torch.equal(fresh.eval()(images), said)
+
+
+@pytest.mark.parametrize("lr", [1e10, float("nan")])
+@pytest.mark.parametrize("task", [0, 1])
+def test_training_that_diverged_is_called_so(learner, stream, task, lr):
+    strategy = learner()
+    for experience in stream.train_stream[:task]:
+        strategy.train(experience)
+    for group in strategy.optimizer.param_groups:
+        group["lr"] = lr
+    with pytest.raises(FsclError, match="is not finite: training has diverged"):
+        strategy.train(stream.train_stream[task])
+    assert strategy.bank is None or strategy.bank.tasks == list(range(task))
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,35 @@ def test_no_correlation_before_everything_needed_was_evaluated(learner, stream):
     assert f"{NAME}/forgetting_rho" not in plugin.get_last_metrics()
 
 
+def test_forgetting_is_of_the_test_stream_whatever_else_is_evaluated_and_when(learner, digits):
+    stream = split_classes(*digits, tasks=5)
+    valid = split_classes(*digits, tasks=5, seed=1).test_stream  # other images under the same numbers
+    for experience in valid:
+        experience.origin_stream.name = "valid"
+    plugin, metric, _ = evaluator()
+    recorder = AccuracyRecorder()
+    strategy = learner("naive", evaluator=plugin, plugins=[recorder])
+    matrix = []
+    for number, experience in enumerate(stream.train_stream):
+        strategy.train(experience)
+        streams = [valid, stream.test_stream, valid] if number % 2 else [stream.test_stream, stream.train_stream]
+        for other in streams:
+            strategy.eval(list(other))
+        matrix.append(recorder.accuracies(strategy, stream.test_stream))
+    expected = mantel(metric.result(), forgetting_matrix(np.array(matrix)), pairs="lower")
+    assert metric.correlation().statistic == expected.statistic
+
+
+def test_without_a_test_stream_forgetting_is_of_the_validation_stream(learner, digits):
+    stream = split_classes(*digits, tasks=5)
+    for experience in stream.test_stream:
+        experience.origin_stream.name = "valid"
+    plugin, metric, _ = evaluator()
+    matrix = forgetful(learner, stream, plugin, AccuracyRecorder())
+    expected = mantel(metric.result(), forgetting_matrix(matrix), pairs="lower")
+    assert metric.correlation().statistic == expected.statistic
+
+
 def test_correlation_with_transfer_is_that_with_measured_class_means(learner, digits):
     stream = split_classes(*digits, tasks=5)
     plugin, metric, _ = evaluator(heatmap=False, transfer=stream)
