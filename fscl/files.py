@@ -1,17 +1,34 @@
-"""Writing files so that a crash, a kill or a full disk leaves the old file whole."""
+"""Writing files so that a crash, a kill or a full disk leaves the old file whole, and nothing half-made for long."""
 
+import contextlib
+import errno
 import os
-import tempfile
-from collections.abc import Callable
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
 
-__all__ = ["write_atomically", "write_text_atomically"]
+__all__ = ["remove_stale", "write_atomically", "write_text_atomically", "written_together"]
+
+LOCK = "lock"
+TEMPORARY = re.compile(r"\..+\.\w+\.tmp(\.\w+)?")
+REASONS = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "it is larger than a file may be here",
+}
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
-    """Calls ``write`` with a temporary path beside ``path``, flushes it to disk and renames it over ``path``.
+    """Calls ``write`` with a temporary path, flushes what it wrote to disk and renames it to ``path``.
+
+    What killed processes left beside ``path`` is removed.
 
     Raises:
         FsclError: the folder cannot be written or the disk is full; what stood at ``path`` is untouched.
@@ -23,23 +40,11 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
         >>> target.read_text()
         'kept'
     """
-    path = Path(path)
-    temporary: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.stem}.", suffix=f".tmp{path.suffix}", dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise FsclError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
+    with written_together():
+        drafts = _drafts.get()
+        assert drafts is not None
+        drafts.append(_Draft(Path(path)))
+        drafts[-1].write(write)
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
@@ -52,10 +57,137 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
         >>> target.read_text()
         'kept'
     """
-    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8", errors="backslashreplace"))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+@contextlib.contextmanager
+def written_together() -> Iterator[None]:
+    """Files that are written in this block appear at its end, in the order of writing; or none, if it fails.
+
+    Raises:
+        FsclError: as :func:`write_atomically`.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> with written_together():
+        ...     write_text_atomically(folder / "table.csv", "1,2")
+        ...     write_text_atomically(folder / "table.md", "1 and 2")
+        ...     os.listdir(folder / "table.csv") if (folder / "table.csv").exists() else "not yet"
+        'not yet'
+        >>> sorted(os.listdir(folder))
+        ['table.csv', 'table.md']
+    """
+    if _drafts.get() is not None:  # a part of what the caller writes together
+        yield
+        return
+    drafts: list[_Draft] = []
+    before = _drafts.set(drafts)
+    try:
+        yield
+        for draft in drafts:
+            draft.publish()
+    finally:
+        _drafts.reset(before)
+        for draft in drafts:
+            draft.discard()
+
+
+def remove_stale(folder: Path) -> None:
+    """Removes temporary files that killed processes left in a folder, and none that a living one writes."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            if TEMPORARY.fullmatch(name):
+                with contextlib.suppress(OSError, Timeout):
+                    _remove(folder / name)
+
+
+def _remove(stale: Path) -> None:
+    """Removes a temporary file or folder, unless its writer lives, which raises Timeout, or it is none of ours."""
+    if not stale.is_dir() or stale.is_symlink():
+        stale.unlink()
+    elif not (stale / LOCK).exists():
+        stale.rmdir()  # if it is empty
+    else:
+        lock = FileLock(stale / LOCK)
+        lock.acquire(blocking=False)
+        shutil.rmtree(stale, ignore_errors=True)
+        lock.release()
+
+
+class _Draft:
+    """A file that is being written, in a folder of its own beside ``target``, where libraries may put more files.
+
+    The folder holds a lock while its process lives, by which :func:`remove_stale` knows that it does.
+    """
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.folder: Path | None = None
+
+    def write(self, write: Callable[[Path], object]) -> None:
+        try:
+            self.target.parent.mkdir(parents=True, exist_ok=True)
+            remove_stale(self.target.parent)
+            file = self._begin()
+            mode = file.stat().st_mode
+            write(file)
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+            file.chmod(mode)  # safetensors lets nobody else read what it writes
+            if self.target.is_dir():  # found now, not when other files are in place already
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        except FsclError:
+            raise
+        except Exception as error:
+            if reason := self._reason(error):
+                raise FsclError(f"cannot write {self.target}: {reason}") from error
+            raise
+
+    def publish(self) -> None:
+        try:
+            os.replace(self._file, self.target)
+        except OSError as error:
+            raise FsclError(f"cannot write {self.target}: {_words(error)}") from error
+
+    def discard(self) -> None:
+        if self.folder is not None:
+            self.lock.release()
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _begin(self) -> Path:
+        while self.folder is None:
+            folder = self.target.with_name(f".{self.target.stem[:40]}.{secrets.token_hex(4)}.tmp")
+            folder.mkdir()
+            self.lock = FileLock(folder / LOCK)
+            # another process may have taken the folder for a stale one before it was locked
+            with contextlib.suppress(Timeout, FileNotFoundError):
+                self.lock.acquire(blocking=False)
+                self.folder = folder
+        self._file = self.folder / self.target.name
+        self._file.touch()
+        return self._file
+
+    def _reason(self, error: Exception) -> str | None:
+        """Why the system refused to write; None if it did not, and the error is another."""
+        if isinstance(error, OSError) and error.errno:
+            return _words(error)
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors says it
+            return _words(OSError(int(number[1]), os.strerror(int(number[1]))))
+        if self.folder is not None:
+            try:  # torch and numpy do not say that a disk is full, so it is asked
+                with open(self._file, "ab") as file:
+                    file.write(bytes(2**16))
+                    file.flush()
+                    os.fsync(file.fileno())
+            except OSError as refusal:
+                return _words(refusal)
+        return str(error) if isinstance(error, OSError) else None
+
+
+_drafts: ContextVar[list[_Draft] | None] = ContextVar("drafts", default=None)
+
+
+def _words(error: OSError) -> str:
+    said = error.strerror or str(error)
+    return f"{REASONS[error.errno]} ({said})" if error.errno in REASONS else said

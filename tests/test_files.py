@@ -24,12 +24,12 @@ def test_writes_replaces_and_makes_folders(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["note.txt"]
 
 
-def test_the_temporary_name_lies_beside_and_keeps_the_suffix(tmp_path: Path) -> None:
+def test_what_is_written_keeps_its_name_in_a_hidden_folder_beside(tmp_path: Path) -> None:
     seen: list[Path] = []
     write_atomically(tmp_path / "figure.svg", lambda path: (seen.append(path), path.write_text("x")))
-    assert seen[0].suffix == ".svg"  # libraries choose the format by it
-    assert seen[0].parent == tmp_path
-    assert seen[0].name.startswith(".")  # no glob for figures finds half a one
+    assert seen[0].name == "figure.svg"  # libraries choose the format by the suffix
+    assert seen[0].parent.parent == tmp_path  # so that renaming stays within one file system
+    assert seen[0].parent.name.startswith(".")  # no glob for figures finds half a one
 
 
 def test_others_may_read_it_as_far_as_the_umask_says(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_failing_writer_leaves_the_old_file(tmp_path: Path, failure: BaseExcep
         raise failure
 
     expected = FsclError if isinstance(failure, OSError) else type(failure)
-    with pytest.raises(expected, match="note.txt: No space left" if expected is FsclError else None):
+    with pytest.raises(expected, match="note.txt: the disk is full" if expected is FsclError else None):
         write_atomically(target, fail)
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["note.txt"]
@@ -67,7 +67,7 @@ def test_a_disk_that_fills_up_at_the_flush_leaves_the_old_file(tmp_path: Path, m
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(FsclError, match="No space left on device"):
+    with pytest.raises(FsclError, match="the disk is full"):
         write_atomically(target, text("new"))
     assert target.read_text() == "old"
     assert os.listdir(tmp_path) == ["note.txt"]
@@ -102,7 +102,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_really_full_disk_leaves_the_old_file(small_disk: Path) -> None:
     target = small_disk / "data.bin"
     write_atomically(target, lambda path: path.write_bytes(b"o" * 30_000))
-    with pytest.raises(FsclError, match=r"cannot write .*data.bin: No space left on device"):
+    with pytest.raises(FsclError, match=r"cannot write .*data.bin: the disk is full"):
         write_atomically(target, lambda path: path.write_bytes(b"n" * 60_000))
     assert target.read_bytes() == b"o" * 30_000
     assert os.listdir(small_disk) == ["data.bin"]
