@@ -1,9 +1,11 @@
 """Image data sets as uint8 tensors in memory, from torchvision's layout or from image folders."""
 
 import gzip
+import math
 import os
 import pickle
 import socket
+import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fscl.continual.images import ImageSet, join_images
+from fscl.continual.images import ImageSet, join_images, require_memory
 from fscl.continual.layouts import LAYOUTS, image_folder
 from fscl.errors import FsclError
 
@@ -63,10 +65,13 @@ def load_images(
         >>> tuple(train.images.shape), train.images.dtype, train.classes[:3]
         ((1442, 1, 8, 8), torch.uint8, ['0', '1', '2'])
     """
-    names = _joined(name)
+    names, base = _joined(name), data_root(root)
     if twice := [n for n in names if names.count(n) > 1]:
         raise FsclError(f"data set {twice[0]!r} is joined to itself in {name!r}")
-    sets = {n: _load(n, data_root(root), image_size, download) for n in names}
+    try:
+        sets = {n: _load(n, base, image_size, download) for n in names}
+    except OSError as error:
+        raise FsclError(f"{error.filename or base}: cannot be read ({error.strerror or error})") from error
     return sets[name] if name in sets else join_images(sets)
 
 
@@ -188,6 +193,8 @@ def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
         labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1).long()
         if len(images) != len(labels):
             raise FsclError(f"{folder}: {len(images)} images but {len(labels)} labels for {prefix}; get them anew")
+        if int(labels.max()) >= len(classes):
+            raise FsclError(f"{folder}: a label of {prefix} is {labels.max()} of {len(classes)} classes; get them anew")
         splits.append(ImageSet(images[:, None], labels, classes))
     return splits[0], splits[1]
 
@@ -195,15 +202,23 @@ def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """An IDX file of bytes: two zero bytes, 8, the number of dimensions; sizes as big-endian int32; the values."""
     packed = path.with_name(f"{path.name}.gz")
+    found = path if path.is_file() else packed
     try:
-        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-        if content[:4] != bytes((0, 0, 8, dimensions)):
-            raise ValueError("not an IDX file")
-        sizes = np.frombuffer(content, ">i4", dimensions, offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions)
-        return torch.from_numpy(values.reshape(sizes).copy())
-    except (OSError, EOFError, ValueError, zlib.error) as error:
-        raise FsclError(f"{path if path.exists() else packed}: damaged or missing ({error}); get it anew") from error
+        with open(found, "rb") if found == path else gzip.open(found) as file:
+            kind, *sizes = struct.unpack(f">{1 + dimensions}I", file.read(4 + 4 * dimensions))
+            if kind != 0x800 + dimensions or 0 in sizes:
+                raise ValueError("not an IDX file")
+            # what is unpacked from an archive may be a thousand times as large as it
+            require_memory(f"{found}: its values", math.prod(sizes), "get it anew")
+            values = np.empty(sizes, np.uint8)
+            left = values.data.cast("B")
+            while count := file.readinto(left):
+                left = left[count:]
+            if len(left) or file.read(1):
+                raise ValueError(f"not {'x'.join(map(str, sizes))} values, as it says")
+        return torch.from_numpy(values)
+    except (OSError, EOFError, ValueError, MemoryError, struct.error, zlib.error) as error:
+        raise FsclError(f"{found}: damaged or missing ({error}); get it anew") from error
 
 
 @contextmanager

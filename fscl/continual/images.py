@@ -3,12 +3,13 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
 
-__all__ = ["ImageSet", "join_images"]
+__all__ = ["ImageSet", "join_images", "require_memory"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,20 @@ class ImageSet:
     labels: Tensor
     classes: list[str]
     parts: tuple[int, ...] = ()
+
+
+def require_memory(what: str, size: int, remedy: str) -> None:
+    """Refuses what does not fit into memory before it is tried: Linux gives out more than there is, and kills later.
+
+    Raises:
+        FsclError: ``what`` takes ``size`` bytes and fewer are free; ``remedy`` would do.
+
+    Example:
+        >>> require_memory("mnist: 60000 images of 28x28", 60000 * 28 * 28, "take another data set")
+    """
+    free = psutil.virtual_memory().available
+    if size > free:
+        raise FsclError(f"{what} take {size / 2**30:.1f} GiB and {free / 2**30:.1f} GiB of memory are free; {remedy}")
 
 
 def join_images(sets: Mapping[str, tuple[ImageSet, ImageSet]]) -> tuple[ImageSet, ImageSet]:

@@ -10,7 +10,7 @@ import torch
 
 from fscl.continual.image_files import SUFFIXES, read_images
 from fscl.continual.images import ImageSet
-from fscl.errors import FsclError
+from fscl.errors import FsclError, shown
 
 __all__ = ["CORE50_OBJECTS", "LAYOUTS", "Layout", "core50", "image_folder", "mini_imagenet", "tiny_imagenet"]
 
@@ -46,7 +46,7 @@ def image_folder(folder: Path, image_size: int | None = None) -> ImageSet:
         >>> found.classes, found.labels.tolist(), tuple(found.images.shape)
         (['ant', 'bee'], [0, 1], (2, 3, 6, 8))
     """
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = _folders_in(folder)
     if not classes:
         raise FsclError(f"{folder}: no class folders in it; expected {folder}/<class>/*")
     return _of_files(folder, {name: _images_in(folder / name) for name in classes}, image_size)
@@ -69,7 +69,7 @@ def tiny_imagenet(folder: Path, image_size: int | None = None) -> Split:
     """
     annotations = folder / "val" / "val_annotations.txt"
     _require(folder, ["train", "val/images", "val/val_annotations.txt", "words.txt"], LAYOUTS["tinyimagenet"].how)
-    wnids = sorted(p.name for p in (folder / "train").iterdir() if p.is_dir() and not p.name.startswith("."))
+    wnids = _folders_in(folder / "train")
     _require(folder, [f"train/{wnid}/images" for wnid in wnids], LAYOUTS["tinyimagenet"].how)
     train = {wnid: _images_in(folder / "train" / wnid / "images") for wnid in wnids}
     labelled = [line.split("\t")[:2] for line in _text(annotations).splitlines() if line.strip()]
@@ -195,15 +195,31 @@ def _of_files(
     labels = [label for label, found in enumerate(files.values()) for _ in found]
     if not labels:
         raise FsclError(f"{place}: no images")
+    classes = [shown(name) for name in names or files]
+    if twice := [name for name in classes if classes.count(name) > 1]:
+        raise FsclError(f"{place}: two classes are shown as {twice[0]!r}; rename one of them")
     images = read_images(place, [path for found in files.values() for path in found], image_size)
-    return ImageSet(images, torch.tensor(labels), names or list(files))
+    return ImageSet(images, torch.tensor(labels), classes)
+
+
+def _folders_in(folder: Path) -> list[str]:
+    """But hidden ones, and the one that macOS puts into zip files."""
+    return [path.name for path in _listed(folder) if path.is_dir() and path.name != "__MACOSX"]
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    found = [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES]
     if not found:
         raise FsclError(f"{folder}: no images in it; known endings: {' '.join(SUFFIXES)}")
     return found
+
+
+def _listed(folder: Path) -> list[Path]:
+    """What is in a folder, but hidden names, in alphabetical order."""
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise FsclError(f"{folder}: cannot be read ({error.strerror})") from error
 
 
 def _by_class(rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
@@ -232,7 +248,7 @@ def _require(folder: Path, parts: Sequence[str], how: str) -> None:
 
 
 def _require_files(folder: Path, names: Collection[str], listed_in: Path) -> None:
-    there = {path.name for path in folder.iterdir()}
+    there = {path.name for path in _listed(folder)}
     missing = [name for name in names if name not in there]
     if missing:
         raise FsclError(

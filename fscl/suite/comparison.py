@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 import fscl
 from fscl.atoms.joint import JointDecomposition
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically
+from fscl.files import write_text_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
@@ -229,10 +229,11 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
     numbers = [found.group_of(name) for name in names]
     clustered = clustered_heatmap(found.matrix, names, groups=numbers, limits=limits, label=label)
     written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
-    write_text_atomically(written[0], text.getvalue())
-    write_text_atomically(written[1], data)
-    save_png(figure, written[2])
-    save_png(clustered, written[3])
+    with written_together():
+        write_text_atomically(written[0], text.getvalue())
+        write_text_atomically(written[1], data)
+        save_png(figure, written[2])
+        save_png(clustered, written[3])
     return written
 
 

@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically
+from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.suite.results import KEPT, RunResult, write_runs
 from fscl.suite.sections import Picture, Section, build_section
@@ -34,8 +34,8 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
     """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
     One section for each benchmark. The runs themselves are kept in ``runs.json``, from which the report can be made
-    again without the run folders. Each file is written under a temporary name and renamed, so a report that is there
-    already stays whole until its successor is. Raises :class:`FsclError` if no run is given.
+    again without the run folders. All files are written under temporary names and then renamed, so a report that is
+    there already stays whole until its successor is. Raises :class:`FsclError` if no run is given.
     """
     if not runs:
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
@@ -47,12 +47,7 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
     slug_of = {id(picture): slug for picture, slug in zip(pictures, slugs, strict=True)}
 
     folder = Path(folder)
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
-    files = []
-    for picture in pictures:
-        file = folder / "figures" / f"{slug_of[id(picture)]}.png"
-        save_png(picture.figure, file)
-        files.append(file)
+    files = [folder / "figures" / f"{slug}.png" for slug in slugs]
 
     def svg(picture: Picture) -> Markup:
         return Markup(inline_svg(picture.figure, slug_of[id(picture)], f"{picture.title}. {picture.caption}"))
@@ -62,9 +57,12 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
 
     values = {"title": heading, "sections": sections, "columns": COLUMNS, "svg": svg, "png": png}
     html, markdown = folder / "index.html", folder / "README.md"
-    write_text_atomically(html, _environment(html=True).get_template("report.html.j2").render(values))
-    write_runs(runs, folder / KEPT)
-    write_text_atomically(markdown, _environment(html=False).get_template("report.md.j2").render(values))
+    with written_together():
+        for picture, file in zip(pictures, files, strict=True):
+            save_png(picture.figure, file)
+        write_text_atomically(html, _environment(html=True).get_template("report.html.j2").render(values))
+        write_runs(runs, folder / KEPT)
+        write_text_atomically(markdown, _environment(html=False).get_template("report.md.j2").render(values))
     return ReportPaths(html, markdown, tuple(files))
 
 

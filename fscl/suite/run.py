@@ -12,7 +12,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically, write_text_atomically
+from fscl.files import write_atomically, write_text_atomically, written_together
 from fscl.suite.environment import machine, versions
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 from fscl.suite.results import FORMAT
@@ -186,8 +186,6 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         return folder
     import torch
 
-    for stale in folder.glob(".*.tmp*"):  # of a process that was killed while it wrote
-        stale.unlink(missing_ok=True)
     torch.set_num_threads(spec.threads)
     record, state = ({}, None) if overwrite else _resume(folder, spec)
     record = record or _new_record(spec)
@@ -243,12 +241,13 @@ def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[]
         last = trainer.done == len(trainer.stream.tasks)
         if last:
             _finish(record, trainer)
-        if trainer.bank is not None:
-            trainer.bank.save(folder / "bank.safetensors")
-        if not last:
-            state = {"format": CHECKPOINT_FORMAT, "record": json.dumps(record), "trainer": trainer.state_dict()}
-            _save_checkpoint(folder / "checkpoint.pt", state)
-        _write_json(folder / "run.json", record)
+        with written_together():
+            if trainer.bank is not None:
+                trainer.bank.save(folder / "bank.safetensors")
+            if not last:
+                state = {"format": CHECKPOINT_FORMAT, "record": json.dumps(record), "trainer": trainer.state_dict()}
+                _save_checkpoint(folder / "checkpoint.pt", state)
+            _write_json(folder / "run.json", record)
         kept()
 
 
@@ -342,13 +341,7 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     import torch
 
-    def write(temporary: Path) -> None:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
-            raise OSError(None, str(error).splitlines()[0]) from error
-
-    write_atomically(path, write)
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from fscl.files import write_text_atomically
+from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.suite.evidence.contents import Part, Picture, Table
 from fscl.suite.evidence.opening import opening
@@ -18,6 +18,7 @@ __all__ = ["write_page"]
 TITLE = "Can a cosine of filter atoms stand in for CKA and CCA?"
 
 
+@written_together()
 def write_page(results: dict[str, Any], parts: Sequence[Part], out: Path) -> Path:
     """Writes ``index.html``, ``README.md`` and ``figures/*.png`` into a folder; returns the HTML page."""
     pictures = [block for part in parts for block in part.blocks if isinstance(block, Picture)]
