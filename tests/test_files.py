@@ -1,15 +1,20 @@
 """Atomic writing: whatever goes wrong, the old file stays whole and nothing is left beside it."""
 
 import errno
+import json
 import os
+import resource
+import shutil
+import signal
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically
+from fscl.files import write_atomically, write_text_atomically, written_together
 
 
 def text(content: str):
@@ -127,3 +132,215 @@ def test_a_bank_survives_a_really_full_disk(small_disk: Path) -> None:
     assert (small_disk / "bank.safetensors").read_bytes() == before
     assert os.listdir(small_disk) == ["bank.safetensors"]
     assert torch.equal(AtomBank.load(small_disk / "bank.safetensors").stack("0"), bank.stack("0")[:1])
+
+
+OVER = 200_000  # bytes that do not fit
+
+
+def _text(path: Path) -> None:
+    path.write_text("x" * OVER)
+
+
+def _torch(path: Path) -> None:
+    import torch
+
+    torch.save({"weight": torch.zeros(OVER)}, path)
+
+
+def _numpy(path: Path) -> None:
+    import numpy as np
+
+    np.save(path, np.zeros(OVER))
+
+
+def _safetensors(path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    save_file({"weight": torch.zeros(OVER)}, path)
+
+
+def _matplotlib(path: Path) -> None:
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    figure.subplots().imshow(np.random.default_rng(0).random((300, 300)))
+    figure.savefig(path, format="png", dpi=150)
+
+
+def _pillow(path: Path) -> None:
+    import numpy as np
+    from PIL import Image
+
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)).save(path, "png")
+
+
+def _json(path: Path) -> None:
+    with open(path, "w") as file:
+        json.dump(list(range(OVER)), file)
+
+
+WRITERS = [_text, _torch, _numpy, _safetensors, _matplotlib, _pillow, _json]
+
+
+@pytest.fixture
+def small_files() -> Iterator[None]:
+    """No file may be larger than 8 kB; the system refuses as it does on a full disk, and needs no permission."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_whatever_library_writes_a_limit_of_the_system_is_called_one(
+    tmp_path: Path, small_files: None, write: Callable[[Path], None]
+) -> None:
+    with pytest.raises(FsclError, match=r"^cannot write .*data.bin: it is larger than a file may be here \(File too"):
+        write_atomically(tmp_path / "data.bin", write)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_whatever_library_writes_a_full_disk_is_called_one(small_disk: Path, write: Callable[[Path], None]) -> None:
+    with pytest.raises(FsclError, match=r"^cannot write .*data.bin: the disk is full \(No space left on device\)$"):
+        write_atomically(small_disk / "data.bin", write)
+    assert os.listdir(small_disk) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "says"),
+    [
+        (errno.ENOSPC, "the disk is full"),
+        (errno.EDQUOT, "the disk quota is used up"),
+        (errno.EFBIG, "larger than a file may be"),
+        (errno.EROFS, "Read-only file system"),
+        (errno.EACCES, "Permission denied"),
+        (errno.EIO, "Input/output error"),
+    ],
+)
+@pytest.mark.parametrize("where", ["mkdir", "fsync", "replace"])
+def test_the_systems_reason_is_told_with_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str, where: str
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, where, refuse)
+    with pytest.raises(FsclError, match=rf"^cannot write .*note.txt: .*{says}"):
+        write_atomically(tmp_path / "note.txt", text("x"))
+
+
+def test_an_error_that_is_not_the_systems_stays_what_it_is(tmp_path: Path) -> None:
+    def fail(path: Path) -> None:
+        path.write_text("half")
+        raise RuntimeError("a shape is wrong")
+
+    with pytest.raises(RuntimeError, match="a shape is wrong"):
+        write_atomically(tmp_path / "note.txt", fail)
+
+
+def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
+    target = tmp_path / "folder" / "note.txt"
+    with pytest.raises(FsclError, match=r"cannot write .*folder/note.txt: No such file or directory"):
+        write_atomically(target, lambda path: (path.write_text("x"), shutil.rmtree(target.parent)))
+
+
+@pytest.mark.parametrize(
+    "name", ["x" * 251 + ".txt", os.fsdecode(b"caf\xe9.txt"), "a\nb.txt", " .txt", ".hidden", "no suffix", "花" * 80]
+)
+def test_names_of_any_kind_are_written(tmp_path: Path, name: str) -> None:
+    write_atomically(tmp_path / name, text("x"))
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_text_with_what_is_no_utf8_is_written_escaped(tmp_path: Path) -> None:
+    write_text_atomically(tmp_path / "note.txt", os.fsdecode(b"caf\xe9 \xc3\xa9"))
+    assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "caf\\udce9 é"
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(errno.ENOSPC, "No space"), ValueError("no"), FsclError("no"), SystemExit()]
+)
+def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path, failure: BaseException) -> None:
+    def fail(_: Path) -> None:
+        raise failure
+
+    (tmp_path / "b.txt").write_text("old")
+
+    def write() -> None:
+        with written_together():
+            write_atomically(tmp_path / "a.txt", text("new"))
+            write_text_atomically(tmp_path / "figures" / "b.txt", "new")
+            write_text_atomically(tmp_path / "b.txt", "new")
+            write_atomically(tmp_path / "c.txt", fail)
+
+    with pytest.raises((FsclError, type(failure))):
+        write()
+    assert sorted(os.listdir(tmp_path)) == ["b.txt", "figures"]
+    assert (tmp_path / "b.txt").read_text() == "old"
+    assert os.listdir(tmp_path / "figures") == []
+
+
+def test_a_folder_in_the_place_of_one_file_keeps_back_all(tmp_path: Path) -> None:
+    (tmp_path / "b.txt").mkdir()
+
+    @written_together()
+    def write() -> None:
+        write_text_atomically(tmp_path / "a.txt", "new")
+        write_text_atomically(tmp_path / "b.txt", "new")
+
+    with pytest.raises(FsclError, match=r"b.txt: Is a directory"):
+        write()
+    assert os.listdir(tmp_path) == ["b.txt"]
+
+
+def test_a_group_within_a_group_waits_for_the_outer_one(tmp_path: Path) -> None:
+    with written_together():
+        with written_together():
+            write_text_atomically(tmp_path / "a.txt", "1")
+        write_text_atomically(tmp_path / "a.txt", "2")
+        assert not (tmp_path / "a.txt").exists()
+    assert (tmp_path / "a.txt").read_text() == "2"
+    write_text_atomically(tmp_path / "b.txt", "3")  # by itself again
+    assert sorted(os.listdir(tmp_path)) == ["a.txt", "b.txt"]
+
+
+def killed_while_writing(target: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        write_atomically(target, lambda path: (path.write_text("half"), os.kill(os.getpid(), signal.SIGKILL)))
+    os.waitpid(child, 0)
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_to_write(tmp_path: Path) -> None:
+    killed_while_writing(tmp_path / "table.csv")
+    assert len(os.listdir(tmp_path)) == 1
+    killed_while_writing(tmp_path / "bank.safetensors")
+    assert len(os.listdir(tmp_path)) == 1  # its own
+    for name in (".split-digits-memory.s7xjzz6o.tmp.png", ".index.abcd1234.tmp.html", ".name.12345678.tmp"):
+        (tmp_path / name).write_text("half")
+    write_text_atomically(tmp_path / "note.txt", "whole")
+    assert os.listdir(tmp_path) == ["note.txt"]
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    def write(path: Path) -> None:
+        path.write_text("slowly")
+        theirs = f"from fscl.files import *; write_text_atomically({str(tmp_path / 'theirs.txt')!r}, 'fast')"
+        subprocess.run([sys.executable, "-c", theirs], check=True)
+        write_text_atomically(tmp_path / "also ours.txt", "fast")
+
+    write_atomically(tmp_path / "ours.txt", write)
+    assert (tmp_path / "ours.txt").read_text() == "slowly"
+    assert sorted(os.listdir(tmp_path)) == ["also ours.txt", "ours.txt", "theirs.txt"]
+
+
+def test_other_files_than_ours_are_no_stale_ones(tmp_path: Path) -> None:
+    (tmp_path / ".full.12345678.tmp").mkdir()
+    for name in (".full.12345678.tmp/mine.txt", "a.tmp", ".a.swp", ".tmp", "notes.abc.tmp.txt", ".tmpfile"):
+        (tmp_path / name).write_text("kept")
+    write_text_atomically(tmp_path / "note.txt", "x")
+    assert len(os.listdir(tmp_path)) == 7
+    assert (tmp_path / ".full.12345678.tmp" / "mine.txt").read_text() == "kept"

@@ -341,7 +341,13 @@ def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]
 def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     import torch
 
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
+    def write(temporary: Path) -> None:
+        try:
+            torch.save(state, temporary)
+        except RuntimeError as error:  # how torch reports that it could not write
+            raise OSError(None, str(error).splitlines()[0]) from error
+
+    write_atomically(path, write)
 
 
 def _write_json(path: Path, record: dict[str, Any]) -> None:

@@ -326,7 +326,7 @@ def test_a_full_disk_costs_no_finished_work(
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", full)
-        with pytest.raises(FsclError, match=rf"cannot write .*{file}: No space left on device"):
+        with pytest.raises(FsclError, match=rf"cannot write .*{file}: the disk is full"):
             run_one(spec, tmp_path)
     after = contents(folder)
     assert after[file] == before[file]

@@ -1,0 +1,46 @@
+"""Messages and names are one line of text that can be printed, whatever strangers put into them."""
+
+import json
+import os
+
+import pytest
+
+from fscl.errors import FsclError, shown
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("cat", "cat"),
+        ("Käfer 花 👩‍🔬 नमस्ते", "Käfer 花 👩‍🔬 नमस्ते"),
+        (os.fsdecode(b"caf\xe9"), "caf\\xe9"),
+        (os.fsdecode(b"\xff\xfe"), "\\xff\\xfe"),
+        ("a\nb\tc\rd", "a\\nb\\tc\\rd"),
+        ("\x1b[31mred", "\\x1b[31mred"),
+        ("nul\0", "nul\\x00"),
+        ("two\u2028lines", "two\\u2028lines"),
+        ("\ud83d", "\\ud83d"),
+    ],
+)
+def test_a_name_is_shown_as_one_line_of_text(name: str, text: str) -> None:
+    assert shown(name) == text
+    assert shown(text) == text
+    shown(name).encode("utf-8")
+    json.dumps(shown(name), ensure_ascii=False).encode("utf-8")
+
+
+def test_names_of_different_bytes_are_shown_differently() -> None:
+    names = [os.fsdecode(bytes([97, byte])) for byte in range(1, 256) if byte != 47]
+    assert len({shown(name) for name in names}) == len(names)
+
+
+@pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.png"), "a\nb.png", "\x1b[2J.png", "\ud800.png"])
+def test_a_message_can_be_printed_whatever_it_quotes(name: str) -> None:
+    message = str(FsclError(f"{name}: not a readable image"))
+    message.encode("utf-8")
+    assert message.isprintable()
+    assert message.endswith(".png: not a readable image")
+
+
+def test_the_lines_of_a_librarys_error_become_one() -> None:
+    assert str(FsclError("failed:\n\tmissing keys\n\n  unexpected keys\n")) == "failed: missing keys unexpected keys"
