@@ -164,7 +164,8 @@ class _Draft:
             with contextlib.suppress(Timeout, FileNotFoundError):
                 self.lock.acquire(blocking=False)
                 self.folder = folder
-        self._file = self.folder / self.target.name
+        # not the target's name, for which folders are searched; its suffix, by which libraries choose a format
+        self._file = self.folder / f".half{self.target.suffix}"
         self._file.touch()
         return self._file
 

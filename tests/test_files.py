@@ -1,6 +1,7 @@
 """Atomic writing: whatever goes wrong, the old file stays whole and nothing is left beside it."""
 
 import errno
+import glob
 import json
 import os
 import resource
@@ -29,12 +30,20 @@ def test_writes_replaces_and_makes_folders(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["note.txt"]
 
 
-def test_what_is_written_keeps_its_name_in_a_hidden_folder_beside(tmp_path: Path) -> None:
+def test_no_search_for_a_file_finds_what_is_half_written(tmp_path: Path) -> None:
+    found: list[list[Path]] = []
     seen: list[Path] = []
-    write_atomically(tmp_path / "figure.svg", lambda path: (seen.append(path), path.write_text("x")))
-    assert seen[0].name == "figure.svg"  # libraries choose the format by the suffix
+
+    def write(path: Path) -> None:
+        path.write_text("half")
+        seen.append(path)
+        found.append(list(tmp_path.rglob("run.json")))
+        found.append([Path(name) for name in glob.glob(f"{tmp_path}/**/*.json", recursive=True)])
+
+    write_atomically(tmp_path / "run.json", write)
+    assert found == [[], []]
+    assert seen[0].suffix == ".json"  # libraries choose the format by it
     assert seen[0].parent.parent == tmp_path  # so that renaming stays within one file system
-    assert seen[0].parent.name.startswith(".")  # no glob for figures finds half a one
 
 
 def test_others_may_read_it_as_far_as_the_umask_says(tmp_path: Path) -> None:

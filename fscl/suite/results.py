@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +142,9 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
             raise FsclError(f"{path}: no such file or folder; give a folder that `fscl run --out` wrote")
         # not those of reports further down: they may be of runs that have since been made again
         kept = [path / KEPT] if (path / KEPT).is_file() else []
-        for file in [path] if path.is_file() else [*kept, *sorted(path.rglob("run.json"))]:
+        # unlike rglob, os.walk goes on where a folder vanishes, as those of files that are being written do
+        below = [Path(folder, "run.json") for folder, _, names in os.walk(path) if "run.json" in names]
+        for file in [path] if path.is_file() else [*kept, *sorted(below)]:
             found[file.resolve()] = None
     runs: dict[object, RunResult] = {}
     for file in found:
