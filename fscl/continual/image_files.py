@@ -128,7 +128,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     if image.format == "TIFF":
         tags = image.tag_v2  # type: ignore[attr-defined]
         bits, inverted = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC) == 0
-        unsigned = unsigned and {1, 4}.issuperset(tags.get(_SAMPLE_FORMAT, (1,)))
+        unsigned = unsigned and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
     if not unsigned:
         raise ValueError(f"its pixels are signed or floating-point numbers; {remedy}")
     if bits > 16:
