@@ -88,7 +88,8 @@ def _load(path: Path, key: str, count: int) -> np.ndarray:
         Exception: of any kind, if it is not what was saved with this key.
     """
     with open(path, "rb") as file:
-        np.lib.format.read_magic(file)
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("of another version of NumPy's format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         size = math.prod(shape)
         whole = file.tell() + size + CHECKSUM_BYTES == os.fstat(file.fileno()).st_size

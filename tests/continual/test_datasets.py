@@ -1,13 +1,18 @@
 """Data sets from where people keep them: torchvision's layout, image folders, Debian's package, scikit-learn."""
 
 import gzip
+import hashlib
 import os
 import pickle
 import struct
 import tempfile
+import tracemalloc
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import torchvision
@@ -117,6 +122,15 @@ def test_reading_packed_files_leaves_nothing_behind(tmp_path: Path, monkeypatch:
         lambda raw: (raw / "train-images-idx3-ubyte").write_text("<html>not found</html>"),
         lambda raw: (raw / "t10k-labels-idx1-ubyte").unlink(),
         lambda raw: (raw / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(3))),
+        lambda raw: (raw / "t10k-labels-idx1-ubyte").write_bytes(idx(np.full(4, 10))),
+        lambda raw: (raw / "t10k-labels-idx1-ubyte").write_bytes(idx(np.zeros(4)) + b"x"),
+        lambda raw: (raw / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, -1, 28, 28) + bytes(784)),
+        lambda raw: (raw / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 0, 28, 28)),
+        lambda raw: (raw / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, 60000, 28, 28)),
+        lambda raw: (raw / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0x803, *[2**31 - 1] * 3)),
+        lambda raw: (raw / "train-images-idx3-ubyte").write_bytes(struct.pack(">4i", 0xD03, 6, 28, 28) + bytes(4704)),
+        lambda raw: ((raw / "train-images-idx3-ubyte").unlink(), os.mkfifo(raw / "train-images-idx3-ubyte")),
+        lambda raw: ((raw / "train-images-idx3-ubyte").unlink(), (raw / "train-images-idx3-ubyte").mkdir()),
     ],
 )
 def test_a_damaged_copy_is_named(tmp_path: Path, damage) -> None:
@@ -131,6 +145,25 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:40])
     with pytest.raises(FsclError, match=r"train-images-idx3-ubyte.gz: damaged"):
+        load_images("mnist", tmp_path, download=False)
+
+
+def test_an_archive_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
+    mnist_files(tmp_path / "MNIST/raw", packed=True)
+    path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
+    head = gzip.compress(struct.pack(">4i", 0x803, 6, 28, 28), 1)
+    path.write_bytes(head + gzip.compress(bytes(2**20)) * 4000)  # 4 GB
+    tracemalloc.start()
+    with pytest.raises(FsclError, match=r"train-images-idx3-ubyte.gz: damaged or missing \(not 6x28x28 values"):
+        load_images("mnist", tmp_path, download=False)
+    assert tracemalloc.get_traced_memory()[1] < 50 * 2**20
+    tracemalloc.stop()
+
+
+def test_an_archive_of_more_values_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mnist_files(tmp_path / "MNIST/raw", packed=True)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
+    with pytest.raises(FsclError, match=r"train-images-idx3-ubyte.gz: its values take .* of memory are free"):
         load_images("mnist", tmp_path, download=False)
 
 
@@ -160,6 +193,33 @@ def test_cifar_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.Monkey
         load_images("cifar10", tmp_path, download=False)
 
 
+class Payload:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("file", ["batches.meta", "data_batch_1", "data_batch_5", "test_batch"])
+def test_no_tampered_file_of_cifar_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+    folder = cifar10_files(tmp_path)
+    (folder / file).write_bytes(pickle.dumps(Payload(tmp_path / "code was run")))
+    lists = [*torchvision.datasets.CIFAR10.train_list, *torchvision.datasets.CIFAR10.test_list]
+    sums = {name: hashlib.md5((folder / name).read_bytes()).hexdigest() for name, _ in lists}
+    sums["batches.meta"] = hashlib.md5((folder / "batches.meta").read_bytes()).hexdigest()
+    sums[file] = "0" * 32  # the other files are as they were published
+    cifar = torchvision.datasets.CIFAR10
+    monkeypatch.setattr(cifar, "train_list", [[name, sums[name]] for name, _ in cifar.train_list])
+    monkeypatch.setattr(cifar, "test_list", [[name, sums[name]] for name, _ in cifar.test_list])
+    monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": sums["batches.meta"]})
+    with pytest.raises(FsclError, match=rf"{folder}: damaged or incomplete copy of 'cifar10'; delete it"):
+        load_images("cifar10", tmp_path, download=False)
+    assert not (tmp_path / "code was run").exists()
+
+
 def test_an_image_folder(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"Zebra": 10, "ant": 20, "bee": 30})
     assert "pets/train" in (find_data("pets", tmp_path) or "")
@@ -185,6 +245,82 @@ def test_hidden_folders_and_other_files_are_no_classes(tmp_path: Path) -> None:
     train, _ = load_images("pets", tmp_path)
     assert train.classes == ["ant", "bee"]
     assert len(train.images) == 4
+
+
+def test_what_operating_systems_put_into_folders_is_no_class_and_no_image(tmp_path: Path) -> None:
+    image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
+    (tmp_path / "pets/train/__MACOSX/ant").mkdir(parents=True)
+    (tmp_path / "pets/train/__MACOSX/ant/._0.png").write_bytes(b"\0\5\x16\7")
+    for name in ("._0.png", ".DS_Store", "Thumbs.db", "desktop.ini", ".hidden.png", "0.png.part"):
+        (tmp_path / "pets/train/ant" / name).write_bytes(b"\0\5\x16\7")
+    train, _ = load_images("pets", tmp_path)
+    assert (train.classes, len(train.images)) == (["ant", "bee"], 4)
+
+
+NAMES = {
+    b"caf\xe9": "caf\\xe9",
+    b"\xff\xfe": "\\xff\\xfe",
+    "花".encode(): "花",
+    b"a\nb": "a\\nb",
+    b"\x1b[31mred": "\\x1b[31mred",
+    b"tab\there": "tab\\there",
+    b"x" * 255: "x" * 255,
+    b" ": " ",
+    b"=1+1": "=1+1",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_classes_and_files_of_any_name_are_read(tmp_path: Path, name: bytes) -> None:
+    image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
+    for split in ("train", "test"):
+        folder = os.fsencode(tmp_path / "pets" / split)
+        os.rename(folder + b"/bee", folder + b"/" + name)
+        os.rename(folder + b"/ant/0.png", folder + b"/ant/" + name[:200] + b".png")
+    train, test = load_images("pets", tmp_path)
+    assert sorted(train.classes) == sorted(test.classes) == sorted(["ant", NAMES[name]])
+    assert train.images[train.labels == train.classes.index(NAMES[name]), 0].unique().tolist() == [2]
+    " ".join(train.classes).encode("utf-8")
+    again, _ = load_images("pets", tmp_path)
+    assert torch.equal(again.images, train.images)
+
+
+def test_classes_whose_names_differ_in_bytes_alone_stay_two(tmp_path: Path) -> None:
+    image_folder(tmp_path / "pets", {os.fsdecode(b"caf\xe9"): 1, os.fsdecode(b"caf\xe8"): 2, "caf": 3})
+    train, _ = load_images("pets", tmp_path)
+    assert train.classes == ["caf", "caf\\xe8", "caf\\xe9"]
+    assert train.images[::2, 0, 0, 0].tolist() == [3, 2, 1]
+
+
+def test_classes_that_would_be_shown_alike_are_refused(tmp_path: Path) -> None:
+    image_folder(tmp_path / "pets", {os.fsdecode(b"caf\xe9"): 1, "caf\\xe9": 2})
+    with pytest.raises(FsclError, match=r"two classes are shown as 'caf.*; rename one"):
+        load_images("pets", tmp_path)
+
+
+def test_an_unreadable_image_of_any_name_is_named_in_one_line(tmp_path: Path) -> None:
+    image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
+    (tmp_path / "pets/train/ant" / os.fsdecode(b"a\n\xe9.png")).write_text("hello")
+    with pytest.raises(FsclError, match=r"ant/a \\xe9.png: not a readable image") as caught:
+        load_images("pets", tmp_path)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("where", ["", "pets", "pets/train", "pets/train/ant"])
+def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
+    ordinary = {name: getattr(os, name) for name in ("listdir", "scandir", "stat")}
+
+    def refuse(name: str, path: object, *rest: object, **options: object) -> object:
+        below = str(path).startswith(f"{tmp_path / where}/") or (name != "stat" and path == str(tmp_path / where))
+        if below or (name != "stat" and Path(str(path)) == tmp_path / where):
+            raise PermissionError(13, "Permission denied", str(path))
+        return ordinary[name](path, *rest, **options)
+
+    for name in ordinary:
+        monkeypatch.setattr(os, name, partial(refuse, name))
+    with pytest.raises(FsclError, match=r"cannot be read \(Permission denied\)"):
+        load_images("pets", tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
