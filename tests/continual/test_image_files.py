@@ -1,8 +1,7 @@
-"""Images of every mode that Pillow opens, odd files among them, and damaged ones: right, or refused by name."""
+"""Files in image folders: of any format and name, bombs, pipes and links, damaged ones; refused by name or right."""
 
 import os
 import socket
-import struct
 import tempfile
 import time
 import zlib
@@ -18,12 +17,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from benchmarks.hostile.images import BOMBS, OTHER_FORMATS, png, variants
 from benchmarks.hostile.mutations import mutate_bytes
 from fscl.continual import image_files
 from fscl.continual.image_files import FORMATS, SUFFIXES, read_images
 from fscl.errors import FsclError
-
-RAMP = np.array([[0, 256, 32768, 65535]], np.uint16)
 
 
 @pytest.fixture(autouse=True)
@@ -43,192 +41,8 @@ def greys(path: Path) -> list[int]:
     return image[0, :, 0].tolist()
 
 
-def tiff(values: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1, planes: int = 1) -> bytes:
-    """An uncompressed little-endian TIFF of one strip, with no help of Pillow's."""
-    height, width = values.shape[:2]
-    content = values.tobytes()
-    if bits == 12:
-        text = "".join(f"{value:012b}" for value in values.flatten())
-        content = int(text, 2).to_bytes(len(text) // 8, "big")
-    tags = {256: width, 257: height, 258: bits, 259: 1, 262: photometric, 273: None, 277: planes, 278: height}
-    tags |= {279: len(content), 339: sample_format}
-    after = 8 + 2 + 12 * len(tags) + 4
-    extra = b"".join(struct.pack("<3H", value, value, value) for value in (bits, sample_format)) if planes == 3 else b""
-    entries = b""
-    for tag, value in tags.items():
-        if tag in (258, 339) and planes == 3:
-            entries += struct.pack("<HHII", tag, 3, 3, after + (6 if tag == 339 else 0))
-        else:
-            entries += struct.pack(
-                "<HHII", tag, 4 if tag in (273, 279) else 3, 1, after + len(extra) if value is None else value
-            )
-    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4) + extra + content
-
-
-def png(width: int, height: int, rows: bytes, bits: int = 8, colour: int = 0) -> bytes:
-    """A PNG of these compressed rows, whatever its header says."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
-SIXTEEN = zlib.compress(b"\0" + RAMP.astype(">u2").tobytes())
-
-
-@pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("grey.png", png(4, 1, SIXTEEN, bits=16)),
-        ("grey.tif", tiff(RAMP, 16)),
-        ("twelve.tif", tiff(RAMP >> 4, 12)),
-        ("binary.pgm", b"P5 4 1 65535\n" + RAMP.astype(">u2").tobytes()),
-        ("text.pgm", b"P2 4 1 65535\n0 256 32768 65535\n"),
-        ("ten.pgm", b"P5 4 1 1023\n" + (RAMP >> 6).astype(">u2").tobytes()),
-    ],
-)
-def test_deep_greys_are_scaled_by_the_depth_that_the_file_declares(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert greys(tmp_path / name) == [0, 1, 128, 255]
-    big_endian = tmp_path / f"big_{name}"
-    if name == "grey.tif":
-        Image.fromarray(RAMP.astype(">u2")).save(big_endian)
-        assert greys(big_endian) == [0, 1, 128, 255]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "says"),
-    [
-        (
-            "float.tif",
-            tiff(RAMP.astype("<f4") / 65535, 32, 3),
-            "signed or floating-point numbers; save it with 8 or 16",
-        ),
-        ("float255.tif", tiff(RAMP.astype("<f4") / 257, 32, 3), "signed or floating-point"),
-        ("nan.tif", tiff(np.full((1, 4), np.nan, "<f4"), 32, 3), "signed or floating-point"),
-        ("inf.tif", tiff(np.full((1, 4), -np.inf, "<f4"), 32, 3), "signed or floating-point"),
-        ("float.ppm", b"Pf\n4 1\n-1.0\n" + RAMP.astype("<f4").tobytes(), "floating-point|no PNG"),
-        ("undefined.tif", tiff(RAMP, 16, 4), "no PNG, .* that Pillow reads"),
-        ("half.tif", tiff(np.ones((1, 4), "<f2"), 16, 3), "no PNG, .* that Pillow reads"),
-        ("double.tif", tiff(np.ones((1, 4), "<f8"), 64, 3), "no PNG, .* that Pillow reads"),
-        ("colour.tif", tiff(np.ones((1, 4, 3), "<f4"), 32, 3, 2, 3), "no PNG, .* that Pillow reads"),
-        ("signed8.tif", tiff(np.array([[-1, 0, 1, 127]], "i1"), 8, 2), "signed or floating-point"),
-        ("signed16.tif", tiff(np.array([[-1, 0, 1, 32767]], "<i2"), 16, 2), "signed or floating-point"),
-        ("signed32.tif", tiff(RAMP.astype("<i4"), 32, 2), "signed or floating-point"),
-        ("unsigned32.tif", tiff(RAMP.astype("<u4"), 32), "32-bit numbers; save it with 8 or 16"),
-        ("small32.tif", tiff(RAMP.astype("<u4") // 257, 32), "32-bit numbers"),
-        ("inverted16.tif", tiff(RAMP, 16, photometric=0), "16-bit numbers of which 0 is white"),
-        ("eight_in_sixteen.tif", tiff(RAMP // 257, 16), "16-bit numbers of at most 255, which all are black"),
-        ("eight_in_twelve.tif", tiff(np.array([[0, 1, 2, 15]]), 12), "12-bit numbers of at most 15"),
-        ("one.pgm", b"P2 4 1 65535\n0 1 0 1\n", "16-bit numbers of at most 1,"),
-    ],
-)
-def test_pixels_of_which_nothing_says_what_is_white_are_refused_by_name(
-    tmp_path: Path, name: str, content: bytes, says: str
-) -> None:
-    (tmp_path / name).write_bytes(content)
-    with pytest.raises(FsclError, match=rf"^{tmp_path}/{name}: not a readable image \(.*({says})") as caught:
-        pixels(tmp_path / name)
-    assert "\n" not in str(caught.value)
-
-
-def test_an_all_black_image_of_sixteen_bits_is_black(tmp_path: Path) -> None:
-    Image.fromarray(np.zeros((1, 4), np.uint16)).save(tmp_path / "black.png")
-    assert greys(tmp_path / "black.png") == [0] * 4
-
-
-COLOURS = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]], [[0, 0, 0], [9, 99, 199]] * 2], np.uint8)
-EXACT = [(mode, suffix) for mode in ("RGB", "RGBA", "P") for suffix in ("png", "tif", "gif", "bmp", "webp", "ppm")]
-
-
-@pytest.mark.parametrize(
-    ("mode", "suffix"),
-    [*EXACT, ("PA", "tif"), ("CMYK", "tif"), ("YCbCr", "tif"), ("LAB", "tif"), ("RGBX", "tif"), ("RGB", "jpg")],
-)
-def test_colours_of_every_mode_are_kept(tmp_path: Path, mode: str, suffix: str) -> None:
-    image = Image.fromarray(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8)))
-    image = (
-        image.quantize(8).convert("PA") if mode == "PA" else image.quantize(8) if mode == "P" else image.convert(mode)
-    )
-    try:
-        image.save(tmp_path / f"0.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
-    except OSError:
-        pytest.skip(f"Pillow writes no {mode} as {suffix}")
-    kept = pixels(tmp_path / f"0.{suffix}")[4::8, 4::8].astype(int)
-    assert np.abs(kept - COLOURS).max() <= {"LAB": 25, "YCbCr": 4}.get(mode, 40 if suffix == "jpg" else 0)
-
-
-@pytest.mark.parametrize("mode", ["LA", "RGBA"])
-def test_transparency_is_dropped_and_the_stored_colour_kept(tmp_path: Path, mode: str) -> None:
-    image = Image.new(mode, (2, 1), (200, 0) if mode == "LA" else (200, 200, 200, 0))
-    image.save(tmp_path / "0.png")
-    assert greys(tmp_path / "0.png") == [200, 200]
-
-
-def test_a_palette_with_a_transparent_colour_keeps_that_colour(tmp_path: Path) -> None:
-    image = Image.fromarray(np.array([[0, 1]], np.uint8), mode="P")
-    image.putpalette([200, 100, 50, 1, 2, 3])
-    for suffix in ("png", "gif"):
-        image.save(tmp_path / f"0.{suffix}", transparency=0)
-        assert pixels(tmp_path / f"0.{suffix}").tolist() == [[[200, 100, 50], [1, 2, 3]]]
-
-
-@pytest.mark.parametrize("suffix", ["png", "gif", "tif", "webp"])
-def test_of_several_frames_the_first_is_read(tmp_path: Path, suffix: str) -> None:
-    frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (200, 20, 90)]
-    lossless = {"lossless": True} if suffix == "webp" else {}
-    frames[0].save(tmp_path / f"0.{suffix}", save_all=True, append_images=frames[1:], **lossless)
-    assert set(greys(tmp_path / f"0.{suffix}")) == {200}
-
-
-# where the corner that is stored first belongs: upper or lower, left or right; and whether rows become columns
-TURNED = {
-    1: (0, 0, False), 2: (0, -1, False), 3: (-1, -1, False), 4: (-1, 0, False),
-    5: (0, 0, True), 6: (0, -1, True), 7: (-1, -1, True), 8: (-1, 0, True),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("orientation", [*TURNED, 0, 9, 65535])
-@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
-def test_images_are_upright_as_exif_says(tmp_path: Path, suffix: str, orientation: int) -> None:
-    marked = np.zeros((2, 3), np.uint8)
-    marked[0, 0] = 255
-    exif = Image.Exif()
-    exif[274] = orientation
-    Image.fromarray(np.kron(marked, np.ones((16, 16), np.uint8))).convert("RGB").save(
-        tmp_path / f"0.{suffix}", exif=exif
-    )
-    row, column, swapped = TURNED.get(orientation, TURNED[1])
-    expected = np.zeros((3, 2) if swapped else (2, 3), bool)
-    expected[row, column] = True
-    assert (pixels(tmp_path / f"0.{suffix}")[8::16, 8::16, 0] > 128).tolist() == expected.tolist()
-    assert pixels(tmp_path / f"0.{suffix}", 12).shape == (12, 12, 3)
-
-
-@pytest.mark.parametrize(
-    "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"?"]
-)
-def test_damaged_exif_data_leaves_the_image_as_it_is_stored(tmp_path: Path, exif: bytes) -> None:
-    Image.new("RGB", (16, 8), "white").save(tmp_path / "0.jpg", exif=exif)
-    assert pixels(tmp_path / "0.jpg").shape == (8, 16, 3)
-
-
 @pytest.mark.parametrize("suffix", SUFFIXES)
-@pytest.mark.parametrize(
-    "content",
-    [
-        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n",
-        b"\xc5\xd0\xd3\xc6"
-        + struct.pack("<II", 32, 64)
-        + bytes(20)
-        + b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
-        b"SIMPLE  =                    T" + b" " * 50,
-        b"\x00\x00\x01\x00\x01\x00" + bytes(40),
-        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
-    ],
-)
+@pytest.mark.parametrize("content", OTHER_FORMATS, ids=range(len(OTHER_FORMATS)))
 def test_no_other_format_is_tried_whatever_a_file_is_called(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes
 ) -> None:
@@ -250,27 +64,14 @@ def test_every_suffix_is_one_that_pillow_knows_for_its_format() -> None:
     assert all(known[suffix] == kind for kind, suffixes in FORMATS.items() for suffix in suffixes)
 
 
-BOMBS = {
-    "bomb.png": png(60_000, 60_000, zlib.compress(bytes(10**6))),
-    "large.png": png(10_000, 9_000, zlib.compress(bytes(10**6))),
-    "bomb.bmp": b"BM" + struct.pack("<IIIIiiHHIIiiII", 100, 0, 54, 40, 50_000, 50_000, 1, 24, 0, 0, 1, 1, 0, 0),
-    "bomb.gif": b"GIF89a" + struct.pack("<HHBBB", 65535, 65535, 0, 0, 0) + b",",
-    "bomb.ppm": b"P6 99999 99999 255\n" + bytes(99),
-    "text.pgm": b"P2 99999 99999 255\n0 0 0",
-    "bomb.tif": tiff(np.broadcast_to(np.uint8(0), (1, 1)), 8).replace(
-        struct.pack("<HHII", 256, 3, 1, 1), struct.pack("<HHII", 256, 4, 1, 2**31 - 1)
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.parametrize("content", BOMBS, ids=range(len(BOMBS)))
 def test_what_claims_too_many_pixels_is_refused_before_memory_is_taken(
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / name).write_bytes(BOMBS[name])
+    (tmp_path / "x.png").write_bytes(content)
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", None)
-    with pytest.raises(FsclError, match=rf"{name}: not a readable image \(.*(pixels|no PNG)"):
-        pixels(tmp_path / name, 8)
+    with pytest.raises(FsclError, match=r"x.png: not a readable image \(.*(pixels|no PNG)"):
+        pixels(tmp_path / "x.png", 8)
 
 
 def test_a_user_may_allow_more_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,24 +166,7 @@ def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path: Path, monkeypa
         read_images(tmp_path, files)
 
 
-def samples() -> list[bytes]:
-    """A small image in every format, and some of their variants."""
-    with tempfile.TemporaryDirectory() as folder:
-        rng = np.random.default_rng(0)
-        image = Image.fromarray(rng.integers(0, 255, (12, 10, 3), dtype=np.uint8))
-        exif = Image.Exif()
-        exif[274] = 6
-        saved: list[tuple[Image.Image, str, dict]] = [(image, kind, {}) for kind in FORMATS]
-        saved += [(image, kind, {"exif": exif}) for kind in ("PNG", "JPEG", "WEBP", "TIFF")]
-        saved += [(image, "TIFF", {"compression": name}) for name in ("tiff_lzw", "tiff_adobe_deflate", "jpeg")]
-        saved += [(image.convert(mode), "PNG", {}) for mode in ("1", "L", "LA", "P", "RGBA")]
-        saved += [(image.convert("CMYK"), "JPEG", {}), (image, "JPEG", {"progressive": True})]
-        for number, (each, kind, options) in enumerate(saved):
-            each.save(f"{folder}/{number}", kind, **options)
-        return [Path(f"{folder}/{number}").read_bytes() for number in range(len(saved))]
-
-
-SAMPLES = samples()
+SAMPLES = variants()
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of odd metadata
