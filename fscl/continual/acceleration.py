@@ -10,6 +10,7 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
+from fscl.continual.layout import Layout, channels_last
 from fscl.errors import FsclError
 
 __all__ = ["Acceleration", "Precision", "channels_last"]
@@ -29,7 +30,9 @@ class Acceleration(SupervisedPlugin):
         precision: of convolutions and matrix products. ``auto`` is bfloat16 where the processor multiplies in it, else
             float32.
         channels_last: whether images are laid out with channels last, in which convolutions are faster on most
-            processors. Parameters stay as they are, for Avalanche's plugins flatten them and their gradients.
+            processors. Parameters stay as they are, for Avalanche's plugins flatten them and their gradients. A network
+            that fails with it, as ``x.view(len(x), -1)`` of a map does, or computes something else, is found on two
+            images before it is trained, and goes without; a warning says so.
         compile: whether ``torch.compile`` compiles the network (below its heads, which come and go). Pays on long
             trainings only: compiling takes most of a minute. On the CPU it needs a C++ compiler.
 
@@ -72,12 +75,15 @@ class Acceleration(SupervisedPlugin):
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         self._prepare(strategy)
 
+    def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self._prepare(strategy)
+
     def _prepare(self, strategy: Any) -> None:
         """Idempotent, for the network may be replaced, by its decomposition for one, between experiences."""
         model = strategy.model
         dtype = PRECISIONS[self.resolved(strategy.device)]
-        if self.channels_last and _images_last not in model._forward_pre_hooks.values():
-            model.register_forward_pre_hook(_images_last)
+        if self.channels_last and Layout.of(model) is None:
+            model.register_forward_pre_hook(Layout())
         if dtype != torch.float32:
             _wrap(model, "forward", _Lowered(model, strategy.device.type, dtype))
             for module in model.modules():
@@ -90,6 +96,9 @@ class Acceleration(SupervisedPlugin):
             for module in _compilable(model):
                 if module._compiled_call_impl is None:
                     module.compile()
+        layout, experience = Layout.of(model), getattr(strategy, "experience", None)
+        if layout is not None and experience is not None:
+            layout.decide(model, experience, strategy.device, tolerance=1e-3 if dtype == torch.float32 else 0.1)
 
     def _scaled_backward(self, strategy: Any) -> None:
         assert self._scaler is not None
@@ -146,21 +155,8 @@ def _heads(model: nn.Module) -> Sequence[nn.Module]:
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
 
 
-def _images_last(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """A forward hook: images with channels last, to which convolutions adapt whatever the layout of their filters."""
-    return tuple(channels_last(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in inputs)
-
-
 def _float(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
-
-
-def channels_last(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) laid out with channels last, also where there is one channel and both layouts are the same
-    memory: strides tell a convolution which one is meant."""
-    if x.shape[1] > 1 or not x.is_contiguous():
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
 
 
 def _compilable(model: nn.Module) -> list[nn.Module]:

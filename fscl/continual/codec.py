@@ -1,7 +1,8 @@
 """What learners keep, as plain data: no pickled code in, none executed when it is read.
 
-Exemplars are written as places in the stream, copies of the network as their values, and the helpers that Avalanche's
-plugins delegate to by their class and attributes.
+Exemplars are written as places in the stream, copies of the network as their values, banks as their contents, and the
+helpers that Avalanche's plugins delegate to by their class and attributes. What comes out is tensors, numbers, text,
+lists, tuples and dicts alone: every torch reads them with ``weights_only``, whatever else it knows to be safe.
 """
 
 import copy
@@ -26,13 +27,12 @@ from fscl.continual.stream import Stream
 from fscl.continual.tensors import Unservable, samples_behind
 from fscl.errors import FsclError
 
-__all__ = ["SAFE_CLASSES", "Codec", "is_code", "stored_bytes"]
+__all__ = ["Codec", "is_code", "stored_bytes"]
 
-# classes whose instances hold tensors and plain values only; a checkpoint may name no others
-SAFE_CLASSES: list[Any] = [AtomBank, set]
 HELPERS = (ExemplarsBuffer, ExemplarsSelectionStrategy, RegularizationMethod)  # objects that are their attributes
-PARAM, SAMPLES, NETWORK, OBJECT, DEFAULTS, AS_BUILT = (
-    f"fscl: {kind}" for kind in ("parameter", "samples", "network", "object", "defaults", "as built")
+PARAM, SAMPLES, NETWORK, OBJECT, DEFAULTS, AS_BUILT, BANK, SET, DEVICE = (
+    f"fscl: {kind}"
+    for kind in ("parameter", "samples", "network", "object", "defaults", "as built", "bank", "set", "device")
 )
 # what synaptic intelligence (Zenke et al. 2017) writes anew at each step
 SCRATCH = ("old_theta", "new_theta", "grad", "trajectory")
@@ -51,20 +51,24 @@ class Codec:
         self.stream, self._model = stream, model
 
     def encode(self, value: Any, owner: str) -> Any:
-        """Tensors, numbers, text, banks and containers of them.
+        """Tensors, numbers, text and containers of them.
 
         Raises:
             FsclError: there is anything else in it; the message begins with ``owner``.
         """
-        if value is None or isinstance(value, Tensor | bool | int | float | str | AtomBank | torch.device):
+        if value is None or isinstance(value, Tensor | bool | int | float | str):
             return value
+        if isinstance(value, AtomBank):
+            return {BANK: self.encode(value.__getstate__(), owner)}
+        if isinstance(value, torch.device):
+            return {DEVICE: str(value)}
         if isinstance(value, Mapping):
             plain = {self._key(k, owner): self.encode(v, owner) for k, v in value.items()}
             if isinstance(value, defaultdict) and (name := getattr(value.default_factory, "__name__", "")) in FACTORIES:
                 return {DEFAULTS: name, "items": plain}
             return plain
         if isinstance(value, set):
-            return {self._key(item, owner) for item in value}
+            return {SET: [self._key(item, owner) for item in value]}
         if isinstance(value, list | tuple):
             return type(value)([self.encode(item, owner) for item in value])
         if isinstance(value, ParamData):
@@ -85,17 +89,21 @@ class Codec:
         Args:
             own: what a strategy that was built anew has in its place.
         """
-        if isinstance(value, Tensor | AtomBank):
+        if isinstance(value, Tensor):
             return value.to(device)
         if isinstance(value, dict):
             for mark, read in (
                 (PARAM, self._param_of), (SAMPLES, self._samples_of), (NETWORK, self._network_of),
-                (OBJECT, self._object_of), (DEFAULTS, self._defaults_of),
+                (OBJECT, self._object_of), (DEFAULTS, self._defaults_of), (BANK, self._bank_of),
             ):  # fmt: skip
                 if mark in value:
                     return read(value, device)
             if AS_BUILT in value:
                 return own
+            if SET in value:
+                return set(value[SET])
+            if DEVICE in value:
+                return torch.device(value[DEVICE])
             return {k: self.decode(v, device) for k, v in value.items()}
         if isinstance(value, list | tuple):
             return type(value)([self.decode(item, device) for item in value])
@@ -114,9 +122,14 @@ class Codec:
     def _defaults_of(self, value: dict[str, Any], device: Any) -> defaultdict[Any, Any]:
         return defaultdict(FACTORIES[value[DEFAULTS]], self.decode(value["items"], device))
 
+    def _bank_of(self, value: dict[str, Any], device: Any) -> AtomBank:
+        bank = AtomBank.__new__(AtomBank)
+        bank.__setstate__(self.decode(value[BANK], device))
+        return bank
+
     def _object_of(self, value: dict[str, Any], device: Any) -> Any:
         module, _, name = value[OBJECT].partition(":")
-        if not module.startswith(("avalanche.training", "fscl.continual")):
+        if not f"{module}.".startswith(("avalanche.training.", "fscl.continual.")):
             raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is no helper of a learner")
         kind = getattr(importlib.import_module(module), name, None)
         if not (isinstance(kind, type) and issubclass(kind, HELPERS)):
@@ -203,6 +216,8 @@ def stored_bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         if SAMPLES in value:
             return int(value["bytes"])
+        if BANK in value:  # which its learner counts, by kind
+            return 0
         return sum(stored_bytes(item) for name, item in value.items() if name not in SCRATCH)
     if isinstance(value, list | tuple | set):
         return sum(map(stored_bytes, value))

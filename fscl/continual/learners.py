@@ -1,15 +1,18 @@
 """Avalanche strategies by class path."""
 
-import importlib
 import inspect
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
 
+from fscl.continual.factories import learner_class
 from fscl.errors import FsclError
 
 __all__ = ["strategy_class"]
+
+PLAIN = {int, float, bool, str, type(None)}
 
 
 def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) -> type[BaseSGDTemplate]:
@@ -22,14 +25,7 @@ def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) 
         >>> strategy_class("avalanche.training.EWC", {"ewc_lambda": 1.0}).__name__
         'EWC'
     """
-    module, _, name = class_path.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise FsclError(
-            f"unknown strategy class {class_path!r} ({error}); expected a dotted path such as avalanche.training.EWC "
-            "or fscl.continual.AtomSwapping"
-        ) from error
+    found = learner_class(class_path)
     if not (isinstance(found, type) and issubclass(found, BaseSGDTemplate)):
         raise FsclError(f"{class_path} is not an Avalanche strategy (a subclass of BaseSGDTemplate)")
     own = list(inspect.signature(found).parameters.values())
@@ -40,4 +36,19 @@ def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) 
         if argument in reserved or argument not in taken:
             known = ", ".join(sorted(taken - reserved)) or "none"
             raise FsclError(f"{class_path} takes no recipe argument {argument!r}; arguments: {known}")
+    _check_types(class_path, found, arguments or {})
     return found
+
+
+def _check_types(class_path: str, kind: type, arguments: Mapping[str, Any]) -> None:
+    """Where a class says that an argument is a number, a truth value or a text, no other is one: it would fail late."""
+    try:
+        hints = typing.get_type_hints(kind.__init__)  # type: ignore[misc]  # whatever a user's class has there
+    except Exception:  # names that are imported for type checkers alone
+        return
+    for name, value in arguments.items():
+        kinds = set(typing.get_args(hints.get(name)) or [hints.get(name)])
+        wanted = kinds | {int} if float in kinds else kinds
+        if kinds <= PLAIN and type(value) not in wanted:
+            said = " or ".join(sorted(kind.__name__ for kind in kinds - {type(None)}))
+            raise FsclError(f"{class_path}: args.{name} = {value!r} is {type(value).__name__}; {said} would do")

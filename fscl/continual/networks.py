@@ -1,18 +1,22 @@
 """Networks by name, ours or another library's, with a head a task."""
 
-import importlib
-from collections.abc import Mapping, Sequence
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import psutil
 from avalanche.models import MultiTaskModule
 from avalanche.models.helper_method import MultiTaskDecorator
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from fscl.continual.factories import current_folder, fresh, in_words, is_users, network_factory
 from fscl.errors import FsclError
 
 __all__ = ["ConvNet", "MultiHeadNetwork", "build_network"]
 
-LIBRARIES = ("torchvision", "pytorchcv", "avalanche")
+MOST_PARAMETERS = 100_000  # tensors of a network
 
 
 class ConvNet(nn.Module):
@@ -80,7 +84,7 @@ class MultiHeadNetwork(MultiTaskDecorator):
         if task_labels is None or isinstance(task_labels, int):
             return super().forward(x, task_labels)
         features = self.model(x)
-        return getattr(self, self.classifier_name)(features.view(len(features), -1), task_labels)
+        return getattr(self, self.classifier_name)(features.flatten(1), task_labels)
 
 
 def build_network(
@@ -90,10 +94,11 @@ def build_network(
 
     Args:
         name: ``convnet`` (ours), ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``,
-            or ``package.module:callable`` of your own that returns a module and takes ``num_classes``.
+            ``timm:NAME``, or ``package.module:callable`` of your own, installed or in the current folder, that returns
+            a module and takes ``num_classes``.
         image_shape: (C, H, W) of the images.
         num_classes: outputs of each head.
-        arguments: further keyword arguments of the network.
+        arguments: further keyword arguments of the network. Libraries load no weights unless these say so.
 
     Raises:
         FsclError: there is no such network, it does not take the arguments, or it has no linear layer to replace.
@@ -105,34 +110,51 @@ def build_network(
         torch.Size([3, 2])
     """
     options = dict(arguments or {})
+    if name == "convnet":
+        make: Any = ConvNet
+        options = {"in_channels": image_shape[0], "num_classes": num_classes} | options
+    else:
+        make = network_factory(name)
+        defaults = {} if is_users(name) else fresh(make)
+        options = defaults | _argument_names(name, num_classes, image_shape) | options
     try:
-        if name == "convnet":
-            model: nn.Module = ConvNet(image_shape[0], num_classes, **options)
-        else:
-            model = _factory(name)(**_argument_names(name, num_classes, image_shape), **options)
-    except TypeError as error:
-        raise FsclError(f"network {name!r} cannot be built with {options}: {error}") from error
+        with current_folder() if is_users(name) else nullcontext(), _of_bounded_size():
+            model = make(**options)
+    except FsclError:
+        raise
+    except Exception as error:  # a library's function, or a user's own, can fail in any way
+        said = " ".join(in_words(error).split())[:300]
+        shown = {key: value for key, value in options.items() if key in (arguments or {})}
+        raise FsclError(f"network {name!r} cannot be built with {reprlib.repr(shown)}: {said}") from error
+    if not isinstance(model, nn.Module):
+        raise FsclError(f"network {name!r} is {type(model).__name__}; a torch.nn.Module would do")
     if isinstance(model, MultiTaskModule):
         return model
     return MultiHeadNetwork(model, _classifier(model, name))
 
 
-def _factory(name: str) -> Any:
-    library, _, attribute = name.partition(":")
-    try:
-        if not attribute:
-            raise ImportError
-        if library == "pytorchcv":
-            from pytorchcv.model_provider import get_model
+@contextmanager
+def _of_bounded_size() -> Iterator[None]:
+    """Ends the building of a network that memory could not hold, before there is anything in its tensors."""
+    most = psutil.virtual_memory().available / 2  # gradients take as much again
+    size = count = 0
 
-            return lambda **options: get_model(attribute, **options)
-        module = {"torchvision": "torchvision.models", "avalanche": "avalanche.models"}.get(library, library)
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise FsclError(
-            f"unknown network {name!r}; known: convnet, {', '.join(f'{n}:NAME' for n in LIBRARIES)}, "
-            "or package.module:callable"
-        ) from error
+    def measure(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal size, count
+        count += 1
+        size += parameter.nbytes if parameter is not None and parameter.device.type == "cpu" else 0
+        if size > most:
+            raise FsclError(
+                f"the network is too large: {size:.2g} bytes and more, and with gradients {2 * most:.2g} fit"
+            )
+        if count > MOST_PARAMETERS:
+            raise FsclError(f"the network is too large: it has more than {MOST_PARAMETERS} parameters")
+
+    hook = register_module_parameter_registration_hook(measure)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _argument_names(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
@@ -148,7 +170,8 @@ def _classifier(model: nn.Module, name: str) -> str:
     """The attribute that ends in the last linear layer, as ``as_multitask`` wants it."""
     children = list(model.named_children())
     for attribute, child in reversed(children):
-        if isinstance(child, nn.Linear) or (isinstance(child, nn.Sequential) and isinstance(child[-1], nn.Linear)):
+        last = child[-1] if isinstance(child, nn.Sequential) and len(child) else child
+        if isinstance(last, nn.Linear):
             return attribute
     raise FsclError(
         f"network {name!r} has no linear layer to replace by heads; its parts: {', '.join(n for n, _ in children)}"

@@ -181,7 +181,7 @@ class Trainer:
     def untrained(self) -> list[float]:
         """Nearest-class-mean accuracy on every task of the features before any training."""
         self.strategy.model.to(self.device)
-        self._acceleration.before_eval(self.strategy)  # in the precision in which tasks will start
+        self._accelerate()  # in the precision in which tasks will start
         return self._class_means()
 
     def train_next(self) -> Measured:
@@ -194,7 +194,11 @@ class Trainer:
         _seed_all(self.seed, t + 1)
         began = time.perf_counter()
         self.strategy.train_epochs = self._epochs if t == 0 else self._epochs_next
-        self.strategy.train(self.stream.train_stream[t], drop_last=self._drop_last)
+        try:
+            self.strategy.train(self.stream.train_stream[t], drop_last=self._drop_last)
+        except Exception:
+            self._check_finite()  # which is then why, whatever a learner says of it
+            raise
         self._check_finite()
         trained = time.perf_counter()
         with self._features.recording() as features:
@@ -271,12 +275,18 @@ class Trainer:
         strategy.model.load_state_dict(state["model"])
         for name, weight in strategy.model.named_parameters():
             weight.requires_grad_(name in state["trains"])
-        self._acceleration.before_eval(strategy)  # so that former states of the network are taken in its precision
+        self._accelerate()  # so that former states of the network are taken in its precision
         restore_plugins(strategy, state["plugins"], self._codec, self.device)
         restore_strategy(strategy, state["strategy"], self._codec, self.device)
         self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
         self._history.explained = list(state["explained"])
         self._stored = list(state["stored"])
+
+    def _accelerate(self) -> None:
+        """Prepares the network as it is prepared for the first task, whose images say what it stands."""
+        self.strategy.experience = self.stream.train_stream[0]
+        self._acceleration.before_eval(self.strategy)
+        self.strategy.experience = None
 
     def _kept_by_learner(self) -> dict[str, Any]:
         return {
@@ -307,8 +317,10 @@ class Trainer:
         return [(tensor, tensor._version) for entries in kept for tensor in entries.values()]
 
     def _check_finite(self) -> None:
-        for name, weight in self.strategy.model.named_parameters():
-            if not bool(weight.isfinite().all()):
+        model = self.strategy.model
+        statistics = ((n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var")))
+        for name, tensor in (*model.named_parameters(), *statistics):
+            if not bool(tensor.isfinite().all()):
                 raise FsclError(
                     f"training diverged on task {self.done + 1}: {name} is not finite; a smaller training.lr, "
                     "training.lr_next or penalty may help"

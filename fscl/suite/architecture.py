@@ -1,23 +1,18 @@
 """A network by name that checkpoints are held against: whether a state fits it, and the order of its layers."""
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from fscl.atoms.entries import within
 from fscl.atoms.filters import spatial_filters
-from fscl.continual.networks import LIBRARIES, ConvNet, _argument_names, _factory
+from fscl.continual.factories import current_folder, fresh, in_words, network_factory
+from fscl.continual.networks import ConvNet, _argument_names
 from fscl.errors import FsclError
 
 __all__ = ["Architecture"]
-
-# what libraries call the weights that they would download
-NOT_DOWNLOADED = {"weights": None, "weights_backbone": None, "pretrained": False, "pretrained_backbone": False}
 
 
 class Architecture:
@@ -34,7 +29,7 @@ class Architecture:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._make = _maker(name)
+        self._make = ConvNet if name == "convnet" else network_factory(name)
         self._network: nn.Module | None = None
         self._default = self._call()
 
@@ -92,65 +87,15 @@ class Architecture:
             options = {k: v for k, v in options.items() if k in taken and taken[k].default is inspect.Parameter.empty}
         elif not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
             options = {key: value for key, value in options.items() if key in taken}
-        options |= {key: value for key, value in NOT_DOWNLOADED.items() if key in taken}
+        options |= fresh(self._make)
         try:
-            with _current_folder():  # it may import more of them
+            with current_folder():  # it may import more of them
                 network = self._make(**options)
         except Exception as error:  # a user's own callable can fail in any way
-            raise FsclError(f"network {self.name!r} cannot be built with {options}: {_in_words(error)}") from error
+            raise FsclError(f"network {self.name!r} cannot be built with {options}: {in_words(error)}") from error
         if not isinstance(network, nn.Module):
             raise FsclError(f"network {self.name!r} is {type(network).__name__}; a torch.nn.Module would do")
         return network
-
-
-def _maker(name: str) -> Callable[..., Any]:
-    """What makes the network."""
-    library, _, attribute = name.partition(":")
-    if name == "convnet":
-        return ConvNet
-    if library in LIBRARIES or not attribute:
-        make = _factory(name)
-    else:
-        if library.endswith(".py"):  # a file is a module by another name
-            library = library.removesuffix(".py").replace("/", ".")
-        try:
-            with _current_folder():
-                module = importlib.import_module(library)
-        except ModuleNotFoundError as error:
-            if error.name and f"{library}.".startswith(f"{error.name}."):
-                raise FsclError(
-                    f"unknown network {name!r}: there is no module {error.name!r} in the current folder, nor installed"
-                ) from error
-            raise FsclError(f"network {name!r}: {library} cannot be imported: {_in_words(error)}") from error
-        except Exception as error:  # a user's own module can fail in any way
-            raise FsclError(f"network {name!r}: {library} cannot be imported: {_in_words(error)}") from error
-        make = getattr(module, attribute, None)
-        if make is None:
-            known = [n for n, found in vars(module).items() if getattr(found, "__module__", "") == library]
-            raise FsclError(f"unknown network {name!r}; {library} has {', '.join(known[:8]) or 'no callables'}")
-    if not callable(make):
-        raise FsclError(
-            f"network {name!r} is {type(make).__name__}; a callable that returns a torch.nn.Module would do"
-        )
-    return make
-
-
-@contextmanager
-def _current_folder() -> Iterator[None]:
-    """Modules are found there, too, as ``python`` itself finds them; an installed command does not look there."""
-    sys.path.insert(0, "")
-    try:
-        yield
-    finally:
-        sys.path.remove("")
-
-
-def _in_words(error: Exception) -> str:
-    """
-    >>> _in_words(KeyError("width")), _in_words(ValueError("odd width")), _in_words(AssertionError())
-    ("KeyError: 'width'", 'ValueError: odd width', 'AssertionError')
-    """
-    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def _head(network: nn.Module) -> str:

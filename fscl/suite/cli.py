@@ -1,5 +1,6 @@
 """The command line of fscl. Slow libraries are imported where they are used."""
 
+import contextlib
 import os
 import sys
 from dataclasses import replace
@@ -11,6 +12,7 @@ import typer
 from fscl.errors import FsclError
 from fscl.suite.options import (
     Data,
+    Trust,
     check_specs,
     check_writable,
     complain,
@@ -19,6 +21,7 @@ from fscl.suite.options import (
     find_device,
     recorded,
 )
+from fscl.suite.stopping import STOPPED, ToldToStop, told_to_stop
 from fscl.suite.tune_command import tune
 
 if TYPE_CHECKING:
@@ -93,6 +96,7 @@ def run(
     ] = None,
     gpus_per_run: Annotated[float, typer.Option(help="GPUs of the Ray cluster for each run; 0.5 shares one.")] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
+    trust: Trust = False,
     report_to: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--report", help="Folder of the report; <out>/<benchmark>/report by default."),
@@ -110,10 +114,10 @@ def run(
             raise FsclError(f"{name} is {value}; it must be at least 1")
     cluster = _engine(engine, address, gpus_per_run)
     console = Console()
-    recipe = load_benchmark(benchmark)
+    recipe = load_benchmark(benchmark, trust)
     scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
     usual = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
-    learners = [load_strategy(s) for s in dict.fromkeys(strategy or usual)]
+    learners = [load_strategy(s, trust) for s in dict.fromkeys(strategy or usual)]
     names = [learner.name for learner in learners]
     if twice := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {twice[0]!r}; give one of them another name in its file")
@@ -339,7 +343,7 @@ def _show_report(folders: list[Path], out: Path, console: object) -> None:
     from fscl.suite.results import load_runs
 
     assert isinstance(console, Console)
-    found = load_runs(folders)
+    found = load_runs(folders, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
     console.print(rich_table(summary_rows(found), width=console.width))
     try:
         with console.status("Drawing the report ..."):
@@ -359,12 +363,15 @@ def _remote_device(name: str, gpus_per_run: float) -> str:
 def main() -> None:
     """Runs the command line; a user's mistake is one line and exit code 2."""
     try:
-        app()
+        with told_to_stop():
+            app()
     except (FsclError, OSError) as error:
         complain(error)
         sys.exit(2)
     except (KeyboardInterrupt, SystemExit) as stop:
-        if not isinstance(stop, KeyboardInterrupt) and stop.code != INTERRUPTED:
+        code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
+        if code != INTERRUPTED and not isinstance(stop, ToldToStop):
             raise
-        typer.echo("stopped; run the same command again to go on", err=True)
-        sys.exit(INTERRUPTED)
+        with contextlib.suppress(OSError):  # of a terminal that is gone
+            typer.echo(STOPPED, err=True)
+        sys.exit(code)

@@ -1,6 +1,5 @@
 """What several commands take, and check before anything is trained. Slow libraries are imported where they are used."""
 
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -13,17 +12,31 @@ if TYPE_CHECKING:
     from fscl.suite.run import RunSpec
     from fscl.suite.sweep import Outcome
 
-__all__ = ["Data", "check_specs", "check_writable", "complain", "complain_of", "data_base", "find_device", "recorded"]
+__all__ = [
+    "Data",
+    "Trust",
+    "check_specs",
+    "check_writable",
+    "complain",
+    "complain_of",
+    "data_base",
+    "find_device",
+    "recorded",
+]
 
 Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Build whatever the recipe files name: they may then run any code.")
+]
 
 
 def check_specs(specs: "list[RunSpec]") -> None:
     """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
     from fscl.continual.learners import strategy_class
-    from fscl.suite.run import check_runnable, load_stream
+    from fscl.suite.run import check_runnable, check_trusted, load_stream
 
     for spec in specs:
+        check_trusted(spec)
         strategy_class(spec.strategy.class_path, spec.strategy.args)  # sooner than images are read
     stream = load_stream(specs[0])
     for spec in specs:
@@ -32,11 +45,13 @@ def check_specs(specs: "list[RunSpec]") -> None:
 
 def recorded(failed: "Outcome") -> bool:
     """Whether a run that failed left a record for the report to list."""
+    from fscl.suite.results import load_run
+
     try:
-        record = json.loads((failed.folder / "run.json").read_text(encoding="utf-8"))
-        return bool(record["status"] == "failed" and record["recipe_hash"] == failed.spec.hash)
-    except (OSError, ValueError, KeyError, TypeError):
+        run = load_run(failed.folder / "run.json")
+    except FsclError:
         return False
+    return run.status == "failed" and run.recipe_hash == failed.spec.hash
 
 
 def check_writable(out: Path, option: str = "--out") -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fscl.errors import FsclError
+from fscl.suite.plain import check_plain, check_size, name_fault, shown
 from fscl.suite.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe, TrainingRecipe
 
 __all__ = [
@@ -26,6 +27,8 @@ __all__ = [
 ]
 
 YOUNGER = {"rotations": None, "permutations": None, "scenario": "task"}  # keys of [split], and their defaults
+
+MOST_BYTES = 2**20  # of a recipe; the largest of ours has a few thousand
 
 R = TypeVar("R", bound=Recipe)
 
@@ -43,8 +46,14 @@ def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
     raise FsclError(f"this installation of fscl lacks its {kind}; reinstall it")
 
 
-def load_benchmark(name_or_path: str | Path) -> BenchmarkRecipe:
+def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRecipe:
     """A benchmark by name, or from the path of a TOML file.
+
+    Args:
+        name_or_path: either.
+        trust: whether the file may name a network of any module, and so run any code that is installed. If not, runs
+            of it are refused unless the network is ours or one of torchvision, timm, pytorchcv or Avalanche, without
+            downloaded weights. Recipes that Python code makes, and settings (:func:`with_overrides`), are trusted.
 
     Raises:
         FsclError: it is unknown, not TOML, or has a key or value that does not fit.
@@ -53,14 +62,18 @@ def load_benchmark(name_or_path: str | Path) -> BenchmarkRecipe:
         >>> load_benchmark("split_digits").split.tasks
         5
     """
-    recipe = _load("benchmarks", name_or_path, BenchmarkRecipe)
+    recipe = _load("benchmarks", name_or_path, BenchmarkRecipe, trust)
     for strategy, override in recipe.strategies.items():
         _validate(f"strategies.{strategy}.training of {recipe.name}", override.training, TrainingRecipe)
     return recipe
 
 
-def load_strategy(name_or_path: str | Path) -> StrategyRecipe:
+def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyRecipe:
     """A strategy by name, or from the path of a TOML file.
+
+    Args:
+        name_or_path: either.
+        trust: whether the file may name a class of any module; if not, only ours and Avalanche's strategies are built.
 
     Raises:
         FsclError: it is unknown, not TOML, or has a key or value that does not fit.
@@ -69,7 +82,7 @@ def load_strategy(name_or_path: str | Path) -> StrategyRecipe:
         >>> load_strategy("ewc").class_path
         'fscl.continual.repaired.EWC'
     """
-    recipe = _load("strategies", name_or_path, StrategyRecipe)
+    recipe = _load("strategies", name_or_path, StrategyRecipe, trust)
     _validate(f"training of {recipe.name}", recipe.training, TrainingRecipe)
     for key, values in recipe.tune.training.items():
         for value in values:
@@ -77,7 +90,9 @@ def load_strategy(name_or_path: str | Path) -> StrategyRecipe:
     # a key that is not there could be no argument at all; and what it is by default would not be known
     if strange := next((key for key in recipe.tune.args if key not in recipe.args), None):
         known = ", ".join(recipe.args) or "none"
-        raise FsclError(f"tune.args of {recipe.name}: unknown key {strange!r}; known keys, those of [args]: {known}")
+        raise FsclError(
+            f"tune.args of {recipe.name}: unknown key {shown(strange)}; known keys, those of [args]: {known}"
+        )
     return recipe
 
 
@@ -85,7 +100,8 @@ def with_overrides(
     benchmark: BenchmarkRecipe, strategy: StrategyRecipe, settings: Sequence[str] = ()
 ) -> tuple[BenchmarkRecipe, StrategyRecipe]:
     """The recipes of one run: the strategy's training over the benchmark's, then the benchmark's words on the strategy,
-    then ``key=value`` settings (``training.epochs=2``, ``args.ewc_lambda=10``, ``split.tasks=2``).
+    then ``key=value`` settings (``training.epochs=2``, ``args.ewc_lambda=10``, ``split.tasks=2``). A network that a
+    setting names is the user's own word, and may be of any module.
 
     Raises:
         FsclError: a setting is not of that form, or does not fit.
@@ -109,7 +125,11 @@ def with_overrides(
                 raise FsclError(f"--set {setting}: unknown section {'.'.join(path)!r}; known sections: {known}")
             target = target[part]
         target[leaf] = _value(text)
-    return _validate("--set", b, BenchmarkRecipe), _validate("--set", s, StrategyRecipe)
+    merged, learner = _validate("--set", b, BenchmarkRecipe), _validate("--set", s, StrategyRecipe)
+    if not any(setting.partition("=")[0].strip() == "model.name" for setting in settings):
+        merged._stranger = benchmark._stranger
+    learner._stranger = strategy._stranger or (benchmark._stranger if own.args else "")
+    return merged, learner
 
 
 def recipe_hash(*recipes: Recipe, **more: Any) -> str:
@@ -132,7 +152,7 @@ def _value(text: str) -> Any:
     """A TOML value; a bare word is a string."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, too many digits, too deep
         return text
 
 
@@ -148,30 +168,40 @@ def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | P
     """
     known = find_recipes(kind)
     path = known.get(str(name_or_path), Path(name_or_path))
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except (OSError, ValueError):  # too long for a path, or with a NUL
+        there = False
+    if not there:
         near = difflib.get_close_matches(str(name_or_path), known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise FsclError(
-            f"unknown {'benchmark' if kind == 'benchmarks' else 'strategy'} {str(name_or_path)!r}{hint}; "
+            f"unknown {'benchmark' if kind == 'benchmarks' else 'strategy'} {shown(str(name_or_path))}{hint}; "
             f"known: {', '.join(known)}, or the path of a TOML file"
         )
     return path
 
 
-def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R]) -> R:
+def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R], trust: bool) -> R:
     path = find_recipe(kind, name_or_path)
     try:
+        check_size(path, MOST_BYTES)
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise FsclError(f"{path}: not valid TOML ({error})") from error
     except OSError as error:
         raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:  # no TOML, not UTF-8, too many digits, too deep
+        raise FsclError(f"{path}: not valid TOML ({' '.join(str(error).split())[:200]})") from error
+    if "name" not in data and (fault := name_fault(path.stem)):
+        raise FsclError(f"{path}: a recipe is called as its file unless it says name = ..., and this file's {fault}")
     data.setdefault("name", path.stem)
-    where = str(path) if str(name_or_path) not in find_recipes(kind) else f"{kind}/{path.name}"
-    return _validate(where, data, model)
+    ours = str(name_or_path) in find_recipes(kind)
+    recipe = _validate(f"{kind}/{path.name}" if ours else str(path), data, model)
+    recipe._stranger = "" if ours or trust else str(path)
+    return recipe
 
 
 def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
+    check_plain(where, data)
     try:
         return model.model_validate(data)
     except ValidationError as error:
@@ -185,14 +215,17 @@ def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
             keys = _known_keys(model, at[:-1])
             near = difflib.get_close_matches(at[-1], keys, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
-            raise FsclError(f"{where}: unknown key {'.'.join(at)!r}{hint}; known keys: {', '.join(keys)}") from error
+            raise FsclError(
+                f"{where}: unknown key {shown('.'.join(at))}{hint}; known keys: {', '.join(keys)}"
+            ) from error
         if first["type"] == "missing":
-            raise FsclError(f"{where}: {'.'.join(at)!r} is missing") from error
+            raise FsclError(f"{where}: {shown('.'.join(at))} is missing") from error
         if first["type"] == WRONG_SPLIT:
             raise FsclError(f"{where}: {first['msg']}") from error
         at = [part for before, part in zip(["", *at], at, strict=False) if before != "tasks" or part not in TAGS]
         place = ".".join(p for p in at if p != "int" and not p.startswith(("constrained-", "list[")))
-        raise FsclError(f"{where}: {place} = {first['input']!r}: {first['msg'].lower()}") from error
+        place = place if place.isprintable() and len(place) < 200 else shown(place)
+        raise FsclError(f"{where}: {place} = {shown(first['input'])}: {first['msg'].lower()}") from error
 
 
 def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:

@@ -4,24 +4,35 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
+from fscl.suite.plain import read_json
+from fscl.suite.record import FORMAT, YEARS, OtherFormatError, Record, Seconds, Similarity, Sizes, numbers, read_record
 
-__all__ = ["FORMAT", "Memory", "RunResult", "SimilarityResult", "TaskInfo", "load_run", "load_runs", "write_runs"]
+__all__ = [
+    "FORMAT",
+    "Memory",
+    "OtherFormatError",
+    "RunResult",
+    "SimilarityResult",
+    "TaskInfo",
+    "load_run",
+    "load_runs",
+    "write_runs",
+]
 
-FORMAT = 1
 KEPT = "runs.json"  # the runs of a report, in its folder
 AT_ONCE = "fscl.continual.Joint"  # the class for which there are no later tasks
-STATUSES = ("running", "finished", "failed")
 
+LeaveOut = Callable[[FsclError], object]
 Array = NDArray[np.float64]
 
 
@@ -127,13 +138,17 @@ class RunResult:
         return float(self.train_seconds.sum() + self.evaluate_seconds.sum())
 
 
-def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
+def _refuse(error: FsclError) -> None:
+    raise error
+
+
+def load_runs(paths: Iterable[str | Path], leave_out: LeaveOut = _refuse) -> list[RunResult]:
     """Every run under the given folders (or ``run.json`` files), unfinished ones included.
 
     A folder that a report was written to holds its runs in ``runs.json``; it, or that file, may be given as well.
     Sorted by stream, strategy, recipe hash and seed. A run reached by two paths is read once, as far as it has come; of
     a report's runs, those that its folder holds anew are left out. A path that does not exist, or nothing found at
-    all, raises :class:`FsclError`.
+    all, raises :class:`FsclError`. So does a record that cannot be read, unless ``leave_out`` takes its error.
     """
     given = [Path(path) for path in paths]
     found: dict[Path, None] = {}
@@ -148,13 +163,14 @@ def load_runs(paths: Iterable[str | Path]) -> list[RunResult]:
             found[file.resolve()] = None
     runs: dict[object, RunResult] = {}
     for file in found:
-        for run in _load_kept(file) if file.name == KEPT else [load_run(file)]:
+        for run in _load(file, leave_out):
             known = runs.get(_identity(run))
             if known is None or _how_far(run) > _how_far(known):
                 runs[_identity(run)] = run
     if not runs:
         where = ", ".join(map(str, given)) or "no folder given"
-        raise FsclError(f"no run.json found ({where}); give a folder that `fscl run --out` wrote")
+        none = "no run.json can be read" if found else "no run.json found"
+        raise FsclError(f"{none} ({where}); give a folder that `fscl run --out` wrote")
     made_again = {(place, _place(run)) for run in runs.values() if run.path.name != KEPT for place in run.path.parents}
     now = [run for run in runs.values() if run.path.name != KEPT or (run.path.parent, _place(run)) not in made_again]
     return sorted(now, key=lambda r: (r.stream, r.strategy["name"], r.recipe_hash, r.seed, str(r.path)))
@@ -182,106 +198,75 @@ def _how_far(run: RunResult) -> tuple[bool, int]:
     return run.finished, len(run.accuracy)
 
 
-def _load_kept(file: Path) -> list[RunResult]:
-    data = _json(file)
+def _load(file: Path, leave_out: LeaveOut) -> list[RunResult]:
     try:
-        return [_record(file, record) for record in data["runs"]]
-    except (KeyError, TypeError) as error:
-        raise FsclError(f"{file}: it lacks its list of runs") from error
+        return _load_kept(file, leave_out) if file.name == KEPT else [load_run(file)]
+    except FsclError as error:
+        leave_out(error)
+        return []
+
+
+def _load_kept(file: Path, leave_out: LeaveOut) -> list[RunResult]:
+    data = read_json(file)
+    records = data.get("runs") if isinstance(data, dict) else None
+    if not isinstance(records, list):
+        raise FsclError(f"{file}: it lacks its list of runs")
+    runs = []
+    for number, record in enumerate(records):
+        try:
+            runs.append(_result(file, record, f"{file}, run {number}"))
+        except FsclError as error:
+            leave_out(error)
+    return runs
 
 
 def load_run(file: str | Path) -> RunResult:
     """Read one ``run.json``. :class:`FsclError` names the file and what is wrong with it."""
     file = Path(file)
-    return _record(file, _json(file))
+    return _result(file, read_json(file), str(file))
 
 
-def _json(file: Path) -> dict[str, Any]:
+def _result(file: Path, data: Any, where: str) -> RunResult:
+    record = read_record(where, data)
     try:
-        data = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FsclError(f"{file}: cannot be read as JSON: {error}") from error
-    return data if isinstance(data, dict) else {"format": type(data).__name__}
+        return _parse(file, data, record)
+    except ValueError as error:
+        raise FsclError(f"{where}: {error}") from error
 
 
-def _record(file: Path, data: dict[str, Any]) -> RunResult:
-    if data.get("format") != FORMAT:
-        raise FsclError(f"{file}: format is {data.get('format')!r}; this version of fscl reads format {FORMAT}")
-    try:
-        return _parse(file, data)
-    except KeyError as error:
-        raise FsclError(f"{file}: key {error} is missing") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise FsclError(f"{file}: {error}") from error
-
-
-def _parse(file: Path, data: Mapping[str, Any]) -> RunResult:
-    if data["status"] not in STATUSES:
-        raise ValueError(f"status is {data['status']!r}; it must be one of {', '.join(STATUSES)}")
-    for kind in ("benchmark", "strategy"):
-        data[kind]["name"]  # a missing name is reported here, not in the middle of a report
-    tasks = tuple(TaskInfo(str(task["name"]), tuple(map(str, task["classes"]))) for task in data["tasks"])
-    count = len(tasks)
-    accuracy = _numbers(data.get("accuracy") or [], "accuracy", (None, count))
-    if data["status"] == "finished" and not len(accuracy):
+def _parse(file: Path, data: Mapping[str, Any], record: Record) -> RunResult:
+    count = len(record.tasks)
+    accuracy = numbers(record.accuracy, "accuracy", (None, count))
+    if record.status == "finished" and (not len(accuracy) or np.isnan(accuracy[-1]).any()):
         raise ValueError("the run is finished but has no accuracies")
-    seconds = data.get("seconds") or {}
-    memory = data.get("memory") or {}
+    seconds, memory = record.seconds or Seconds(), record.memory or Sizes()
     return RunResult(
         path=file,
-        status=data["status"],
+        status=record.status,
         benchmark=data["benchmark"],
         strategy=data["strategy"],
-        recipe_hash=str(data["recipe_hash"]),
-        seed=int(data["seed"]),
-        versions=data.get("versions") or {},
-        machine=data.get("machine") or {},
-        tasks=tasks,
+        recipe_hash=record.recipe_hash,
+        seed=record.seed,
+        versions=record.versions or {},
+        machine=record.machine or {},
+        tasks=tuple(TaskInfo(task.name, tuple(map(str, task.classes))) for task in record.tasks),
         accuracy=accuracy,
-        transfer=_optional(data, "transfer", (None, count)),
-        untrained=_optional(data, "untrained", (None,)),
-        start=_optional(data, "start", (None,)),
-        train_seconds=_numbers(seconds.get("train") or [], "seconds.train", (None,)),
-        evaluate_seconds=_numbers(seconds.get("evaluate") or [], "seconds.evaluate", (None,)),
-        memory=Memory(_bytes(memory.get("per_task")), _bytes(memory.get("shared"))),
-        similarity=_similarity(data.get("similarity")),
-        provenance=data.get("provenance"),
+        transfer=numbers(record.transfer, "transfer", (None, count)) if record.transfer else None,
+        untrained=numbers(record.untrained, "untrained", (count,)) if record.untrained else None,
+        start=numbers(record.start, "start", (None,)) if record.start else None,
+        train_seconds=numbers(seconds.train, "seconds.train", (None,), high=YEARS),
+        evaluate_seconds=numbers(seconds.evaluate, "seconds.evaluate", (None,), high=YEARS),
+        memory=Memory(memory.per_task or {}, memory.shared or {}),
+        similarity=_similarity(record.similarity, count) if record.similarity else None,
+        provenance=record.provenance,
         record=data,
-        validation=float(data.get("validation") or 0.0),
-        first=None if data.get("first") is None else int(data["first"]),
+        validation=record.validation or 0.0,
+        first=record.first,
     )
 
 
-def _similarity(data: Mapping[str, Any] | None) -> SimilarityResult | None:
-    if not data:
-        return None
-    layers = tuple(map(str, data["layers"]))
-    matrix = _numbers(data["matrix"], "similarity.matrix", (len(layers), None, None))
-    if matrix.shape[1] != matrix.shape[2]:
+def _similarity(data: Similarity, tasks: int) -> SimilarityResult:
+    matrix = numbers(data.matrix, "similarity.matrix", (len(data.layers), None, None), low=-1.01, high=1.01)
+    if matrix.shape[1] != matrix.shape[2] or matrix.shape[1] > tasks:
         raise ValueError(f"similarity.matrix has shape {matrix.shape}; it must be (L, T, T)")
-    return SimilarityResult(str(data["metric"]), str(data.get("aggregate") or "product"), layers, matrix)
-
-
-def _optional(data: Mapping[str, Any], key: str, shape: tuple[int | None, ...]) -> Array | None:
-    return _numbers(data[key], key, shape) if data.get(key) else None
-
-
-def _numbers(values: Any, key: str, shape: tuple[int | None, ...]) -> Array:
-    """null -> NaN; a length that is not what ``shape`` says (None: any) is an error that names the key."""
-    if not values:
-        return np.empty([0 if size is None else size for size in shape], dtype=np.float64)
-    try:
-        array = cast(Array, np.array(values, dtype=np.float64))
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{key} is not a rectangular list of numbers") from error
-    matches = len(shape) == array.ndim and all(
-        want is None or want == got for want, got in zip(shape, array.shape, strict=True)
-    )
-    if not matches:
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{key} has shape {array.shape}; it must be ({wanted})")
-    return array
-
-
-def _bytes(by_kind: Mapping[str, Any] | None) -> dict[str, float]:
-    return {str(kind): float(size) for kind, size in (by_kind or {}).items()}
+    return SimilarityResult(data.metric, data.aggregate or "product", tuple(data.layers), matrix)

@@ -12,15 +12,17 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
-from fscl.files import write_atomically, write_text_atomically, written_together
+from fscl.files import write_text_atomically, written_together
 from fscl.suite.environment import machine, versions
+from fscl.suite.plain import name_fault, shown
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
-from fscl.suite.results import FORMAT
+from fscl.suite.results import FORMAT, OtherFormatError, RunResult, load_run
+from fscl.suite.resume import ANEW, line, read_checkpoint, write_checkpoint
 
-__all__ = ["BusyError", "RunSpec", "check_runnable", "is_finished", "load_stream", "run_one"]
+__all__ = ["BusyError", "RunSpec", "check_runnable", "check_trusted", "is_finished", "load_stream", "run_one"]
 
 Progress = Callable[[int, int, int], None]
-CHECKPOINT_FORMAT = 1  # of a checkpoint's layout: one more whenever that changes
+CHECKPOINT = "checkpoint.pt"
 
 
 class BusyError(FsclError):
@@ -52,6 +54,13 @@ class RunSpec:
     validation: float = 0.0
     loader: str = "auto"
     first: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in (self.benchmark.name, self.strategy.name):
+            if fault := name_fault(name):
+                raise FsclError(
+                    f"a run cannot be kept in a folder {shown(name)}: {fault}; give the recipe another name"
+                )
 
     @property
     def hash(self) -> str:
@@ -111,10 +120,10 @@ def run_one(
 def is_finished(spec: RunSpec, out: Path) -> bool:
     """Whether the run is there, readable, complete, and made with this recipe."""
     try:
-        record = _read(spec.folder(out) / "run.json")
+        before = _read(spec.folder(out), spec)
     except FsclError:
         return False
-    return bool(record) and record["status"] == "finished" and record["recipe_hash"] == spec.hash
+    return before is not None and before.finished and before.recipe_hash == spec.hash
 
 
 def load_stream(spec: RunSpec) -> Any:
@@ -146,6 +155,28 @@ def load_stream(spec: RunSpec) -> Any:
     return stream if spec.first is None else stream.first(spec.first)
 
 
+def check_trusted(spec: RunSpec) -> None:
+    """Refuses what the recipe of a stranger may not build, before anything of it is imported.
+
+    Raises:
+        FsclError: a file that is not trusted names another network or learner than those it may, see
+            :func:`fscl.suite.recipe.load_benchmark`.
+    """
+    from fscl.continual.factories import check_learner, check_network
+
+    model, learner = spec.benchmark.model, spec.strategy
+    checks = (
+        (spec.benchmark._stranger, check_network, model.name, model.args),
+        (spec.strategy._stranger, check_learner, learner.class_path, learner.args),
+    )
+    for file, check, name, arguments in checks:
+        try:
+            if file:
+                check(name, arguments)
+        except FsclError as error:
+            raise FsclError(f"{file}: {error}; --trust lets it run any code, for a file that you trust") from error
+
+
 def check_runnable(spec: RunSpec, stream: Any) -> None:
     """Refuses, before anything is trained, what would fail in every run of a learner on a stream.
 
@@ -157,6 +188,7 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
 
     from fscl.continual.metrics import FilterHistory
 
+    check_trusted(spec)
     network = f"network {spec.benchmark.model.name!r}"
     try:
         model = _trainer(spec, stream, None).strategy.model
@@ -164,31 +196,40 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
     except FsclError as error:
         raise FsclError(f"{spec.strategy.name} with {network}: {error}") from error
     except Exception as error:  # whatever a class or network says to arguments that it does not take
-        given = ", ".join(f"{k}={v!r}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
-        raise FsclError(f"{spec.strategy.name} with {network} cannot be built with {given}: {_line(error)}") from error
+        given = ", ".join(f"{k}={shown(v)}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
+        raise FsclError(f"{spec.strategy.name} with {network} cannot be built with {given}: {line(error)}") from error
     try:
         with torch.no_grad():
             model.to(spec.device).eval()(torch.zeros(2, *stream.image_shape, device=spec.device), 0)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        raise FsclError(f"{network} does not take images of shape {stream.image_shape}: {_line(error)}") from error
+    except Exception as error:  # a user's own network can fail in any way
+        raise FsclError(f"{network} does not take images of shape {stream.image_shape}: {line(error)}") from error
 
 
 def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None, kept: Callable[[], None]) -> Path:
-    before = {} if overwrite else _read(folder / "run.json")
+    checkpoint = folder / CHECKPOINT
+    try:
+        before = None if overwrite else _read(folder, spec)
+    except OtherFormatError:
+        raise
+    except FsclError as error:
+        if not checkpoint.exists():  # which holds the record, too
+            raise FsclError(f"{error}; {ANEW}") from error
+        before = None
     # one that has learned nothing holds nothing to be lost
-    if before and before["recipe_hash"] != spec.hash and before.get("accuracy"):
+    if before and before.recipe_hash != spec.hash and len(before.accuracy):
         raise FsclError(
-            f"{folder} holds a run of another recipe (hash {before['recipe_hash']}, now {spec.hash}); "
+            f"{folder} holds a run of another recipe (hash {before.recipe_hash}, now {spec.hash}); "
             "use --overwrite to replace it, or another --out"
         )
-    if before and before["status"] == "finished":
-        (folder / "checkpoint.pt").unlink(missing_ok=True)  # of a process that was killed just before it did
+    if before and before.finished:
+        checkpoint.unlink(missing_ok=True)  # of a process that was killed just before it did
         return folder
     import torch
 
     torch.set_num_threads(spec.threads)
-    record, state = ({}, None) if overwrite else _resume(folder, spec)
-    record = record or _new_record(spec)
+    record, state = _new_record(spec), None
+    if checkpoint.exists() and not overwrite:
+        record, state = read_checkpoint(checkpoint, spec)
     # until it has begun, what is to go on and what is to be overwritten stay as they are
     recordable = state is None and not (overwrite and (folder / "run.json").exists())
     try:
@@ -199,9 +240,9 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     except Exception as error:
         if recordable:
             with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
-                _write_json(folder / "run.json", {**record, "status": "failed", "error": _line(error)})
+                _write_json(folder / "run.json", {**record, "status": "failed", "error": line(error)})
         raise
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return folder
 
 
@@ -210,7 +251,12 @@ def _begin(
 ) -> Any:
     """The trainer, as far as it was; the record says so, in memory and on disk."""
     stream = load_stream(spec)
-    record["tasks"] = [{"name": n, "classes": classes} for n, classes in zip(stream.names, stream.tasks, strict=True)]
+    tasks = [{"name": n, "classes": list(classes)} for n, classes in zip(stream.names, stream.tasks, strict=True)]
+    if state is not None and record["tasks"] != tasks:
+        raise FsclError(
+            f"{folder / CHECKPOINT}: it has learned other tasks than the images now give; have they changed?"
+        )
+    record["tasks"] = tasks
     trainer = _trainer(spec, stream, progress)
     here = machine(spec.device, spec.threads, trainer.precision)
     if state is None:
@@ -219,12 +265,15 @@ def _begin(
     else:
         try:
             trainer.load_state_dict(state)
-        except (RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
-            raise _damaged(folder / "checkpoint.pt", error) from error
+        except Exception as error:  # whatever another version of a learner, or of torch, makes of it
+            raise FsclError(
+                f"{folder / CHECKPOINT}: undamaged, but it does not fit what is built here ({line(error)}); go on with "
+                "the versions that run.json beside it names"
+            ) from error
         record["resumed"].append({"after": trainer.done, "versions": versions(), "machine": here})
     _write_json(folder / "run.json", record)
     if state is None:  # what an overwritten run left; not before there is something to put in its place
-        for name in ("checkpoint.pt", "bank.safetensors"):
+        for name in (CHECKPOINT, "bank.safetensors"):
             (folder / name).unlink(missing_ok=True)
     return trainer
 
@@ -245,13 +294,13 @@ def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[]
             if trainer.bank is not None:
                 trainer.bank.save(folder / "bank.safetensors")
             if not last:
-                state = {"format": CHECKPOINT_FORMAT, "record": json.dumps(record), "trainer": trainer.state_dict()}
-                _save_checkpoint(folder / "checkpoint.pt", state)
+                write_checkpoint(folder / CHECKPOINT, record, trainer.state_dict())
             _write_json(folder / "run.json", record)
         kept()
 
 
 def _trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
+    check_trusted(spec)
     from fscl.continual.trainer import Trainer
 
     b = spec.benchmark
@@ -313,71 +362,17 @@ def _finish(record: dict[str, Any], trainer: Any) -> None:
     record["provenance"] = provenance
 
 
-def _resume(folder: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The record and trainer state of the last finished experience, if there is one that can be read."""
-    import pickle
-
-    import torch
-
-    from fscl.continual.codec import SAFE_CLASSES
-
-    path = folder / "checkpoint.pt"
-    if not path.exists():
-        return {}, None
-    try:
-        with torch.serialization.safe_globals(SAFE_CLASSES):
-            saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved.get("format") != CHECKPOINT_FORMAT:
-            raise FsclError(f"{path}: written by another version of fscl; use --overwrite to start this run afresh")
-        record = json.loads(saved["record"])
-        trainer, ours = saved["trainer"], record["recipe_hash"] == spec.hash
-    except pickle.UnpicklingError as error:  # torch's own words are a page on how to switch its safety off
-        raise _damaged(path, ValueError("it holds something other than plain data")) from error
-    except (RuntimeError, KeyError, EOFError, ValueError, TypeError, AttributeError, OSError) as error:
-        raise _damaged(path, error) from error
-    return (record, trainer) if ours else ({}, None)
-
-
-def _save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    import torch
-
-    def write(temporary: Path) -> None:
-        try:
-            torch.save(state, temporary)
-        except RuntimeError as error:  # how torch reports that it could not write
-            raise OSError(None, str(error).splitlines()[0]) from error
-
-    write_atomically(path, write)
-
-
 def _write_json(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=1)
     write_text_atomically(path, text)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["format"] != FORMAT:
-            raise FsclError(
-                f"{path}: format {record['format']!r}, and this fscl reads {FORMAT}; use another --out, or --overwrite"
-            )
-        if missing := {"status", "recipe_hash"} - set(record):
-            raise KeyError(min(missing))
-        return record
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> FsclError:
-    return FsclError(f"{path}: damaged ({_line(error)}); use --overwrite to start this run afresh")
-
-
-def _line(error: Exception) -> str:
-    """What an exception says, on one line that is not too long; torch's can fill a page."""
-    text = " ".join(str(error).split())
-    if not isinstance(error, FsclError):
-        text = f"{type(error).__name__}: {text[:200]}"
-    return text
+def _read(folder: Path, spec: RunSpec) -> RunResult | None:
+    """The run that is there, of whichever recipe; None if none is."""
+    file = folder / "run.json"
+    if not file.exists():
+        return None
+    found = load_run(file)
+    if found.seed != spec.seed:
+        raise FsclError(f"{file}: of seed {found.seed}, not {spec.seed}; move it to the folder of its run")
+    return found

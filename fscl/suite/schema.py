@@ -2,8 +2,20 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PrivateAttr,
+    Tag,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
+
+from fscl.suite.plain import name_fault
 
 __all__ = [
     "TAGS",
@@ -17,7 +29,31 @@ __all__ = [
     "TuneRecipe",
 ]
 
-Positive = Annotated[int, Field(ge=1)]
+MOST_TASKS = 2000
+
+
+def _one_folder(name: str) -> str:
+    if fault := name_fault(name):
+        raise PydanticCustomError(
+            "name", "{fault}; a name is that of one folder, such as 'split_digits'", {"fault": fault}
+        )
+    return name
+
+
+def _printable(name: str) -> str:
+    if not (name.isprintable() and 0 < len(name) <= 200):
+        raise PydanticCustomError("name", "a task's name has 1 to 200 characters, all of them printable")
+    return name
+
+
+Name = Annotated[str, AfterValidator(_one_folder)]
+TaskName = Annotated[str, AfterValidator(_printable)]
+Text = Annotated[str, Field(max_length=1000)]
+# no number is so large that what is made of it is: sizes are counted in integers of 32 bits
+Positive = Annotated[int, Field(ge=1, le=10**9)]
+Tasks = Annotated[int, Field(ge=1, le=MOST_TASKS)]
+BatchSize = Annotated[int, Field(ge=1, le=10**6)]
+Side = Annotated[int, Field(ge=1, le=4096)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Angle = Annotated[float, Field(allow_inf_nan=False)]
 Values = Annotated[list[Any], Field(min_length=1)]
@@ -27,7 +63,10 @@ TAGS = ("number", "numbers", "classes", "named")  # of split.tasks
 
 
 class Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    # the file of a stranger, whose constructors are held against the list of those that a file may name
+    _stranger: str = PrivateAttr("")
 
 
 class DataRecipe(Recipe):
@@ -35,8 +74,8 @@ class DataRecipe(Recipe):
     joined by ``+`` (``cifar10+cifar100``), see ``fscl.continual.load_images``.
     """
 
-    name: str
-    image_size: Positive | None = None
+    name: Text
+    image_size: Side | None = None
 
 
 def _kind_of_tasks(value: Any) -> str:
@@ -62,16 +101,16 @@ class SplitRecipe(Recipe):
 
     tasks: (
         Annotated[
-            Annotated[Positive, Tag("number")]
-            | Annotated[list[Positive], Field(min_length=1), Tag("numbers")]
-            | Annotated[list[list[str]], Tag("classes")]
-            | Annotated[dict[str, list[str]], Field(min_length=1), Tag("named")],
+            Annotated[Tasks, Tag("number")]
+            | Annotated[list[Tasks], Field(min_length=1, max_length=MOST_TASKS), Tag("numbers")]
+            | Annotated[list[list[str]], Field(max_length=MOST_TASKS), Tag("classes")]
+            | Annotated[dict[TaskName, list[str]], Field(min_length=1, max_length=MOST_TASKS), Tag("named")],
             Discriminator(_kind_of_tasks),
         ]
         | None
     ) = None
-    rotations: Positive | Annotated[list[Angle], Field(min_length=1)] | None = None
-    permutations: Positive | None = None
+    rotations: Tasks | Annotated[list[Angle], Field(min_length=1, max_length=MOST_TASKS)] | None = None
+    permutations: Tasks | None = None
     shuffle: bool = True
     scenario: Literal["task", "domain", "class"] = "task"
 
@@ -93,14 +132,14 @@ class SplitRecipe(Recipe):
 class AugmentRecipe(Recipe):
     """What training images go through."""
 
-    crop_padding: Annotated[int, Field(ge=0)] = 0
+    crop_padding: Annotated[int, Field(ge=0, le=512)] = 0
     flip: bool = False
 
 
 class ModelRecipe(Recipe):
     """The network, see ``fscl.continual.build_network``."""
 
-    name: str = "convnet"
+    name: Text = "convnet"
     args: dict[str, Any] = {}
 
 
@@ -114,7 +153,7 @@ class TrainingRecipe(Recipe):
 
     epochs: Positive = 10
     epochs_next: Positive | None = None
-    batch_size: Positive = 64
+    batch_size: BatchSize = 64
     drop_last: bool = False
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.05
@@ -138,15 +177,15 @@ class Override(Recipe):
 class BenchmarkRecipe(Recipe):
     """A stream as data: images, split into tasks, network and budget."""
 
-    name: str = ""
-    title: str = ""
-    description: str = ""
+    name: Name = ""
+    title: Text = ""
+    description: Text = ""
     data: DataRecipe
     split: SplitRecipe
     augment: AugmentRecipe = AugmentRecipe()
     model: ModelRecipe = ModelRecipe()
     training: TrainingRecipe = TrainingRecipe()
-    strategies: dict[str, Override] = {}
+    strategies: dict[Name, Override] = {}
 
 
 class TuneRecipe(Recipe):
@@ -162,12 +201,19 @@ class StrategyRecipe(Recipe):
     ``bound`` marks what is no learner of a stream but a bound of what learners can reach: none is compared with it.
     """
 
-    name: str = ""
-    title: str = ""
-    description: str = ""
-    paper: str = ""
+    name: Name = ""
+    title: Text = ""
+    description: Text = ""
+    paper: Text = ""
     bound: Literal["upper", "lower"] | None = None
-    class_path: str = Field(alias="class")
+    class_path: Text = Field(alias="class")
     args: dict[str, Any] = {}
     training: dict[str, Any] = {}
     tune: TuneRecipe = TuneRecipe()
+
+    @field_validator("name")
+    @classmethod
+    def _no_reports_folder(cls, name: str) -> str:
+        if name.casefold() == "report":
+            raise PydanticCustomError("name", "reports are written to a folder of this name; another would do")
+        return name

@@ -9,6 +9,7 @@ import typer
 from fscl.errors import FsclError
 from fscl.suite.options import (
     Data,
+    Trust,
     check_specs,
     check_writable,
     complain,
@@ -55,6 +56,7 @@ def tune(
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     threads: Annotated[int, typer.Option(help="CPU threads a trial.")] = 1,
+    trust: Trust = False,
     file: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option("--recipe", help="The recipe found; by default <out>/<benchmark>/<benchmark>.toml."),
@@ -76,8 +78,8 @@ def tune(
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
     protocol = Protocol(trials, tasks, validation, seed, tuple(set_ or []))
-    recipe = load_benchmark(benchmark)
-    learners = [load_strategy(s) for s in dict.fromkeys(strategy)]
+    recipe = load_benchmark(benchmark, trust)
+    learners = [load_strategy(s, trust) for s in dict.fromkeys(strategy)]
     folder = out / recipe.name
     file = file or folder / f"{recipe.name}.toml"
     check_writable(folder)

@@ -1,13 +1,16 @@
 """What is known of the runs of a grid while they go on, whichever process does them: read from what they write."""
 
 import heapq
-import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from fscl.errors import FsclError
+from fscl.suite.plain import read_json
+from fscl.suite.record import YEARS, numbers
 from fscl.suite.run import RunSpec
 
 __all__ = ["Finished", "Grid", "Row"]
@@ -80,22 +83,23 @@ class _Run:
         try:
             stamp = _stamp(self.folder)
             if stamp != self.read:
-                self._take(json.loads((self.folder / "run.json").read_text(encoding="utf-8")))
+                self._take(read_json(self.folder / "run.json"))
                 self.read = stamp
             if self.begun:
-                progress = json.loads((self.folder / "progress").read_text(encoding="utf-8"))[0]
-                self.share = min(max(progress - len(self.seconds), 0.0), 1.0)
-        except (OSError, ValueError, LookupError, TypeError, AttributeError):
+                share = float(read_json(self.folder / "progress")[0]) - len(self.seconds)
+                self.share = min(max(share, 0.0), 1.0)
+        except (FsclError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
             pass
 
     def _take(self, record: dict[str, Any]) -> None:
         if record["recipe_hash"] != self.hash:
             return
-        seconds = [sum(pair) for pair in zip(record["seconds"]["train"], record["seconds"]["evaluate"], strict=True)]
-        seen = [a for a in record["accuracy"][-1] if a is not None] if seconds else []
-        accuracy = fmean(seen) if seen else None
+        kinds = [numbers(record["seconds"][kind], kind, (None,), high=YEARS) for kind in ("train", "evaluate")]
+        seconds = [float(sum(pair)) for pair in zip(*kinds, strict=True)]
+        accuracy = numbers(record["accuracy"], "accuracy", (None, len(record["tasks"])))
+        seen = [float(a) for a in accuracy[-1] if not math.isnan(a)] if seconds else []
         self.tasks, self.finished = len(record["tasks"]), record["status"] == "finished"
-        self.seconds, self.accuracy, self.share = seconds, accuracy, 0.0
+        self.seconds, self.accuracy, self.share = seconds, fmean(seen) if seen else None, 0.0
 
 
 class Grid:

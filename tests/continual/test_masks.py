@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fscl.continual import PackNet, PackNetPlugin, WSNPlugin
-from fscl.continual.codec import SAFE_CLASSES
 from fscl.continual.masks import MaskPlugin, pack_bits, top_share, unpack_bits
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
@@ -198,8 +197,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, prec
         torch.save(former.state_dict(), tmp_path / "checkpoint.pt")
         torch.manual_seed(123)
         later = trainer()
-        with torch.serialization.safe_globals(SAFE_CLASSES):
-            later.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
+        later.load_state_dict(torch.load(tmp_path / "checkpoint.pt", weights_only=True))
         return later
 
     def numbers(measured):

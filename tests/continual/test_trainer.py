@@ -10,7 +10,6 @@ from avalanche.training.plugins import EWCPlugin
 
 from fscl.atoms import AtomBank, decompose
 from fscl.continual import build_network, class_mean_accuracy, split_classes
-from fscl.continual.codec import SAFE_CLASSES
 from fscl.continual.domains import rotated_stream
 from fscl.continual.learners import strategy_class
 from fscl.continual.trainer import Trainer
@@ -53,8 +52,7 @@ def numbers(measured):
 
 def through_a_file(trainer, path):
     torch.save(trainer.state_dict(), path)
-    with torch.serialization.safe_globals(SAFE_CLASSES):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +406,7 @@ def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream,
         (
             "avalanche.training.EWCC",
             {},
-            r"unknown strategy class 'avalanche\.training\.EWCC' .*; expected a dotted path",
+            r"unknown strategy class 'avalanche\.training\.EWCC'; expected a dotted path",
         ),
         ("no.such.module.Naive", {}, "unknown strategy class 'no.such.module.Naive'"),
         ("Naive", {}, "unknown strategy class 'Naive'"),

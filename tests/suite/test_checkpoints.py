@@ -467,7 +467,7 @@ def test_states_that_do_not_fit(tmp_path: Path, mine: str, change: Any, says: st
             "no_such.networks:build",
             r"unknown network 'no_such\.networks:build': there is no module 'no_such' in the cur",
         ),
-        ("pytorchcv:resnet99", r"network 'pytorchcv:resnet99' cannot be built"),
+        ("pytorchcv:resnet99", r"unknown network 'pytorchcv:resnet99'; pytorchcv has none"),
         ("torchvision:resnet18", r"a\.pt: entry 'conv1\.weight' \(64, 3, 7, 7\) of torchvision:resnet18 is missing"),
         ("my_networks:headless", r"a\.pt: entry '0\.weight' \(4, 3, 3, 3\) of my_networks:headless is missing"),
     ],

@@ -602,7 +602,7 @@ def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
         load_runs([file])
     with pytest.raises(FsclError, match=r"run\.json: accuracy has shape \(1, 2\); it must be \(any, 3\)"):
         load_runs([make_run("ewc", 0, 3, accuracy=[[0.5, 0.5]], folder="wrong")])
-    with pytest.raises(FsclError, match=r"status is 'done'; it must be one of running, finished, failed"):
+    with pytest.raises(FsclError, match=r"status is 'done'; it must be 'running', 'finished' or 'failed'"):
         load_runs([make_run("ewc", 0, status="done", folder="status")])
     broken = tmp_path / "broken" / "run.json"
     broken.parent.mkdir()
@@ -610,7 +610,7 @@ def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(FsclError, match=r"broken/run\.json: cannot be read as JSON"):
         load_runs([broken.parent])
     broken.write_text('{"format": 1, "status": "finished", "benchmark": {}}')
-    with pytest.raises(FsclError, match=r"broken/run\.json: key 'name' is missing"):
+    with pytest.raises(FsclError, match=r"broken/run\.json: key 'benchmark.name' is missing"):
         load_runs([broken.parent])
 
 

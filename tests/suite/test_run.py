@@ -229,50 +229,43 @@ def test_a_run_of_another_recipe_is_refused_and_left_untouched(tmp_path: Path) -
     assert record(unfinished)["status"] == "finished"
 
 
+DELETE = "delete this file, and this run alone begins anew"
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        ("{", "damaged"),
-        ("", "damaged"),
-        ("[]", "damaged"),
-        ('{"format": 1, "status": "finished"}', "damaged.*recipe_hash"),
-        ('{"format": 2, "status": "finished", "recipe_hash": "0"}', "format 2, and this fscl reads 1"),
+        ("{", f"cannot be read as JSON.*{DELETE}"),
+        ("", f"cannot be read as JSON.*{DELETE}"),
+        ("[" * 100_000, f"cannot be read as JSON.*{DELETE}"),
+        ("[]", "format is 'list'; this version of fscl reads format 1$"),
+        (
+            '{"format": 2, "status": "finished", "recipe_hash": "0"}',
+            "format is 2; this version of fscl reads format 1$",
+        ),
+        ('{"format": 1, "status": "finished"}', f"key 'benchmark' is missing; {DELETE}"),
+        ({"seed": 1}, f"of seed 1, not 0; move it to the folder of its run; {DELETE}"),
+        ({"accuracy": [None, [0.5, 0.5]]}, f"accuracy is not a rectangular list of numbers; {DELETE}"),
+        ({"accuracy": [[0.5, None], [0.5, 7]]}, f"accuracy has 7; its numbers are from 0 to 1; {DELETE}"),
+        ({"accuracy": []}, f"the run is finished but has no accuracies; {DELETE}"),
+        ({"status": 3}, f"status is 3; it must be .*; {DELETE}"),
+        ({"machine": [1]}, f"machine is \\[1\\]; .*; {DELETE}"),
     ],
 )
-def test_a_damaged_record_is_refused_until_told_to_overwrite(tmp_path: Path, damage: str, says: str) -> None:
+def test_a_damaged_record_is_refused_and_costs_no_other_run(
+    tmp_path: Path, damage: str | dict[str, Any], says: str
+) -> None:
     spec = make_spec("naive", settings=("split.tasks=2",))
     folder = run_one(spec, tmp_path)
     good = numbers(folder)
+    damage = damage if isinstance(damage, str) else json.dumps(record(folder) | damage)
     (folder / "run.json").write_text(damage)
     assert not is_finished(spec, tmp_path)
-    with pytest.raises(FsclError, match=f"run.json: {says}.*--overwrite"):
+    with pytest.raises(FsclError, match=f"run.json: {says}"):
         run_one(spec, tmp_path)
     assert (folder / "run.json").read_text() == damage
     run_one(spec, tmp_path, overwrite=True)
     assert numbers(folder) == good
-
-
-@pytest.mark.parametrize("damage", ["truncated", "text", "empty", "list", "foreign"])
-def test_a_damaged_checkpoint_is_refused_until_told_to_overwrite(tmp_path: Path, damage: str) -> None:
-    spec = make_spec("naive", settings=("split.tasks=2",))
-    folder = interrupt(spec, tmp_path, 1)
-    path = folder / "checkpoint.pt"
-    if damage == "list":
-        torch.save([1, 2], path)
-    elif damage == "foreign":  # of a network of another shape
-        saved = torch.load(path, weights_only=False)
-        saved["trainer"]["model"] = {"weight": torch.zeros(3)}
-        torch.save(saved, path)
-    else:
-        content = path.read_bytes()
-        path.write_bytes({"truncated": content[: len(content) // 2], "text": b"hello", "empty": b""}[damage])
-    before = contents(folder)
-    with pytest.raises(FsclError, match=r"checkpoint.pt: damaged \(.*\); use --overwrite") as caught:
-        run_one(spec, tmp_path)
-    assert "\n" not in str(caught.value)
-    assert contents(folder) == before
-    run_one(spec, tmp_path, overwrite=True)
-    assert is_finished(spec, tmp_path)
 
 
 def test_a_failure_is_recorded_and_the_run_goes_on_from_there(tmp_path: Path, finished: dict[str, Path]) -> None:

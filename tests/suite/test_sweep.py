@@ -235,7 +235,7 @@ class Noted(Replay):
 def test_two_processes_share_a_grid(tmp_path: Path) -> None:
     (tmp_path / "noted.py").write_text(NOTED)
     (tmp_path / "noted.toml").write_text("class = 'noted.Noted'")
-    command = [sys.executable, "-c", "from fscl.suite.cli import main; main()", "run", "-s", "noted.toml"]
+    command = [sys.executable, "-c", "from fscl.suite.cli import main; main()", "run", "-s", "noted.toml", "--trust"]
     command += ["--seeds", "3", "--jobs", "1"]
     for setting in (*TINY, "split.tasks=2"):
         command += ["--set", setting]
