@@ -1,0 +1,159 @@
+"""Records of runs, what an unfinished run goes on from, and what a worker reports: damaged, or of any values."""
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+
+from benchmarks.hostile.mutations import mutate_bytes, mutate_values
+from benchmarks.hostile.trial import Trial
+from fscl.suite.provenance import memory, provenance, settings
+from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.suite.results import load_runs, write_runs
+from fscl.suite.resume import read_checkpoint
+from fscl.suite.run import RunSpec, run_one
+from fscl.suite.summary import group_runs, rich_table, summary_rows
+from fscl.suite.watch import Grid
+
+__all__ = ["CHANGES", "TEXTS", "told", "trials", "unfinished"]
+
+CHANGES: tuple[tuple[str, Any], ...] = (
+    ("format", 10**4000), ("format", True), ("format", None), ("format", "1"), ("status", []), ("benchmark", None),
+    ("benchmark", {}), ("benchmark", {"name": 3}), ("benchmark", {"name": "a\nb"}),
+    ("benchmark", {"name": "x" * 10**6}),
+    ("benchmark", {"name": "x", "training": []}), ("benchmark", {"name": "x", "model": 3}), ("strategy", "x"),
+    ("benchmark", {"name": "x", "training": {"epochs": [[]]}}), ("strategy", {"name": "\ud800"}), ("seed", "0"),
+    ("strategy", {"name": "x", "args": 3}), ("strategy", {"name": "x", "bound": "sideways"}), ("seed", 10**400),
+    ("seed", 0.5), ("seed", None), ("recipe_hash", 7), ("recipe_hash", {}), ("versions", []), ("machine", "fast"),
+    ("machine", {"threads": {}}), ("tasks", None), ("tasks", [3]), ("tasks", [{"name": "x"}]), ("tasks", {"a": 1}),
+    ("accuracy", None), ("accuracy", "0.9"), ("accuracy", [["0.9"]]), ("accuracy", [[10**400]]), ("accuracy", [[9]]),
+    ("accuracy", {"0": 1}), ("accuracy", [0.9]), ("transfer", [[True]]), ("transfer", [[1], [1, 2]]), ("start", [[]]),
+    ("untrained", 3), ("untrained", [0.5]), ("seconds", 3), ("seconds", {"train": ["x"]}), ("seconds", {"train": [-1]}),
+    ("seconds", {"train": [1e308, 1e308]}), ("memory", []), ("memory", {"per_task": {"a": "b"}}), ("first", 0),
+    ("memory", {"per_task": {"a": -1}}), ("memory", {"shared": 3}), ("similarity", []), ("similarity", {"layers": 3}),
+    ("similarity", {"metric": "cosine", "layers": ["a"], "matrix": [[["x"]]]}), ("similarity", 7), ("validation", "x"),
+    ("similarity", {"metric": "cosine", "layers": ["a"], "matrix": [[[1e300]]]}), ("validation", 1e9), ("error", {}),
+    ("started", 3), ("provenance", ["atoms"]), ("first", "x"), ("more", float("nan")), ("more", "\udcff"),
+)  # fmt: skip
+TEXTS = (
+    b"", b"{", b"null", b"[]", b"3", b'"x"', b"\xff\xfe", b"[" * 200_000, b'{"a":' * 200_000, b"9" * 100_000, b"NaN",
+    b'{"format": 1}', b'{"format": 1e999}', b'{"format": 1, "status": "finished"}', b"\0" * 1000, b'{"format": 1,}',
+)  # fmt: skip
+
+
+def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
+    record = _finished()
+    whole = json.dumps(record).encode()
+    for key, value in CHANGES:
+        text = _json({**record, key: value})
+        yield Trial(f"a record's {key}", lambda text=text: told(folder, text))
+    for text in TEXTS:
+        yield Trial("a record of odd text", lambda text=text: told(folder, text))
+    for _ in range(count):
+        text = _json(mutate_values(record, rng))
+        yield Trial("a record of any values", lambda text=text: told(folder, text))
+    for _ in range(count):
+        damaged = mutate_bytes(whole, rng)
+        yield Trial("random damage of a record", lambda damaged=damaged: told(folder, damaged))
+    for _ in range(count // 4):
+        damaged = mutate_bytes(whole, rng)
+        beside = partial(others_shown, folder, damaged, whole)
+        yield Trial("a damaged record among others", beside, may_refuse=False)
+    for _ in range(count // 4):
+        report = _json(mutate_values([1.5, 123], rng))
+        yield Trial("what a worker reports", lambda report=report: watched(folder, report), may_refuse=False)
+    checkpoint, spec = unfinished(folder)
+    content = checkpoint.read_bytes()
+    for number in range(count):
+        damaged = _flipped(content, rng) if number % 2 else mutate_bytes(content, rng)
+        yield Trial("damage of a checkpoint", lambda damaged=damaged: _taken_up(folder, damaged, spec))
+
+
+def told(folder: Path, text: bytes) -> bool:
+    """Whether the tables say of a record what its JSON says; figures are left out."""
+    place = folder / f"told{os.getpid()}"
+    place.mkdir(exist_ok=True)
+    (place / "run.json").write_bytes(text)
+    runs = load_runs([place])
+    data = json.loads(text)
+    tables = [*(row.cells() for row in summary_rows(runs)), *map(settings, group_runs(runs))]
+    rich_table(summary_rows(runs))
+    provenance(runs[0].stream, runs, group_runs(runs))
+    memory(group_runs(runs))
+    write_runs(runs, place / "runs.json")
+    (run,) = load_runs([place / "runs.json"])
+    wanted = np.array(data["accuracy"] or np.empty((0, len(run.tasks))), dtype=np.float64)
+    same = np.array_equal(run.accuracy, wanted, equal_nan=True) and run.seed == data["seed"]
+    return same and all(isinstance(cell, str) for row in tables for cell in row)
+
+
+def others_shown(folder: Path, damaged: bytes, whole: bytes) -> bool:
+    """Whether a run is in the table whatever lies beside it, and what was left out is said in a line."""
+    place = folder / f"others{os.getpid()}"
+    for name, text in (("a", damaged), ("b", whole)):
+        (place / name).mkdir(parents=True, exist_ok=True)
+        (place / name / "run.json").write_bytes(text)
+    said: list[str] = []
+    runs = load_runs([place], lambda error: said.append(str(error)))
+    return any(run.path.parent.name == "b" for run in runs) and all("\n" not in line for line in said)
+
+
+def watched(folder: Path, report: bytes) -> bool:
+    """Whether the live table stands whatever a worker's report says."""
+    spec = RunSpec(*with_overrides(load_benchmark("split_digits"), load_strategy("naive")), 0)
+    out = folder / f"watched{os.getpid()}"
+    spec.folder(out).mkdir(parents=True, exist_ok=True)
+    grid = Grid([spec], out, False, 0.0)
+    (spec.folder(out) / "run.json").write_bytes(_json({**_finished(), "recipe_hash": spec.hash, "status": "running"}))
+    (spec.folder(out) / "progress").write_bytes(report)
+    grid.look(1.0)
+    return all(0 <= row.done <= 1 for row in grid.rows())
+
+
+def unfinished(folder: Path) -> tuple[Path, RunSpec]:
+    """The checkpoint of a run that was stopped after its first task."""
+    settings = ["training.epochs=1", "model.args.widths=[4]"]
+    spec = RunSpec(*with_overrides(load_benchmark("split_digits"), load_strategy("ewc"), settings), 0)
+
+    def stop(experience: int, *_: int) -> None:
+        if experience == 1:
+            raise KeyboardInterrupt
+
+    shutil.rmtree(spec.folder(folder), ignore_errors=True)
+    with contextlib.suppress(KeyboardInterrupt):
+        run_one(spec, folder, progress=stop)
+    return spec.folder(folder) / "checkpoint.pt", spec
+
+
+def _taken_up(folder: Path, damaged: bytes, spec: RunSpec) -> bool:
+    path = folder / f"checkpoint{os.getpid()}.pt"
+    path.write_bytes(damaged)
+    read_checkpoint(path, spec)
+    return False  # it is not what was written
+
+
+def _flipped(content: bytes, rng: Random) -> bytes:
+    flipped = bytearray(content)
+    flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
+
+
+def _finished() -> dict[str, Any]:
+    """A record that a report of ours keeps."""
+    kept = Path(__file__).parents[2] / "reports/split_digits/runs.json"
+    runs = json.loads(kept.read_text(encoding="utf-8"))["runs"]
+    return next(run for run in runs if run["strategy"]["name"] == "atom_swapping")
+
+
+def _json(value: Any) -> bytes:
+    try:
+        return json.dumps(value).encode()
+    except (RecursionError, ValueError):  # for the writer here: nested too deep, or too many digits
+        return b"[" * 200_000
