@@ -10,8 +10,9 @@ from typing import Any
 
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
+from fscl.suite.building import check_runnable, load_stream
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec, check_runnable, load_stream
+from fscl.suite.run import RunSpec
 
 __all__ = ["BENCHMARK", "CLASSES", "LARGE", "NAMES", "NETWORKS", "STRATEGY", "TEXTS", "as_toml", "built", "trials"]
 

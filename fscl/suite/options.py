@@ -33,7 +33,7 @@ Trust = Annotated[
 def check_specs(specs: "list[RunSpec]") -> None:
     """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
     from fscl.continual.learners import strategy_class
-    from fscl.suite.run import check_runnable, check_trusted, load_stream
+    from fscl.suite.building import check_runnable, check_trusted, load_stream
 
     for spec in specs:
         check_trusted(spec)

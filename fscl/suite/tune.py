@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ __all__ = ["Protocol", "Trial", "Tuned", "plan", "tuned", "write_record"]
 
 FALL_BACK = {"training.lr_next": "lr", "training.epochs_next": "epochs"}  # what is meant where one is not given
 FORMAT = 1
+MOST_SETTINGS = 5000  # of a grid, which is counted up
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,8 @@ def _plan(
     benchmark: BenchmarkRecipe, strategy: StrategyRecipe, protocol: Protocol, where: Mapping[str, Any]
 ) -> list[Trial]:
     values = _grid_of(strategy)
+    if (size := math.prod(map(len, values.values()))) > MOST_SETTINGS:
+        raise FsclError(f"{strategy.name} has a grid of {size} settings; at most {MOST_SETTINGS} would do")
     if not values:
         raise FsclError(f"{strategy.name} has no grid to search; its file wants a table [tune], as strategies/ewc.toml")
     if given := {setting.partition("=")[0].strip() for setting in protocol.settings} & set(values):

@@ -21,6 +21,7 @@ from torch import nn
 from fscl import AtomBank, decompose, freeze_coefficients
 from fscl.continual.trainer import Trainer
 from fscl.suite.recipe import find_recipes
+from fscl.suite.stopping import told_to_stop
 
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "similarity")
 TINY = ("--jobs", "1", "--seeds", "1", "--set", "training.epochs=1", "--set", "model.args.widths=[8, 8]")
@@ -400,24 +401,48 @@ def test_runs_of_another_recipe_are_refused_once_for_all_seeds_and_left_alone(fs
     assert fscl("run", "-s", "naive", *TINY, "--set", "training.lr=0.01", "--overwrite").code == 0
 
 
-@pytest.mark.parametrize("file", ["run.json", "checkpoint.pt"])
-def test_damaged_files_of_a_run(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
-    assert interrupted(fscl, monkeypatch, ["run", "-s", "naive", *TINY]).code == 130
-    path = tmp_path / "runs/split_digits/naive/seed_0" / file
-    path.write_bytes(path.read_bytes()[:300])
-    before = contents(tmp_path)
-    refused(fscl("run", "-s", "naive", *TINY), rf"{file}: damaged \(.*\); use --overwrite")
-    assert contents(tmp_path) == before
-    assert fscl("run", "-s", "naive", *TINY, "--overwrite").code == 0
+def test_a_damaged_checkpoint_is_named_and_its_run_alone_begins_anew(
+    fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ["run", "-s", "ewc", "-s", "naive", *TINY]
+    assert fscl("run", "-s", "ewc", *TINY).code == 0
+    ended_before = (tmp_path / "runs/split_digits/ewc/seed_0/run.json").stat().st_mtime_ns
+    assert interrupted(fscl, monkeypatch, command).code == 130
+    path = tmp_path / "runs/split_digits/naive/seed_0/checkpoint.pt"
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 0x40
+    path.write_bytes(whole)
+    ended = fscl(*command)
+    assert ended.code == 1, "the other run is there, and reported"
+    assert re.fullmatch(
+        r"error: .*checkpoint\.pt: damaged \(.*\); delete this file, and this run alone .*\n", ended.err
+    )
+    assert path.read_bytes() == whole
+    path.unlink()
+    assert fscl(*command).code == 0
+    assert (tmp_path / "runs/split_digits/ewc/seed_0/run.json").stat().st_mtime_ns == ended_before
 
 
-def test_a_checkpoint_of_another_version_is_named_as_such(
+def test_a_damaged_record_beside_a_checkpoint_costs_nothing(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert interrupted(fscl, monkeypatch, ["run", "-s", "naive", *TINY]).code == 130
-    monkeypatch.setattr("fscl.suite.run.CHECKPOINT_FORMAT", "other")
-    refused(fscl("run", "-s", "naive", *TINY), r"checkpoint\.pt: written by another version of fscl; use --overwrite")
-    assert fscl("run", "-s", "naive", *TINY, "--overwrite").code == 0
+    path = tmp_path / "runs/split_digits/naive/seed_0/run.json"
+    path.write_bytes(path.read_bytes()[:300])
+    assert fscl("run", "-s", "naive", *TINY).code == 0
+    assert json.loads(path.read_text())["resumed"][0]["after"] == 2
+
+
+def test_a_checkpoint_of_another_version_is_named_as_such_and_kept(
+    fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert interrupted(fscl, monkeypatch, ["run", "-s", "naive", *TINY]).code == 130
+    with monkeypatch.context() as patch:
+        patch.setattr("fscl.suite.resume.FORMAT", 9)
+        refused(
+            fscl("run", "-s", "naive", *TINY), r"checkpoint\.pt: undamaged, but of format 2, .*; go on with that fscl$"
+        )
+    assert fscl("run", "-s", "naive", *TINY).code == 0
 
 
 def test_some_runs_failed_is_exit_code_1_and_the_rest_is_reported(
@@ -510,13 +535,15 @@ def test_a_report_that_cannot_be_written(fscl: Fscl, tmp_path: Path, monkeypatch
 # interrupted
 
 
-def interrupted(fscl: Fscl, monkeypatch: pytest.MonkeyPatch, command: list[Any], experience: int = 2) -> Any:
-    """Ctrl-C in the middle of an experience: a real signal to this process."""
+def interrupted(
+    fscl: Fscl, monkeypatch: pytest.MonkeyPatch, command: list[Any], experience: int = 2, by: int = signal.SIGINT
+) -> Any:
+    """Ctrl-C, or what else asks for the end, in the middle of an experience: a real signal to this process."""
     train_next = Trainer.train_next
 
     def stop(self: Trainer) -> Any:
         if self.done == experience:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), by)
             time.sleep(5)
         return train_next(self)
 
@@ -530,10 +557,14 @@ def interrupted(fscl: Fscl, monkeypatch: pytest.MonkeyPatch, command: list[Any],
         signal.signal(signal.SIGINT, before)
 
 
-def test_ctrl_c_says_how_to_go_on_and_so_it_does(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_says_how_to_go_on_and_so_it_does(
+    fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: int, code: int
+) -> None:
     command = ["run", "-s", "naive", *TINY]
-    ended = interrupted(fscl, monkeypatch, command)
-    assert ended.code == 130
+    ended = interrupted(fscl, monkeypatch, command, by=by)
+    assert ended.code == code
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a handler is left"
     assert ended.err == "stopped; run the same command again to go on\n"
     folder = tmp_path / "runs/split_digits/naive/seed_0"
     assert len(json.loads((folder / "run.json").read_text())["accuracy"]) == 2
@@ -541,6 +572,51 @@ def test_ctrl_c_says_how_to_go_on_and_so_it_does(fscl: Fscl, tmp_path: Path, mon
     assert fscl(*command).code == 0
     assert fscl(*command, "--out", "whole").code == 0
     assert numbers(folder) == numbers(tmp_path / "whole/split_digits/naive/seed_0")
+
+
+def test_a_signal_that_is_ignored_stays_ignored() -> None:
+    """As below nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with told_to_stop():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_signal_whose_exception_is_swallowed_ends_the_process_all_the_same() -> None:
+    code = """
+import os, signal, time
+from fscl.suite import stopping
+stopping.PATIENCE = 0.2
+with stopping.told_to_stop():
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    except BaseException:
+        time.sleep(20)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (143, "stopped; run the same command again to go on\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whole_group", [True, False])
+def test_sigterm_ends_driver_and_workers_and_the_grid_goes_on(fscl: Fscl, tmp_path: Path, whole_group: bool) -> None:
+    command = ["run", "-s", "naive", "-s", "ewc", "--seeds", "1", "--jobs", "2", "--set", "training.epochs=12"]
+    runner = [sys.executable, "-c", "from fscl.suite.cli import main; main()", *command]
+    process = subprocess.Popen(runner, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.monotonic() + 200
+    while learned(tmp_path / "runs/split_digits/ewc/seed_0") < 1 and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.01)
+    (os.killpg if whole_group else os.kill)(process.pid, signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert (process.returncode, said.splitlines()[-1:]) == (143, ["stopped; run the same command again to go on"])
+    assert fscl(*command).code == 0
+    assert fscl(*command, "--out", "whole").code == 0
+    for learner in ("naive", "ewc"):
+        folder = tmp_path / f"runs/split_digits/{learner}/seed_0"
+        assert numbers(folder) == numbers(tmp_path / f"whole/split_digits/{learner}/seed_0")
 
 
 def test_kill_9_in_the_middle_and_again(fscl: Fscl, tmp_path: Path) -> None:
