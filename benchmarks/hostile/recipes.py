@@ -14,7 +14,19 @@ from fscl.suite.building import check_runnable, load_stream
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.run import RunSpec
 
-__all__ = ["BENCHMARK", "CLASSES", "LARGE", "NAMES", "NETWORKS", "STRATEGY", "TEXTS", "as_toml", "built", "trials"]
+__all__ = [
+    "BENCHMARK",
+    "CLASSES",
+    "LARGE",
+    "NAMES",
+    "NETWORKS",
+    "STRATEGY",
+    "TEXTS",
+    "as_bytes",
+    "built",
+    "read",
+    "trials",
+]
 
 BENCHMARK: dict[str, Any] = {
     "title": "Mine",
@@ -67,9 +79,11 @@ LARGE: tuple[dict[str, Any], ...] = (
     {"name": "pytorchcv:resnet20_cifar10", "args": {"pretrained": True, "root": "/tmp/x"}},
     {"name": "torchvision.models:ResNet", "args": {"block": "os.system", "layers": [1, 1, 1, 1]}},
 )  # fmt: skip
+DOTS = """'a'."b"."""
 _DIGITS = '[data]\nname = "digits"\n[split]\n'
 TEXTS = (
-    f"a = {'[' * 3000}{']' * 3000}", f"{'a.' * 20_000}b = 1", f"{_DIGITS}tasks = {'9' * 10_000}", "\ufeff", "[[data]]",
+    f"a = {'[' * 3000}{']' * 3000}", f"{'a.' * 20_000}b = 1",
+    f"[{'a . ' * 200_000}b]", f"{DOTS * 100_000}b = 1", f"{_DIGITS}tasks = {'9' * 10_000}", "\ufeff", "[[data]]",
     f"{_DIGITS}tasks = 0x{'f' * 10_000}", f"{_DIGITS}tasks = 1979-05-27", f"{_DIGITS}tasks = inf", "x" * 2**21,
     f"{_DIGITS}tasks = 1000000000", f"{_DIGITS}rotations = 1000000", f"{_DIGITS}rotations = [1e999]", "a = 1\na = 2",
     f"{_DIGITS}permutations = 1000000000", f"{_DIGITS}tasks = 5\n[training]\nbatch_size = 1000000000000",
@@ -83,6 +97,7 @@ TEXTS = (
 
 
 def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
+    built(folder, BENCHMARK, STRATEGY)  # imports what is slow to import, once for all
     for name in NAMES:
         yield Trial("a benchmark's name", lambda name=name: kept_inside(folder, name, "mine"))
         yield Trial("a strategy's name", lambda name=name: kept_inside(folder, "mine", name))
@@ -99,7 +114,7 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
         yield Trial("a benchmark of any values", lambda seed=seed: _mutated(folder, seed, strategy=False))
         yield Trial("a strategy of any values", lambda seed=seed: _mutated(folder, seed, strategy=True))
     for _ in range(count):
-        damaged = mutate_bytes(as_toml(BENCHMARK).encode(), rng)
+        damaged = mutate_bytes(as_bytes(BENCHMARK), rng)
         yield Trial("random damage of the file", lambda damaged=damaged: read(folder, damaged, load_benchmark))
 
 
@@ -162,21 +177,25 @@ def as_toml(value: Any, top: bool = True) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
-def _mutated(folder: Path, seed: float, strategy: bool) -> bool:
-    data = mutate_values(STRATEGY if strategy else BENCHMARK, Random(seed))
+def as_bytes(value: Any) -> bytes:
+    """As a file; what no file can hold is left to be refused."""
     try:
-        text = as_toml(data if isinstance(data, dict) else {"x": data})
+        return as_toml(value if isinstance(value, dict) else {"x": value}).encode("utf-8", "surrogatepass")
     except RecursionError:  # for the writer here
-        text = f"a = {'[' * 5000}{']' * 5000}"
-    right = read(folder, text.encode(), load_strategy if strategy else load_benchmark)
-    pair = (BENCHMARK, tomllib.loads(text)) if strategy else (tomllib.loads(text), STRATEGY)
-    return built(folder, *pair) and right
+        return f"a = {'[' * 5000}{']' * 5000}".encode()
+
+
+def _mutated(folder: Path, seed: float, strategy: bool) -> bool:
+    text = as_bytes(mutate_values(STRATEGY if strategy else BENCHMARK, Random(seed)))
+    right = read(folder, text, load_strategy if strategy else load_benchmark)
+    data = tomllib.loads(text.decode())
+    return built(folder, *((BENCHMARK, data) if strategy else (data, STRATEGY))) and right
 
 
 def _load(folder: Path, benchmark: dict[str, Any], strategy: dict[str, Any]) -> tuple[Any, Any]:
     paths = [folder / f"{kind}{os.getpid()}.toml" for kind in ("b", "s")]
     for path, data in zip(paths, (benchmark, strategy), strict=True):
-        path.write_text(as_toml(data), encoding="utf-8")
+        path.write_bytes(as_bytes(data))
     return with_overrides(load_benchmark(paths[0]), load_strategy(paths[1]))
 
 

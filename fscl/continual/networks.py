@@ -16,7 +16,8 @@ from fscl.errors import FsclError
 
 __all__ = ["ConvNet", "MultiHeadNetwork", "build_network"]
 
-MOST_PARAMETERS = 100_000  # tensors of a network
+MOST_BYTES = 2**31  # of a network's parameters, where there is memory for twice as much
+MOST_TENSORS = 20_000  # that they are
 
 
 class ConvNet(nn.Module):
@@ -136,7 +137,7 @@ def build_network(
 @contextmanager
 def _of_bounded_size() -> Iterator[None]:
     """Ends the building of a network that memory could not hold, before there is anything in its tensors."""
-    most = psutil.virtual_memory().available / 2  # gradients take as much again
+    most = min(MOST_BYTES, psutil.virtual_memory().available / 2)  # gradients take as much again
     size = count = 0
 
     def measure(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -144,11 +145,9 @@ def _of_bounded_size() -> Iterator[None]:
         count += 1
         size += parameter.nbytes if parameter is not None and parameter.device.type == "cpu" else 0
         if size > most:
-            raise FsclError(
-                f"the network is too large: {size:.2g} bytes and more, and with gradients {2 * most:.2g} fit"
-            )
-        if count > MOST_PARAMETERS:
-            raise FsclError(f"the network is too large: it has more than {MOST_PARAMETERS} parameters")
+            raise FsclError(f"the network is too large: its parameters take more than {most / 1e9:.1f} GB")
+        if count > MOST_TENSORS:
+            raise FsclError(f"the network is too large: it has more than {MOST_TENSORS} parameters")
 
     hook = register_module_parameter_registration_hook(measure)
     try:

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import json
+import re
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,6 +30,9 @@ __all__ = [
 YOUNGER = {"rotations": None, "permutations": None, "scenario": "task"}  # keys of [split], and their defaults
 
 MOST_BYTES = 2**20  # of a recipe; the largest of ours has a few thousand
+# strings and comments; and after them a key such as a.b.c
+STRINGS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|#[^\n]*""", re.DOTALL)
+LONG_KEY = re.compile(r"(?:\.[ \t]*[\w-]+[ \t]*){16}")
 
 R = TypeVar("R", bound=Recipe)
 
@@ -186,7 +190,10 @@ def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, m
     path = find_recipe(kind, name_or_path)
     try:
         check_size(path, MOST_BYTES)
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        if LONG_KEY.search(STRINGS.sub("s", text)):  # which tomllib reads in quadratic time
+            raise ValueError("a key of more than 16 parts")
+        data = tomllib.loads(text)
     except OSError as error:
         raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:  # no TOML, not UTF-8, too many digits, too deep
