@@ -19,6 +19,7 @@ from fscl.errors import FsclError
 
 __all__ = [
     "LIBRARIES",
+    "NotTrustedError",
     "check_learner",
     "check_network",
     "current_folder",
@@ -40,6 +41,10 @@ LEARNERS = ("avalanche.training", "fscl.continual")
 CLASSES = ("num_classes", "nclasses", "n_classes")  # how libraries call the number of classes
 OTHERS = ("name", "model_name")  # of what a function would look up and call
 KNOWN = f"convnet, {', '.join(f'{library}:NAME' for library in LIBRARIES)}"
+
+
+class NotTrustedError(FsclError):
+    """A recipe that nobody vouches for names what it may not."""
 
 
 def network_factory(name: str) -> Callable[..., Any]:
@@ -113,10 +118,10 @@ def check_network(name: str, arguments: Mapping[str, Any]) -> None:
         library, _, attribute = name.partition(":")
         module = LIBRARIES.get(library, library)
         if not _within(module, (*LIBRARIES.values(), "fscl.continual")):
-            raise FsclError(f"model.name = {name!r}: {known}")
+            raise NotTrustedError(f"model.name = {name!r}: {known}")
         made = network_factory(name)
         if library not in ("pytorchcv", "timm") and not _is_constructor(made, attribute):
-            raise FsclError(f"model.name = {name!r} is no network: {known}")
+            raise NotTrustedError(f"model.name = {name!r} is no network: {known}")
     _check_arguments("model.args", arguments)
 
 
@@ -128,10 +133,10 @@ def check_learner(class_path: str, arguments: Mapping[str, Any]) -> None:
     """
     known = f"a recipe may name strategies of {' and '.join(LEARNERS)}"
     if not _within(class_path, LEARNERS):
-        raise FsclError(f"class = {class_path!r}: {known}")
+        raise NotTrustedError(f"class = {class_path!r}: {known}")
     found = learner_class(class_path)
     if not (isinstance(found, type) and issubclass(found, BaseSGDTemplate) and _within(found.__module__, LEARNERS)):
-        raise FsclError(f"class = {class_path!r} is not an Avalanche strategy: {known}")
+        raise NotTrustedError(f"class = {class_path!r} is not an Avalanche strategy: {known}")
     _check_arguments("args", arguments)
 
 
@@ -209,7 +214,7 @@ def _is_constructor(made: Any, name: str) -> bool:
 def _check_arguments(section: str, arguments: Mapping[str, Any]) -> None:
     for name, value in arguments.items():
         if _is_weights(name) and value:
-            raise FsclError(
+            raise NotTrustedError(
                 f"{section}.{name} = {value!r}: a recipe may not name weights to load; its networks are fresh"
             )
 

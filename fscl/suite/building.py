@@ -53,7 +53,7 @@ def check_trusted(spec: "RunSpec") -> None:
         FsclError: a file that is not trusted names another network or learner than those it may, see
             :func:`fscl.suite.recipe.load_benchmark`.
     """
-    from fscl.continual.factories import check_learner, check_network
+    from fscl.continual.factories import NotTrustedError, check_learner, check_network
 
     model, learner = spec.benchmark.model, spec.strategy
     checks = (
@@ -64,8 +64,10 @@ def check_trusted(spec: "RunSpec") -> None:
         try:
             if file:
                 check(name, arguments)
-        except FsclError as error:
+        except NotTrustedError as error:
             raise FsclError(f"{file}: {error}; --trust lets it run any code, for a file that you trust") from error
+        except FsclError as error:
+            raise FsclError(f"{file}: {error}") from error
 
 
 def check_runnable(spec: "RunSpec", stream: Any) -> None:

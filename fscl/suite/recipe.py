@@ -66,9 +66,9 @@ def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRe
         >>> load_benchmark("split_digits").split.tasks
         5
     """
-    recipe = _load("benchmarks", name_or_path, BenchmarkRecipe, trust)
+    where, recipe = _load("benchmarks", name_or_path, BenchmarkRecipe, trust)
     for strategy, override in recipe.strategies.items():
-        _validate(f"strategies.{strategy}.training of {recipe.name}", override.training, TrainingRecipe)
+        _validate(f"{where}: strategies.{strategy}.training", override.training, TrainingRecipe)
     return recipe
 
 
@@ -86,17 +86,15 @@ def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyReci
         >>> load_strategy("ewc").class_path
         'fscl.continual.repaired.EWC'
     """
-    recipe = _load("strategies", name_or_path, StrategyRecipe, trust)
-    _validate(f"training of {recipe.name}", recipe.training, TrainingRecipe)
+    where, recipe = _load("strategies", name_or_path, StrategyRecipe, trust)
+    _validate(f"{where}: training", recipe.training, TrainingRecipe)
     for key, values in recipe.tune.training.items():
         for value in values:
-            _validate(f"tune.training of {recipe.name}", {key: value}, TrainingRecipe)
+            _validate(f"{where}: tune.training", {key: value}, TrainingRecipe)
     # a key that is not there could be no argument at all; and what it is by default would not be known
     if strange := next((key for key in recipe.tune.args if key not in recipe.args), None):
         known = ", ".join(recipe.args) or "none"
-        raise FsclError(
-            f"tune.args of {recipe.name}: unknown key {shown(strange)}; known keys, those of [args]: {known}"
-        )
+        raise FsclError(f"{where}: tune.args: unknown key {shown(strange)}; known keys, those of [args]: {known}")
     return recipe
 
 
@@ -186,7 +184,9 @@ def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | P
     return path
 
 
-def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R], trust: bool) -> R:
+def _load(
+    kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R], trust: bool
+) -> tuple[str, R]:
     path = find_recipe(kind, name_or_path)
     try:
         check_size(path, MOST_BYTES)
@@ -202,9 +202,10 @@ def _load(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, m
         raise FsclError(f"{path}: a recipe is called as its file unless it says name = ..., and this file's {fault}")
     data.setdefault("name", path.stem)
     ours = str(name_or_path) in find_recipes(kind)
-    recipe = _validate(f"{kind}/{path.name}" if ours else str(path), data, model)
-    recipe._stranger = "" if ours or trust else str(path)
-    return recipe
+    where = f"{kind}/{path.name}" if ours else str(path)
+    recipe = _validate(where, data, model)
+    recipe._stranger = "" if ours or trust else where
+    return where, recipe
 
 
 def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -157,7 +156,7 @@ def numbers(
         flat = list(itertools.chain.from_iterable(flat))
     if any(type(value) not in (float, int, type(None)) for value in flat):
         raise ValueError(f"{key} is not a rectangular list of numbers")
-    if strange := next((v for v in flat if v is not None and not (low <= v <= high or math.isnan(v))), None):
+    if strange := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
         raise ValueError(f"{key} has {shown(strange)}; its numbers are from {low:g} to {high:g}")
     try:
         array = cast(NDArray[np.float64], np.array(values, dtype=np.float64))

@@ -87,7 +87,7 @@ class _Run:
                 self.read = stamp
             if self.begun:
                 share = float(read_json(self.folder / "progress")[0]) - len(self.seconds)
-                self.share = min(max(share, 0.0), 1.0)
+                self.share = self.share if math.isnan(share) else min(max(share, 0.0), 1.0)
         except (FsclError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
             pass
 
