@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
@@ -306,6 +308,41 @@ def test_markdown_figures_are_small_pngs_that_exist(make_run: MakeRun) -> None:
             image.verify()
         assert file.stat().st_size < 300_000
     assert not list(paths.html.parent.rglob("*.part"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("written", [0, 1, 4])
+@pytest.mark.parametrize("again", [False, True])
+def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
+    make_run: MakeRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, again: bool
+) -> None:
+    runs = make_run("fine_tuning", 0, 20)
+    if again:
+        report(runs)
+        make_run("atom_swapping", 0, 20, forgets=0)
+    before, flushed = contents(tmp_path / "report"), iter(range(written))
+
+    def flush(_: int) -> None:
+        if next(flushed, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    with pytest.raises(FsclError, match=r"cannot write .*: the disk is full"):
+        report(runs)
+    assert contents(tmp_path / "report") == before
+
+
+def test_what_a_killed_report_left_is_gone_after_the_next(make_run: MakeRun, tmp_path: Path) -> None:
+    runs = make_run("fine_tuning", 0, 20)
+    report(runs)
+    before = sorted(contents(tmp_path / "report"))
+    for name in ("figures/.split-digits-memory.s7xjzz6o.tmp.png", ".index.abcd1234.tmp.html", ".runs.0_x.tmp.json"):
+        (tmp_path / "report" / name).write_bytes(b"half")
+    report(runs)
+    assert sorted(contents(tmp_path / "report")) == before
 
 
 def test_any_character_in_names_is_only_text(make_run: MakeRun) -> None:

@@ -1,6 +1,7 @@
 """``fscl similarity``: a folder of checkpoints in, a table, figures and plain data out."""
 
 import csv
+import errno
 import json
 import os
 import pickle
@@ -39,6 +40,23 @@ def read_csv(path: Path) -> tuple[list[str], np.ndarray]:
     rows = list(csv.reader(path.open(newline="")))
     assert [row[0] for row in rows[1:]] == rows[0][1:]
     return rows[0][1:], np.array([[float(v) for v in row[1:]] for row in rows[1:]])
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_disk_that_fills_up_leaves_no_file_without_the_others(
+    fscl: Fscl, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    flushed = iter(range(written))
+
+    def flush(_: int) -> None:
+        if next(flushed, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", flush)
+    ended = fscl("similarity", folder, "-o", "out")
+    assert ended.code == 2
+    assert re.search(r"cannot write .*out/.*: the disk is full", ended.err)
+    assert os.listdir(tmp_path / "out") == []
 
 
 def test_a_folder_is_compared_and_what_is_written_reads_back(
