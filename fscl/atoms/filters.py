@@ -1,69 +1,16 @@
 """The filters of several networks side by side: the bases that they share, and how much of each a basis explains."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms.decompose import is_spatial
-from fscl.errors import FsclError
-
-__all__ = ["LayerFilters", "State", "same_layers", "spatial_filters"]
-
-State = Mapping[str, Tensor] | nn.Module
+__all__ = ["LayerFilters"]
 
 _CHUNK_VALUES = 2**21  # float64 values of a tall matrix that are held at a time: 16 MiB
 _ROUNDING = 1e-7  # singular values below this share of the largest are rounding of float32 filters
-
-
-def spatial_filters(name: str, state: State) -> dict[str, Tensor]:
-    """The filters (out, in / groups, kh, kw) of a network's spatial convolutions, by layer, in their own order.
-
-    In a ``state_dict`` these are the entries called ``weight`` of four dimensions with a kernel larger than 1x1.
-
-    Raises:
-        FsclError: there are none, a filter is not finite, or a module's convolution has no weight of its own; the
-            message begins with ``name``.
-    """
-    if isinstance(state, nn.Module):
-        found = {
-            n: m.weight.detach() for n, m in state.named_modules() if is_spatial(n, m) and isinstance(m, nn.Conv2d)
-        }
-    elif isinstance(state, Mapping):
-        found = {key.rpartition(".")[0]: t.detach() for key, t in state.items() if _is_filters(key, t)}
-    else:
-        raise FsclError(f"{name}: {type(state).__name__}; a state_dict or a module would do")
-    if not found:
-        raise FsclError(f"{name}: no spatial convolutions (4-D weights with a kernel larger than 1x1)")
-    for layer, filters in found.items():
-        if not filters.isfinite().all():
-            raise FsclError(f"{name}: the filters of layer {layer!r} are not all finite")
-    return found
-
-
-def same_layers(name: str, filters: Mapping[str, Tensor], other: str, others: Mapping[str, Tensor]) -> None:
-    """Raises :class:`FsclError` with the first layer in which two networks differ, and both shapes."""
-    for layer in {**others, **filters}:
-        mine, theirs = (tuple(f[layer].shape) if layer in f else None for f in (filters, others))
-        if mine != theirs:
-            raise FsclError(
-                f"{name}: layer {layer!r} has {f'filters {mine}' if mine else 'no filters'} here and "
-                f"{f'filters {theirs}' if theirs else 'none'} in {other}; networks of one architecture can be compared"
-            )
-
-
-def _is_filters(key: object, value: object) -> bool:
-    return (
-        isinstance(key, str)
-        and key.rpartition(".")[2] == "weight"
-        and isinstance(value, Tensor)
-        and value.ndim == 4
-        and value.is_floating_point()
-        and value.shape[2] * value.shape[3] > 1
-        and value.numel() > 0
-    )
 
 
 @dataclass(frozen=True, eq=False)

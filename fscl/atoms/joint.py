@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import reduce
 
 import torch
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
+from fscl.atoms.convolutions import LeftOut, State, convolutions, misfit_of_kind, same_layers
 from fscl.atoms.decompose import decompose
+from fscl.atoms.effective import effective_state
 from fscl.atoms.entries import live_state, put_entries
-from fscl.atoms.filters import LayerFilters, State, same_layers, spatial_filters
+from fscl.atoms.filters import LayerFilters
 from fscl.atoms.layers import AtomConv2d
 from fscl.errors import FsclError
 from fscl.similarity.subspace import gram_matrix
@@ -38,6 +40,8 @@ class JointDecomposition:
         energies: by layer, the squared norm of each network's filters, (T,).
         filters: by layer, what was decomposed.
         states: all entries of each network, by which :meth:`bank` restores what is no filter.
+        left_out: the spatial convolutions that could not be compared in some network, and why.
+        pointwise: the first network's convolutions of 1x1, which have no spatial part.
     """
 
     names: tuple[str, ...]
@@ -49,6 +53,8 @@ class JointDecomposition:
     energies: Mapping[str, Tensor]
     filters: Mapping[str, LayerFilters]
     states: Sequence[State]
+    left_out: Mapping[str, LeftOut] = field(default_factory=dict)
+    pointwise: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         share = f"{100 * self.share:.1f} % explained"
@@ -86,7 +92,8 @@ class JointDecomposition:
         members = [self.names.index(name) for name in wanted]
         filters = {layer: stack.of(members) for layer, stack in self.filters.items()}
         size = self.num_atoms if num_atoms is None else num_atoms
-        return _fit(wanted, [self.states[t] for t in members], filters, size)
+        fitted = _fit(wanted, [self.states[t] for t in members], filters, size)
+        return replace(fitted, left_out=self.left_out, pointwise=self.pointwise)
 
     def relatedness(self) -> Tensor:
         """How far each two networks share their coefficients, as networks of one start do: (T, T) float64.
@@ -128,23 +135,31 @@ class JointDecomposition:
         Raises:
             FsclError: a network's entries do not fit.
         """
-        spatial = spatial_filters(type(network).__name__, network)
-        same_layers("the network", {n: spatial[n] for n in self.layers if n in spatial}, self.names[0], self._shapes())
-        model = decompose(network, self.num_atoms, skip=[n for n in spatial if n not in self.layers]).model
-        states = [live_state(s) if isinstance(s, nn.Module) else s for s in self.states]
+        ours = convolutions(type(network).__name__, network)
+        shapes = {layer: filters for layer, filters in ours.filters.items() if layer in self.layers}
+        same_layers("the network", shapes, self.names[0], self._shapes())
+        known = dict(network.named_modules())
+        others = [n for n in (*ours.filters, *ours.left_out) if n not in self.layers and n in known]
+        model = decompose(network, self.num_atoms, skip=others).model
+        states = [effective_state(live_state(s) if isinstance(s, nn.Module) else s) for s in self.states]
         modules = model.named_modules(remove_duplicate=False)  # a module used twice has two names in the state
         decomposed = [n for n, module in modules if isinstance(module, AtomConv2d)]
-        ours = {f"{layer}.{part}" for layer in decomposed for part in ("coefficients", "atoms")}
-        rest = [name for name in live_state(model) if name not in ours]
+        live = live_state(model)
+        factors = {f"{layer}.{part}" for layer in decomposed for part in ("coefficients", "atoms")}
+        rest = [name for name in live if name not in factors]
         saved = model.state_dict().keys()  # a checkpoint has no others
         for name, state in zip(self.names, states, strict=True):
             if missing := [n for n in rest if n in saved and n not in state and not n.endswith("num_batches_tracked")]:
                 raise FsclError(f"{name}: entry {missing[0]!r} of {type(network).__name__} is missing")
-        put_entries(model, {f"{layer}.coefficients": self.coefficients[layer] for layer in self.layers})
+            for n in rest:
+                if n in state and (why := misfit_of_kind(state[n], live[n])):
+                    raise FsclError(f"{name}: entry {n!r} {why} in {type(network).__name__}")
+        layers = [layer for layer in self.layers if layer in decomposed]  # not transposed convolutions
+        put_entries(model, {f"{layer}.coefficients": self.coefficients[layer] for layer in layers})
         bank: AtomBank | None = None
         for task, (name, state) in enumerate(zip(self.names, states, strict=True)):
             put_entries(model, {n: state[n].detach() for n in rest if n in state})
-            put_entries(model, {f"{layer}.atoms": self.atoms[layer][task] for layer in self.layers})
+            put_entries(model, {f"{layer}.atoms": self.atoms[layer][task] for layer in layers})
             bank = bank or AtomBank(model, heads, own=_differing(rest, states))
             bank.store(model, task, name)
         assert bank is not None  # there is a network
@@ -172,7 +187,9 @@ def joint_decompose(
     kernel larger than 3x3 gets atoms in proportion, and no layer more than it has filters. With ``num_atoms`` of 9 a
     network, and so 9 T, all filters are exact to float32 precision; so they are nearly with 9 if the networks were
     fine-tuned from one start. Look at :attr:`JointDecomposition.share` before any similarity: unrelated networks share
-    no coefficients. 1x1 convolutions have no spatial part and are left out.
+    no coefficients. 1x1 convolutions have no spatial part and are left out. So are convolutions whose weight the state
+    does not tell, see :attr:`JointDecomposition.left_out`; pruned, weight- and spectral-normed ones are compared by the
+    weight with which they compute.
 
     Computed in float64 on the CPU; at no time is more than one layer of all networks held.
 
@@ -209,17 +226,21 @@ def joint_decompose(
     if not named:
         raise FsclError("no networks to decompose; give state_dicts or modules")
     first = next(iter(named))
-    found = {name: spatial_filters(name, state) for name, state in named.items()}
+    sorted_entries = {name: convolutions(name, state) for name, state in named.items()}
+    found = {name: entries.filters for name, entries in sorted_entries.items()}
     known = list(found[first])
     if layers is not None:
         if unknown := [layer for layer in layers if layer not in known] or ([] if layers else [""]):
             raise FsclError(f"{first}: no layer {unknown[0]!r} to decompose; layers: {', '.join(known)}")
         found = {name: {n: f for n, f in filters.items() if n in layers} for name, filters in found.items()}
         known = list(dict.fromkeys(layers))
-    for name, filters in found.items():
-        same_layers(name, filters, first, found[first])
+    left_out: dict[str, LeftOut] = {}
+    for name, entries in sorted_entries.items():
+        same_layers(name, found[name], first, found[first], entries.left_out)
+        left_out |= entries.left_out
     stacks = {layer: LayerFilters([filters[layer] for filters in found.values()]) for layer in known}
-    return _fit(tuple(named), list(named.values()), stacks, num_atoms)
+    fitted = _fit(tuple(named), list(named.values()), stacks, num_atoms)
+    return replace(fitted, left_out=left_out, pointwise=tuple(sorted_entries[first].pointwise))
 
 
 @torch.no_grad()

@@ -1,13 +1,15 @@
 """A network by name that checkpoints are held against: whether a state fits it, and the order of its layers."""
 
+import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
+from fscl.atoms.convolutions import Convolutions, LeftOut, convolutions, misfit_of_kind
+from fscl.atoms.effective import effective_state
 from fscl.atoms.entries import within
-from fscl.atoms.filters import spatial_filters
 from fscl.continual.factories import current_folder, fresh, in_words, network_factory
 from fscl.continual.networks import ConvNet, _argument_names
 from fscl.errors import FsclError
@@ -31,6 +33,7 @@ class Architecture:
         self.name = name
         self._make = ConvNet if name == "convnet" else network_factory(name)
         self._network: nn.Module | None = None
+        self._found: Convolutions | None = None
         self._default = self._call()
 
     @property
@@ -46,24 +49,62 @@ class Architecture:
 
     @property
     def layers(self) -> list[str]:
-        """The spatial convolutions, in the order in which the network registers them."""
-        return list(spatial_filters(self.name, self.network))
+        """The spatial convolutions that can be compared, in the order in which the network registers them."""
+        return list(self._convolutions.filters)
+
+    @property
+    def left_out(self) -> dict[str, LeftOut]:
+        """The spatial convolutions that cannot, and why."""
+        return self._convolutions.left_out
+
+    @property
+    def _convolutions(self) -> Convolutions:
+        if self._found is None:
+            self._found = convolutions(self.name, self.network)
+        return self._found
+
+    def computed_filters(self, state: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
+        """The filters of layers whose parametrisations only the network knows, as these compute them in evaluation."""
+        found: dict[str, Tensor] = {}
+        for layer in layers:
+            module = copy.deepcopy(self.network.get_submodule(layer)).eval()
+            own = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
+            try:
+                module.load_state_dict(own)
+                found[layer] = module.weight.detach()  # type: ignore[operator]
+            except Exception as error:  # a user's own parametrisation can fail in any way
+                raise FsclError(f"layer {layer!r} of {self.name} cannot be computed: {in_words(error)}") from error
+        return found
 
     def misfit(self, state: Mapping[str, Tensor]) -> str:
-        """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size."""
+        """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size.
+
+        Both are held against each other as :func:`effective_state` has them.
+        """
         network = self._network or self._built(state)
-        expected = {name: tuple(t.shape) for name, t in network.state_dict().items() if isinstance(t, Tensor)}
+        expected = self._entries(network)
         head = _head(network)
-        for name, shape in expected.items():
+        for name, tensor in expected.items():
+            shape = tuple(tensor.shape)
             if name not in state:
                 if not name.endswith("num_batches_tracked"):  # which old files lack
                     return f"entry {name!r} {shape} of {self.name} is missing"
             elif (found := tuple(state[name].shape)) != shape and not within(name, [head]):
                 return f"entry {name!r} has shape {found}, and {shape} in {self.name}"
+            elif why := misfit_of_kind(state[name], tensor):
+                return f"entry {name!r} {why} in {self.name}"
         if strange := next((name for name in state if name not in expected), None):
             return f"entry {strange!r} {tuple(state[strange].shape)} is none of {self.name}"
         self._network = network
         return ""
+
+    def entries_in_common(self, state: Mapping[str, Tensor]) -> int:
+        """How many entries a state and the network have by the same names."""
+        return len(self._entries(self._network or self._default).keys() & state.keys())
+
+    @staticmethod
+    def _entries(network: nn.Module) -> dict[str, Tensor]:
+        return effective_state({name: t for name, t in network.state_dict().items() if isinstance(t, Tensor)})
 
     def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
         """The network for as many classes and channels as the state's ends have, where these can be found."""

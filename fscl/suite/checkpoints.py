@@ -2,22 +2,19 @@
 
 import glob
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from fscl.atoms.filters import same_layers, spatial_filters
+from fscl.atoms.convolutions import LeftOut, convolutions, same_layers
+from fscl.atoms.effective import effective_state
 from fscl.errors import FsclError
+from fscl.suite.containers import check_claims, read_container
+from fscl.text import printable
 
 if TYPE_CHECKING:  # it takes Avalanche, which takes seconds
     from fscl.suite.architecture import Architecture
@@ -26,7 +23,8 @@ __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoi
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors")
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
-PREFIXES = ("module.", "model.")  # of DataParallel, and of what a Lightning module calls its network
+# of DataParallel, and of what a Lightning module calls its network: entries without them are no part of the network
+PREFIXES = ("module.", "model.")
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,27 @@ class Checkpoints:
     """The states of the networks that can be compared, by name.
 
     Attributes:
-        states: every network's entries.
+        states: every network's entries, as :func:`fscl.atoms.effective.effective_state` has them.
         files: where each was read from.
         layers: the convolutions to compare, in order.
         left_out: files that could not be used, with the reason.
+        not_compared: spatial convolutions that cannot be compared in some network, with the reason.
     """
 
     states: dict[str, dict[str, Tensor]]
     files: dict[str, Path]
     layers: list[str]
     left_out: dict[Path, str] = field(default_factory=dict)
+    not_compared: dict[str, LeftOut] = field(default_factory=dict)
+
+
+@dataclass
+class _Network:
+    """A file's state, its filters, and the spatial convolutions that cannot be compared."""
+
+    state: dict[str, Tensor]
+    filters: dict[str, Tensor]
+    left_out: dict[str, LeftOut]
 
 
 def load_checkpoints(
@@ -61,32 +70,40 @@ def load_checkpoints(
         FsclError: a file cannot be used, is given twice, or fewer than two are left.
     """
     files = list(find_checkpoints(paths).values())
-    usable: dict[Path, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
+    usable: dict[Path, _Network] = {}
     left_out: dict[Path, str] = {}
 
     def leave_out(path: Path, error: FsclError) -> None:
         if not skip_broken:
             raise FsclError(f"{error}{'; --skip-broken goes on without it' * (len(files) > 2)}") from error
-        left_out[path] = str(error).removeprefix(f"{path}: ")
+        left_out[path] = str(error).removeprefix(f"{printable(path)}: ")
 
     for path in files:
         try:
-            usable[path] = _usable(path, architecture)
+            usable[path] = _read_network(path, architecture)
         except FsclError as error:
             leave_out(path, error)
-    first = _commonest({path: filters for path, (_, filters) in usable.items()})
-    for path, (_, filters) in list(usable.items()):
+    first = _commonest(usable)
+    for path, network in list(usable.items()):
+        most = usable[first]
+        _align(network, most)
         try:
-            same_layers(str(path), filters, str(first), usable[first][1])
+            same_layers(printable(path), network.filters, printable(first), most.filters, network.left_out)
         except FsclError as error:
             leave_out(path, error)
             del usable[path]
     if len(usable) < 2:
-        why = "".join(f"; {path}: {reason}" for path, reason in list(left_out.items())[:1])
+        why = "".join(f"; {printable(path)}: {reason}" for path, reason in list(left_out.items())[:1])
         raise FsclError(f"{len(usable)} checkpoint{'s' * (len(usable) != 1)} to compare; it takes at least 2{why}")
     named = dict(zip(_names(list(usable)), usable, strict=True))
-    states = {name: usable[path][0] for name, path in named.items()}
-    return Checkpoints(states, named, list(usable[first][1]), {p: left_out[p] for p in files if p in left_out})
+    not_compared = {layer: why for network in usable.values() for layer, why in network.left_out.items()}
+    return Checkpoints(
+        {name: usable[path].state for name, path in named.items()},
+        named,
+        list(usable[first].filters),
+        {path: left_out[path] for path in files if path in left_out},
+        not_compared,
+    )
 
 
 def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
@@ -97,20 +114,22 @@ def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
     """
     files: list[Path] = []
     for path in (each for given in paths for each in _expanded(given)):
+        try:
+            inside = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
+        except OSError as error:
+            raise FsclError(f"{printable(path)}: {error.strerror}") from error
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if _kind(p) and p.is_file() and not p.name.startswith("."))
+            inside = [p for p in inside if _kind(p) and not p.is_dir() and not p.name.startswith(".")]
             if not inside:
-                raise FsclError(f"{path}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
-            files += inside
-        elif not path.exists():
-            raise FsclError(f"{path}: no such file or folder")
+                raise FsclError(f"{printable(path)}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
+        elif not inside:
+            raise FsclError(f"{printable(path)}: no such file or folder")
         elif not _kind(path):
-            raise FsclError(f"{path}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
-        else:
-            files.append(path)
-    whole = [Path(os.path.abspath(file)) for file in files]
-    if twice := [file for i, file in enumerate(files) if whole[i] in whole[:i]]:
-        raise FsclError(f"{twice[0]}: given twice")
+            raise FsclError(f"{printable(path)}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
+        files += inside
+    counts = Counter(os.path.abspath(file) for file in files)
+    if twice := [file for file in files if counts[os.path.abspath(file)] > 1]:
+        raise FsclError(f"{printable(twice[0])}: given twice")
     return dict(zip(_names(files), files, strict=True))
 
 
@@ -121,23 +140,34 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         FsclError: there is no such file, it is damaged, holds no state of a network, or more than tensors and plain
             values.
     """
-    if not path.is_file():
-        raise FsclError(f"{path}: no such file")
-    found = _read_safetensors(path) if _kind(path) == ".safetensors" else _read_pickle(path)
+    found = read_container(path, safetensors=_kind(path) == ".safetensors")
+    shown = printable(path)
+    has_tensors: dict[int, bool] = {}  # a mapping may be in many others
     nested: Any = found
+    passed: set[int] = set()
     while isinstance(nested, Mapping):
+        if id(nested) in passed:
+            raise FsclError(f"{shown}: not the state of a network, but a mapping that holds itself")
+        passed.add(id(nested))
         inner = [nested[key] for key in NESTED if isinstance(nested.get(key), Mapping)]
         if not inner and not _tensors(nested):  # under a name of its own, if there is but one
-            inner = [value for value in nested.values() if isinstance(value, Mapping) and _tensors(value)]
+            for value in nested.values():
+                if isinstance(value, Mapping) and id(value) not in has_tensors:
+                    has_tensors[id(value)] = bool(_tensors(value))
+            inner = [value for value in nested.values() if has_tensors.get(id(value))]
             inner = inner if len(inner) == 1 else []
         if not inner:
             break
         nested = inner[0]
     state = _tensors(nested) if isinstance(nested, Mapping) else {}
     if not state:
-        keys = f" with {', '.join(map(str, list(found)[:6]))}" if isinstance(found, Mapping) else ""
-        raise FsclError(f"{path}: not the state of a network, but {type(found).__name__}{keys}")
-    return {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}  # torch.compile's, at any depth
+        keys = f" with {printable(', '.join(map(str, list(found)[:6])))[:200]}" if isinstance(found, Mapping) else ""
+        raise FsclError(f"{shown}: not the state of a network, but {type(found).__name__}{keys}")
+    check_claims(path, state)
+    compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}  # at any depth
+    if len(compiled) < len(state):
+        raise FsclError(f"{shown}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
+    return compiled
 
 
 def _expanded(path: Path) -> list[Path]:
@@ -154,104 +184,87 @@ def _names(files: Sequence[Path]) -> list[str]:
     whole = [Path(os.path.abspath(file)) for file in files]
     bare = [p.with_name(p.name[: -len(_kind(p))] or p.name) for p in whole]
     common = Path(os.path.commonpath([p.parent for p in whole])) if whole else Path()
-    for names in (
+    for given in (
         [p.name for p in bare],
         [p.name for p in whole],
         [p.relative_to(common).as_posix() for p in bare],
         [p.relative_to(common).as_posix() for p in whole],
     ):
+        names = list(map(printable, given))
         if len(set(names)) == len(names):
-            break
-    return names
+            return names
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]  # one has what another's escapes look like
 
 
-def _commonest(filters: Mapping[Path, Mapping[str, Tensor]]) -> Path:
+def _commonest(networks: Mapping[Path, _Network]) -> Path:
     """The first of the files whose layers most of them have: one stranger is left out, wherever in the row it is."""
-    kinds = {path: frozenset((n, t.shape) for n, t in found.items()) for path, found in filters.items()}
+    kinds = {path: frozenset((n, t.shape) for n, t in network.filters.items()) for path, network in networks.items()}
     most = Counter(kinds.values()).most_common(1)
     return next((path for path, kind in kinds.items() if kind == most[0][0]), Path())
 
 
-def _usable(path: Path, architecture: "Architecture | None") -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A file's state and its filters, without the prefixes of wrappers."""
-    states = list(_without_prefixes(read_checkpoint(path)))
+def _read_network(path: Path, architecture: "Architecture | None") -> _Network:
+    """A file's network, without the prefixes of wrappers."""
+    states = list(_without_prefixes(effective_state(read_checkpoint(path))))
     if architecture is None:
-        return states[-1], spatial_filters(str(path), states[-1])
-    for state in states:
-        if not architecture.misfit(state):
-            break
-    else:
-        raise FsclError(f"{path}: {architecture.misfit(states[-1])}")
-    found = spatial_filters(str(path), state)
-    return state, {layer: found[layer] for layer in architecture.layers}
+        state = [state for state, whole in states if whole][-1]
+        found = convolutions(printable(path), state)
+        return _Network(state, found.filters, found.left_out)
+    fitting = [state for state, _ in states if not architecture.misfit(state)]
+    if not fitting:
+        # the message is about the prefix with which most fits
+        nearest = max((state for state, _ in states), key=architecture.entries_in_common)
+        raise FsclError(f"{printable(path)}: {architecture.misfit(nearest)}")
+    state = fitting[0]
+    found = convolutions(printable(path), state)
+    filters = {layer: found.filters[layer] for layer in architecture.layers if layer in found.filters}
+    filters |= architecture.computed_filters(state, [n for n in architecture.layers if n not in filters])
+    left_out = {**found.left_out, **architecture.left_out}
+    ordered = {layer: filters[layer] for layer in architecture.layers if layer in filters}
+    return _Network(state, ordered, {layer: why for layer, why in left_out.items() if layer not in filters})
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The state, and what is left of it as prefixes that all its filters have are taken off, one after another."""
-    yield state
+def _without_prefixes(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:
+    """The state, and what is left of it as the prefixes that all its filters have are taken off, one after another.
+
+    Each comes with whether it is still the whole network, for all that is known without its architecture.
+    """
+    whole = True
     while True:
+        yield state, whole
         filters = [key for key, tensor in state.items() if tensor.ndim == 4] or list(state)
-        prefix = next((p for p in PREFIXES if all(key.startswith(p) for key in filters)), None)
-        if prefix is None:
+        prefix = "".join(filters[0].partition(".")[:2])
+        if not prefix.endswith(".") or not all(key.startswith(prefix) for key in filters):
             return
-        # what does not have it is not the network: a loss, or a counter of averaged models
-        state = {key.removeprefix(prefix): t for key, t in state.items() if key.startswith(prefix)}
-        yield state
+        inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+        # of the known wrappers, what has no prefix is a loss, or a counter of averaged models
+        named = all("." in key.removeprefix(prefix) for key in filters)  # a single layer keeps its name
+        whole = whole and (prefix in PREFIXES or (len(inside) == len(state) and named))
+        state = inside
+
+
+def _align(network: _Network, other: _Network) -> None:
+    """Takes off, or puts before all entries, the one prefix by which a network's layers differ from another's."""
+    mine, theirs = ({f"{layer}.weight" for layer in each.filters} for each in (network, other))
+    more, less = _prefix(mine, theirs), _prefix(theirs, mine)
+    if not more and not less:
+        return
+    tables: tuple[dict[str, Any], ...] = (network.state, network.filters, network.left_out)
+    for entries in tables:
+        kept = [(key, entry) for key, entry in entries.items() if f"{key}.".startswith(more)]
+        entries.clear()
+        entries.update((less + key[len(more) :], entry) for key, entry in kept)
+
+
+def _prefix(names: Collection[str], others: Collection[str]) -> str:
+    """What all names have before the others, which else are the same; empty if they are not.
+
+    >>> _prefix({"net.0.weight", "net.2.weight"}, {"0.weight", "2.weight"}), _prefix({"a.0.weight"}, {"2.weight"})
+    ('net.', '')
+    """
+    prefix = min(names).removesuffix(min(others))
+    return prefix if prefix.endswith(".") and {prefix + name for name in others} == set(names) else ""
 
 
 def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
     return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            if (file.metadata() or {}).get("format") == "fscl.AtomBank":
-                raise FsclError(f"{path}: an atom bank, not a checkpoint; see `fscl heatmap`")
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        why = _strange_beginning(path) or str(error)
-        raise FsclError(f"{path}: damaged or truncated, not readable as safetensors ({why})") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            # mapped, so that an optimizer's state beside the network is not read; only the newer format allows it
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise FsclError(
-                f"{path}: holds {refused[1]}, which is not loaded, for that could run code; save the state alone, with "
-                "torch.save(model.state_dict(), ...)"
-            ) from error
-        raise _damaged(path, error) from error
-    except Exception as error:  # a damaged file can fail anywhere in the unpickler
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> FsclError:
-    # torch says much else besides when it refuses a pickle
-    text = re.sub(r".*?WeightsUnpickler error:|PytorchStreamReader", "", str(error), count=1, flags=re.DOTALL).strip()
-    reason = text.splitlines()[0].split(". ")[0] if re.search("[a-z]", text) else type(error).__name__
-    why = _strange_beginning(path) or reason[:120]
-    return FsclError(f"{path}: damaged or truncated, or not a checkpoint of torch.save ({why})")
-
-
-def _strange_beginning(path: Path) -> str:
-    """What a file is that could not be read, where its first bytes tell; in a phrase."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(100)
-    except OSError:
-        return ""
-    if not head:
-        return "the file is empty"
-    if head.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS in the place of the file, which `git lfs pull` fetches"
-    if head[0] == 0x80 and head[1:2] > b"\2":  # torch.save writes protocol 2, if it does not write a zip archive
-        return "a plain pickle, which is not loaded, for that could run code"
-    line = head.strip().split(b"\n")[0].strip()
-    text = line.isascii() and line.decode("ascii").isprintable() and len(line) > 3
-    return f"it begins with the text {line[:40].decode('ascii')!r}" if text else ""

@@ -23,6 +23,7 @@ from fscl.suite.options import (
 )
 from fscl.suite.stopping import STOPPED, ToldToStop, told_to_stop
 from fscl.suite.tune_command import tune
+from fscl.text import printable
 
 if TYPE_CHECKING:
     from fscl.suite.sweep import Engine
@@ -222,7 +223,7 @@ def similarity(
     """Compare fine-tuned checkpoints by their filters: which are alike, and which share a start. No data is needed.
 
     Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
-    are left out.
+    are not compared. Other convolutions that cannot be compared are named, and then the numbers are not trusted.
     """
     from rich.console import Console
 
@@ -246,11 +247,12 @@ def similarity(
     from fscl.atoms.joint import joint_decompose
 
     with Console(stderr=True).status(f"Comparing {len(found.states)} checkpoints ..."):
-        compared = compare(joint_decompose(found.states, atoms, found.layers), metric, aggregate)
+        joint = joint_decompose(found.states, atoms, found.layers)
+        compared = compare(joint, metric, aggregate, found.not_compared)
     more = {
         "arch": arch,
-        "files": {name: str(path) for name, path in found.files.items()},
-        "left_out": {str(path): reason for path, reason in found.left_out.items()},
+        "files": {name: printable(path) for name, path in found.files.items()},
+        "left_out": {printable(path): reason for path, reason in found.left_out.items()},
     }
     written = write_comparison(compared, out, more)
     note = ""
@@ -260,8 +262,8 @@ def similarity(
     for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
         typer.echo(line)
     for path, reason in found.left_out.items():
-        typer.echo(f"left out: {path}: {' '.join(reason.split())}", err=True)
-    typer.echo(f"-> {', '.join(map(str, [*written, *([bank] if bank else [])]))}")
+        typer.echo(f"left out: {printable(path)}: {' '.join(reason.split())}", err=True)
+    typer.echo(f"-> {', '.join(map(printable, [*written, *([bank] if bank else [])]))}")
 
 
 @app.command()

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 import fscl
+from fscl.atoms.convolutions import LeftOut
 from fscl.atoms.joint import JointDecomposition
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically, written_together
@@ -23,6 +24,7 @@ from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
+from fscl.text import csv_cell, printable
 
 __all__ = [
     "SHARED_START",
@@ -81,6 +83,7 @@ class Comparison:
         share: of the filters' energy, what ``num_atoms`` atoms explain; near 1 where all share a start.
         related: how far each two share coefficients, (T, T); :meth:`JointDecomposition.relatedness`.
         groups: networks that share a start, in the order of their first members.
+        not_compared: spatial convolutions that could not be compared, and why.
     """
 
     joint: JointDecomposition
@@ -91,26 +94,43 @@ class Comparison:
     share: float
     related: Array
     groups: list[Group]
+    not_compared: Mapping[str, LeftOut] = field(default_factory=dict)
+
+    @property
+    def compared_share(self) -> float:
+        """The share of a network's spatial filters, by values, that was compared."""
+        compared = sum(stack.rows * stack.pixels for stack in self.joint.filters.values())
+        return compared / (compared + sum(why.values for why in self.not_compared.values()))
 
     @property
     def trusted(self) -> bool:
         """Whether all the numbers may be compared with one another."""
-        return len(self.groups) == 1 and self.groups[0].least >= WELL_EXPLAINED
+        return len(self.groups) == 1 and self.groups[0].least >= WELL_EXPLAINED and not self.not_compared
 
     @property
     def verdict(self) -> str:
         """The same in words."""
-        explain = f"{self.num_atoms} atoms explain {percent(self.share)} of their filters"
+        text = (
+            f"these networks share a start, and {self.num_atoms} atoms explain {percent(self.share)} of their filters"
+        )
         if self.trusted:
-            return f"trusted: these networks share a start, and {explain}"
-        if len(self.groups) == 1:
+            return f"trusted: {text}"
+        if len(self.groups) > 1:
+            text = self._of_several_starts(explain)
+        elif self.groups[0].least < WELL_EXPLAINED:
             worst = self.joint.names[int(self.joint.shares.argmin())]
-            little = f"as little as {percent(self.groups[0].least)} in {worst}"
-            return (
-                f"to be read with care: these networks share a start, but {explain}, {little}; "
-                "more explain more (--atoms)"
+            text = text.replace(", and", ", but")
+            text += f", as little as {percent(self.groups[0].least)} in {worst}; more explain more (--atoms)"
+        if self.not_compared:
+            missing, layers = len(self.not_compared), len(self.joint.layers) + len(self.not_compared)
+            text += (
+                f"; {missing} of {layers} spatial convolutions could not be compared, so that all this is about "
+                f"{percent(self.compared_share)} of the filters"
             )
-        text = f"not to be trusted as a whole: these networks do not share a start, and {explain}"
+        return f"{'not to be trusted as a whole' if len(self.groups) > 1 else 'to be read with care'}: {text}"
+
+    def _of_several_starts(self, explain: str) -> str:
+        text = f"these networks do not share a start, and {explain}"
         if len(self.groups) == len(self.joint.names):
             return f"{text}; no two of them are related, and their similarities say no more than that"
         well = all(group.least >= WELL_EXPLAINED for group in self.groups)
@@ -138,6 +158,12 @@ class Comparison:
             "aggregate": self.aggregate,
             "matrix": self.matrix.tolist(),
             "verdict": {"trusted": self.trusted, "text": self.verdict},
+            "layers": {
+                "compared": list(joint.layers),
+                "not_compared": {layer: why.reason for layer, why in self.not_compared.items()},
+                "compared_share": self.compared_share,
+                "pointwise": list(joint.pointwise),
+            },
             "groups": [
                 {"members": list(g.members), "explained": g.share, "explained_least": g.least} for g in self.groups
             ],
@@ -154,12 +180,22 @@ class Comparison:
         }
 
 
-def compare(joint: JointDecomposition, metric: str = "cosine", aggregate: str = "mean") -> Comparison:
+def compare(
+    joint: JointDecomposition,
+    metric: str = "cosine",
+    aggregate: str = "mean",
+    not_compared: Mapping[str, LeftOut] | None = None,
+) -> Comparison:
     """Compares networks by their atoms, with as many of them for each start as the decomposition has.
 
     Networks of one start have the coefficients of one network, or nearly. Where there are several starts, coefficients
     that are shared out among them explain a part of each and compare the rest with nothing: so the networks are
     compared over ``num_atoms`` coefficients for each group that is found.
+
+    Args:
+        joint: the networks over coefficients that they share.
+        metric, aggregate: see :func:`fscl.similarity.similarity_matrix`.
+        not_compared: spatial convolutions that are no part of it, and why; by default those that it left out.
 
     Raises:
         FsclError: the metric or the aggregate is unknown, or does not apply.
@@ -174,15 +210,17 @@ def compare(joint: JointDecomposition, metric: str = "cosine", aggregate: str = 
         ([('a', 'b'), ('c',)], False, 'b')
     """
     related = joint.relatedness().numpy()
-    groups = find_groups(related, joint.names)
-    if len(groups) == 1:
-        compared, fits = joint, [joint]
-    else:
-        compared = joint.refit(joint.num_atoms * len(groups))
-        fits = [joint.refit(names=members) for members in groups]
+    members = find_groups(related, joint.names)
+    compared = joint if len(members) == 1 else joint.refit(joint.num_atoms * len(members))
+    groups = []
+    for names in members:  # each of which is let go before the next
+        fit = joint if len(members) == 1 else joint.refit(names=names)
+        groups.append(Group(names, fit.share, float(fit.shares.min())))
     matrix = similarity_matrix(compared, metric=metric, aggregate=aggregate).double().numpy()
-    found = [Group(members, fit.share, float(fit.shares.min())) for members, fit in zip(groups, fits, strict=True)]
-    return Comparison(compared, matrix, metric, aggregate, joint.num_atoms, joint.share, related, found)
+    left_out = joint.left_out if not_compared is None else not_compared
+    return Comparison(
+        compared, matrix, metric, aggregate, joint.num_atoms, joint.share, related, groups, dict(left_out)
+    )
 
 
 def check_measure(metric: str, aggregate: str) -> None:
@@ -216,8 +254,9 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
     names = found.joint.names
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerow(["", *names])
-    table.writerows([name, *map(repr, row)] for name, row in zip(names, found.matrix.tolist(), strict=True))
+    cells = [csv_cell(printable(name)) for name in names]
+    table.writerow(["", *cells])
+    table.writerows([cell, *map(repr, row)] for cell, row in zip(cells, found.matrix.tolist(), strict=True))
     data = json.dumps({**found.as_data(), **more}, indent=1)
     label = similarity_label(found.metric, found.aggregate)
     # unrelated networks differ by chance alone, which should not fill the range of colours
@@ -257,6 +296,7 @@ def lines(found: Comparison) -> list[str]:
         "",
         f"{len(names)} checkpoints, {len(joint.layers)} layers, {found.metric} ({found.aggregate} over layers) of "
         f"{joint.num_atoms} atoms{of_each}",
+        *_not_compared(found),
         found.verdict[0].upper() + found.verdict[1:],
     ]
     for number, group in enumerate(found.groups if several else [], 1):
@@ -267,6 +307,20 @@ def lines(found: Comparison) -> list[str]:
             if group.least < WELL_EXPLAINED:
                 explained += f", as little as {percent(group.least)} in one"
             said.append(f"  group {number}: {', '.join(shown)}{rest} ({explained})")
+    return said
+
+
+def _not_compared(found: Comparison) -> list[str]:
+    """A line for each kind of layer that is left out of the comparison."""
+    said = []
+    if count := len(found.joint.pointwise):
+        said.append(f"Not compared: {count} convolution{'s' * (count > 1)} of 1x1, which have no spatial part")
+    layers: dict[str, list[str]] = {}
+    for layer, (reason, _) in found.not_compared.items():
+        layers.setdefault(reason.replace(layer, "..."), []).append(layer)
+    for reason, names in layers.items():
+        rest = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        said.append(printable(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
     return said
 
 
