@@ -167,7 +167,7 @@ def _hindrance(key: str, tensor: Tensor, beside: str) -> str:
 def _of_module(name: str, model: nn.Module) -> Convolutions:
     """Those of a module, which tells more than its state: other forward passes, and any parametrisation's weight."""
     for layer, module in model.named_modules():
-        if any(isinstance(p, nn.parameter.UninitializedTensorMixin) for p in module._parameters.values()):
+        if any(nn.parameter.is_lazy(parameter) for parameter in module._parameters.values()):
             raise FsclError(f"{name}: {layer} is lazy and has no filters yet; run the model once")
     modules = dict(model.named_modules())
     again = {n for n, _ in model.named_modules(remove_duplicate=False)} - modules.keys()  # used twice under two names

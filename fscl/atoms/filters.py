@@ -10,6 +10,8 @@ from torch import Tensor, nn
 __all__ = ["LayerFilters"]
 
 _CHUNK_VALUES = 2**21  # float64 values of a tall matrix that are held at a time: 16 MiB
+_WHOLE = 2048  # rows and columns of the largest matrix of inner products that is held whole: 32 MiB
+_KRYLOV = 400  # columns, or three blocks, of the space in which leading vectors of a larger one are looked for
 _ROUNDING = 1e-7  # singular values below this share of the largest are rounding of float32 filters
 
 
@@ -72,14 +74,21 @@ class LayerFilters:
         there, so what is below 1e-7 is left out, as is what rounding has made up of nothing: a vector of another length
         than its value promised. The others, orthonormal only to about 1e-2 near that limit, are made orthonormal to
         float64 precision in a second step.
+
+        Of hundreds of networks neither is held. Where rows are few, their inner products are; else the leading vectors
+        are found in a block Krylov space, which is exact as far as the values that follow are smaller.
         """
         wide = len(self.filters) * self.pixels
-        if self.rows <= wide:
+        if self.rows <= wide <= _WHOLE:
             vectors, values, _ = torch.linalg.svd(torch.cat(list(self._chunks())), full_matrices=False)
             vectors = vectors[:, : min(size, int((values > _ROUNDING * values[0]).sum()))]
+        elif self.rows <= _WHOLE < wide:
+            squares, vectors = torch.linalg.eigh(self._outer())
+            squares, vectors = squares.flip(0), vectors.flip(1)
+            rounding = self.rows * torch.finfo(torch.float64).eps  # which is above _ROUNDING squared
+            vectors = vectors[:, : min(size, int((squares > rounding * squares[0]).sum()))]
         else:
-            squares, right = torch.linalg.eigh(self.gram.reshape(wide, wide))
-            squares, right = squares.flip(0), right.flip(1)
+            squares, right = self._right_vectors(size)
             keep = min(size, int((squares > _ROUNDING**2 * squares[0].clamp(min=0)).sum()))
             right = right[:, :keep] / squares[:keep].sqrt()
             vectors = torch.cat([part @ right for part in self._chunks()])
@@ -104,16 +113,74 @@ class LayerFilters:
             Both (T, T), symmetric (the mean of both directions). By chance, filters of n rows have the share k / n of
             their energy in a span of k dimensions. Where one of two networks' filters are all zero, both are 1.
         """
-        count, gram = len(self.filters), self.gram
-        values, vectors = torch.linalg.eigh(gram.diagonal(dim1=0, dim2=2).permute(2, 0, 1))
+        count = len(self.filters)
+        values, vectors = torch.linalg.eigh(self._own_gram())
         real = values > 1e-10 * values[:, -1:].clamp(min=1e-300)  # what is 1e-5 of the largest spans nothing of note
         whiten = vectors * (torch.where(real, values, 1.0).rsqrt() * real)[:, None]
-        share = torch.stack([(whiten[s].mT @ gram[s].flatten(1)).square().sum(0) for s in range(count)])
-        share = share.unflatten(1, (count, self.pixels)).sum(2)
+        share = torch.empty(count, count, dtype=torch.float64)
+        for start, gram in self._gram_rows():
+            for s, inner in enumerate(gram, start):
+                share[s] = (whiten[s].mT @ inner.flatten(1)).square().sum(0).unflatten(0, (count, self.pixels)).sum(1)
         chance = (real.sum(1) / self.rows).double().clamp(max=1)[:, None].expand(count, count)
         empty = (self.norms == 0)[:, None] | (self.norms == 0)
         share, chance = (torch.where(empty, 1.0, (m + m.mT) / 2).clamp(max=1) for m in (share, chance))
         return share, chance
+
+    def _right_vectors(self, size: int) -> tuple[Tensor, Tensor]:
+        """Squared singular values and right singular vectors (T * k, m), the largest first; at least ``size``."""
+        wide = len(self.filters) * self.pixels
+        width = size + 8
+        if wide <= _WHOLE or 3 * width > wide:
+            squares, right = torch.linalg.eigh(self.gram.reshape(wide, wide))
+            return squares.flip(0), right.flip(1)
+        start = torch.randn(wide, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+        block = torch.linalg.qr(start)[0]
+        space, images = torch.empty(2, wide, 0, dtype=torch.float64)
+        for _ in range(max(3, _KRYLOV // width)):
+            image = sum((part.mT @ (part @ block) for part in self._chunks()), torch.zeros_like(block))
+            space, images = torch.cat([space, block], 1), torch.cat([images, image], 1)
+            for _ in range(2):  # once leaves rounding
+                image = image - space @ (space.mT @ image)
+            block, lengths = torch.linalg.qr(image)
+            block = block[:, lengths.diagonal().abs() > _ROUNDING**2 * images.norm()]
+            if not block.shape[1]:  # nothing is outside of the space
+                break
+        squares, turns = torch.linalg.eigh(space.mT @ images)
+        return squares.flip(0), space @ turns.flip(1)
+
+    def _outer(self) -> Tensor:
+        """Inner products of all rows of the unit-norm matrices side by side, (n, n) float64."""
+        total = torch.zeros(self.rows, self.rows, dtype=torch.float64)
+        for part in self._blocks(max(1, _CHUNK_VALUES // (self.rows * self.pixels))):
+            total.addmm_(part, part.mT)
+        return total
+
+    def _own_gram(self) -> Tensor:
+        """Inner products of each network's own columns, (T, k, k) float64."""
+        if "gram" in self.__dict__:
+            return self.gram.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return torch.stack([part.mT @ part for part in self._blocks(1)])
+
+    def _gram_rows(self) -> Iterator[tuple[int, Tensor]]:
+        """The inner products of some networks' columns with all, (some, k, T, k) float64, and the first of them."""
+        count, pixels = len(self.filters), self.pixels
+        if count * pixels <= _WHOLE:
+            yield 0, self.gram
+            return
+        some = max(1, _WHOLE**2 // (count * pixels**2))
+        for start in range(0, count, some):
+            columns = slice(start * pixels, (start + some) * pixels)
+            total = torch.zeros(min(some, count - start) * pixels, count * pixels, dtype=torch.float64)
+            for part in self._chunks():
+                total.addmm_(part[:, columns].mT, part)
+            yield start, total.view(-1, pixels, count, pixels)
+
+    def _blocks(self, some: int) -> Iterator[Tensor]:
+        """The unit-norm matrices of some networks after another, side by side, (n, some * k) float64."""
+        scale = [norm or 1.0 for norm in self.norms.tolist()]
+        for start in range(0, len(self.filters), some):
+            part = zip(self.filters[start : start + some], scale[start : start + some], strict=True)
+            yield torch.cat([w.reshape(self.rows, self.pixels).to("cpu", torch.float64) / s for w, s in part], 1)
 
     @property
     def _height(self) -> int:

@@ -110,9 +110,8 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """The same in words."""
-        text = (
-            f"these networks share a start, and {self.num_atoms} atoms explain {percent(self.share)} of their filters"
-        )
+        explain = f"{self.num_atoms} atoms explain {percent(self.share)} of their filters"
+        text = f"these networks share a start, and {explain}"
         if self.trusted:
             return f"trusted: {text}"
         if len(self.groups) > 1:
