@@ -12,16 +12,18 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from numpy.typing import ArrayLike
-from scipy.cluster.hierarchy import dendrogram, linkage
+from numpy.typing import ArrayLike, NDArray
+from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from fscl.errors import FsclError
 from fscl.plots.figures import INK, style
 from fscl.plots.heatmaps import decimals, similarity_heatmap
+from fscl.text import printable
 
 __all__ = ["clustered_heatmap", "short_names"]
 
+ORDERED = 300  # the most things of which neighbours are made as alike as can be, which takes the cube of their number
 SAME = 5e-7  # 1 - similarity below which two things are copies: atoms are kept in float32
 
 
@@ -50,9 +52,8 @@ def clustered_heatmap(
         )
     distance = 1 - (matrix + matrix.T) / 2
     np.fill_diagonal(distance, 0)
-    tree = linkage(squareform(distance.clip(min=0), checks=False), "average", optimal_ordering=True)
-    drawn = dendrogram(tree, no_plot=True)
-    order = drawn["leaves"]
+    tree = linkage(squareform(distance.clip(min=0), checks=False), "average", optimal_ordering=len(names) <= ORDERED)
+    order = leaves_list(tree).tolist()
     short = short_names(names)
     shown = matrix[np.ix_(order, order)]
     axes = similarity_heatmap(shown, [short[i] for i in order], limits=limits, label=label)
@@ -60,7 +61,7 @@ def clustered_heatmap(
     assert isinstance(figure, Figure)  # the axes are not in a part of one
     with style():
         axes.set(xlabel="", ylabel="")
-        _draw_tree(axes, figure, drawn["icoord"], drawn["dcoord"])
+        _draw_tree(axes, figure, *_brackets(tree, order))
         if groups is not None and 1 < len(set(groups)) < len(names):  # else there is nothing to tell apart
             _outline(axes, [groups[i] for i in order])
     return figure
@@ -77,8 +78,9 @@ def short_names(names: Sequence[str], width: int = 18) -> list[str]:
     >>> short_names(["unpronounceable_appearances", "indistinguishable_differences"])
     ['unpro…_appearances', 'indis…_differences']
     """
+    names = [printable(name) for name in names]
     if max(map(len, names), default=0) <= width:
-        return list(names)
+        return names
     words = [_words(name) for name in names]
     least = min(map(len, words)) - 1
     start = next((i for i in range(least) if len({w[i] for w in words}) > 1), least)
@@ -109,11 +111,28 @@ def _without_common_words(name: str, width: int, counts: Counter[str]) -> str:
     return name
 
 
-def _draw_tree(axes: Axes, figure: Figure, across: Sequence[Sequence[float]], up: Sequence[Sequence[float]]) -> None:
+def _brackets(tree: NDArray[np.float64], order: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Where each join is drawn, in columns and in heights: up, across and down again.
+
+    SciPy's own ``dendrogram`` fails where a thousand things join one after another.
+    """
+    count = len(order)
+    middle, height = np.zeros(count + len(tree)), np.zeros(count + len(tree))
+    middle[np.asarray(order)] = np.arange(count) + 0.5
+    across, up = [], []
+    for join, (one, other, distance, _) in enumerate(tree, count):
+        left, right = sorted((int(one), int(other)), key=middle.__getitem__)
+        across.append([middle[left], middle[left], middle[right], middle[right]])
+        up.append([height[left], distance, distance, height[right]])
+        middle[join], height[join] = (middle[left] + middle[right]) / 2, distance
+    return np.array(across), np.array(up)
+
+
+def _draw_tree(axes: Axes, figure: Figure, across: NDArray[np.float64], up: NDArray[np.float64]) -> None:
     """On top of the heatmap, as wide as it is: an inset stays so whatever the layout does to the heatmap."""
     inches = figure.get_size_inches()[1]
     tree = axes.inset_axes((0, 1.01, 1, 0.75 / (0.7 * inches)), sharex=axes)
-    joins = [max(y) for y in up]
+    joins = up.max(1).tolist()
     top, least = max(joins) or 1.0, min((y for y in joins if y > SAME), default=1.0)
     if top > 30 * least:
         tree.set_yscale("log")
@@ -125,7 +144,7 @@ def _draw_tree(axes: Axes, figure: Figure, across: Sequence[Sequence[float]], up
         ticks = {top: f"{1 - top:z.{decimals(1 - top, 1)}f}"}
     if floor == 0 or min(joins) <= SAME:
         ticks[floor] = "1"
-    lines = [list(zip(np.divide(x, 10), np.clip(y, floor, None), strict=True)) for x, y in zip(across, up, strict=True)]
+    lines = list(np.stack([across, up.clip(floor)], 2))
     tree.add_collection(LineCollection(lines, colors=INK, linewidths=0.8, capstyle="projecting"))
     tree.set_ylim(floor, ceiling)
     tree.set_yticks(list(ticks), list(ticks.values()))

@@ -1,11 +1,17 @@
-"""What all figures share: ink, fonts, colours, short names; and a figure as a PNG file or as inline SVG."""
+"""What all figures share: ink, fonts, colours, short names; and a figure as a PNG file or as inline SVG.
+
+Names come from outside. They are drawn as plain text, never as formulas, in whichever installed font has their letters.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import re
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +21,11 @@ from markupsafe import escape
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.text import Text
 
 from fscl.files import write_atomically
+from fscl.text import printable
 
 __all__ = [
     "INK",
@@ -26,9 +35,11 @@ __all__ = [
     "inline_svg",
     "learner_palette",
     "new_axes",
+    "new_figure",
     "palette",
     "quiet_grid",
     "save_png",
+    "some_of",
     "style",
 ]
 
@@ -54,13 +65,80 @@ STYLE: dict[str, Any] = {
     "legend.frameon": False,
     "axes.unicode_minus": True,
     "svg.fonttype": "none",
+    "text.parse_math": False,
+    "text.usetex": False,
 }
 
 
-def style(**extra: Any) -> AbstractContextManager[None]:
+@contextmanager
+def style(**extra: Any) -> Iterator[None]:
     """Draw inside this; it leaves the user's own settings as they were."""
     settings: Any = {**STYLE, **extra}
-    return mpl.rc_context(settings)
+    with mpl.rc_context(settings), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # said once, by _NamedFigure
+        yield
+
+
+class _NamedFigure(Figure):
+    """Is drawn in our style wherever it is drawn, with fonts that have the letters of all names."""
+
+    def draw(self, renderer: Any) -> None:
+        with style():
+            for text in self.findobj(Text):
+                assert isinstance(text, Text)
+                _choose_fonts(text)
+            super().draw(renderer)
+
+
+def _choose_fonts(text: Text) -> None:
+    """Adds to a text's fonts those that have what its first lacks; says once which letters no font has."""
+    if text.get_text().isascii():
+        return
+    lacking = _lacking("".join(sorted(set(text.get_text()))), findfont(text.get_fontproperties()))
+    if not lacking:
+        return
+    families, unknown = _fallback(lacking)
+    text.set_fontfamily([*dict.fromkeys([*text.get_fontfamily(), *families])])
+    if unknown:
+        _say_unknown(unknown)
+
+
+@cache
+def _lacking(letters: str, font: str) -> str:
+    known = get_font(font)
+    return "".join(c for c in letters if not (c.isspace() or known.get_char_index(ord(c))))
+
+
+@cache
+def _fallback(letters: str) -> tuple[list[str], str]:
+    """Installed families that have the letters, and the letters that none has."""
+    families: list[str] = []
+    for entry in fontManager.ttflist:
+        # the last resort has a box for every letter
+        if not letters or entry.style != "normal" or "LastResort" in entry.name.replace(" ", ""):
+            continue
+        try:
+            left = _lacking(letters, entry.fname)
+        except (OSError, RuntimeError):  # gone since Matplotlib looked for fonts, or none that it can read
+            continue
+        if left != letters and findfont(FontProperties(family=[entry.name])) == entry.fname:
+            families.append(entry.name)
+            letters = left
+    return families, letters
+
+
+_unknown_said: list[str] = []
+
+
+def _say_unknown(letters: str) -> None:
+    if not _unknown_said:
+        _unknown_said.append(letters)
+        logging.getLogger(__name__).warning(
+            "Figures show boxes for letters that no installed font has (%s%s); a font that has them would do, such as "
+            "Noto Sans or Noto Sans CJK",
+            letters[:8],
+            " ..." * (len(letters) > 8),
+        )
 
 
 def abbreviate(name: str, width: int = 18) -> str:
@@ -71,6 +149,7 @@ def abbreviate(name: str, width: int = 18) -> str:
     >>> abbreviate("aquarium fish with very long fins", 14)
     'aquarium fish…'
     """
+    name = printable(name)
     if len(name) <= width:
         return name
     parts = name.split(", ")
@@ -96,8 +175,22 @@ def learner_palette(labels: Iterable[str], bounds: Collection[str] = ()) -> dict
     return {name: to_rgb("grey") for name in names} | palette([name for name in names if name not in bounds])
 
 
+def some_of(count: int, most: int) -> list[int]:
+    """Places of at most so many of a row of things, at equal distances from the first on.
+
+    >>> some_of(3, 10), some_of(1000, 4)
+    ([0, 1, 2], [0, 250, 500, 750])
+    """
+    return list(range(0, count, max(1, -(-count // most))))
+
+
+def new_figure(size: tuple[float, float]) -> Figure:
+    """A figure whose texts may hold any names."""
+    return _NamedFigure(figsize=size, layout="constrained")
+
+
 def new_axes(size: tuple[float, float]) -> Axes:
-    return Figure(figsize=size, layout="constrained").subplots()
+    return new_figure(size).subplots()
 
 
 def quiet_grid(axes: Axes) -> None:

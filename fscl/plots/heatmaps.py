@@ -8,7 +8,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -16,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from fscl.errors import FsclError
-from fscl.plots.figures import INK, abbreviate, new_axes, style
+from fscl.plots.figures import INK, abbreviate, new_axes, new_figure, some_of, style
 
 __all__ = [
     "accuracy_heatmap",
@@ -31,6 +30,9 @@ __all__ = [
 UNSEEN = (0.5, 0.5, 0.5, 0.14)
 DIAGONAL = (0.5, 0.5, 0.5, 0.42)
 ANNOTATE_UP_TO = 12
+NAMED = 100  # the most names on an axis; of more things, names stand at equal distances
+PANELS = 48  # the most layers that are drawn beside each other
+PIXELS = 250  # the most cells of a panel on each side
 OVER_LAYERS = {
     "product": "product over layers of squares",
     "mean": "mean over layers",
@@ -98,7 +100,8 @@ def similarity_heatmap(
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
     limits = limits or similarity_limits(matrix)
     places = decimals(*limits, most=6 if len(matrix) <= 5 else 4)  # as many as cells have room for
-    texts = [[_written(value, places) for value in row] for row in matrix.tolist()]
+    few = matrix[:ANNOTATE_UP_TO, :ANNOTATE_UP_TO] if len(matrix) <= ANNOTATE_UP_TO else matrix[:0]
+    texts = [[_written(value, places) for value in row] for row in few.tolist()]
     axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax)
     axes.set_xlabel("task")
     axes.set_ylabel("task")
@@ -139,33 +142,53 @@ def similarity_by_layer(
     if stack.ndim != 3 or len(stack) != len(layers):
         raise FsclError(f"similarity by layer has shape {stack.shape}; {len(layers)} layers need (L, T, T)")
     limits = similarity_limits(stack)
-    columns = min(columns, len(layers))
-    rows = math.ceil(len(layers) / columns)
+    drawn = some_of(len(layers), PANELS)
+    columns = min(columns if len(drawn) <= 20 else 8, len(drawn))
+    rows = math.ceil(len(drawn) / columns)
     with style():
-        figure = Figure(figsize=(1.75 * columns + 0.8, 1.95 * rows + 0.15), layout="constrained")
+        figure = new_figure((1.75 * columns + 0.8, 1.95 * rows + 0.15))
         grid = figure.subplots(rows, columns, squeeze=False)
         cmap = _colours("flare", DIAGONAL)
         shown = len(names) if len(names) <= 6 else 4
         ticks = np.linspace(0, len(names) - 1, shown).round().astype(int)
         mesh: Any = None
         for position, axes in enumerate(grid.flat):
-            if position >= len(layers):
+            if position >= len(drawn):
                 axes.set_visible(False)
                 continue
-            matrix = _square(stack[position], names)
+            matrix = _square(stack[drawn[position]], names)
+            hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
+            means, edge = _pooled(matrix, hidden)
+            around = (-0.5, len(means) * edge - 0.5)
             mesh = axes.imshow(
-                np.ma.masked_array(matrix, np.eye(len(matrix), dtype=bool) | np.isnan(matrix)),
-                cmap=cmap, vmin=limits[0], vmax=limits[1], interpolation="nearest",
-            )  # fmt: skip
-            axes.set_title(abbreviate(layers[position], 20))
+                means,
+                cmap=cmap,
+                vmin=limits[0],
+                vmax=limits[1],
+                interpolation="nearest",
+                extent=(*around, *around[::-1]),
+            )
+            axes.set_title(abbreviate(layers[drawn[position]], 20))
             axes.set_xticks(ticks, [str(t + 1) for t in ticks])
             axes.set_yticks(ticks, [str(t + 1) for t in ticks] if position % columns == 0 else [])
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
         bar = figure.colorbar(mesh, ax=list(grid.flat), shrink=0.9 if rows == 1 else 0.6, aspect=22)
         _plain(bar, label)
-        figure.supxlabel("task, in the order learned", fontsize=9)
+        some = f" ({len(drawn)} of {len(layers)} layers)" if len(drawn) < len(layers) else ""
+        figure.supxlabel(f"task, in the order learned{some}", fontsize=9)
     return figure
+
+
+def _pooled(matrix: Array, hidden: NDArray[np.bool_]) -> tuple[np.ma.MaskedArray[Any, Any], int]:
+    """Means of square blocks of what is not hidden, so many that a small panel can show them; and their edge."""
+    edge = -(-len(matrix) // PIXELS)
+    starts = np.arange(0, len(matrix), edge)
+    total, count = (
+        np.add.reduceat(np.add.reduceat(values, starts, 0), starts, 1)
+        for values in (np.where(hidden, 0.0, matrix), (~hidden).astype(np.float64))
+    )
+    return np.ma.masked_array(total / np.maximum(count, 1), count == 0), edge
 
 
 def _heatmap(
@@ -179,28 +202,30 @@ def _heatmap(
     ax: Axes | None,
 ) -> Axes:
     count = len(matrix)
-    short = [abbreviate(name) for name in names]
-    written: Any = count <= ANNOTATE_UP_TO
-    if written and texts is not None:
-        written = np.array(texts)
     with style():
-        side = max(3.9, 2.3 + 0.2 * count) if count <= 16 else max(5.6, 2.2 + 0.14 * count)
+        side = max(3.9, 2.3 + 0.2 * count) if count <= 16 else max(5.6, 2.2 + 0.14 * min(count, NAMED))
         axes = ax if ax is not None else new_axes((side + 0.5, side))
-        sns.heatmap(
-            matrix, mask=hidden, cmap=colours, vmin=limits[0], vmax=limits[1], square=True, ax=axes,
-            xticklabels=short, yticklabels=short, annot=written, fmt=".0f" if texts is None else "",
-            annot_kws={"fontsize": 8 if count <= 8 else 6.5 if count <= 10 else 5.8}, rasterized=True,
-            cbar_kws={"shrink": 0.75, "aspect": 22, "pad": 0.03},
-        )  # fmt: skip
-        for cell in axes.texts:  # seaborn's choice is white, also where that is hard to read
-            column, row = (int(place) for place in cell.get_position())
-            colour = colours((matrix[row, column] - limits[0]) / max(limits[1] - limits[0], 1e-12))
-            cell.set_color("white" if _luminance(colour) < EVEN else INK)
-        size = 8.0 if count <= 12 else 6.5
+        shown = np.ma.masked_array(matrix, hidden)
+        mesh = axes.pcolormesh(shown, cmap=colours, vmin=limits[0], vmax=limits[1], rasterized=True)
+        axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
+        axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        axes.set_xticks(axes.get_xticks(), short, rotation=45, ha="right", rotation_mode="anchor", fontsize=size)
-        axes.set_yticks(axes.get_yticks(), short, rotation=0, fontsize=size)
-        _plain(axes.collections[0].colorbar, label)
+        places = some_of(count, NAMED)
+        short = [abbreviate(names[place]) for place in places]
+        font: Any = {"fontsize": 8.0 if count <= 12 else 6.5, "parse_math": False}
+        centres = [place + 0.5 for place in places]
+        axes.set_xticks(centres, short, rotation=45, ha="right", rotation_mode="anchor", **font)
+        axes.set_yticks(centres, short, rotation=0, **font)
+        for row, column in zip(*np.nonzero(~hidden), strict=True) if count <= ANNOTATE_UP_TO else ():
+            value = matrix[row, column]
+            under = colours((value - limits[0]) / max(limits[1] - limits[0], 1e-12))
+            axes.text(
+                column + 0.5, row + 0.5, f"{value:.0f}" if texts is None else texts[row][column],
+                ha="center", va="center", fontsize=8 if count <= 8 else 6.5 if count <= 10 else 5.8,
+                color="white" if _luminance(under) < EVEN else INK,
+            )  # fmt: skip
+        bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.75, aspect=22, pad=0.03)
+        _plain(bar, label)
     return axes
 
 
