@@ -6,12 +6,14 @@ its last reference. All ink has one colour, ``figures.INK``, so that an inline S
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -19,7 +21,17 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from numpy.typing import ArrayLike
 
 from fscl.errors import FsclError
-from fscl.plots.figures import INK, MARKERS, abbreviate, learner_palette, new_axes, quiet_grid, style
+from fscl.plots.figures import (
+    INK,
+    MARKERS,
+    abbreviate,
+    learner_palette,
+    new_axes,
+    new_figure,
+    quiet_grid,
+    some_of,
+    style,
+)
 
 __all__ = [
     "accuracy_over_time",
@@ -30,6 +42,10 @@ __all__ = [
 ]
 
 MANY = 8  # the most curves that have bands
+NAMED = 40  # the most curves, or dots, that are all named
+FRONT = 12  # the most names among more dots than that
+TALLEST = 24.0  # inches of all rows of a forest
+PANELS = 24  # the most learners that have a panel each
 Answer = tuple[float, float, float, float]
 
 
@@ -58,19 +74,22 @@ def scatter_correlation(
         labels = list(dict.fromkeys(which.tolist()))
         # Shades of one hue stay apart by lightness for every kind of colour vision.
         rgb = np.array(to_rgb(base))
-        shades = sns.blend_palette([0.6 * rgb, 0.5 + 0.5 * rgb], len(labels)) if len(labels) > 1 else [base]
-        for position, label in enumerate(labels):
-            chosen = which == label
+        shades = sns.blend_palette([0.6 * rgb, 0.5 + 0.5 * rgb], len(labels)) if len(labels) > 1 else [rgb]
+        codes = {label: position for position, label in enumerate(labels)}
+        of = np.array([codes[label] for label in which.tolist()], dtype=int)
+        # one collection for each marker: groups beyond the markers take them in turn
+        for turn in range(min(len(labels), len(MARKERS))):
+            chosen = of % len(MARKERS) == turn
             axes.scatter(
-                first[chosen], second[chosen], s=13, color=shades[position], alpha=0.7, linewidths=0, rasterized=True,
-                label=label, marker=MARKERS[position % len(MARKERS)],
+                first[chosen], second[chosen], s=13, color=np.array(shades)[of[chosen]], alpha=0.7, linewidths=0,
+                rasterized=True, label=abbreviate(labels[turn], 30), marker=MARKERS[turn],
             )  # fmt: skip
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.yaxis.set_major_locator(MaxNLocator(5))
         quiet_grid(axes)
-        if legend and len(labels) > 1:
+        if legend and 1 < len(labels) <= len(MARKERS):  # more shades than that cannot be told apart
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(len(labels), 5), handletextpad=0.1)
     return axes
 
@@ -84,34 +103,46 @@ def accuracy_over_time(
 ) -> Axes:
     """Mean accuracy on the tasks seen so far, one line a strategy with a band of one standard deviation over seeds.
 
-    Of many strategies there are no bands, which would cover each other. ``curves`` maps a label to (seeds, T)
-    fractions; line t is the mean of ``R[t, :t+1]``. ``bounds`` are the labels of what is no learner; their lines are
-    grey and dashed. ``colours`` (label -> colour) keeps a learner's colour from figure to figure.
+    Of many strategies there are no bands, which would cover each other; of more than 40, the best is named and others
+    at equal distances in rank. ``curves`` maps a label to (seeds, T) fractions; line t is the mean of ``R[t, :t+1]``.
+    ``bounds`` are the labels of what is no learner; their lines are grey and dashed. ``colours`` (label -> colour)
+    keeps a learner's colour from figure to figure.
     """
     colours = colours or learner_palette(curves, bounds)
+    crowded = len(curves) > NAMED
     with style():
-        axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * len(curves))))
+        axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * min(len(curves), NAMED))))
         ends: list[tuple[float, str]] = []
         longest = 1
+        thin: list[Any] = []  # curves of few points
         for position, (label, values) in enumerate(curves.items()):
             seeds = 100 * np.atleast_2d(np.asarray(values, dtype=np.float64))
             x = np.arange(1, seeds.shape[1] + 1)
             mean = seeds.mean(axis=0)
-            axes.plot(
-                x, mean, "--" if label in bounds else "-", color=colours[label], linewidth=1.6, markersize=3.6,
-                markeredgewidth=0, marker=MARKERS[position % len(MARKERS)], label=label,
-            )  # fmt: skip
+            if crowded:
+                kept = [*some_of(len(x), 200), len(x) - 1]
+                thin.append(np.stack([x[kept], mean[kept]], 1))
+            else:
+                axes.plot(
+                    x, mean, "--" if label in bounds else "-", color=colours[label], linewidth=1.6, markersize=3.6,
+                    markeredgewidth=0, marker=MARKERS[position % len(MARKERS)], markevery=max(1, len(x) // 50),
+                )  # fmt: skip
             if len(seeds) > 1 and len(curves) <= MANY:
                 spread = seeds.std(axis=0, ddof=1)
                 axes.fill_between(x, mean - spread, mean + spread, color=colours[label], alpha=0.16, linewidth=0)
             ends.append((float(mean[-1]), label))
             longest = max(longest, len(x))
+        if crowded:
+            axes.add_collection(LineCollection(thin, colors=[colours[c] for c in curves], linewidths=0.6, alpha=0.5))
+            axes.autoscale_view()
         axes.set_xlabel("tasks learned")
         axes.set_ylabel("mean accuracy, tasks so far (%)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlim(1 - 0.02 * longest, longest + 0.02 * longest)
         quiet_grid(axes)
-        _name_ends(axes, ends, longest, colours)
+        ranked = sorted(ends)
+        some = [ranked[-1 - place] for place in some_of(len(ranked), NAMED)]  # the best, and others at equal distances
+        _name_ends(axes, [end for end in ends if end in some], longest, colours)
     return axes
 
 
@@ -125,24 +156,27 @@ def memory_against_accuracy(
     """What is stored (bytes, x) against the final mean accuracy (fraction, y), one dot a strategy.
 
     ``bounds`` are the labels of what is no learner; they are drawn hollow and grey. ``colours`` as for
-    :func:`accuracy_over_time`.
+    :func:`accuracy_over_time`. Of more than 40 strategies those are named that no other betters at so little memory.
     """
     from adjustText import adjust_text
 
     colours = colours or learner_palette(points, bounds)
     with style():
-        axes = ax if ax is not None else new_axes((7.2, 3.2 + 0.08 * len(points)))
+        axes = ax if ax is not None else new_axes((7.2, 3.2 + 0.08 * min(len(points), NAMED)))
         texts, xs, ys = [], [], []
+        named = set(points) if len(points) <= NAMED else set(_best(points))
         unit, scale = ("MB", 1e6) if max((size for size, _ in points.values()), default=0) >= 1e6 else ("kB", 1e3)
         for position, (label, (size, accuracy)) in enumerate(points.items()):
             x, y, hollow = size / scale, 100 * accuracy, label in bounds
             xs.append(x)
             ys.append(y)
             axes.plot(
-                x, y, MARKERS[position % len(MARKERS)], color=colours[label], markersize=7, clip_on=False,
-                markeredgewidth=1.2 if hollow else 0, markerfacecolor="none" if hollow else colours[label],
+                x, y, MARKERS[position % len(MARKERS)], color=colours[label], clip_on=False,
+                markersize=7 if len(named) == len(points) else 3.5, markeredgewidth=1.2 if hollow else 0,
+                markerfacecolor="none" if hollow else colours[label],
             )  # fmt: skip
-            texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
+            if label in named:
+                texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
         if min(xs, default=0) > 0 and max(xs) > 8 * min(xs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -153,9 +187,19 @@ def memory_against_accuracy(
         axes.set_ylabel("final mean accuracy (%)")
         quiet_grid(axes)
         if texts:
+            xs, ys = (values if len(texts) == len(points) else [] for values in (xs, ys))  # else each dot moves names
             lines = {"arrowstyle": "-", "color": "grey", "linewidth": 0.6}
             adjust_text(texts, xs, ys, ax=axes, arrowprops=lines, expand=(1.2, 1.6), min_arrow_len=8)
     return axes
+
+
+def _best(points: Mapping[str, tuple[float, float]]) -> list[str]:
+    """Those than which no other is as accurate and stores as little; of too many, some at equal distances."""
+    best: list[str] = []
+    for label in sorted(points, key=lambda each: (points[each][0], -points[each][1])):
+        if not best or points[label][1] > points[best[-1]][1]:
+            best.append(label)
+    return [best[place] for place in some_of(len(best), FRONT)]
 
 
 def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]) -> Figure:
@@ -170,36 +214,48 @@ def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]
     with style():
         columns = len(answers) if len(answers) <= 4 else 3
         rows = -(-len(answers) // columns)
-        size = (1.7 + 2.1 * columns, 0.3 + (0.8 + 0.32 * len(learners)) * rows)
-        figure = Figure(figsize=size, layout="constrained")
+        step = min(0.32, TALLEST / max(1, len(learners) * rows))  # inches from one learner to the next
+        figure = new_figure((1.7 + 2.1 * columns, 0.3 + (0.8 + step * len(learners)) * rows))
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes in panels[len(answers) :]:
             axes.set_visible(False)
+        thin = step / 0.32
         for axes, (question, found) in zip(panels, answers.items(), strict=False):
             axes.axvline(0, color=INK, linewidth=0.6)
-            for row, learner in enumerate(learners):
-                for place, way in enumerate(ways):
-                    rho, low, high, p = found.get(learner, {}).get(way, (np.nan,) * 4)
-                    y = row + 0.32 * (place - (len(ways) - 1) / 2)
-                    colour, sure = colours[place], p < 0.05
-                    axes.plot([low, high], [y, y], color=colour, linewidth=1.1, alpha=0.8, solid_capstyle="butt")
+            for place, way in enumerate(ways):
+                nothing = (np.nan,) * 4
+                values = np.array([found.get(learner, {}).get(way, nothing) for learner in learners]).reshape(-1, 4)
+                rho, low, high, p = values.T
+                y = np.arange(len(learners)) + 0.32 * (place - (len(ways) - 1) / 2)
+                colour, marker = colours[place % len(colours)], MARKERS[place % len(MARKERS)]
+                axes.hlines(y, low, high, color=colour, linewidth=max(0.3, 1.1 * thin), alpha=0.8)
+                for chosen, face in ((p < 0.05, colour), (~(p < 0.05), "white")):
                     axes.plot(
-                        rho, y, MARKERS[place], color=colour, markersize=5, markeredgewidth=1.1,
-                        markerfacecolor=colour if sure else "white",
+                        rho[chosen], y[chosen], marker, color=colour, markersize=max(1.5, 5 * thin),
+                        markeredgewidth=max(0.3, 1.1 * thin), markerfacecolor=face,
                     )  # fmt: skip
             axes.set_title(_two_lines(question), fontsize=9)
             axes.set_xlim(-1.05, 1.05)
             axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "", "0", "", "1"])
             axes.set_ylim(len(learners) - 0.4, -0.6)
-            axes.set_yticks(range(len(learners)), [abbreviate(learner, 30) for learner in learners])
+            named = some_of(len(learners), math.ceil(TALLEST / rows / 0.13))
+            axes.set_yticks(named, [abbreviate(learners[place], 30) for place in named])
             axes.grid(axis="x", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(length=2.5)
         handles = [
-            Line2D([], [], color=colours[place], marker=MARKERS[place], markersize=5, linewidth=1.1, label=way)
+            Line2D(
+                [],
+                [],
+                color=colours[place % len(colours)],
+                marker=MARKERS[place % len(MARKERS)],
+                markersize=5,
+                linewidth=1.1,
+                label=way,
+            )
             for place, way in enumerate(ways)
         ]
-        figure.legend(handles=handles, loc="outside upper center", ncols=len(ways), fontsize=8)
+        figure.legend(handles=handles, loc="outside upper center", ncols=min(len(ways), 3 * columns), fontsize=8)
         figure.supxlabel("Spearman's rho, mean over seeds", fontsize=9)
     return figure
 
@@ -216,21 +272,23 @@ def scatter_panels(
 
     ``colours`` as for :func:`accuracy_over_time`.
     """
-    count = max(1, len(dots))
-    columns = min(columns, count)
+    drawn = dict(list(dots.items())[:PANELS])
+    count = max(1, len(drawn))
+    columns = min(columns if count <= 20 else 8, count)
     rows = -(-count // columns)
     colours = colours or learner_palette(dots)
     with style():
-        figure = Figure(figsize=(0.5 + 2.1 * columns, 0.6 + 1.8 * rows), layout="constrained")
+        figure = new_figure((0.5 + 2.1 * columns, 0.6 + 1.8 * rows))
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (label, (x, y, groups)) in zip(panels, dots.items(), strict=False):
+        for axes, (label, (x, y, groups)) in zip(panels, drawn.items(), strict=False):
             scatter_correlation(x, y, groups=groups, xlabel="", ylabel="", colour=colours[label], legend=False, ax=axes)
             axes.set_title(abbreviate(label, 26), fontsize=9)
         for axes in panels[count:]:
             axes.set_visible(False)
         for axes in panels[max(0, count - columns) : count]:  # the lowest of each column
             axes.tick_params(labelbottom=True)
-        figure.supxlabel(xlabel, fontsize=9)
+        some = f" ({len(drawn)} of {len(dots)})" if len(drawn) < len(dots) else ""
+        figure.supxlabel(f"{xlabel}{some}", fontsize=9)
         figure.supylabel(ylabel, fontsize=9)
     return figure
 

@@ -31,7 +31,7 @@ UNSEEN = (0.5, 0.5, 0.5, 0.14)
 DIAGONAL = (0.5, 0.5, 0.5, 0.42)
 ANNOTATE_UP_TO = 12
 NAMED = 100  # the most names on an axis; of more things, names stand at equal distances
-PANELS = 48  # the most layers that are drawn beside each other
+PANELS = 24  # the most layers that are drawn beside each other
 PIXELS = 250  # the most cells of a panel on each side
 OVER_LAYERS = {
     "product": "product over layers of squares",

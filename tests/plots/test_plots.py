@@ -121,16 +121,14 @@ def test_a_forest_places_each_answer_and_fills_the_sure_ones() -> None:
         {"First": {"A": {"plain": sure}, "B": {"plain": unsure}}, "Second": {"B": {"plain": none}}}
     )
     first, second = figure.axes
-    marks = [line for line in first.lines if line.get_marker() == "o"]
-    assert [line.get_xdata()[0] for line in marks] == [-0.5, 0.25]
-    assert [line.get_markerfacecolor() == "white" for line in marks] == [False, True]
-    spans = [
-        list(line.get_xdata()) for line in first.lines if line.get_marker() == "None" and len(line.get_xdata()) == 2
-    ]
-    assert [-0.7, -0.3] in spans
-    assert [0.0, 0.5] in spans
+    filled, hollow = (line for line in first.lines if line.get_marker() == "o")
+    assert list(filled.get_xdata()) == [-0.5]
+    assert list(hollow.get_xdata()) == [0.25]
+    assert hollow.get_markerfacecolor() == "white" != filled.get_markerfacecolor()
+    (spans,) = first.collections
+    assert [line[:, 0].tolist() for line in spans.get_segments()] == [[-0.7, -0.3], [0.0, 0.5]]
     assert [text.get_text() for text in first.get_yticklabels()] == ["A", "B"]
-    assert not [line for line in second.lines if line.get_marker() == "o" and np.isfinite(line.get_xdata()[0])]
+    assert not np.isfinite(np.concatenate([line.get_xdata() for line in second.lines if line.get_marker() == "o"])).any()
 
 
 def test_the_lowest_panel_of_each_column_has_its_scale() -> None:
