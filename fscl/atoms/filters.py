@@ -167,7 +167,7 @@ class LayerFilters:
         if count * pixels <= _WHOLE:
             yield 0, self.gram
             return
-        some = max(1, _WHOLE**2 // (count * pixels**2))
+        some = max(1, _CHUNK_VALUES // (count * pixels**2))
         for start in range(0, count, some):
             columns = slice(start * pixels, (start + some) * pixels)
             total = torch.zeros(min(some, count - start) * pixels, count * pixels, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Which checkpoints are alike, which of them share a start, and so how far the numbers can be trusted."""
 
 import csv
-import io
+import gc
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ import fscl
 from fscl.atoms.convolutions import LeftOut
 from fscl.atoms.joint import JointDecomposition
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically, written_together
+from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
@@ -251,28 +251,36 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
         FsclError: the folder cannot be written.
     """
     names = found.joint.names
-    text = io.StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    cells = [csv_cell(printable(name)) for name in names]
-    table.writerow(["", *cells])
-    table.writerows([cell, *map(repr, row)] for cell, row in zip(cells, found.matrix.tolist(), strict=True))
-    data = json.dumps({**found.as_data(), **more}, indent=1)
+    written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
     label = similarity_label(found.metric, found.aggregate)
     # unrelated networks differ by chance alone, which should not fill the range of colours
     limits = (min(0.0, float(found.matrix.min())), 1.0) if len(found.groups) == len(names) else None
-    axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)
-    axes.set(xlabel="checkpoint", ylabel="checkpoint")
-    figure = axes.figure
-    assert isinstance(figure, Figure)  # the axes are not in a part of one
-    numbers = [found.group_of(name) for name in names]
-    clustered = clustered_heatmap(found.matrix, names, groups=numbers, limits=limits, label=label)
-    written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
     with written_together():
-        write_text_atomically(written[0], text.getvalue())
-        write_text_atomically(written[1], data)
+        write_atomically(written[0], lambda temporary: _write_table(found, temporary))
+        write_atomically(written[1], lambda temporary: _write_data({**found.as_data(), **more}, temporary))
+        axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)
+        axes.set(xlabel="checkpoint", ylabel="checkpoint")
+        figure = axes.figure
+        assert isinstance(figure, Figure)  # the axes are not in a part of one
         save_png(figure, written[2])
-        save_png(clustered, written[3])
+        del axes, figure
+        gc.collect()  # a figure refers to itself: tens of megabytes where there are many networks
+        numbers = [found.group_of(name) for name in names]
+        save_png(clustered_heatmap(found.matrix, names, groups=numbers, limits=limits, label=label), written[3])
     return written
+
+
+def _write_table(found: Comparison, file: Path) -> None:
+    cells = [csv_cell(printable(name)) for name in found.joint.names]
+    with file.open("w", encoding="utf-8", newline="") as text:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["", *cells])
+        table.writerows([cell, *map(repr, row.tolist())] for cell, row in zip(cells, found.matrix, strict=True))
+
+
+def _write_data(data: dict[str, Any], file: Path) -> None:
+    with file.open("w", encoding="utf-8") as text:  # piece by piece: that of 1,000 networks is of 45 MB
+        json.dump(data, text, indent=1)
 
 
 def lines(found: Comparison) -> list[str]:
