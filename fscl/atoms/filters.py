@@ -99,12 +99,14 @@ class LayerFilters:
             vectors = vectors @ (turns / lengths.sqrt() @ turns.mT)
         return nn.functional.pad(vectors, (0, size - vectors.shape[1]))
 
-    def project(self, basis: Tensor) -> Tensor:
-        """The filters in an orthonormal basis (n, m), at their own scale: (T, m, k) float64."""
-        total = torch.zeros(basis.shape[1], len(self.filters) * self.pixels, dtype=torch.float64)
-        for part, vectors in zip(self._chunks(), basis.split(self._height), strict=True):
-            total.addmm_(vectors.mT, part)
-        return total.unflatten(1, (len(self.filters), self.pixels)).transpose(0, 1) * self.norms[:, None, None]
+    def project(self, basis: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+        """The filters in an orthonormal basis (n, m), at their own scale: (T, m, k), and their squared norms, (T,)."""
+        atoms = torch.empty(len(self.filters), basis.shape[1], self.pixels, dtype=dtype)
+        energies = torch.empty(len(self.filters), dtype=torch.float64)
+        for network, columns in enumerate(self._blocks(1)):
+            inner = basis.mT @ columns * self.norms[network]
+            atoms[network], energies[network] = inner, inner.square().sum()
+        return atoms, energies
 
     def overlap(self) -> tuple[Tensor, Tensor]:
         """Share of each network's filters that lies in the span of another's, and what chance alone would give.

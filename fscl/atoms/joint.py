@@ -253,12 +253,12 @@ def _fit(
     for layer, stack in filters.items():
         size = min(max(num_atoms, math.ceil(num_atoms * stack.pixels / 9)), stack.rows)
         basis = stack.basis(size)
-        fitted = stack.project(basis)
-        energies[layer] = stack.norms.square()
-        explained[layer] = _share(fitted.square().sum((1, 2))[None] / energies[layer], energies[layer][None])
         dtype = reduce(torch.promote_types, [f.dtype for f in stack.filters], torch.float32)
+        fitted, kept = stack.project(basis, dtype)
+        energies[layer] = stack.norms.square()
+        explained[layer] = _share(kept[None] / energies[layer], energies[layer][None])
         coefficients[layer] = basis.unflatten(0, stack.shape[:2]).to(dtype)
-        atoms[layer] = fitted.unflatten(2, stack.shape[2:]).to(dtype)
+        atoms[layer] = fitted.unflatten(2, stack.shape[2:])
     return JointDecomposition(
         names, tuple(filters), num_atoms, coefficients, atoms, explained, energies, filters, states
     )

@@ -4,7 +4,7 @@ import csv
 import gc
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -147,15 +147,15 @@ class Comparison:
         row[self.joint.names.index(name)] = -np.inf
         return self.joint.names[int(row.argmax())], float(row.max())
 
-    def as_data(self) -> dict[str, Any]:
-        """All of it for other programs, in plain values."""
+    def as_data(self, rows: Callable[[Array], Any] = np.ndarray.tolist) -> dict[str, Any]:
+        """All of it for other programs, in plain values; ``rows`` makes them of a matrix."""
         names, joint = self.joint.names, self.joint
         return {
             "fscl": fscl.__version__,
             "names": list(names),
             "metric": self.metric,
             "aggregate": self.aggregate,
-            "matrix": self.matrix.tolist(),
+            "matrix": rows(self.matrix),
             "verdict": {"trusted": self.trusted, "text": self.verdict},
             "layers": {
                 "compared": list(joint.layers),
@@ -175,7 +175,7 @@ class Comparison:
                     layer: dict(zip(names, shares.tolist(), strict=True)) for layer, shares in joint.explained.items()
                 },
             },
-            "relatedness": self.related.tolist(),
+            "relatedness": rows(self.related),
         }
 
 
@@ -257,7 +257,7 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
     limits = (min(0.0, float(found.matrix.min())), 1.0) if len(found.groups) == len(names) else None
     with written_together():
         write_atomically(written[0], lambda temporary: _write_table(found, temporary))
-        write_atomically(written[1], lambda temporary: _write_data({**found.as_data(), **more}, temporary))
+        write_atomically(written[1], lambda temporary: _write_data({**found.as_data(list), **more}, temporary))
         axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)
         axes.set(xlabel="checkpoint", ylabel="checkpoint")
         figure = axes.figure
@@ -279,8 +279,8 @@ def _write_table(found: Comparison, file: Path) -> None:
 
 
 def _write_data(data: dict[str, Any], file: Path) -> None:
-    with file.open("w", encoding="utf-8") as text:  # piece by piece: that of 1,000 networks is of 45 MB
-        json.dump(data, text, indent=1)
+    with file.open("w", encoding="utf-8") as text:  # row by row: of 1,000 networks it is 45 MB
+        json.dump(data, text, indent=1, default=np.ndarray.tolist)
 
 
 def lines(found: Comparison) -> list[str]:

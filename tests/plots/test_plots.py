@@ -128,7 +128,9 @@ def test_a_forest_places_each_answer_and_fills_the_sure_ones() -> None:
     (spans,) = first.collections
     assert [line[:, 0].tolist() for line in spans.get_segments()] == [[-0.7, -0.3], [0.0, 0.5]]
     assert [text.get_text() for text in first.get_yticklabels()] == ["A", "B"]
-    assert not np.isfinite(np.concatenate([line.get_xdata() for line in second.lines if line.get_marker() == "o"])).any()
+    assert not np.isfinite(
+        np.concatenate([line.get_xdata() for line in second.lines if line.get_marker() == "o"])
+    ).any()
 
 
 def test_the_lowest_panel_of_each_column_has_its_scale() -> None:
