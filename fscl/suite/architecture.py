@@ -89,7 +89,7 @@ class Architecture:
             if name not in state:
                 if not name.endswith("num_batches_tracked"):  # which old files lack
                     return f"entry {name!r} {shape} of {self.name} is missing"
-            elif (found := tuple(state[name].shape)) != shape and not within(name, [head]):
+            elif (found := tuple(state[name].shape)) != shape and not (within(name, [head]) and found[1:] == shape[1:]):
                 return f"entry {name!r} has shape {found}, and {shape} in {self.name}"
             elif why := misfit_of_kind(state[name], tensor):
                 return f"entry {name!r} {why} in {self.name}"

@@ -218,7 +218,7 @@ def _read_network(path: Path, architecture: "Architecture | None") -> _Network:
     state = fitting[0]
     found = convolutions(printable(path), state)
     filters = {layer: found.filters[layer] for layer in architecture.layers if layer in found.filters}
-    filters |= architecture.computed_filters(state, [n for n in architecture.layers if n not in filters])
+    filters |= architecture.computed_filters(state, [n for n in architecture.layers if n in found.left_out])
     left_out = {**found.left_out, **architecture.left_out}
     ordered = {layer: filters[layer] for layer in architecture.layers if layer in filters}
     return _Network(state, ordered, {layer: why for layer, why in left_out.items() if layer not in filters})

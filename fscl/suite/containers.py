@@ -17,6 +17,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from fscl.errors import FsclError
@@ -83,6 +84,8 @@ def check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        if not _is_utf8(path):
+            return load(path.read_bytes())
         with safe_open(path, framework="pt", device="cpu") as file:
             if (file.metadata() or {}).get("format") == "fscl.AtomBank":
                 raise FsclError(f"{printable(path)}: an atom bank, not a checkpoint; see `fscl heatmap`")
@@ -99,10 +102,12 @@ def _read_pickle(path: Path) -> Any:
             with path.open("rb") as file:
                 archive = file.read(4) == b"PK\3\4"
                 # mapped, so that an optimizer's state beside the network is not read
-                mappable = archive and _is_mappable(file, path.stat().st_size)
-            found = torch.load(path, map_location="cpu", weights_only=True, mmap=mappable)
-            if not archive:
-                _check_data_is_there(path)
+                mapped = archive and _is_mappable(file, path.stat().st_size) and _is_utf8(path)
+                file.seek(0)
+                found = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+                if not archive:
+                    file.seek(0)
+                    _check_data_is_there(file)
             return found
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
@@ -134,11 +139,14 @@ def _is_mappable(file: BinaryIO, size: int) -> bool:
     unpacked = sum(record.file_size for record in records)
     if unpacked > ROOM + EXPANSION * size or data.file_size > PICKLE_ROOM + EXPANSION * data.compress_size:
         raise ValueError(f"records that unpack to {unpacked} bytes, far more than its own {size}")
-    if any(record.CRC for record in records):  # there are none after torch.serialization.set_crc32_options(False)
-        for record in records:
-            with archive.open(record) as content:
-                while content.read(2**20):
-                    pass  # the checksum is compared at the end
+    checked = any(record.CRC for record in records)  # there are none after torch.serialization.set_crc32_options(False)
+    for record in records:
+        if not checked:
+            del record.CRC  # with which it would be compared
+            continue
+        with archive.open(record) as content:
+            while content.read(2**20):
+                pass  # it is compared at the end
     sizes = {record.filename: record.file_size for record in records}
     for key, claimed in _references(io.BytesIO(archive.read(data))).sizes.items():
         if sizes.get(f"{root}/data/{key}") != claimed:
@@ -146,10 +154,18 @@ def _is_mappable(file: BinaryIO, size: int) -> bool:
     return all(_lies_open(record, file) for record in records if record.filename.startswith(f"{root}/data/"))
 
 
-def _check_data_is_there(path: Path) -> None:
+def _is_utf8(path: Path) -> bool:
+    """Whether libraries in other languages than Python can open a file of this name."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _check_data_is_there(file: BinaryIO) -> None:
     """Raises ValueError if a file of the older format leaves the values of a tensor as memory happens to be."""
-    with path.open("rb") as file:
-        *_, state, keys = [_references(file) for _ in range(5)]  # after the format, its version and the machine
+    *_, state, keys = [_references(file) for _ in range(5)]  # after the format, its version and the machine
     if set(state.sizes) - set(keys.value):
         raise ValueError("tensor data that is not there")
 
