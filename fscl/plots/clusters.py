@@ -16,10 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from fscl.errors import FsclError
+from fscl.errors import FsclError, shown
 from fscl.plots.figures import INK, style
 from fscl.plots.heatmaps import decimals, similarity_heatmap
-from fscl.text import printable
 
 __all__ = ["clustered_heatmap", "short_names"]
 
@@ -78,7 +77,7 @@ def short_names(names: Sequence[str], width: int = 18) -> list[str]:
     >>> short_names(["unpronounceable_appearances", "indistinguishable_differences"])
     ['unpro…_appearances', 'indis…_differences']
     """
-    names = [printable(name) for name in names]
+    names = [shown(name) for name in names]
     if max(map(len, names), default=0) <= width:
         return names
     words = [_words(name) for name in names]

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 
+from fscl.errors import shown
 from fscl.files import write_atomically
-from fscl.text import printable
 
 __all__ = [
     "INK",
@@ -149,7 +149,7 @@ def abbreviate(name: str, width: int = 18) -> str:
     >>> abbreviate("aquarium fish with very long fins", 14)
     'aquarium fish…'
     """
-    name = printable(name)
+    name = shown(name)
     if len(name) <= width:
         return name
     parts = name.split(", ")

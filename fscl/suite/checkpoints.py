@@ -12,9 +12,8 @@ from torch import Tensor
 
 from fscl.atoms.convolutions import LeftOut, convolutions, same_layers
 from fscl.atoms.effective import effective_state
-from fscl.errors import FsclError
+from fscl.errors import FsclError, shown
 from fscl.suite.containers import check_claims, read_container
-from fscl.text import printable
 
 if TYPE_CHECKING:  # it takes Avalanche, which takes seconds
     from fscl.suite.architecture import Architecture
@@ -76,7 +75,7 @@ def load_checkpoints(
     def leave_out(path: Path, error: FsclError) -> None:
         if not skip_broken:
             raise FsclError(f"{error}{'; --skip-broken goes on without it' * (len(files) > 2)}") from error
-        left_out[path] = str(error).removeprefix(f"{printable(path)}: ")
+        left_out[path] = str(error).removeprefix(f"{shown(str(path))}: ")
 
     for path in files:
         try:
@@ -88,12 +87,12 @@ def load_checkpoints(
         most = usable[first]
         _align(network, most)
         try:
-            same_layers(printable(path), network.filters, printable(first), most.filters, network.left_out)
+            same_layers(shown(str(path)), network.filters, shown(str(first)), most.filters, network.left_out)
         except FsclError as error:
             leave_out(path, error)
             del usable[path]
     if len(usable) < 2:
-        why = "".join(f"; {printable(path)}: {reason}" for path, reason in list(left_out.items())[:1])
+        why = "".join(f"; {shown(str(path))}: {reason}" for path, reason in list(left_out.items())[:1])
         raise FsclError(f"{len(usable)} checkpoint{'s' * (len(usable) != 1)} to compare; it takes at least 2{why}")
     named = dict(zip(_names(list(usable)), usable, strict=True))
     not_compared = {layer: why for network in usable.values() for layer, why in network.left_out.items()}
@@ -117,19 +116,19 @@ def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
         try:
             inside = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
         except OSError as error:
-            raise FsclError(f"{printable(path)}: {error.strerror}") from error
+            raise FsclError(f"{shown(str(path))}: {error.strerror}") from error
         if path.is_dir():
             inside = [p for p in inside if _kind(p) and not p.is_dir() and not p.name.startswith(".")]
             if not inside:
-                raise FsclError(f"{printable(path)}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
+                raise FsclError(f"{shown(str(path))}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
         elif not inside:
-            raise FsclError(f"{printable(path)}: no such file or folder")
+            raise FsclError(f"{shown(str(path))}: no such file or folder")
         elif not _kind(path):
-            raise FsclError(f"{printable(path)}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
+            raise FsclError(f"{shown(str(path))}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
         files += inside
     counts = Counter(os.path.abspath(file) for file in files)
     if twice := [file for file in files if counts[os.path.abspath(file)] > 1]:
-        raise FsclError(f"{printable(twice[0])}: given twice")
+        raise FsclError(f"{shown(str(twice[0]))}: given twice")
     return dict(zip(_names(files), files, strict=True))
 
 
@@ -141,13 +140,13 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             values.
     """
     found = read_container(path, safetensors=_kind(path) == ".safetensors")
-    shown = printable(path)
+    file = shown(str(path))
     has_tensors: dict[int, bool] = {}  # a mapping may be in many others
     nested: Any = found
     passed: set[int] = set()
     while isinstance(nested, Mapping):
         if id(nested) in passed:
-            raise FsclError(f"{shown}: not the state of a network, but a mapping that holds itself")
+            raise FsclError(f"{file}: not the state of a network, but a mapping that holds itself")
         passed.add(id(nested))
         inner = [nested[key] for key in NESTED if isinstance(nested.get(key), Mapping)]
         if not inner and not _tensors(nested):  # under a name of its own, if there is but one
@@ -161,12 +160,12 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         nested = inner[0]
     state = _tensors(nested) if isinstance(nested, Mapping) else {}
     if not state:
-        keys = f" with {printable(', '.join(map(str, list(found)[:6])))[:200]}" if isinstance(found, Mapping) else ""
-        raise FsclError(f"{shown}: not the state of a network, but {type(found).__name__}{keys}")
+        keys = f" with {shown(', '.join(map(str, list(found)[:6])))[:200]}" if isinstance(found, Mapping) else ""
+        raise FsclError(f"{file}: not the state of a network, but {type(found).__name__}{keys}")
     check_claims(path, state)
     compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}  # at any depth
     if len(compiled) < len(state):
-        raise FsclError(f"{shown}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
+        raise FsclError(f"{file}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
     return compiled
 
 
@@ -190,7 +189,7 @@ def _names(files: Sequence[Path]) -> list[str]:
         [p.relative_to(common).as_posix() for p in bare],
         [p.relative_to(common).as_posix() for p in whole],
     ):
-        names = list(map(printable, given))
+        names = list(map(shown, given))
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]  # one has what another's escapes look like
@@ -208,20 +207,23 @@ def _read_network(path: Path, architecture: "Architecture | None") -> _Network:
     states = list(_without_prefixes(effective_state(read_checkpoint(path))))
     if architecture is None:
         state = [state for state, whole in states if whole][-1]
-        found = convolutions(printable(path), state)
+        found = convolutions(shown(str(path)), state)
         return _Network(state, found.filters, found.left_out)
     fitting = [state for state, _ in states if not architecture.misfit(state)]
     if not fitting:
         # the message is about the prefix with which most fits
         nearest = max((state for state, _ in states), key=architecture.entries_in_common)
-        raise FsclError(f"{printable(path)}: {architecture.misfit(nearest)}")
+        raise FsclError(f"{shown(str(path))}: {architecture.misfit(nearest)}")
     state = fitting[0]
-    found = convolutions(printable(path), state)
-    filters = {layer: found.filters[layer] for layer in architecture.layers if layer in found.filters}
-    filters |= architecture.computed_filters(state, [n for n in architecture.layers if n in found.left_out])
-    left_out = {**found.left_out, **architecture.left_out}
-    ordered = {layer: filters[layer] for layer in architecture.layers if layer in filters}
-    return _Network(state, ordered, {layer: why for layer, why in left_out.items() if layer not in filters})
+    found = convolutions(shown(str(path)), state)
+    computed = architecture.computed_filters(state, [n for n in architecture.layers if n in found.left_out])
+    for layer, filters in computed.items():  # in the place of what they are computed from
+        state = {key: t for key, t in state.items() if not key.startswith(f"{layer}.parametrizations.weight.")}
+        state[f"{layer}.weight"] = filters
+    known = {**found.filters, **computed}
+    left_out = {layer: why for layer, why in found.left_out.items() if layer not in computed}
+    compared = {layer: known[layer] for layer in architecture.layers if layer in known}
+    return _Network(state, compared, {**left_out, **architecture.left_out})
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from fscl.errors import FsclError
+from fscl.errors import FsclError, shown
 from fscl.suite.options import (
     Data,
     Trust,
@@ -23,7 +23,6 @@ from fscl.suite.options import (
 )
 from fscl.suite.stopping import STOPPED, ToldToStop, told_to_stop
 from fscl.suite.tune_command import tune
-from fscl.text import printable
 
 if TYPE_CHECKING:
     from fscl.suite.sweep import Engine
@@ -251,8 +250,8 @@ def similarity(
         compared = compare(joint, metric, aggregate, found.not_compared)
     more = {
         "arch": arch,
-        "files": {name: printable(path) for name, path in found.files.items()},
-        "left_out": {printable(path): reason for path, reason in found.left_out.items()},
+        "files": {name: shown(str(path)) for name, path in found.files.items()},
+        "left_out": {shown(str(path)): reason for path, reason in found.left_out.items()},
     }
     written = write_comparison(compared, out, more)
     note = ""
@@ -262,8 +261,8 @@ def similarity(
     for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
         typer.echo(line)
     for path, reason in found.left_out.items():
-        typer.echo(f"left out: {printable(path)}: {' '.join(reason.split())}", err=True)
-    typer.echo(f"-> {', '.join(map(printable, [*written, *([bank] if bank else [])]))}")
+        typer.echo(f"left out: {shown(str(path))}: {' '.join(reason.split())}", err=True)
+    typer.echo(f"-> {', '.join(shown(str(file)) for file in [*written, *([bank] if bank else [])])}")
 
 
 @app.command()

@@ -18,13 +18,12 @@ from scipy.spatial.distance import squareform
 import fscl
 from fscl.atoms.convolutions import LeftOut
 from fscl.atoms.joint import JointDecomposition
-from fscl.errors import FsclError
+from fscl.errors import FsclError, shown
 from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
-from fscl.text import csv_cell, printable
 
 __all__ = [
     "SHARED_START",
@@ -57,6 +56,7 @@ SHARED_START = 0.15
 # by Adam, 0.65 to 0.99 at four times the rate or from the random initialisation alone.
 WELL_EXPLAINED = 0.9
 
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # with which spreadsheets take text for a formula
 NAMED = 8  # members of a group that a terminal shows by name
 
 Array = NDArray[np.float64]
@@ -271,7 +271,8 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
 
 
 def _write_table(found: Comparison, file: Path) -> None:
-    cells = [csv_cell(printable(name)) for name in found.joint.names]
+    names = map(shown, found.joint.names)
+    cells = [f"'{name}" if name.startswith(FORMULA) else name for name in names]
     with file.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["", *cells])
@@ -327,7 +328,7 @@ def _not_compared(found: Comparison) -> list[str]:
         layers.setdefault(reason.replace(layer, "..."), []).append(layer)
     for reason, names in layers.items():
         rest = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-        said.append(printable(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
+        said.append(shown(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
     return said
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
 from fscl.errors import FsclError
@@ -72,6 +73,73 @@ def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None
     assert found.layers == ["0", "2"]
     left = found.states["b"]
     assert same({n: t for n, t in left.items() if n != "criterion.scale"}, state)
+
+
+WRAPPERS = [
+    "net.",
+    "backbone.",
+    "encoder.",
+    "module.",
+    "model.net.",
+    "module.model.",
+    "student.module.body.",
+    "0.",
+    "1.",
+]
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_a_prefix_that_all_entries_have_is_taken_off(tmp_path: Path, prefix: str) -> None:
+    state = network().state_dict()
+    found = load_checkpoints(two(tmp_path, {"state_dict": prefixed(state, prefix)}, state))
+    assert found.layers == ["0", "2"]
+    assert all(same(each, state) for each in found.states.values())
+    both = load_checkpoints(two(tmp_path, prefixed(state, prefix), prefixed(state, "another.")))
+    assert both.layers == ["0", "2"]
+
+
+@pytest.mark.parametrize("prefix", WRAPPERS)
+def test_so_it_is_with_an_architecture_whatever_lies_beside(tmp_path: Path, mine: str, prefix: str) -> None:
+    state = Branches(5).state_dict()
+    beside = {"criterion.weight": torch.ones(5), "ema.updates": torch.tensor(3)}
+    files = two(tmp_path, {"state_dict": prefixed(state, prefix) | beside}, prefixed(state, prefix))
+    found = load_checkpoints(files, Architecture(f"{mine}:Branches"))
+    assert found.layers == ["stem", "body"]
+    assert all(same(each, state) for each in found.states.values())
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_filters_that_differ_by_a_prefix_alone_are_the_same_layers(tmp_path: Path, first: bool) -> None:
+    state = network().state_dict()
+    wrapped = {**prefixed(state, "net."), "criterion.weight": torch.ones(3)}
+    files = two(tmp_path, *((wrapped, state) if first else (state, wrapped)))
+    found = load_checkpoints(files)
+    assert found.layers == (["net.0", "net.2"] if first else ["0", "2"])
+    a, b = found.states.values()
+    assert all(torch.equal(a[f"{layer}.weight"], b[f"{layer}.weight"]) for layer in found.layers)
+
+
+def test_no_prefix_makes_other_layers_match(tmp_path: Path) -> None:
+    filters = torch.randn(4, 4, 3, 3)
+    for one, other in (
+        ({"a.0.weight": filters, "b.0.weight": filters}, {"0.weight": filters, "1.weight": filters}),
+        (
+            {"left.0.weight": filters, "left.1.weight": filters, "x": filters[0]},
+            {"right.0.weight": filters} | {"y": filters},
+        ),
+        ({"0.weight": filters}, {"2.weight": filters}),
+        ({"net.0.weight": filters, "net.1.weight": filters}, {"net.0.weight": filters, "net.2.weight": filters}),
+    ):
+        with pytest.raises(
+            FsclError, match=r"layer '.*' has .* networks of one architecture can be compared|no filters"
+        ):
+            load_checkpoints(two(tmp_path, one, other))
+
+
+def test_an_entry_under_two_names_of_torch_compile_is_refused(tmp_path: Path) -> None:
+    state = network().state_dict()
+    with pytest.raises(FsclError, match=r"has entries of torch\.compile \('_orig_mod\.'\) beside entries of the same"):
+        load_checkpoints(two(tmp_path, state, {**state, **prefixed(state, "_orig_mod.")}))
 
 
 def test_real_wrappers(tmp_path: Path) -> None:
@@ -476,6 +544,65 @@ def test_architectures_that_will_not_do(tmp_path: Path, mine: str, name: str, sa
     files = two(tmp_path, Branches().state_dict(), Branches().state_dict())
     with pytest.raises(FsclError, match=says):
         load_checkpoints(files, Architecture(name))
+
+
+def normed() -> nn.Module:
+    """With weights that a state keeps in parts, two of them in ways that only the network knows."""
+    parts = nn.utils.parametrizations
+    return nn.Sequential(
+        parts.weight_norm(nn.Conv2d(3, 4, 3)), parts.spectral_norm(nn.Conv2d(4, 4, 3)),
+        parts.orthogonal(nn.Conv2d(4, 4, 3)), nn.Conv2d(4, 4, 3), Sharper(4, 4, 3), nn.Flatten(), nn.Linear(4, 3),
+    )  # fmt: skip
+
+
+class Sharper(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+def plain() -> nn.Module:
+    convs = [nn.Conv2d(3, 4, 3), *(nn.Conv2d(4, 4, 3) for _ in range(4))]
+    return nn.Sequential(*convs, nn.Flatten(), nn.Linear(4, 3))
+
+
+def test_an_architecture_knows_the_weights_of_its_parametrisations(tmp_path: Path, mine: str) -> None:
+    models = [normed().eval() for _ in range(2)]
+    found = load_checkpoints(two(tmp_path, *(m.state_dict() for m in models)), Architecture(f"{mine}:normed"))
+    assert found.layers == ["0", "1", "2", "3"]
+    assert {layer: why.reason for layer, why in found.not_compared.items()} == {
+        "4": "Sharper overrides nn.Conv2d's forward"
+    }
+    from fscl.atoms import joint_decompose
+
+    joint = joint_decompose(found.states, 18, found.layers)
+    for layer in found.layers:
+        for filters, model in zip(joint.filters[layer].filters, models, strict=True):
+            torch.testing.assert_close(filters, model.get_submodule(layer).weight.detach())
+    without = load_checkpoints(two(tmp_path, *(m.state_dict() for m in models)))
+    assert without.layers == ["0", "1", "3", "4"]
+    assert list(without.not_compared) == ["2"]
+
+
+def test_pruned_states_fit_the_plain_architecture(tmp_path: Path, mine: str) -> None:
+    pruned = plain()
+    for layer in (0, 3, 6):
+        prune.l1_unstructured(pruned[layer], "weight", 0.5)
+    files = two(tmp_path, pruned.state_dict(), plain().state_dict())
+    found = load_checkpoints(files, Architecture(f"{mine}:plain"))
+    assert found.layers == ["0", "1", "2", "3", "4"]
+    assert torch.equal(found.states["a"]["3.weight"], pruned[3].weight)
+
+
+def test_a_layer_that_one_file_alone_cannot_tell_is_named_with_the_reason(tmp_path: Path) -> None:
+    state = network().state_dict()
+    odd = {**state, "2.weight": state["2.weight"].to(torch.complex64)}
+    with pytest.raises(
+        FsclError, match=r"b\.pt: layer '2' has no filters here \(complex64 values, which are not real\)"
+    ):
+        load_checkpoints(two(tmp_path, state, odd))
+    found = load_checkpoints(two(tmp_path, odd, odd))
+    assert found.layers == ["0"]
+    assert found.not_compared["2"].values == 144
 
 
 def test_networks_in_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
