@@ -86,6 +86,7 @@ class _NamedFigure(Figure):
         with style():
             for text in self.findobj(Text):
                 assert isinstance(text, Text)
+                text.set_text("\n".join(map(shown, text.get_text().split("\n"))))
                 _choose_fonts(text)
             super().draw(renderer)
 

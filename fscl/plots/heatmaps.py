@@ -70,11 +70,12 @@ def similarity_limits(similarity: ArrayLike) -> tuple[float, float]:
     True
     """
     values = np.asarray(similarity, dtype=np.float64)
-    off = values[..., ~np.eye(values.shape[-1], dtype=bool)]
-    off = off[np.isfinite(off)]
-    if not off.size:
+    low, high = np.inf, -np.inf
+    for matrix in values.reshape(-1, *values.shape[-2:]):  # a copy of one layer at a time
+        off = matrix[~np.eye(len(matrix), dtype=bool) & np.isfinite(matrix)]
+        low, high = float(off.min(initial=low)), float(off.max(initial=high))
+    if low > high:
         return 0.0, 1.0
-    low, high = float(off.min()), float(off.max())
     return (low, high) if high - low > 1e-6 else (low - 0.01, high + 0.01)
 
 

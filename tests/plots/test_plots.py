@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -20,6 +24,7 @@ from fscl.plots import (
     accuracy_heatmap,
     accuracy_over_time,
     correlation_forest,
+    figures,
     memory_against_accuracy,
     scatter_correlation,
     scatter_panels,
@@ -180,6 +185,128 @@ def test_labels_at_the_ends_do_not_overlap() -> None:
     # Of the text alone: an annotation's own extent takes in its arrow.
     boxes = sorted((box.y0, box.y1) for box in (Text.get_window_extent(text) for text in axes.texts))
     assert all(below[1] <= above[0] + 1 for below, above in itertools.pairwise(boxes))
+
+
+# names from outside
+
+STRANGE = [
+    "$\\frac{a$",
+    "$$",
+    "a$b$c",
+    "$\\undefined{x}$",
+    "\\",
+    "%d {0} %",
+    "_hidden",
+    "<b>&amp;</b>",
+    "a\nb\tc",
+    "\ud800",
+    "",
+    "x" * 500,
+]
+SCRIPTS = ["花", "树, 鸟", "пёс", "강아지", "कुत्ता", "שלום", "😀", "𝔘𝔫𝔦"]
+
+
+def draw_with(names: list[str]) -> None:
+    count = len(names)
+    matrix = np.full((count, count), 0.5) + 0.5 * np.eye(count)
+    pairs = RNG.uniform(size=(2, count))
+    made: list[Any] = [
+        accuracy_heatmap(matrix, names).figure,
+        similarity_heatmap(matrix, names, label=names[0]).figure,
+        clustered_heatmap(matrix, names),
+        similarity_by_layer(np.stack([matrix] * count), names, names),
+        scatter_correlation(*pairs, groups=names, xlabel=names[0], ylabel=names[1]).figure,
+        accuracy_over_time({name: RNG.uniform(size=(2, 3)) for name in names}).figure,
+        memory_against_accuracy({name: (1000.0 + i, 0.1 * i) for i, name in enumerate(names)}).figure,
+        correlation_forest({name: {name: {name: (0.1, -0.5, 0.9, 0.01)}} for name in names}),
+        scatter_panels(dict.fromkeys(names, (*pairs, names)), xlabel=names[0], ylabel=names[0]),
+    ]
+    for drawn in made:
+        drawn.savefig(io.BytesIO(), format="svg", dpi=20)
+
+
+def test_names_are_drawn_as_they_are_in_every_figure() -> None:
+    draw_with(STRANGE)
+    given = similarity_heatmap(np.eye(len(STRANGE)), STRANGE, ax=Figure().subplots()).figure
+    given.savefig(io.BytesIO(), format="png", dpi=40)
+
+
+def test_letters_that_no_font_has_are_said_once_for_all_figures(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(figures, "_unknown_said", [])
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        draw_with(SCRIPTS)
+    assert not [w for w in caught if "Glyph" in str(w.message)]
+    said = [record.message for record in caplog.records if record.name.startswith("fscl")]
+    assert len(said) <= 1
+    if said:
+        assert re.match(r"Figures show boxes for letters that no installed font has \(", said[0])
+
+
+def test_letters_are_drawn_by_whichever_font_has_them() -> None:
+    axes = similarity_heatmap(np.eye(2), ["∮ℵ", "plain"])  # not in the first font
+    label = axes.get_yticklabels()[0]
+    label.set_fontfamily(["cmr10"])
+    axes.figure.savefig(io.BytesIO(), format="png", dpi=40)
+    assert label.get_fontfamily()[0] == "cmr10"
+    assert len(label.get_fontfamily()) > 1
+    assert axes.get_yticklabels()[1].get_fontfamily() == ["sans-serif"]
+
+
+# a thousand of everything
+
+
+def thousand(kind: str) -> Figure:
+    count = 1000
+    names = [f"class {i}, class {i + 1}" for i in range(count)]
+    alike = similarity(count)[0] if kind in ("accuracy", "similarity", "given", "clusters", "chain", "layers") else None
+    if kind == "chain":  # things that join one after another, as deep as there are things
+        steps = np.abs(np.subtract.outer(np.arange(count) ** 1.1, np.arange(count) ** 1.1))
+        alike = 1 - steps / steps.max()
+    made: dict[str, Callable[[], Any]] = {
+        "accuracy": lambda: accuracy_heatmap(alike, names).figure,
+        "similarity": lambda: similarity_heatmap(alike, names).figure,
+        "clusters": lambda: clustered_heatmap(alike, names, groups=[i % 7 for i in range(count)]),
+        "chain": lambda: clustered_heatmap(alike, names),
+        "layers": lambda: similarity_by_layer(np.broadcast_to(alike, (30, count, count)), names[:30], names),
+        "many layers": lambda: similarity_by_layer(similarity(5, count), names, names[:5]),
+        "scatter": lambda: scatter_correlation(*RNG.uniform(size=(2, count)), groups=names).figure,
+        "curves": lambda: accuracy_over_time({name: RNG.uniform(size=(2, count)) for name in names}).figure,
+        "memory": lambda: memory_against_accuracy({n: (10 ** RNG.uniform(3, 7), RNG.uniform()) for n in names}).figure,
+        "forest": lambda: correlation_forest({"Question": {n: {"way": (0.1, -0.5, 0.9, 0.01)} for n in names}}),
+        "panels": lambda: scatter_panels({n: ([0, 1], [1, 0], ["a", "b"]) for n in names}, xlabel="x", ylabel="y"),
+    }
+    return made[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "accuracy",
+        "similarity",
+        "clusters",
+        "chain",
+        "layers",
+        "many layers",
+        "scatter",
+        "curves",
+        "memory",
+        "forest",
+        "panels",
+    ],
+)
+def test_a_thousand_things_make_a_figure_of_bounded_size_with_names_apart(kind: str) -> None:
+    figure = thousand(kind)
+    width, height = figure.get_size_inches()
+    assert max(width, height) <= 30
+    figure.savefig(io.BytesIO(), format="png", dpi=40)
+    for axes in figure.axes:
+        boxes = sorted((b.y0, b.y1) for b in (t.get_window_extent() for t in axes.get_yticklabels() if t.get_text()))
+        assert all(below[1] <= above[0] + 1 for below, above in itertools.pairwise(boxes)), "names do not overlap"
+        assert len(axes.get_xticklabels()) <= 100
+        assert len(axes.texts) <= 100
 
 
 @pytest.mark.parametrize(
