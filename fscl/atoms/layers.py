@@ -134,7 +134,9 @@ class AtomConv2d(nn.Module):
     def weight(self) -> Tensor:
         """The composed filters (out_channels, in_channels / groups, height, width)."""
         kind = self.atoms.device.type
-        if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        # asked of a device without autocast, is_autocast_enabled raises; PyTorch 2.6 cannot compile the first question
+        can_be_on = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
+        if can_be_on and torch.is_autocast_enabled(kind):
             with torch.autocast(kind, enabled=False):
                 return self._compose()
         return self._compose()

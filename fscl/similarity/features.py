@@ -74,8 +74,10 @@ def collect_features(
     console = Console(stderr=True)
     seen = 0
     with contextlib.ExitStack() as stack, torch.no_grad():
-        bar = Progress(console=console, transient=True, disable=not (progress and console.is_terminal))
-        task = stack.enter_context(bar).add_task("features", total=samples or operator.length_hint(loader) or None)
+        bar = Progress(console=console, transient=True)
+        if progress and console.is_terminal:  # rich before 14.3 writes a line even for a bar that is disabled
+            stack.enter_context(bar)
+        task = bar.add_task("features", total=samples or operator.length_hint(loader) or None)
         stack.callback(_put_back, [(module, module.training) for module in model.modules()])
         model.eval()
         for name, tap in taps.items():

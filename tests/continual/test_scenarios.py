@@ -188,7 +188,7 @@ def test_avalanches_naive_trains_and_whole_batches_change_nothing(digits, kind: 
             optimizer=torch.optim.SGD(model.parameters(), 0.05, 0.9),
             criterion=nn.CrossEntropyLoss(),
             train_mb_size=16,
-            train_epochs=2,
+            train_epochs=6,
             eval_mb_size=64,
             plugins=[*ours, recorder, seen],
             evaluator=None,
