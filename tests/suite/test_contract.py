@@ -202,7 +202,7 @@ def test_a_benchmark_has_words_only_for_strategies_that_there_are(name: str) -> 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
-    settings += ["training.epochs=4", f"split.scenario={'class' if name in NEW_CLASSES + NO_LABELS else 'task'}"]
+    settings += ["training.epochs=6", f"split.scenario={'class' if name in NEW_CLASSES + NO_LABELS else 'task'}"]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
     spec = RunSpec(*pair, 0)
 
