@@ -10,7 +10,7 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
-from fscl.continual.layout import Layout, channels_last
+from fscl.continual.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
 
 __all__ = ["Acceleration", "Precision", "channels_last"]
