@@ -1,5 +1,6 @@
 """Files in image folders: of any format and name, bombs, pipes and links, damaged ones; refused by name or right."""
 
+import contextlib
 import os
 import socket
 import tempfile
@@ -185,6 +186,7 @@ def test_a_damaged_image_is_refused_or_read_as_pillow_reads_it(tmp_path: Path, r
         theirs = image.convert("RGB")
         assert ours.shape[0] * ours.shape[1] == theirs.width * theirs.height
         if kind != "TIFF":
-            theirs = ImageOps.exif_transpose(theirs)
+            with contextlib.suppress(Exception):  # of damaged EXIF data
+                theirs = ImageOps.exif_transpose(theirs)
     if image.mode in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK"):
         assert np.array_equal(ours, np.asarray(theirs))

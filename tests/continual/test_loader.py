@@ -341,17 +341,18 @@ def test_other_data_sets_are_left_to_avalanche_and_it_says_so_once(network):
     assert rows(torch.cat([b[0] for b in seen.epochs[0]])) == rows(x)
 
 
-def test_copies_that_would_fill_the_memory_are_not_made(learner, stream, monkeypatch):
+def test_copies_that_would_fill_the_memory_are_not_made(learner, network, stream, monkeypatch):
     class Memory:
         available = 100
 
+    model = network()  # which needs memory, too
     monkeypatch.setattr(tensors.psutil, "virtual_memory", Memory)
     whole, part = stream.train_stream[0].dataset, stream.train_stream[0].dataset.subset(range(10))
     assert isinstance(batches(whole, 4), InMemoryBatches)  # no copy
     assert isinstance(batches(part, 4), DataLoader)
     assert isinstance(InMemoryBatches(DataLoader(part, 4), torch.device("cpu"), "host"), InMemoryBatches)
     seen = Batches()
-    strategy = learner("naive", plugins=[ReplayPlugin(mem_size=20), InMemoryLoader(), seen], train_epochs=1)
+    strategy = learner("naive", model, plugins=[ReplayPlugin(mem_size=20), InMemoryLoader(), seen], train_epochs=1)
     strategy.train(stream.train_stream[0])
     with pytest.warns(UserWarning, match="a copy of them takes 0 MiB and 0 MiB are free"):
         strategy.train(stream.train_stream[1])

@@ -610,15 +610,15 @@ def test_networks_in_the_current_folder_are_found(tmp_path: Path, monkeypatch: p
 
     monkeypatch.chdir(tmp_path)
     before = list(sys.path)
-    (tmp_path / "nets").mkdir()
+    (tmp_path / "own_nets").mkdir()
     (tmp_path / "parts_of_mine.py").write_text("from torch import nn\n")
-    (tmp_path / "nets/of_mine.py").write_text(
+    (tmp_path / "own_nets/of_mine.py").write_text(
         "def build(num_classes):\n"
         "    from parts_of_mine import nn\n"
         "    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, num_classes))\n"
     )
     state = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 5)).state_dict()
-    for name in ("nets.of_mine:build", "nets/of_mine.py:build"):
+    for name in ("own_nets.of_mine:build", "own_nets/of_mine.py:build"):
         assert Architecture(name).misfit(state) == ""
     for module, text, says in (
         ("in_pieces", "def build(:", "in_pieces cannot be imported: SyntaxError"),
@@ -633,7 +633,7 @@ def test_networks_in_the_current_folder_are_found(tmp_path: Path, monkeypatch: p
         with pytest.raises(FsclError, match=says):
             Architecture(f"{module}:build")
     assert sys.path == before
-    for module in ("nets", "nets.of_mine", "parts_of_mine", "empty_one"):
+    for module in ("own_nets", "own_nets.of_mine", "parts_of_mine", "empty_one"):
         sys.modules.pop(module)
 
 

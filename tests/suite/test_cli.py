@@ -266,8 +266,11 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
             ["run", "-s", "ewc", "--set", "args.mode=onlin"],
             r"ewc with network 'convnet' cannot be built with .*'onlin'",
         ),
-        (["run", "-s", "atom_swapping", "--set", "args.num_atoms=six"], r"cannot be built with .*num_atoms='six'"),
-        (["run", "--set", "model.args.dropout=2"], r"cannot be built with .*dropout=2.*probability"),
+        (
+            ["run", "-s", "atom_swapping", "--set", "args.num_atoms=six"],
+            "num_atoms = 'six' is str; int would do",
+        ),
+        (["run", "--set", "model.args.dropout=2"], r"cannot be built with .*'dropout': 2.*probability"),
         (["run", "--set", "data.name=nothing"], r"data set 'nothing' was not found"),
         (["run", "--out", "file/runs"], r"--out file/runs: cannot be written \(Not a directory\)"),
         (["run", "--out", "/proc/fscl"], r"--out /proc/fscl: cannot be written"),
@@ -279,14 +282,20 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         ),
         (["run", "wrong.toml"], r"wrong.toml: split.tasks = 0"),
         (["run", "-s", "classless.toml"], r"unknown strategy class 'avalanche.training.Ewc'.*expected a dotted path"),
-        (["run", "-s", "nostrategy.toml"], r"collections.OrderedDict is not an Avalanche strategy"),
+        (
+            ["run", "-s", "nostrategy.toml"],
+            "OrderedDict': a recipe may name strategies of avalanche",
+        ),
         (["run", "-s", "ewc", "-s", "other/ewc.toml"], r"two strategies are named 'ewc'"),
         (["report", "nowhere"], r"nowhere: no such file or folder"),
         (["report", "empty"], r"no run.json found \(empty\); give a folder that `fscl run --out` wrote"),
         (["heatmap", "nothing.safetensors"], r"nothing.safetensors: no such bank"),
         (["heatmap", "text.safetensors"], r"text.safetensors: damaged or truncated"),
         (["heatmap", "truncated.safetensors"], r"truncated.safetensors: damaged or truncated"),
-        (["heatmap", "newer.safetensors"], r"newer.safetensors: bank format 9, and this fscl reads up to 2; upgrade"),
+        (
+            ["heatmap", "newer.safetensors"],
+            r"newer.safetensors: bank format 9, and this fscl reads format \d",
+        ),
         (["heatmap", "foreign.safetensors"], r"foreign.safetensors: a safetensors file, but not an atom bank"),
         (
             ["heatmap", "bank.safetensors", "other.safetensors"],
@@ -316,7 +325,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(fscl: Fscl, tmp_path: Path, argum
         make_bank(tmp_path / "single.safetensors", 1)
         (tmp_path / "text.safetensors").write_text("hello")
         (tmp_path / "truncated.safetensors").write_bytes(whole[:-100])
-        (tmp_path / "newer.safetensors").write_bytes(whole.replace(b'"version":"2"', b'"version":"9"'))
+        (tmp_path / "newer.safetensors").write_bytes(re.sub(rb'"version":"\d"', b'"version":"9"', whole))
         head = b'{"__metadata__":{"format":"pt"}}'
         (tmp_path / "foreign.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
     before = contents(tmp_path)
@@ -512,7 +521,7 @@ def test_a_figure_on_a_really_full_disk(fscl: Fscl, small_disk: Path, tmp_path: 
     before = (small_disk / "h.png").read_bytes()
     free = os.statvfs(small_disk)
     (small_disk / "filler").write_bytes(b"0" * (free.f_bavail * free.f_bsize - 4096))
-    refused(fscl("heatmap", bank, "-o", small_disk / "h.png"), r"cannot write .*h.png: No space left on device")
+    refused(fscl("heatmap", bank, "-o", small_disk / "h.png"), r"cannot write .*h.png: the disk is full")
     assert (small_disk / "h.png").read_bytes() == before
     assert sorted(os.listdir(small_disk)) == ["filler", "h.png"]
 
@@ -520,15 +529,15 @@ def test_a_figure_on_a_really_full_disk(fscl: Fscl, small_disk: Path, tmp_path: 
 def test_a_report_that_cannot_be_written(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert fscl("run", "-s", "naive", *TINY).code == 0
     (tmp_path / "file").write_text("x")
-    refused(fscl("report", "runs", "-o", "file/report"), r"cannot write the report file/report: Not a directory")
+    refused(fscl("report", "runs", "-o", "file/report"), r"cannot write file/report/.*: Not a directory")
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     before = contents(tmp_path / "runs")
     monkeypatch.setattr("fscl.suite.report.write_report", full)
-    refused(fscl("report", "runs"), "cannot write the report report: No space left on device")
-    refused(fscl("run", "-s", "naive", *TINY), "cannot write the report .*: No space left on device")
+    refused(fscl("report", "runs"), r"cannot write report/.*: the disk is full")
+    refused(fscl("run", "-s", "naive", *TINY), r"cannot write .*report/.*: the disk is full")
     assert contents(tmp_path / "runs") == before
 
 
