@@ -126,6 +126,7 @@ def accuracy_over_time(
                 axes.plot(
                     x, mean, "--" if label in bounds else "-", color=colours[label], linewidth=1.6, markersize=3.6,
                     markeredgewidth=0, marker=MARKERS[position % len(MARKERS)], markevery=max(1, len(x) // 50),
+                    label=label,
                 )  # fmt: skip
             if len(seeds) > 1 and len(curves) <= MANY:
                 spread = seeds.std(axis=0, ddof=1)
