@@ -1,5 +1,6 @@
 """``fscl similarity``: a folder of checkpoints in, a table, figures and plain data out."""
 
+import copy
 import csv
 import errno
 import json
@@ -16,11 +17,14 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.nn.utils import parametrizations, prune
 
 import fscl as package
+from benchmarks.hostile.trial import Trial, attempt
 from fscl import AtomBank, decompose
 from fscl.atoms import joint_decompose
-from fscl.suite.comparison import compare
+from fscl.suite.checkpoints import load_checkpoints
+from fscl.suite.comparison import compare, lines, write_comparison
 
 Fscl = Callable[..., Any]  # the fixture, see conftest.py
 
@@ -116,6 +120,95 @@ def test_names_with_commas_and_quotes_read_back(fscl: Fscl, folder: Path, tmp_pa
     assert read_csv(tmp_path / "similarity/similarity.csv")[0] == ['apple, "pear"', "a $x_1$ b"]
 
 
+NAMES = ["a\nb", "a\tb", "\x1b[31mred", "na\udcefve", "=cmd|' C'!A0", "+1", "-1", "@sum", "$\\frac{a$", "花"]
+
+
+def test_names_of_any_bytes_break_no_table_and_are_no_formulas(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
+    content = (folder / "start0_task0.pt").read_bytes()
+    (tmp_path / "odd").mkdir()
+    for name in NAMES:
+        (tmp_path / "odd" / f"{name}.pt").write_bytes(content)
+    (tmp_path / "odd" / "\ncut.pt").write_bytes(content[:900])
+    ended = fscl("similarity", "odd", "--skip-broken")
+    assert ended.code == 0, ended.err
+    assert ended.err.count("\n") == ended.err.count("left out: ") == 1
+    assert all(line.isprintable() for line in ended.out.splitlines())
+    names, matrix = read_csv(tmp_path / "similarity/similarity.csv")
+    assert matrix.shape == (len(NAMES), len(NAMES))
+    assert {"a\\nb", "a\\tb", "na\\xefve", "'=cmd|' C'!A0", "'+1", "'-1", "'@sum", "花"} < set(names)
+    data = json.loads((tmp_path / "similarity/similarity.json").read_text())
+    assert set(data["names"]) == set(data["files"])
+    assert {os.path.basename(path) for path in data["left_out"]} == {"\\ncut.pt"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            lambda net: parametrizations.orthogonal(net[9]),
+            r"Not compared: 9 \(its weight is computed by '.*', in a way",
+        ),
+        (lambda net: net.register_buffer("blur", torch.ones(1, 1, 5, 5)), r"Not compared: blur \(an entry of no known"),
+        (lambda net: net.append(nn.Conv3d(3, 4, 3)), r"Not compared: 14 \(a convolution of three dimensions\)"),
+    ],
+)
+def test_what_is_not_compared_is_named_and_withholds_trust(
+    fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module], change: Any, says: str
+) -> None:
+    for name in ("start0_task0", "start0_task1"):
+        net = copy.deepcopy(fine_tuned[name])
+        change(net)
+        torch.save(net.state_dict(), tmp_path / f"{name}.pt")
+    ended = fscl("similarity", *sorted(tmp_path.glob("*.pt")), "--atoms", 18)
+    assert ended.code == 0, ended.err
+    assert "Not compared: 1 convolution of 1x1, which have no spatial part\n" in ended.out
+    assert re.search(says, ended.out)
+    assert re.search(r"To be read with care: .*; 1 of \d spatial convolutions could not be compared", ended.out)
+    data = json.loads((tmp_path / "similarity/similarity.json").read_text())
+    assert not data["verdict"]["trusted"]
+    assert len(data["layers"]["not_compared"]) == 1
+    assert 0 < data["layers"]["compared_share"] < 1
+
+
+def test_pruned_networks_are_compared_by_what_is_left_of_them(
+    fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module]
+) -> None:
+    nets = [copy.deepcopy(fine_tuned[f"start0_task{t}"]) for t in range(3)]
+    for i, net in enumerate(nets):
+        for layer in (0, 4, 9):
+            prune.l1_unstructured(net[layer], "weight", 0.5)
+        torch.save(net.state_dict(), tmp_path / f"{i}.pt")
+    ended = fscl("similarity", *sorted(tmp_path.glob("*.pt")), "--atoms", 27)
+    assert "3 checkpoints, 3 layers" in ended.out
+    expected = []
+    for layer in (0, 4, 9):
+        flat = np.stack([net[layer].weight.detach().double().flatten().numpy() for net in nets])
+        flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+        expected.append(flat @ flat.T)
+    np.testing.assert_allclose(
+        read_csv(tmp_path / "similarity/similarity.csv")[1], np.mean(expected, axis=0), atol=1e-6
+    )
+
+
+def test_a_thousand_networks_take_little_memory(tmp_path: Path) -> None:
+    (tmp_path / "nets").mkdir()
+    start = nn.Conv2d(3, 8, 3).state_dict()
+    for i in range(1000):
+        moved = {name: tensor + 0.02 * torch.randn_like(tensor) for name, tensor in start.items()}
+        torch.save(moved, tmp_path / "nets" / f"network_{i:04}.pt")
+
+    def compare_all() -> bool:
+        found = load_checkpoints([tmp_path / "nets"])
+        compared = compare(joint_decompose(found.states, 9, found.layers), not_compared=found.not_compared)
+        return len(write_comparison(compared, tmp_path / "out", {})) == 4 and len(lines(compared)) > 1000
+
+    # of 1 GB, what is imported takes up to 700
+    outcome = attempt(Trial("a thousand networks", compare_all), seconds=250, megabytes=400)
+    assert outcome.kind == "right", outcome.text
+    with Image.open(tmp_path / "out/clustered.png") as image:
+        assert max(image.size) < 3000
+
+
 def test_broken_files_end_it_or_are_left_out_and_named(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
     class Evil:
         def __reduce__(self) -> Any:
@@ -186,8 +279,6 @@ def test_a_bank_of_checkpoints_restores_their_networks(
     sample = fine_tuned["start0_task0"]
 
     def build(num_classes: int) -> nn.Module:
-        import copy
-
         model = copy.deepcopy(sample)
         model[-1] = nn.Linear(128, num_classes)
         return model
