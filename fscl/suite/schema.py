@@ -206,7 +206,7 @@ class StrategyRecipe(Recipe):
     description: Text = ""
     paper: Text = ""
     bound: Literal["upper", "lower"] | None = None
-    class_path: Text = Field(alias="class")
+    class_path: Text = Field(..., alias="class")
     args: dict[str, Any] = {}
     training: dict[str, Any] = {}
     tune: TuneRecipe = TuneRecipe()

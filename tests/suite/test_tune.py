@@ -299,7 +299,7 @@ def test_a_trial_that_fails_is_the_worst_and_one_that_was_killed_is_awaited(
     ("grid", "message"),
     [
         ("training.lr_nxt = [0.1]", r"unknown key 'lr_nxt' \(did you mean 'lr_next'\?\); known keys: epochs"),
-        ("training.lr_next = [-1.0]", r"tune.training of mine: lr_next = -1.0"),
+        ("training.lr_next = [-1.0]", r"tune\.training: lr_next = -1\.0"),
         ("training.lr_next = []", r"tune.training.lr_next = \[\]: .*at least 1"),
         ("training.lr_next = 0.1", r"tune.training.lr_next = 0.1: .*valid list"),
         ("args.lamda = [0.1]", r"unknown key 'lamda'; known keys, those of \[args\]: ewc_lambda, mode"),
