@@ -185,7 +185,7 @@ def heatmap(
     figure = similarity_heatmap(similarity, bank.names, label=similarity_label(metric, aggregate)).figure
     assert isinstance(figure, Figure)  # the axes are not in a part of one
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
-    typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {out}")
+    typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {shown(str(out))}")
 
 
 @app.command()

@@ -242,6 +242,29 @@ def test_directions_that_rounding_has_made_up_are_left_out():
     torch.testing.assert_close(explained, torch.ones_like(explained))
 
 
+@pytest.mark.parametrize("whole", [150, 40])
+@pytest.mark.parametrize("shape", [(24, 16, 3, 3), (8, 4, 3, 3), (6, 2, 5, 3)])
+@pytest.mark.parametrize("size", [4, 9, 18])
+def test_of_many_networks_the_same_is_found_without_whole_matrices(monkeypatch, whole, shape, size):
+    """By inner products of rows where these are few, else in a Krylov space; inner products in parts."""
+    start = torch.randn(shape)
+    networks = [start + 0.3 * torch.rand(1) * torch.randn(shape) for _ in range(30)] + [torch.randn(shape)]
+
+    def found() -> tuple[Tensor, Tensor, Tensor]:
+        stack = LayerFilters(networks)
+        basis = stack.basis(min(size, stack.rows))
+        atoms, kept = stack.project(basis)
+        flat = nn.functional.normalize(atoms.flatten(1))
+        torch.testing.assert_close(basis.mT @ basis, torch.eye(basis.shape[1]).double())
+        return kept, flat @ flat.mT, stack.overlap()[0]
+
+    expected = found()
+    monkeypatch.setattr("fscl.atoms.filters._WHOLE", whole)
+    monkeypatch.setattr("fscl.atoms.filters._CHUNK_VALUES", 30_000)
+    for mine, theirs in zip(found(), expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_precisions(dtype):
     states = [{"c.weight": torch.randn(16, 8, 3, 3).to(dtype)} for _ in range(3)]
