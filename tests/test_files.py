@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -193,20 +194,26 @@ def _json(path: Path) -> None:
 WRITERS = [_text, _torch, _numpy, _safetensors, _matplotlib, _pillow, _json]
 
 
-@pytest.fixture
+@contextmanager
 def small_files() -> Iterator[None]:
-    """No file may be larger than 8 kB; the system refuses as it does on a full disk, and needs no permission."""
+    """No file may be larger than 8 kB; the system refuses as it does on a full disk, and needs no permission.
+
+    Not a fixture: pytest prints its progress before a fixture ends, perhaps into a file that is larger already.
+    """
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("write", WRITERS)
 def test_whatever_library_writes_a_limit_of_the_system_is_called_one(
-    tmp_path: Path, small_files: None, write: Callable[[Path], None]
+    tmp_path: Path, write: Callable[[Path], None]
 ) -> None:
-    with pytest.raises(FsclError, match=r"^cannot write .*data.bin: it is larger than a file may be here \(File too"):
+    says = r"^cannot write .*data.bin: it is larger than a file may be here \(File too"
+    with small_files(), pytest.raises(FsclError, match=says):
         write_atomically(tmp_path / "data.bin", write)
     assert os.listdir(tmp_path) == []
 
