@@ -3,7 +3,7 @@
 import re
 import unicodedata
 
-__all__ = ["FsclError", "shown"]
+__all__ = ["FsclError", "printable"]
 
 
 class FsclError(Exception):
@@ -13,15 +13,15 @@ class FsclError(Exception):
     """
 
     def __init__(self, message: object) -> None:
-        super().__init__(shown(re.sub(r"\s*\n\s*", " ", str(message).strip())))
+        super().__init__(printable(re.sub(r"\s*\n\s*", " ", str(message).strip())))
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     r"""A name as text that can be printed and written anywhere; bytes that are no UTF-8 and control characters escaped.
 
     Names of files and folders may hold both, and most of what writes text fails on the former.
 
-    >>> shown("caf\udce9"), shown("a\nb"), shown("Käfer")
+    >>> printable("caf\udce9"), printable("a\nb"), printable("Käfer")
     ('caf\\xe9', 'a\\nb', 'Käfer')
     """
     escaped = ("Cc", "Cs", "Zl", "Zp")  # control, bytes that are no UTF-8, line and paragraph separators

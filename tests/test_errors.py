@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 
 
 @pytest.mark.parametrize(
@@ -23,15 +23,15 @@ from fscl.errors import FsclError, shown
     ],
 )
 def test_a_name_is_shown_as_one_line_of_text(name: str, text: str) -> None:
-    assert shown(name) == text
-    assert shown(text) == text
-    shown(name).encode("utf-8")
-    json.dumps(shown(name), ensure_ascii=False).encode("utf-8")
+    assert printable(name) == text
+    assert printable(text) == text
+    printable(name).encode("utf-8")
+    json.dumps(printable(name), ensure_ascii=False).encode("utf-8")
 
 
 def test_names_of_different_bytes_are_shown_differently() -> None:
     names = [os.fsdecode(bytes([97, byte])) for byte in range(1, 256) if byte != 47]
-    assert len({shown(name) for name in names}) == len(names)
+    assert len({printable(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.png"), "a\nb.png", "\x1b[2J.png", "\ud800.png"])

@@ -19,7 +19,7 @@ from benchmarks.hostile.mutations import mutate_bytes
 from benchmarks.hostile.trial import Trial
 from fscl.continual.datasets import load_images
 from fscl.continual.image_files import FORMATS, read_images
-from fscl.errors import shown
+from fscl.errors import printable
 
 __all__ = ["BOMBS", "OTHER_FORMATS", "png", "tiff", "trials", "variants"]
 
@@ -215,7 +215,7 @@ def _named(folder: Path, name: bytes) -> bool:
             os.makedirs(place)
             Image.new("L", (4, 4), grey).save(os.fsdecode(place + b"/" + name + b".png"), "PNG")
     train, test = load_images("pets", folder)
-    text = shown(os.fsdecode(name))
+    text = printable(os.fsdecode(name))
     text.encode("utf-8")
     return sorted(train.classes) == sorted(test.classes) == sorted(["ant", text]) and all(
         int(image.max()) == 1 + (train.classes[label] == text)

@@ -10,7 +10,7 @@ import torch
 
 from fscl.continual.image_files import SUFFIXES, read_images
 from fscl.continual.images import ImageSet
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 
 __all__ = ["CORE50_OBJECTS", "LAYOUTS", "Layout", "core50", "image_folder", "mini_imagenet", "tiny_imagenet"]
 
@@ -195,7 +195,7 @@ def _of_files(
     labels = [label for label, found in enumerate(files.values()) for _ in found]
     if not labels:
         raise FsclError(f"{place}: no images")
-    classes = [shown(name) for name in names or files]
+    classes = [printable(name) for name in names or files]
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise FsclError(f"{place}: two classes are shown as {twice[0]!r}; rename one of them")
     images = read_images(place, [path for found in files.values() for path in found], image_size)

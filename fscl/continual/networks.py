@@ -16,7 +16,7 @@ from fscl.errors import FsclError
 
 __all__ = ["ConvNet", "MultiHeadNetwork", "build_network"]
 
-MOST_BYTES = 2**31  # of a network's parameters, where there is memory for twice as much
+MOST_BYTES = 2**31  # of the parameters of a library's network, which a recipe of a stranger may ask for at any size
 MOST_TENSORS = 20_000  # that they are
 
 
@@ -119,7 +119,7 @@ def build_network(
         defaults = {} if is_users(name) else fresh(make)
         options = defaults | _argument_names(name, num_classes, image_shape) | options
     try:
-        with current_folder() if is_users(name) else nullcontext(), _of_bounded_size():
+        with current_folder() if is_users(name) else nullcontext(), _of_bounded_size(is_users(name)):
             model = make(**options)
     except FsclError:
         raise
@@ -135,9 +135,10 @@ def build_network(
 
 
 @contextmanager
-def _of_bounded_size() -> Iterator[None]:
+def _of_bounded_size(trusted: bool) -> Iterator[None]:
     """Ends the building of a network that memory could not hold, before there is anything in its tensors."""
-    most = min(MOST_BYTES, psutil.virtual_memory().available / 2)  # gradients take as much again
+    most = psutil.virtual_memory().available / 2  # gradients take as much again
+    most = most if trusted else min(MOST_BYTES, most)
     size = count = 0
 
     def measure(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:

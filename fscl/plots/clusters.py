@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 from fscl.plots.figures import INK, style
 from fscl.plots.heatmaps import decimals, similarity_heatmap
 
@@ -77,7 +77,7 @@ def short_names(names: Sequence[str], width: int = 18) -> list[str]:
     >>> short_names(["unpronounceable_appearances", "indistinguishable_differences"])
     ['unpro…_appearances', 'indis…_differences']
     """
-    names = [shown(name) for name in names]
+    names = [printable(name) for name in names]
     if max(map(len, names), default=0) <= width:
         return names
     words = [_words(name) for name in names]

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 
-from fscl.errors import shown
+from fscl.errors import printable
 from fscl.files import write_atomically
 
 __all__ = [
@@ -86,7 +86,7 @@ class _NamedFigure(Figure):
         with style():
             for text in self.findobj(Text):
                 assert isinstance(text, Text)
-                text.set_text("\n".join(map(shown, text.get_text().split("\n"))))
+                text.set_text("\n".join(map(printable, text.get_text().split("\n"))))
                 _choose_fonts(text)
             super().draw(renderer)
 
@@ -150,7 +150,7 @@ def abbreviate(name: str, width: int = 18) -> str:
     >>> abbreviate("aquarium fish with very long fins", 14)
     'aquarium fish…'
     """
-    name = shown(name)
+    name = printable(name)
     if len(name) <= width:
         return name
     parts = name.split(", ")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from fscl.errors import FsclError
-from fscl.suite.plain import shown
+from fscl.suite.plain import brief
 from fscl.suite.resume import line
 from fscl.suite.schema import SplitRecipe
 
@@ -89,7 +89,7 @@ def check_runnable(spec: "RunSpec", stream: Any) -> None:
     except FsclError as error:
         raise FsclError(f"{spec.strategy.name} with {network}: {error}") from error
     except Exception as error:  # whatever a class or network says to arguments that it does not take
-        given = ", ".join(f"{k}={shown(v)}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
+        given = ", ".join(f"{k}={brief(v)}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
         raise FsclError(f"{spec.strategy.name} with {network} cannot be built with {given}: {line(error)}") from error
     try:
         with torch.no_grad():

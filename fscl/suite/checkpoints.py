@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fscl.atoms.convolutions import LeftOut, convolutions, same_layers
 from fscl.atoms.effective import effective_state
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 from fscl.suite.containers import check_claims, read_container
 
 if TYPE_CHECKING:  # it takes Avalanche, which takes seconds
@@ -75,7 +75,7 @@ def load_checkpoints(
     def leave_out(path: Path, error: FsclError) -> None:
         if not skip_broken:
             raise FsclError(f"{error}{'; --skip-broken goes on without it' * (len(files) > 2)}") from error
-        left_out[path] = str(error).removeprefix(f"{shown(str(path))}: ")
+        left_out[path] = str(error).removeprefix(f"{printable(str(path))}: ")
 
     for path in files:
         try:
@@ -87,12 +87,12 @@ def load_checkpoints(
         most = usable[first]
         _align(network, most)
         try:
-            same_layers(shown(str(path)), network.filters, shown(str(first)), most.filters, network.left_out)
+            same_layers(printable(str(path)), network.filters, printable(str(first)), most.filters, network.left_out)
         except FsclError as error:
             leave_out(path, error)
             del usable[path]
     if len(usable) < 2:
-        why = "".join(f"; {shown(str(path))}: {reason}" for path, reason in list(left_out.items())[:1])
+        why = "".join(f"; {printable(str(path))}: {reason}" for path, reason in list(left_out.items())[:1])
         raise FsclError(f"{len(usable)} checkpoint{'s' * (len(usable) != 1)} to compare; it takes at least 2{why}")
     named = dict(zip(_names(list(usable)), usable, strict=True))
     not_compared = {layer: why for network in usable.values() for layer, why in network.left_out.items()}
@@ -116,19 +116,19 @@ def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
         try:
             inside = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
         except OSError as error:
-            raise FsclError(f"{shown(str(path))}: {error.strerror}") from error
+            raise FsclError(f"{printable(str(path))}: {error.strerror}") from error
         if path.is_dir():
             inside = [p for p in inside if _kind(p) and not p.is_dir() and not p.name.startswith(".")]
             if not inside:
-                raise FsclError(f"{shown(str(path))}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
+                raise FsclError(f"{printable(str(path))}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
         elif not inside:
-            raise FsclError(f"{shown(str(path))}: no such file or folder")
+            raise FsclError(f"{printable(str(path))}: no such file or folder")
         elif not _kind(path):
-            raise FsclError(f"{shown(str(path))}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
+            raise FsclError(f"{printable(str(path))}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
         files += inside
     counts = Counter(os.path.abspath(file) for file in files)
     if twice := [file for file in files if counts[os.path.abspath(file)] > 1]:
-        raise FsclError(f"{shown(str(twice[0]))}: given twice")
+        raise FsclError(f"{printable(str(twice[0]))}: given twice")
     return dict(zip(_names(files), files, strict=True))
 
 
@@ -140,7 +140,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
             values.
     """
     found = read_container(path, safetensors=_kind(path) == ".safetensors")
-    file = shown(str(path))
+    file = printable(str(path))
     has_tensors: dict[int, bool] = {}  # a mapping may be in many others
     nested: Any = found
     passed: set[int] = set()
@@ -160,7 +160,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         nested = inner[0]
     state = _tensors(nested) if isinstance(nested, Mapping) else {}
     if not state:
-        keys = f" with {shown(', '.join(map(str, list(found)[:6])))[:200]}" if isinstance(found, Mapping) else ""
+        keys = f" with {printable(', '.join(map(str, list(found)[:6])))[:200]}" if isinstance(found, Mapping) else ""
         raise FsclError(f"{file}: not the state of a network, but {type(found).__name__}{keys}")
     check_claims(path, state)
     compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}  # at any depth
@@ -189,7 +189,7 @@ def _names(files: Sequence[Path]) -> list[str]:
         [p.relative_to(common).as_posix() for p in bare],
         [p.relative_to(common).as_posix() for p in whole],
     ):
-        names = list(map(shown, given))
+        names = list(map(printable, given))
         if len(set(names)) == len(names):
             return names
     return [f"{name} ({number})" for number, name in enumerate(names, 1)]  # one has what another's escapes look like
@@ -207,15 +207,15 @@ def _read_network(path: Path, architecture: "Architecture | None") -> _Network:
     states = list(_without_prefixes(effective_state(read_checkpoint(path))))
     if architecture is None:
         state = [state for state, whole in states if whole][-1]
-        found = convolutions(shown(str(path)), state)
+        found = convolutions(printable(str(path)), state)
         return _Network(state, found.filters, found.left_out)
     fitting = [state for state, _ in states if not architecture.misfit(state)]
     if not fitting:
         # the message is about the prefix with which most fits
         nearest = max((state for state, _ in states), key=architecture.entries_in_common)
-        raise FsclError(f"{shown(str(path))}: {architecture.misfit(nearest)}")
+        raise FsclError(f"{printable(str(path))}: {architecture.misfit(nearest)}")
     state = fitting[0]
-    found = convolutions(shown(str(path)), state)
+    found = convolutions(printable(str(path)), state)
     computed = architecture.computed_filters(state, [n for n in architecture.layers if n in found.left_out])
     for layer, filters in computed.items():  # in the place of what they are computed from
         state = {key: t for key, t in state.items() if not key.startswith(f"{layer}.parametrizations.weight.")}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 from fscl.suite.options import (
     Data,
     Trust,
@@ -185,7 +185,9 @@ def heatmap(
     figure = similarity_heatmap(similarity, bank.names, label=similarity_label(metric, aggregate)).figure
     assert isinstance(figure, Figure)  # the axes are not in a part of one
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
-    typer.echo(f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {shown(str(out))}")
+    typer.echo(
+        f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {printable(str(out))}"
+    )
 
 
 @app.command()
@@ -250,8 +252,8 @@ def similarity(
         compared = compare(joint, metric, aggregate, found.not_compared)
     more = {
         "arch": arch,
-        "files": {name: shown(str(path)) for name, path in found.files.items()},
-        "left_out": {shown(str(path)): reason for path, reason in found.left_out.items()},
+        "files": {name: printable(str(path)) for name, path in found.files.items()},
+        "left_out": {printable(str(path)): reason for path, reason in found.left_out.items()},
     }
     written = write_comparison(compared, out, more)
     note = ""
@@ -261,8 +263,8 @@ def similarity(
     for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
         typer.echo(line)
     for path, reason in found.left_out.items():
-        typer.echo(f"left out: {shown(str(path))}: {' '.join(reason.split())}", err=True)
-    typer.echo(f"-> {', '.join(shown(str(file)) for file in [*written, *([bank] if bank else [])])}")
+        typer.echo(f"left out: {printable(str(path))}: {' '.join(reason.split())}", err=True)
+    typer.echo(f"-> {', '.join(printable(str(file)) for file in [*written, *([bank] if bank else [])])}")
 
 
 @app.command()

@@ -18,7 +18,7 @@ from scipy.spatial.distance import squareform
 import fscl
 from fscl.atoms.convolutions import LeftOut
 from fscl.atoms.joint import JointDecomposition
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
@@ -271,7 +271,7 @@ def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> l
 
 
 def _write_table(found: Comparison, file: Path) -> None:
-    names = map(shown, found.joint.names)
+    names = map(printable, found.joint.names)
     cells = [f"'{name}" if name.startswith(FORMULA) else name for name in names]
     with file.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text, lineterminator="\n")
@@ -328,7 +328,7 @@ def _not_compared(found: Comparison) -> list[str]:
         layers.setdefault(reason.replace(layer, "..."), []).append(layer)
     for reason, names in layers.items():
         rest = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-        said.append(shown(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
+        said.append(printable(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
     return said
 
 

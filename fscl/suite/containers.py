@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from fscl.errors import FsclError, shown
+from fscl.errors import FsclError, printable
 
 __all__ = ["check_claims", "check_regular", "read_container"]
 
@@ -42,12 +42,12 @@ def read_container(path: Path, safetensors: bool) -> Any:
     try:
         return _read_safetensors(path) if safetensors else _read_pickle(path)
     except MemoryError as error:
-        raise FsclError(f"{shown(str(path))}: takes more memory than there is") from error
+        raise FsclError(f"{printable(str(path))}: takes more memory than there is") from error
 
 
 def check_regular(path: Path) -> None:
     """Raises :class:`FsclError` for what is no file that can be read, without waiting for what may never come."""
-    file = shown(str(path))
+    file = printable(str(path))
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -76,8 +76,8 @@ def check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
         allowed -= 0 if tensor.is_meta else tensor.numel() * max(4, tensor.element_size())
         if allowed < 0:
             raise FsclError(
-                f"{shown(str(path))}: entry {shown(name)!r} {tuple(tensor.shape)} stands for more values than a "
-                f"file of {path.stat().st_size} bytes may have"
+                f"{printable(str(path))}: entry {printable(name)!r} {tuple(tensor.shape)} stands for more values than "
+                f"a file of {path.stat().st_size} bytes may have"
             )
 
 
@@ -87,11 +87,11 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             return load(path.read_bytes())
         with safe_open(path, framework="pt", device="cpu") as file:
             if (file.metadata() or {}).get("format") == "fscl.AtomBank":
-                raise FsclError(f"{shown(str(path))}: an atom bank, not a checkpoint; see `fscl heatmap`")
+                raise FsclError(f"{printable(str(path))}: an atom bank, not a checkpoint; see `fscl heatmap`")
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         why = _strange_beginning(path) or _first_sentence(error)
-        raise FsclError(f"{shown(str(path))}: damaged or truncated, not readable as safetensors ({why})") from error
+        raise FsclError(f"{printable(str(path))}: damaged or truncated, not readable as safetensors ({why})") from error
 
 
 def _read_pickle(path: Path) -> Any:
@@ -111,8 +111,8 @@ def _read_pickle(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise FsclError(
-                f"{shown(str(path))}: holds {refused[1]}, which is not loaded, for that could run code; save the state "
-                "alone, with torch.save(model.state_dict(), ...)"
+                f"{printable(str(path))}: holds {refused[1]}, which is not loaded, for that could run code; save the "
+                "state alone, with torch.save(model.state_dict(), ...)"
             ) from error
         raise _damaged(path, error) from error
     except MemoryError:
@@ -232,14 +232,14 @@ class _References(pickle._Unpickler):
 
 def _damaged(path: Path, error: Exception) -> FsclError:
     why = _strange_beginning(path) or _first_sentence(error)
-    return FsclError(f"{shown(str(path))}: damaged or truncated, or not a checkpoint of torch.save ({why})")
+    return FsclError(f"{printable(str(path))}: damaged or truncated, or not a checkpoint of torch.save ({why})")
 
 
 def _first_sentence(error: Exception) -> str:
     # torch says much else besides when it refuses a pickle
     text = re.sub(r".*?WeightsUnpickler error:|PytorchStreamReader", "", str(error), count=1, flags=re.DOTALL).strip()
     reason = text.splitlines()[0].split(". ")[0] if re.search("[a-z]", text) else type(error).__name__
-    return shown(reason)[:120]
+    return printable(reason)[:120]
 
 
 def _strange_beginning(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from fscl.errors import FsclError
 
-__all__ = ["check_plain", "check_size", "name_fault", "read_json", "shown"]
+__all__ = ["brief", "check_plain", "check_size", "name_fault", "read_json"]
 
 DEEPEST = 16  # levels of tables and lists
 LONGEST = 10_000  # characters of a text
@@ -22,10 +22,10 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
-def shown(value: object) -> str:
+def brief(value: object) -> str:
     """A value as a message shows it: on one line, and not longer than a line.
 
-    >>> shown("a\\nb"), len(shown("x" * 1000))
+    >>> brief("a\\nb"), len(brief("x" * 1000))
     ("'a\\\\nb'", 80)
     """
     try:
@@ -71,7 +71,7 @@ def check_plain(where: object, data: Any, but: Collection[str] = ()) -> None:
         fault = ""
         if isinstance(value, dict):
             strange = next((key for key in value if not isinstance(key, str) or _text_fault(key)), None)
-            fault = "" if strange is None else f"it has the key {shown(strange)}"
+            fault = "" if strange is None else f"it has the key {brief(strange)}"
             left += [((*place, key), item) for key, item in value.items() if place or key not in but]
         elif isinstance(value, list):
             left += [((*place, number), item) for number, item in enumerate(value)]
@@ -87,7 +87,7 @@ def check_plain(where: object, data: Any, but: Collection[str] = ()) -> None:
             fault = f"it is nested more than {DEEPEST} deep"
         if fault:
             at = ".".join(str(part) if str(part).isprintable() else ascii(part) for part in place)
-            raise FsclError(f"{where}: {at[:200] or 'all of it'} = {shown(value)}: {fault}")
+            raise FsclError(f"{where}: {at[:200] or 'all of it'} = {brief(value)}: {fault}")
 
 
 def check_size(path: Path, most: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from fscl.errors import FsclError
-from fscl.suite.plain import check_plain, check_size, name_fault, shown
+from fscl.suite.plain import brief, check_plain, check_size, name_fault
 from fscl.suite.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe, TrainingRecipe
 
 __all__ = [
@@ -94,7 +94,7 @@ def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyReci
     # a key that is not there could be no argument at all; and what it is by default would not be known
     if strange := next((key for key in recipe.tune.args if key not in recipe.args), None):
         known = ", ".join(recipe.args) or "none"
-        raise FsclError(f"{where}: tune.args: unknown key {shown(strange)}; known keys, those of [args]: {known}")
+        raise FsclError(f"{where}: tune.args: unknown key {brief(strange)}; known keys, those of [args]: {known}")
     return recipe
 
 
@@ -178,7 +178,7 @@ def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | P
         near = difflib.get_close_matches(str(name_or_path), known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise FsclError(
-            f"unknown {'benchmark' if kind == 'benchmarks' else 'strategy'} {shown(str(name_or_path))}{hint}; "
+            f"unknown {'benchmark' if kind == 'benchmarks' else 'strategy'} {brief(str(name_or_path))}{hint}; "
             f"known: {', '.join(known)}, or the path of a TOML file"
         )
     return path
@@ -224,16 +224,16 @@ def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
             near = difflib.get_close_matches(at[-1], keys, 1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
             raise FsclError(
-                f"{where}: unknown key {shown('.'.join(at))}{hint}; known keys: {', '.join(keys)}"
+                f"{where}: unknown key {brief('.'.join(at))}{hint}; known keys: {', '.join(keys)}"
             ) from error
         if first["type"] == "missing":
-            raise FsclError(f"{where}: {shown('.'.join(at))} is missing") from error
+            raise FsclError(f"{where}: {brief('.'.join(at))} is missing") from error
         if first["type"] == WRONG_SPLIT:
             raise FsclError(f"{where}: {first['msg']}") from error
         at = [part for before, part in zip(["", *at], at, strict=False) if before != "tasks" or part not in TAGS]
         place = ".".join(p for p in at if p != "int" and not p.startswith(("constrained-", "list[")))
-        place = place if place.isprintable() and len(place) < 200 else shown(place)
-        raise FsclError(f"{where}: {place} = {shown(first['input'])}: {first['msg'].lower()}") from error
+        place = place if place.isprintable() and len(place) < 200 else brief(place)
+        raise FsclError(f"{where}: {place} = {brief(first['input'])}: {first['msg'].lower()}") from error
 
 
 def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:

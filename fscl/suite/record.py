@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from fscl.errors import FsclError
-from fscl.suite.plain import check_plain, shown
+from fscl.suite.plain import brief, check_plain
 
 __all__ = ["FORMAT", "YEARS", "OtherFormatError", "Record", "Seconds", "Similarity", "Sizes", "numbers", "read_record"]
 
@@ -119,18 +119,18 @@ def read_record(where: object, data: Any) -> Record:
     """
     version = data.get("format") if isinstance(data, dict) else type(data).__name__
     if type(version) is not int or version != FORMAT:
-        raise OtherFormatError(f"{where}: format is {shown(version)}; this version of fscl reads format {FORMAT}")
+        raise OtherFormatError(f"{where}: format is {brief(version)}; this version of fscl reads format {FORMAT}")
     check_plain(where, data, ARRAYS)
     try:
         return Record.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        place = place if place.isprintable() and len(place) < 200 else shown(place)
+        place = place if place.isprintable() and len(place) < 200 else brief(place)
         if first["type"] == "missing":
             raise FsclError(f"{where}: key {place!r} is missing") from error
         said = first["msg"].replace("Input should be", "it must be")
-        raise FsclError(f"{where}: {place} is {shown(first['input'])}; {said}") from error
+        raise FsclError(f"{where}: {place} is {brief(first['input'])}; {said}") from error
 
 
 def numbers(
@@ -157,7 +157,7 @@ def numbers(
     if any(type(value) not in (float, int, type(None)) for value in flat):
         raise ValueError(f"{key} is not a rectangular list of numbers")
     if strange := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
-        raise ValueError(f"{key} has {shown(strange)}; its numbers are from {low:g} to {high:g}")
+        raise ValueError(f"{key} has {brief(strange)}; its numbers are from {low:g} to {high:g}")
     try:
         array = cast(NDArray[np.float64], np.array(values, dtype=np.float64))
     except ValueError as error:

@@ -14,7 +14,7 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically, written_together
 from fscl.suite.building import build_trainer, load_stream
 from fscl.suite.environment import machine, versions
-from fscl.suite.plain import name_fault, shown
+from fscl.suite.plain import brief, name_fault
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 from fscl.suite.results import FORMAT, OtherFormatError, RunResult, load_run
 from fscl.suite.resume import ANEW, line, read_checkpoint, write_checkpoint
@@ -59,7 +59,7 @@ class RunSpec:
         for name in (self.benchmark.name, self.strategy.name):
             if fault := name_fault(name):
                 raise FsclError(
-                    f"a run cannot be kept in a folder {shown(name)}: {fault}; give the recipe another name"
+                    f"a run cannot be kept in a folder {brief(name)}: {fault}; give the recipe another name"
                 )
 
     @property
