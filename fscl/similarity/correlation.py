@@ -282,7 +282,7 @@ def _permutation_test(
 
     def statistic(tasks: Array, axis: int = -1) -> Array:
         tasks = tasks.astype(np.intp)
-        moved = scores[tasks[..., rows], tasks[..., columns]]
+        moved = scores.take(tasks[..., rows] * len(x) + tasks[..., columns])
         return _concordance(moved, above) / divisor if method == "kendall" else moved @ other
 
     result = permutation_test(

@@ -186,10 +186,11 @@ def _null(
     block = max(1, _BLOCK_VALUES // len(index[0]))
     for begin in range(0, n_resamples, block):
         count = min(block, n_resamples - begin)
-        total, order = np.zeros(count), None
+        total, entries = np.zeros(count), None
         for left, right in scores:
-            if order is None or not same_tasks:
+            if entries is None or not same_tasks:
                 order = rng.permuted(np.tile(np.arange(tasks), (count, 1)), axis=1)
-            total += left[order[:, index[0]], order[:, index[1]]] @ right
+                entries = order[:, index[0]] * tasks + order[:, index[1]]
+            total += left.take(entries) @ right
         means.append(total / len(scores))
     return np.concatenate(means)

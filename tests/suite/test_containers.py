@@ -162,7 +162,8 @@ def test_the_older_format_keeps_all_its_values(tmp_path: Path) -> None:
     assert len(names) == 9
     rest = data[keys + stream.tell() + 4 * values :]
     file.write_bytes(data[:keys] + pickle.dumps(names[1:], 2) + rest)
-    refused(file, "tensor data that is not there")
+    # the values that come first are then read as the next tensor's, or too few are left: as the keys were ordered
+    refused(file, "tensor data that is not there|storage has wrong byte size")
 
 
 # what stands for more than there is
