@@ -1,5 +1,6 @@
 """AtomBank: what is stored of each task, kept apart from what all tasks share."""
 
+import copy
 import operator
 import os
 import warnings
@@ -22,7 +23,8 @@ from fscl.atoms.entries import (
     unkept_values,
     within,
 )
-from fscl.atoms.layers import atom_layers, check_finite
+from fscl.atoms.layers import atom_layers, check_finite, freeze_coefficients
+from fscl.atoms.learning import freeze, own_parameters, reset_heads, train_only
 from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
 from fscl.errors import FsclError
 from fscl.similarity.subspace import gram_matrix, similarity_matrix
@@ -33,13 +35,16 @@ __all__ = ["KINDS", "AtomBank"]
 class AtomBank:
     """The atoms of each task, with the normalisation, biases and head that belong to them, over shared coefficients.
 
-    Create it from a network whose coefficients are frozen (:func:`fscl.atoms.freeze_coefficients`), :meth:`store` the
-    network's present state as a task, and :meth:`restore` any task later: outputs are then bit for bit what they were.
+    Make it from a network that has learned its first task. The bank then freezes what all tasks share: it fixes the
+    gauge of the coefficients (:func:`fscl.atoms.freeze_coefficients`), which changes no output, and sets
+    ``requires_grad`` of every shared parameter to False. For each further task call :meth:`begin`, train
+    :meth:`parameters`, and :meth:`store` the network. :meth:`restore` puts a task back: outputs are then bit for bit
+    what they were.
 
     A task owns its atoms, its normalisation layers (affine and running statistics), the biases of convolutions, the
-    head, and the buffers and plain tensors of any other module. All other parameters are shared and kept once. They
-    must not be trained after the bank is made, unless ``own`` names them: :meth:`store` refuses a network in which a
-    shared parameter has moved.
+    head, and the buffers and plain tensors of any other module. All other parameters, 1x1 convolutions and hidden
+    linear layers among them, are shared and kept once, unless ``own`` names them. :meth:`store` refuses a network in
+    which a shared parameter has moved.
 
     Args:
         model: a network with atom layers.
@@ -47,29 +52,37 @@ class AtomBank:
         own: dotted names of further modules or entries that differ from task to task, as 1x1 convolutions do between
             networks that were trained whole.
 
+    Raises:
+        FsclError: the network has no atom layers, a parameter is not finite, or a name is of none of its entries.
+
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
 
     Example:
-        >>> from fscl.atoms import decompose, freeze_coefficients
+        >>> from fscl.atoms import decompose
         >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))
-        >>> model = decompose(net).model
-        >>> freeze_coefficients(model)
+        >>> model = decompose(net).model  # to be trained on the first task
         >>> bank = AtomBank(model)
         >>> bank.store(model, task=0, name="cats")
+        >>> bank.begin(model, start=0)
+        >>> optimizer = torch.optim.SGD(bank.parameters(model), lr=0.05)  # to train the second task with
+        >>> bank.store(model, task=1, name="dogs")
         >>> bank.tasks, bank.layers, tuple(bank.stack("0").shape)
-        ([0], ['0'], (1, 4, 3, 3))
+        ([0, 1], ['0'], (2, 4, 3, 3))
         >>> bank.memory()["atoms"]
         144
+        >>> bank.network(model, 0)(torch.zeros(5, 1, 4, 4)).shape
+        torch.Size([5, 2])
     """
 
     def __init__(self, model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> None:
-        if not atom_layers(model):
-            raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
+        freeze_coefficients(model)
         self._kinds = entry_kinds(model, heads, own)
         self._heads = head_owners(model, heads)
         self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
-        check_finite(self._shared)
+        for name, parameter in model.named_parameters():
+            if name in self._shared:
+                freeze(parameter)
         self._unkept: dict[str, str] | None = unkept_values(model)
         self._layers = list(atom_layers(model))
         self._tasks: dict[int, Task] = {}
@@ -131,6 +144,52 @@ class AtomBank:
         """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
         self._check_layer(layer)
         return gram_matrix(self._shared[f"{layer}.coefficients"].double())
+
+    # learning a task
+
+    @torch.no_grad()
+    def begin(
+        self, model: nn.Module, start: int | None = None, head: Sequence[str] | None = None, fresh_head: bool = True
+    ) -> None:
+        """Makes a network ready to learn a task: only what is the task's own is then trained.
+
+        Make the optimizer, of :meth:`parameters`, after it.
+
+        Args:
+            model: the network.
+            start: the task from whose atoms, normalisation and biases the new one starts; None leaves the network's.
+            head: as in :meth:`store`.
+            fresh_head: whether to initialise the head anew; otherwise it is left as it is.
+
+        Raises:
+            FsclError: a shared parameter of the network is not the bank's, the task is unknown, or the head cannot be
+                initialised.
+        """
+        self._check_shared(live_state(model))
+        if start is not None:
+            put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, self._heads)})
+        if fresh_head:
+            reset_heads(model, self._heads if head is None else head)
+        train_only(model, own_parameters(model, self._shared, self._heads, head))
+
+    def parameters(self, model: nn.Module, head: Sequence[str] | None = None) -> list[nn.Parameter]:
+        """What a task trains of a network: all parameters that are not shared, for the optimizer.
+
+        Args:
+            model: the network.
+            head: as in :meth:`store`.
+        """
+        return list(own_parameters(model, self._shared, self._heads, head).values())
+
+    def network(self, model: nn.Module, task: int) -> nn.Module:
+        """A network of its own for a task, in evaluation mode; ``model`` is copied and stays as it is.
+
+        Raises:
+            FsclError: the task is unknown, or the network has no place for an entry.
+        """
+        network = copy.deepcopy(model)
+        self.restore(network, task)
+        return network.eval()
 
     # storing and restoring
 
@@ -326,14 +385,15 @@ class AtomBank:
             ours, theirs = self._shared[name], state.get(name)
             if theirs is not None and ours.dtype == theirs.dtype and torch.equal(theirs, ours.to(theirs.device)):
                 continue
-            if name in coefficients:
-                mend = "freeze the coefficients before the bank is made, and make a new bank for a network with others"
-            else:
-                mend = (
-                    "it is shared by all tasks, so freeze it (requires_grad_(False)) after the bank is made, or name "
-                    "it in the bank's `own`, so that each task keeps its own"
+            raise FsclError(
+                f"{name} of this network differs from the bank's, and all tasks share it: train bank.parameters(model) "
+                "alone, "
+                + (
+                    "and make a new bank for a network with other coefficients"
+                    if name in coefficients
+                    else "or name it in the bank's `own`, so that each task keeps its own"
                 )
-            raise FsclError(f"{name} of this network differs from the bank's; {mend}")
+            )
 
     def _warn_of_unkept(self, model: nn.Module) -> None:
         now = unkept_values(model)

@@ -207,8 +207,11 @@ class AtomConv2d(nn.Module):
         ``(coefficients @ inv(M), M @ atoms)`` is the same layer for every invertible M, so atoms can be compared only
         once M is fixed. Here ``coefficients^T coefficients`` becomes ``s^2 I`` with the mean square norm s^2 that the
         coefficients had; then the plain cosine of two atom sets *is* the cosine of their filters. Where there are
-        fewer filters than atoms, the surplus atoms and their coefficients become zero.
+        fewer filters than atoms, the surplus atoms and their coefficients become zero. A layer whose gauge is fixed
+        stays as it is, to the bit.
         """
+        if self._gauge_is_fixed():
+            return
         flat, atoms = self.coefficients.flatten(0, 1).double(), self.atoms.flatten(1).double()
         q, r = torch.linalg.qr(flat)
         scale = float(flat.norm()) / math.sqrt(q.shape[1]) or 1.0
@@ -219,6 +222,13 @@ class AtomConv2d(nn.Module):
         new_atoms[: q.shape[1]] = signs[:, None] * (r @ atoms) / scale
         self.coefficients.copy_(new_coefficients.view_as(self.coefficients))
         self.atoms.copy_(new_atoms.view_as(self.atoms))
+
+    def _gauge_is_fixed(self) -> bool:
+        gram = gram_matrix(self.coefficients.detach().double())
+        squares = gram.diagonal()
+        rounding = max(1e-13, 4 * torch.finfo(self.coefficients.dtype).eps) * float(squares.max())
+        common = (squares - squares.max()).abs() <= rounding
+        return bool((common | (squares == 0)).all() and ((gram - squares.diag()).abs() <= rounding).all())
 
     @classmethod
     @torch.no_grad()
@@ -313,6 +323,8 @@ def atom_layers(model: nn.Module) -> dict[str, AtomConv2d]:
 
 def freeze_coefficients(model: nn.Module) -> None:
     """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
+
+    :class:`fscl.AtomBank` does it, and freezes all else that tasks share.
 
     Raises:
         FsclError: the model has no atom layers, or a parameter is not finite.

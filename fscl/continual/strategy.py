@@ -14,8 +14,8 @@ from torch.optim import Optimizer
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import decompose
-from fscl.atoms.entries import put_entries, within
-from fscl.atoms.layers import atom_layers, freeze_coefficients
+from fscl.atoms.entries import put_entries
+from fscl.atoms.layers import atom_layers
 from fscl.continual.switching import TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
 
@@ -109,21 +109,22 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
                 "experience a task label of its own, as with return_task_id=True or task_incremental_benchmark",
                 stacklevel=2,
             )
-        if known:  # trained before: take it up where it ended
-            put_entries(strategy.model, self.bank.entries(known[0]))
+        heads = head_names(strategy.model)
+        mine = None if heads is None else [name for task in tasks for name in head_names(strategy.model, task) or []]
+        start = None
+        if known:  # trained before: it is taken up where it ended
+            start = known[0]
         elif self.bank.tasks:
-            heads = head_names(strategy.model) or []
-            source = self.bank.tasks[0] if self.warm_start == "first" or self._last is None else self._last
-            start = {n: t for n, t in self.bank.entries(source).items() if not within(n, heads)}
-            put_entries(strategy.model, start)
-        self._freeze(strategy.model, tasks)
+            start = self.bank.tasks[0] if self.warm_start == "first" or self._last is None else self._last
+        self.bank.begin(strategy.model, start, mine, fresh_head=False)
+        if start is not None and (known or heads is None):  # the head that start had goes on, too
+            put_entries(strategy.model, self.bank.entries(start))
         strategy.optimizer.state.clear()  # momentum of another task's atoms
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model, experience = strategy.model, strategy.experience
         heads = head_names(model)
         if self.bank is None:
-            freeze_coefficients(model)
             self.bank = AtomBank(model, heads)
         for task in self.tasks_of(experience):
             name = getattr(experience, "task_name", None)
@@ -143,18 +144,6 @@ class AtomSwappingPlugin(TaskSwitchPlugin):
         for task in bank.tasks:
             bank.restore(strategy.model, task)
         strategy.model.to(strategy.device)
-
-    def _freeze(self, model: nn.Module, tasks: Sequence[int]) -> None:
-        """Only the present task's own entries are trained."""
-        assert self.bank is not None
-        shared = self.bank.shared
-        heads = head_names(model) or []
-        mine = [name for task in tasks for name in head_names(model, task) or []]
-        for name, parameter in model.named_parameters():
-            trained = name not in shared and (not within(name, heads) or within(name, mine))
-            parameter.requires_grad_(trained)
-            if not trained:
-                parameter.grad = None
 
 
 class AtomSwapping(SupervisedTemplate):

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
-from fscl.atoms import AtomBank, decompose, freeze_coefficients
-from fscl.atoms.entries import entry_kinds
+from fscl.atoms import AtomBank, decompose
 from fscl.continual.acceleration import Acceleration, channels_last
 from fscl.continual.datasets import ImageSet, load_images
 from fscl.continual.networks import ConvNet
@@ -142,10 +141,7 @@ def start(architecture: str, task: Task, budget: Budget, seed: int) -> tuple[nn.
     torch.manual_seed(seed)
     model = blank(architecture, task.images.shape[1])
     reached = _train(model, task, budget.first_epochs, budget.first_rate, budget, seed)
-    freeze_coefficients(model)
-    kinds = entry_kinds(model)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in kinds)
+    AtomBank(model)  # freezes what tasks share
     return model, reached
 
 
