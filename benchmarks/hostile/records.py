@@ -81,6 +81,7 @@ def told(folder: Path, text: bytes) -> bool:
     place = folder / f"told{os.getpid()}"
     place.mkdir(exist_ok=True)
     (place / "run.json").write_bytes(text)
+    (place / "runs.json").unlink(missing_ok=True)  # of the record before
     runs = load_runs([place])
     data = json.loads(text)
     tables = [*(row.cells() for row in summary_rows(runs)), *map(settings, group_runs(runs))]

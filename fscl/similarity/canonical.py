@@ -91,7 +91,7 @@ def pwcca(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> T
 def pwcca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
     """Projection-weighted mean canonical correlation, in [0, 1] (Morcos, Raghu, Bengio 2018).
 
-    Each canonical direction h_i of x counts by how much of the neurons of x it makes up, sum_j |<h_i, x_j>|. The
+    Each canonical direction h_i of x counts by how much of the neurons of x it makes up, `sum_j |<h_i, x_j>|`. The
     weights are those of x, so that pwcca(x, y) is not pwcca(y, x). In the matrix of all pairs, which is symmetric,
     either entry is the mean of both.
 

@@ -20,7 +20,7 @@ def linear_cka(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
 @overload
 def linear_cka(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
 def linear_cka(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
-    """Linear centred kernel alignment, |Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F), in [0, 1] (Kornblith et al. 2019).
+    """Linear centred kernel alignment, `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`, in [0, 1] (Kornblith et al. 2019).
 
     Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps do.
 
@@ -155,7 +155,7 @@ def aligned_cosine(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = N
 def aligned_cosine(
     x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None
 ) -> float | Tensor:
-    """Squared cosine of centred features, channel by channel: <X, Y>^2 / (|X|^2 |Y|^2), in [0, 1].
+    """Squared cosine of centred features, channel by channel: `<X, Y>^2 / (|X|^2 |Y|^2)`, in [0, 1].
 
     For networks that share their coefficients, whose channels mean the same: what `similarity_matrix` approaches from
     the atoms. Squared, it is of the degree of CKA, and no larger than the square of `procrustes`, which may rotate

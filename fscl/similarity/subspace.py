@@ -61,7 +61,7 @@ def similarity_matrix(
     - `filter`: tr(D_s^T G D_t), normalised: the cosine of the filters `coefficients x atoms` in any gauge. Needs G.
     - `grassmann`: 1 - d / d_max, where d = sqrt(sum of squared principal angles) between the leading `rank`
       dimensions of what the atoms span among kernels, and d_max = sqrt(rank) pi / 2 (Miao et al., ICLR 2022).
-    - `projection`: |B_s^T B_t|_F^2 / rank, for orthonormal bases B of the same spans.
+    - `projection`: `|B_s^T B_t|_F^2 / rank`, for orthonormal bases B of the same spans.
 
     The spans are those of G^(1/2) D where G is known, which are those of the filters in any gauge, else those of D.
     Layers are combined by `aggregate_layers`. An all-zero set of atoms has similarity 0 to every other.

@@ -1,0 +1,106 @@
+"""What the README and the documentation show runs as written."""
+
+import re
+import shlex
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from pydantic import ValidationError
+from torch import nn
+
+from fscl.suite.cli import app
+from fscl.suite.schema import BenchmarkRecipe, StrategyRecipe
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+BLOCK = re.compile(r"^```([\w{}-]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    return [text for language, text in BLOCK.findall(page.read_text(encoding="utf-8")) if language in languages]
+
+
+def name(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def of_a_user() -> dict[str, object]:
+    """What README's loop takes for granted."""
+
+    def fit(model: nn.Module, task: tuple[torch.Tensor, torch.Tensor], parameters) -> None:
+        optimizer = torch.optim.SGD(parameters, lr=0.1)
+        nn.functional.cross_entropy(model(task[0]), task[1]).backward()
+        optimizer.step()
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 2))
+    tasks = [(torch.randn(16, 1, 8, 8), torch.randint(2, (16,))) for _ in range(3)]
+    return {"net": net, "tasks": tasks, "fit": fit}
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
+def test_the_python_of_a_page_runs_from_top_to_bottom(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "reports").symlink_to(ROOT / "reports")
+    code = "\n\n".join(blocks(page, "python"))
+    exec(compile(code, name(page), "exec"), of_a_user() if page.name == "README.md" else {})
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_command_line_of_a_page_is_one_that_fscl_takes(page: Path) -> None:
+    shown = "\n".join(blocks(page, "", "sh")).replace("\\\n", " ")
+    for call in re.findall(r"(?:^|&& uv run |\")fscl ([a-z]+[^\"#\n]*)", shown, re.MULTILINE):
+        command, *arguments = shlex.split(call)
+        known = typer.main.get_command(app).commands[command]
+        with known.make_context(command, arguments) as context:  # raises where there is no such option
+            for strategy in context.params.get("strategy") or []:
+                assert strategy.endswith(".toml") or (ROOT / "strategies" / f"{strategy}.toml").exists(), strategy
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "toml")], ids=name)
+def test_every_recipe_of_a_page_is_valid(page: Path) -> None:
+    for text in blocks(page, "toml"):
+        recipe = tomllib.loads(text)
+        kind = StrategyRecipe if "class" in recipe else BenchmarkRecipe
+        try:
+            kind.model_validate(recipe)
+        except ValidationError as error:
+            pytest.fail(f"{name(page)}: {error}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_file_that_a_page_links_is_there(page: Path) -> None:
+    text = BLOCK.sub("", page.read_text(encoding="utf-8"))
+    made = ("cli.md", "recipes.md")  # when the site is built
+    for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+        if not link.startswith(("http://", "https://")) and Path(link).name not in made:
+            assert (page.parent / link).exists(), link
+
+
+def test_the_readme_is_short_and_begins_with_two_commands() -> None:
+    lines = PAGES[0].read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= 150
+    top = "\n".join(lines[:32])
+    assert "pip install uv && uv run fscl run" in top
+    assert "pip install uv && uv run pytest" in top
+    for code in blocks(PAGES[0], "python"):
+        statements = [line for line in code.splitlines() if line.strip() and not line.startswith(("import", "from"))]
+        assert len(statements) <= 15
+
+
+@pytest.mark.slow
+def test_the_first_command_prints_the_table_that_is_shown(tmp_path: Path) -> None:
+    import subprocess
+
+    command = [sys.executable, "-c", "from fscl.suite.cli import main; main()", "run", "--out", str(tmp_path)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
+    for page in (ROOT / "README.md", ROOT / "docs" / "start.md"):
+        (table,) = [text for text in blocks(page, "text") if "Strategy" in text]
+        for row in table.splitlines()[2::2]:
+            assert row.rsplit(maxsplit=2)[0].rstrip() in printed, row  # all but the time
