@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from fscl.continual.images import require_memory
 from fscl.errors import FsclError
@@ -22,10 +23,20 @@ CHECKSUM_BYTES = 4
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept: ``$FSCL_CACHE``, else ``fscl`` in the user's cache folder. It may be deleted."""
+    """Where decoded images are kept: ``$FSCL_CACHE``, else ``fscl`` in the user's cache folder. It may be deleted.
+
+    Raises:
+        FsclError: the user has no home.
+    """
     if own := os.environ.get("FSCL_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fscl"
+    try:
+        folder = user_cache_path("fscl", appauthor=False)
+    except RuntimeError:  # of newer platformdirs; of older ones, the path begins with "~"
+        folder = Path("~")
+    if not folder.is_absolute():
+        raise FsclError("this user has no home folder, and FSCL_CACHE does not say where else to keep images")
+    return folder
 
 
 def cached_pixels(
@@ -47,7 +58,7 @@ def cached_pixels(
     key = stamps.hexdigest()
     try:
         copy = cache_folder() / f"{place}-{key[:16]}.npy"
-    except RuntimeError:  # a user without a home
+    except FsclError:
         return decode()
     remove_stale(copy.parent)  # each may be as large as the data set
     # whatever is wrong with a copy, it can be made anew

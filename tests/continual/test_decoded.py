@@ -104,14 +104,13 @@ def test_damaged_copies_are_made_anew_and_a_cache_is_no_must(
 
 
 def test_users_without_a_home_do_without(pictures: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
     monkeypatch.delenv("FSCL_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    monkeypatch.setattr(Path, "home", nowhere)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is where nothing tells the home
+    monkeypatch.chdir(pictures)
     load_images("set", pictures)
     assert len(decoded) == 12
+    assert not (pictures / "~").exists()
 
 
 def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
