@@ -23,7 +23,7 @@ from fscl.suite.prediction import (
     Prediction,
     atom_strategies,
     correlation_with_time,
-    predictions,
+    predictions_over_seeds,
     signed,
 )
 from fscl.suite.provenance import budget
@@ -124,9 +124,10 @@ def _tuned(benchmark: str) -> str:
     if (tuning := _tuning(benchmark)) is None:
         return "as in the recipes; none were tuned on this benchmark"
     protocol = tuning["protocol"]
+    percent = f"{100 * protocol['validation']:.0f} %"
     return (
         f"`fscl tune` chose them without test images: at most {protocol['trials']} trials a learner, one seed, the "
-        f"first {protocol['tasks']} tasks, judged on {100 * protocol['validation']:.0f} % of the training images, held out"
+        f"first {protocol['tasks']} tasks, judged on {percent} of the training images, held out"
     )
 
 
@@ -212,7 +213,7 @@ def answers() -> dict[str, dict[str, list[Prediction]]]:
     by_question: dict[str, dict[str, list[Prediction]]] = {}
     for benchmark in BENCHMARKS:
         runs = runs_of(benchmark)
-        for answer in predictions(group_runs(runs))[1]:
+        for answer in predictions_over_seeds(group_runs(runs)):
             if answer.found.defined:
                 by_stream = by_question.setdefault(answer.words, {})
                 by_stream.setdefault(runs[0].benchmark["title"], []).append(answer)
