@@ -1,17 +1,19 @@
-"""Writes the README's leaderboards, and whether similarity predicts, from the runs that the committed reports keep.
+"""Writes what README.md and docs/results/ show of the committed reports, between marks of the parts' names.
 
 ``uv run python benchmarks/leaderboards.py``; with ``--check`` it changes nothing, and exits with 1 where
-the README says anything else than the reports' runs.
+a page says anything else than the reports.
 """
 
 import argparse
 import json
+import re
 import statistics
 import sys
 import textwrap
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +23,19 @@ from fscl.suite.prediction import (
     Prediction,
     atom_strategies,
     correlation_with_time,
-    predictions,
+    predictions_over_seeds,
     signed,
 )
 from fscl.suite.provenance import budget
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import RunResult, load_runs
-from fscl.suite.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, summary_rows
+from fscl.suite.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, small_p, summary_rows
 
 ROOT = Path(__file__).resolve().parent.parent
+REPORTS = ROOT / "reports"
+FROM_PAGES = "../../reports"  # from docs/results/
+BENCHMARKS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")
+MAIN = BENCHMARKS[0]  # of which the README has some rows, and papers have numbers
 LEVEL = 0.05
 SHOWN = (
     "Strategy",
@@ -41,6 +47,8 @@ SHOWN = (
     "Stored per task",
     "Stored in all",
 )
+IN_README = ("Strategy", "Accuracy (%)", "Forgetting (points)", "Stored per task", "Stored in all")
+ROWS_IN_README = ("joint", "wsn", "packnet", "atom_swapping_first", "atom_swapping", "replay", "naive")
 OVER_STREAMS = ("Question", "Learners, over streams", "p < 0.05", "p < 0.05, later tasks equally far apart")
 OVER_LEARNERS = (
     "Question",
@@ -64,73 +72,81 @@ BY_LEARNER = (
     "Seeds where defined",
     "Tasks",
 )
-REPORTS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")  # first: unfolded
-
-Runs = Mapping[str, list[RunResult]]
 
 
-def committed_runs(reports: Path) -> Runs:
-    """The runs that the reports below a folder keep, by benchmark."""
-    files = {name: reports / name / "runs.json" for name in REPORTS}
-    return {name: load_runs([file]) for name, file in files.items() if file.exists()}
+@cache
+def runs_of(benchmark: str) -> list[RunResult]:
+    return load_runs([REPORTS / benchmark / "runs.json"])
 
 
-def parts(reports: Path) -> dict[str, str]:
-    """What the README says between marks, by mark."""
-    kept = committed_runs(reports)
-    return {
-        "leaderboards": leaderboards(kept, reports),
-        "literature": literature(kept, published(reports)),
-        "question": question(kept),
-    }
-
-
-def leaderboards(kept: Runs, reports: Path) -> str:
-    """A table for each benchmark; the first with a picture of which of its tasks are alike, the others folded."""
-    texts = []
-    for name, runs in kept.items():
-        lines = _leaderboard(name, runs, reports)
-        title, text = lines[0], "\n".join(lines[1:])
-        if name == REPORTS[0]:
-            texts += [
-                f"**{title}**: {text}",
-                *_heatmap(name, runs),
-            ]
-        else:
-            texts.append(f"<details><summary>{title}</summary>\n\n{text}\n\n</details>")
-    return "\n\n".join(texts)
-
-
-def _leaderboard(name: str, runs: list[RunResult], reports: Path) -> list[str]:
-    keep = [COLUMNS.index(column) for column in SHOWN]
-    rows = [[row.cells()[i] for i in keep] for row in summary_rows(runs)]
+def leaderboard(benchmark: str) -> str:
+    """The page of a benchmark: its runs in a table, what gives them again, and which of its tasks are alike."""
+    runs = runs_of(benchmark)
     recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
     processor = " or ".join(f"an {name}" for name, _ in machines.most_common())
-    threads = f"{runs[0].machine['threads']} thread of {processor}"
-    return [
-        recipe["title"],
-        f"{recipe['description']}; {_usual_budget(runs)}; {threads} ([report](reports/{name}/README.md)):",
+    lines = [
+        f"# {recipe['title']}",
         "",
-        *_table(SHOWN, rows, texts=1),
+        f"- **Stream**: {recipe['description']}",
+        f"- **Budget** of most learners: {_usual_budget(runs)}",
+        f"- **Settings**: {_tuned(benchmark)}",
+        f"- **Machine**: {runs[0].machine['threads']} thread of {processor}",
+        f"- **Time**: {human_seconds(sum(run.seconds for run in runs))} for all runs, added up",
+        f"- **More**: the [report]({FROM_PAGES}/{benchmark}/README.md) has each learner's settings and budget, "
+        "transfer, curves and every seed",
         "",
-        *_commands(name, runs, reports),
+        *_table(SHOWN, [_columns(row.cells(), SHOWN) for row in summary_rows(runs)], texts=1),
+        "",
+        "## Commands",
+        "",
+        "```",
+        *_commands(benchmark, runs),
+        "```",
+        "",
+        "## Which tasks are alike",
+        "",
+        *_heatmap(benchmark, runs),
     ]
+    return "\n".join(lines)
 
 
-def _commands(name: str, runs: list[RunResult], reports: Path) -> list[str]:
-    """What chose the settings, what gives these runs (on another machine but for the last digits), and the time."""
+def headline() -> str:
+    """Some rows of the first benchmark, for the README."""
+    rows = [_columns(row.cells(), IN_README) for row in summary_rows(runs_of(MAIN)) if row.strategy in ROWS_IN_README]
+    return "\n".join(_table(IN_README, rows, texts=1))
+
+
+def _columns(cells: Sequence[str], names: Sequence[str]) -> list[str]:
+    return [cells[COLUMNS.index(name)] for name in names]
+
+
+def _tuned(benchmark: str) -> str:
+    if (tuning := _tuning(benchmark)) is None:
+        return "as in the recipes; none were tuned on this benchmark"
+    protocol = tuning["protocol"]
+    percent = f"{100 * protocol['validation']:.0f} %"
+    return (
+        f"`fscl tune` chose them without test images: at most {protocol['trials']} trials a learner, one seed, the "
+        f"first {protocol['tasks']} tasks, judged on {percent} of the training images, held out"
+    )
+
+
+def _tuning(benchmark: str) -> dict[str, Any] | None:
+    file = REPORTS / benchmark / "tune.json"
+    return json.loads(file.read_text("utf-8")) if file.exists() else None
+
+
+def _commands(benchmark: str, runs: list[RunResult]) -> list[str]:
+    """What chose the settings, and what gives these runs (on another machine but for the last digits)."""
     recipe, learners = runs[0].benchmark, group_runs(runs)
     data = [] if recipe["data"]["name"] == "digits" else ["--data DIR"]
     seeds = f"--seeds {max(len(learner.runs) for learner in learners)}"
     shown = []
-    if (tuning := reports / name / "tune.json").exists():
-        tuned = json.loads(tuning.read_text("utf-8"))
-        options = [f"--{key} {value}" for key, value in tuned["protocol"].items() if key != "settings"]
-        changes = [f"--set {setting}" for setting in tuned["protocol"]["settings"]]
-        shown += _call("fscl tune", tuned["benchmark"], *data, *options, *changes, *_each(tuned["strategies"]))
-    shown += _call("fscl run", recipe["name"], *data, seeds, *_each(learner.name for learner in learners))
-    took = human_seconds(sum(run.seconds for run in runs))
-    return ["```", *shown, "```", "", f"The runs took {took}, added up."]
+    if tuning := _tuning(benchmark):
+        options = [f"--{key} {value}" for key, value in tuning["protocol"].items() if key != "settings"]
+        changes = [f"--set {setting}" for setting in tuning["protocol"]["settings"]]
+        shown += _call("fscl tune", tuning["benchmark"], *data, *options, *changes, *_each(tuning["strategies"]))
+    return shown + _call("fscl run", recipe["name"], *data, seeds, *_each(learner.name for learner in learners))
 
 
 def _each(strategies: Iterable[str]) -> list[str]:
@@ -144,21 +160,21 @@ def _call(*words: str) -> list[str]:
     return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
-def _heatmap(name: str, runs: list[RunResult]) -> list[str]:
+def _heatmap(benchmark: str, runs: list[RunResult]) -> list[str]:
     """Which tasks are alike, and how far that is their order; where each starts from the first, if there are such."""
     by_start = {group.runs[0].strategy["args"]["warm_start"]: group for group in atom_strategies(group_runs(runs))}
     chain, star = by_start["previous"], by_start.get("first")
-    picture = f"{name}-similarity" + (f"-{star.name}" if star else "")
-    shown = star or chain
+    picture = f"{benchmark}-similarity" + (f"-{star.name}" if star else "")
     text = (
-        f"Similarity of the tasks of one seed, from their atoms alone ({shown.label}). Spearman's ρ of similarity and "
-        f"the number of tasks in between is {_with_time(chain)} where each starts from the atoms of the one before "
-        f"({chain.label}): near −1, similarity shows little more than the order of the tasks."
+        f"Similarity of the tasks of one seed, from their atoms alone ({(star or chain).label}). Spearman's ρ of "
+        "similarity and the number of tasks in between says how far similarity follows the order of the tasks: "
+        f"near −1, it shows little more than that. Where each task starts from the atoms of the one before "
+        f"({chain.label}), ρ is {_with_time(chain)}."
     )
     if star:
-        text += f" Where each starts from the first ({star.label}), it is {_with_time(star)}."
-    file = f"reports/{name}/figures/{picture.replace('_', '-')}.png"
-    return [f"![Task-to-task similarity on {runs[0].benchmark['title']}]({file})", text]
+        text += f" Where each task starts from the atoms of the first ({star.label}), ρ is {_with_time(star)}."
+    file = f"{FROM_PAGES}/{benchmark}/figures/{picture.replace('_', '-')}.png"
+    return [f"![Task-to-task similarity on {runs[0].benchmark['title']}]({file})", "", text]
 
 
 def _with_time(group: StrategyRuns) -> str:
@@ -166,26 +182,13 @@ def _with_time(group: StrategyRuns) -> str:
     return f"{signed(rho)} (mean over {seeds} seeds)"
 
 
-def published(reports: Path) -> list[dict[str, Any]]:
-    """What papers report on the first benchmark, with their digits."""
-    papers: list[dict[str, Any]] = tomllib.loads(
-        (reports / REPORTS[0] / "literature.toml").read_text("utf-8"), parse_float=str
-    )["papers"]
-    return papers
-
-
-def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
+def literature() -> str:
     """Published accuracies on the first benchmark beside those here, and whether they order the learners alike."""
-    ours = {row.strategy: row for row in summary_rows(kept.get(REPORTS[0], [])) if row.accuracy}
-    if not ours:
-        return ""
+    papers = tomllib.loads((REPORTS / MAIN / "literature.toml").read_text("utf-8"), parse_float=str)["papers"]
+    ours = {row.strategy: row for row in summary_rows(runs_of(MAIN))}
     head = ["Strategy", "Here, 20 tasks", *(paper["heading"] for paper in papers)]
     rows = [
-        [
-            row.label,
-            row.cells()[COLUMNS.index("Accuracy (%)")],
-            *(p["accuracy"].get(name, DASH) for p in papers),
-        ]
+        [*_columns(row.cells(), ("Strategy", "Accuracy (%)")), *(p["accuracy"].get(name, DASH) for p in papers)]
         for name, row in ours.items()
         if any(name in paper["accuracy"] for paper in papers)
     ]
@@ -196,54 +199,65 @@ def literature(kept: Runs, papers: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
 
-def question(kept: Runs) -> str:
-    """What the runs answer to whether similarity predicts forgetting and transfer: a table, and its parts."""
-    streams = {
-        runs[0].benchmark["title"]: [a for a in predictions(group_runs(runs))[1] if a.found.defined]
-        for runs in kept.values()
-    }
-    every = [answer for answers in streams.values() for answer in answers]
-    questions = list(dict.fromkeys(answer.words for answer in every))
-    rows, each = [], []
-    for words in questions:
-        for title, answers in streams.items():
-            if asked := [a for a in answers if a.words == words]:
-                apart = [a for a in asked if a.apart.defined]
-                counts = (asked[0].found.n_tasks, max(a.found.n_seeds for a in asked), len(asked))
-                of_all = _many([a.found.statistic for a in asked], [a.p for a in asked])
-                of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
-                rows.append((words, title, *map(str, counts), *of_all, *of_some))
-                each += [(title, a.atoms, *a.cells()[1:-1]) for a in asked if a.question == "atoms"]
-    over = [_told(words, [a for a in every if a.words == words]) for words in questions]
-    return "\n".join(
-        [
-            *_table(OVER_STREAMS, over, texts=1),
-            "",
-            "<details><summary>Stream by stream</summary>",
-            "",
-            *_table(OVER_LEARNERS, rows, texts=2),
-            "",
-            "</details>",
-            "<details><summary>Atom similarity and forgetting, learner by learner</summary>",
-            "",
-            *_table(BY_LEARNER, each, texts=3),
-            "",
-            "</details>",
-        ]
-    )
-
-
 def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, str]) -> str:
     both = [name for name in theirs if name in ours]
     if len(both) < 4:
         return f"{DASH} ({len(both)} learners)"
-    tau = kendalltau([ours[name].accuracy.mean for name in both], [float(theirs[name]) for name in both]).statistic
-    return f"{signed(tau)} ({len(both)} learners)"
+    test = kendalltau([ours[name].accuracy.mean for name in both], [float(theirs[name]) for name in both])
+    return f"{signed(test.statistic)} ({len(both)} learners, p = {small_p(test.pvalue)})"
 
 
-def _told(question: str, answers: Sequence[Prediction]) -> tuple[str, str, str, str]:
-    every, apart = sum(a.p < LEVEL for a in answers), sum(a.p_apart < LEVEL for a in answers)
-    return question, str(len(answers)), str(every), str(apart)
+@cache
+def answers() -> dict[str, dict[str, list[Prediction]]]:
+    """Whether similarity predicts, wherever that is defined: by question, and by the title of the stream."""
+    by_question: dict[str, dict[str, list[Prediction]]] = {}
+    for benchmark in BENCHMARKS:
+        runs = runs_of(benchmark)
+        for answer in predictions_over_seeds(group_runs(runs)):
+            if answer.found.defined:
+                by_stream = by_question.setdefault(answer.words, {})
+                by_stream.setdefault(runs[0].benchmark["title"], []).append(answer)
+    return by_question
+
+
+def question() -> str:
+    """How many learners, over all streams, have an answer, and of how many it is significant."""
+    rows = []
+    for words, by_stream in answers().items():
+        every = [answer for some in by_stream.values() for answer in some]
+        counts = len(every), sum(a.p < LEVEL for a in every), sum(a.p_apart < LEVEL for a in every)
+        rows.append((words, *map(str, counts)))
+    return "\n".join(_table(OVER_STREAMS, rows, texts=1))
+
+
+def question_by_stream() -> str:
+    rows = []
+    for words, by_stream in answers().items():
+        for title, every in by_stream.items():
+            apart = [a for a in every if a.apart.defined]
+            counts = every[0].found.n_tasks, max(a.found.n_seeds for a in every), len(every)
+            of_all = _many([a.found.statistic for a in every], [a.p for a in every])
+            of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
+            rows.append((words, title, *map(str, counts), *of_all, *of_some))
+    return "\n".join(_table(OVER_LEARNERS, rows, texts=2))
+
+
+def question_by_learner() -> str:
+    """Of atom similarity and forgetting alone."""
+    rows = [
+        (title, answer.atoms, *answer.cells()[1:-1])
+        for by_stream in answers().values()
+        for title, every in by_stream.items()
+        for answer in every
+        if answer.question == "atoms"
+    ]
+    return "\n".join(_table(BY_LEARNER, rows, texts=3))
+
+
+def quoted(report: str, begin: str) -> str:
+    """The table, list or paragraph of a report's page that begins with some text."""
+    page = (REPORTS / report / "README.md").read_text("utf-8")
+    return page[page.index(f"\n{begin}") + 1 :].split("\n\n")[0]
 
 
 def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
@@ -265,19 +279,45 @@ def _usual_budget(runs: list[RunResult]) -> str:
     return max(dict.fromkeys(budgets), key=budgets.count)
 
 
+PARTS: dict[str, Callable[[], str]] = {
+    **{benchmark: partial(leaderboard, benchmark) for benchmark in BENCHMARKS},
+    "leaderboards": headline,
+    "literature": literature,
+    "question": question,
+    "question_by_stream": question_by_stream,
+    "question_by_learner": question_by_learner,
+    "agreement": partial(quoted, "similarity", "| method | one after another: linear CKA |"),
+    "goals": partial(quoted, "similarity", "| goal | cosine of atoms"),
+    "misleads": partial(quoted, "similarity", "- **Unrelated starts.**"),
+    "speed": partial(quoted, "speed", "| network and learner |"),
+}
+MARKED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
+
+
+def pages() -> list[Path]:
+    """The pages that show a part."""
+    files = [ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
+    return [file for file in files if MARKED.search(file.read_text("utf-8"))]
+
+
+def written(page: str) -> str:
+    """A page with its parts as the reports have them today."""
+    return MARKED.sub(lambda mark: f"<!-- {mark[1]} -->\n{PARTS[mark[1]]()}\n<!-- /{mark[1]} -->", page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where the README differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a page differs")
     arguments = parser.parse_args()
-    readme = ROOT / "README.md"
-    before = after = readme.read_text(encoding="utf-8")
-    for mark, text in parts(ROOT / "reports").items():
-        begin, end = f"<!-- {mark} -->", f"<!-- /{mark} -->"
-        head, rest = after.split(begin)
-        after = f"{head}{begin}\n{text}\n{end}{rest.split(end)[1]}"
-    if arguments.check:
-        sys.exit(int(after != before))
-    readme.write_text(after, encoding="utf-8")
+    differs = False
+    for file in pages():
+        before = file.read_text(encoding="utf-8")
+        if (after := written(before)) != before:
+            print(file.relative_to(ROOT))
+            differs = True
+            if not arguments.check:
+                file.write_text(after, encoding="utf-8")
+    sys.exit(int(arguments.check and differs))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +27,7 @@ __all__ = [
     "atom_strategies",
     "correlation_with_time",
     "predictions",
+    "predictions_over_seeds",
     "signed",
     "whole_similarity",
 ]
@@ -181,82 +182,99 @@ def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], li
     What is asked of atoms is asked of those of each of :func:`atom_strategies`, about all others. Strategies without
     any similarity of their own still take part in that. Bounds do not: they learn tasks apart, or all at once.
     """
+    rows = [
+        _row(asked, group.label, run, given)
+        for asked, group, pairs, twin in _questions(groups)
+        if twin is None
+        for run, given in zip(group.runs, pairs, strict=True)
+    ]
+    return rows, predictions_over_seeds(groups)
+
+
+def predictions_over_seeds(groups: Sequence[StrategyRuns]) -> list[Prediction]:
+    """The answers of :func:`predictions` alone, in half the time: no seed is tested by itself."""
+    answers = [
+        _pooled(asked, group, pairs)
+        if twin is None  # else it is not counted twice
+        else _nothing(asked, group, f"its features are those of {twin}, and so is the answer")
+        for asked, group, pairs, twin in _questions(groups)
+    ]
+    p, p_apart = (_holm([getattr(a, kind).p_value for a in answers]) for kind in ("found", "apart"))
+    return [replace(a, p=one, p_apart=two) for a, one, two in zip(answers, p, p_apart, strict=True)]
+
+
+@dataclass(frozen=True, eq=False)
+class _Pair:
+    """What one seed has to say: similarity, and what it is to predict. ``note`` says why a correlation is undefined."""
+
+    similarity: Array | None = None
+    outcome: Array | None = None
+    note: str = ""
+
+
+def _questions(groups: Sequence[StrategyRuns]) -> Iterator[tuple[Asked, StrategyRuns, list[_Pair], str | None]]:
+    """Each question of each strategy, a pair for each seed, and which other strategy has the same ones, if any."""
     references = atom_strategies(groups)
     learners = [group for group in groups if group.square and not group.bound]
-    rows: list[PredictionRow] = []
-    answers: list[Prediction] = []
     for number, reference in enumerate(references):
         by_seed = {run.seed: run for run in reference.runs}
         for question in ASKED_OF_ATOMS:
             words = QUESTIONS[question] + (f" ({reference.label})" if number else "")
             asked = Asked(question, reference.label, words)
             for group in (group for group in learners if group not in references):
-                _answer(asked, group, [by_seed.get(run.seed) for run in group.runs], rows, answers)
+                yield asked, group, [_pair(asked, run, by_seed.get(run.seed)) for run in group.runs], None
     for question in ASKED_OF_ITSELF:
         asked = Asked(question, "", QUESTIONS[question])
         of_their_own = [group for group in learners if any(run.similarity is not None for run in group.runs)]
         for place, group in enumerate(of_their_own):
             twin = next((g.label for g in of_their_own[:place] if _same_pairs(question, group, g)), None)
-            if twin is None:
-                _answer(asked, group, group.runs, rows, answers)
-            else:  # not counted twice
-                answers.append(_nothing(asked, group, f"its features are those of {twin}, and so is the answer"))
-    p, p_apart = (_holm([getattr(a, kind).p_value for a in answers]) for kind in ("found", "apart"))
-    return rows, [replace(a, p=one, p_apart=two) for a, one, two in zip(answers, p, p_apart, strict=True)]
+            yield asked, group, [_pair(asked, run, run) for run in group.runs], twin
 
 
-def _answer(
-    asked: Asked,
-    group: StrategyRuns,
-    others: Sequence[RunResult | None],
-    rows: list[PredictionRow],
-    answers: list[Prediction],
-) -> None:
-    mine = [_row(asked, group.label, run, other) for run, other in zip(group.runs, others, strict=True)]
-    rows += [row for row, _ in mine]
-    answers.append(_pooled(asked, group, [row for row, _ in mine], [pair for _, pair in mine]))
-
-
-Pair = tuple[Array, Array]  # similarity, and what it is to predict
-
-
-def _row(asked: Asked, label: str, run: RunResult, other: RunResult | None) -> tuple[PredictionRow, Pair | None]:
+def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
     count, question = len(run.tasks), asked.question
-    head = (*asked.head, label, run.seed)
-
-    def undefined(why: str) -> tuple[PredictionRow, None]:
-        nan, none = math.nan, np.empty(0)
-        return PredictionRow(*head, nan, nan, nan, nan, nan, count, why, none, none), None
-
     if other is None:
-        return undefined(f"no finished run of {asked.atoms} has seed {run.seed}")
+        return _Pair(note=f"no finished run of {asked.atoms} has seed {run.seed}")
     if other.task_names != run.task_names:
-        return undefined(f"{asked.atoms} learned other tasks with seed {run.seed}")
+        return _Pair(note=f"{asked.atoms} learned other tasks with seed {run.seed}")
     similarity = whole_similarity(other)
     if similarity is None:
-        return undefined("the run kept no similarity")
+        return _Pair(note="the run kept no similarity")
     if question == "transfer" and (run.transfer is None or run.transfer.shape != (count, count)):
-        return undefined("the run kept no transfer matrix")
+        return _Pair(note="the run kept no transfer matrix")
+
+    from fscl.similarity.pooled import pooled_mantel
+
+    outcome, pairs = _outcome(question, run), _pairs(question)
+    try:  # one permutation: only whether it is defined is asked
+        found = pooled_mantel([(similarity, outcome)], pairs=pairs, names=_names(question), n_resamples=1)
+    except FsclError as error:
+        return _Pair(note=str(error))
+    if found.defined and question != "transfer" and _mostly_one(run.accuracy[_entries(question, count)]):
+        return _Pair(note=ALL_ALIKE)
+    return _Pair(similarity, outcome, found.note)
+
+
+def _row(asked: Asked, label: str, run: RunResult, pair: _Pair) -> PredictionRow:
+    count, question = len(run.tasks), asked.question
+    head = (*asked.head, label, run.seed)
+    if pair.note:
+        nan, none = math.nan, np.empty(0)
+        return PredictionRow(*head, nan, nan, nan, nan, nan, count, pair.note, none, none)
 
     from scipy.stats import kendalltau
 
     from fscl.similarity.correlation import mantel
 
-    outcome, pairs = _outcome(question, run), _pairs(question)
-    index = np.tril_indices(count, -1) if pairs == "lower" else np.nonzero(~np.eye(count, dtype=bool))
-    try:
-        found = mantel(similarity, outcome, method="spearman", pairs=pairs, names=_names(question))
-    except FsclError as error:
-        return undefined(str(error))
-    if not found.defined:
-        return undefined(found.note)[0], (similarity, outcome)
-    if question != "transfer" and _mostly_one(run.accuracy[index]):
-        return undefined(ALL_ALIKE)
-    x, y = similarity[index], outcome[index]
+    assert pair.similarity is not None
+    assert pair.outcome is not None
+    names, index = _names(question), _entries(question, count)
+    found = mantel(pair.similarity, pair.outcome, method="spearman", pairs=_pairs(question), names=names)
+    x, y = pair.similarity[index], pair.outcome[index]
     # tau beside rho needs no permutations of its own: one p-value a row, that of rho.
     tau = float(kendalltau(x, y).statistic)
     numbers = (found.statistic, found.low, found.high, tau, found.p_value)
-    return PredictionRow(*head, *numbers, count, found.note, x, y), (similarity, outcome)
+    return PredictionRow(*head, *numbers, count, found.note, x, y)
 
 
 def _mostly_one(values: Array) -> bool:
@@ -275,6 +293,13 @@ def _pairs(question: Question) -> str:
     return "all" if question == "transfer" else "lower"
 
 
+def _entries(question: Question, count: int) -> tuple[NDArray[np.intp], ...]:
+    """The entries of a (count, count) matrix that are compared."""
+    if _pairs(question) == "lower":
+        return np.tril_indices(count, -1)
+    return np.nonzero(~np.eye(count, dtype=bool))
+
+
 def _names(question: Question) -> tuple[str, str]:
     return "similarity", {"transfer": "transfer", "drop": "the drop"}.get(question, "forgetting")
 
@@ -287,15 +312,12 @@ def _nothing(asked: Asked, group: StrategyRuns, why: str) -> Prediction:
     return Prediction(*asked.head, group.label, none, none, nan, nan, seeds, why)
 
 
-def _pooled(
-    asked: Asked, group: StrategyRuns, rows: Sequence[PredictionRow], pairs: Sequence[Pair | None]
-) -> Prediction:
+def _pooled(asked: Asked, group: StrategyRuns, pairs: Sequence[_Pair]) -> Prediction:
     from fscl.similarity.pooled import pooled_mantel
 
-    given = [pair for pair in pairs if pair is not None]
-    # what is to be said of one seed's p is not to be said of that over seeds
-    notes = "; ".join(dict.fromkeys(row.note for row in rows if not row.defined))
-    count = rows[0].n_tasks
+    given = [(p.similarity, p.outcome) for p in pairs if p.similarity is not None and p.outcome is not None]
+    notes = "; ".join(dict.fromkeys(pair.note for pair in pairs if pair.note))
+    count = len(group.runs[0].tasks)
     if not given or count < 2:
         return _nothing(asked, group, notes)
     test = partial(
@@ -305,7 +327,7 @@ def _pooled(
     apart = np.subtract.outer(np.arange(1, count), np.arange(1, count))
     strata = apart if asked.question == "transfer" else np.abs(apart)
     found, within = test(given), test([(x[1:, 1:], y[1:, 1:]) for x, y in given], strata=strata)
-    return Prediction(*asked.head, group.label, found, within, math.nan, math.nan, len(rows), notes)
+    return Prediction(*asked.head, group.label, found, within, math.nan, math.nan, len(pairs), notes)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
