@@ -206,6 +206,7 @@ class AtomSelection(SupervisedTemplate):
         return self.atom_selection.bank
 
     def model_adaptation(self, model: Any = None) -> Any:
+        """Gives the network a head for the experience; in evaluation it stays as it is."""
         model = self.model if model is None else model
         if self.is_training:
             self.atom_selection.adapt(self, model)

@@ -43,6 +43,7 @@ class Joint(SupervisedTemplate):
             self.adapted_dataset = concat_datasets(parts).train()
 
     def model_adaptation(self, model: Any = None) -> Any:
+        """Adapts the network to all experiences at once."""
         if self.is_training:
             for experience in self.experience.origin_stream:
                 avalanche_model_adaptation(self.model if model is None else model, experience)
