@@ -20,6 +20,9 @@ release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 html_theme = "furo"
 html_title = f"fscl {__version__}"
+html_show_copyright = False
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
 myst_heading_anchors = 3
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -53,7 +56,7 @@ refused, and the keys that exist are named. `--set KEY=VALUE` changes any of the
 
 
 def _section(recipe: type[BaseModel], prefix: str) -> list[str]:
-    rows = ["| key | takes | by default |", "| :-- | :-- | :-- |"]
+    rows = ["| key | what it says | takes | by default |", "| :-- | :-- | :-- | :-- |"]
     below: list[str] = []
     for name, field in recipe.model_fields.items():
         key = f"{prefix}{field.alias or name}"
@@ -61,8 +64,10 @@ def _section(recipe: type[BaseModel], prefix: str) -> list[str]:
         if inspect.isclass(kind) and issubclass(kind, BaseModel):
             below += [f"### `[{key}]`", inspect.getdoc(kind) or "", *_section(kind, f"{key}.")]
             continue
-        default = "required" if field.is_required() else f"`{field.default!r}`" if field.default != "" else ""
-        rows.append(f"| `{key}` | {_kind(kind)} | {default} |")
+        default = (
+            "required" if field.is_required() else f"`{field.default!r}`" if field.default not in ("", None) else ""
+        )
+        rows.append(f"| `{key}` | {' '.join((field.description or '').split())} | {_kind(kind)} | {default} |")
     return ["\n".join(rows), *below] if len(rows) > 2 else below
 
 

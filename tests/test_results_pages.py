@@ -1,6 +1,5 @@
 """What README.md and docs/results/ show of the committed reports is what these say."""
 
-import re
 from pathlib import Path
 
 import pytest

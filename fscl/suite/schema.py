@@ -63,19 +63,21 @@ TAGS = ("number", "numbers", "classes", "named")  # of split.tasks
 
 
 class Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     # the file of a stranger, whose constructors are held against the list of those that a file may name
     _stranger: str = PrivateAttr("")
 
 
 class DataRecipe(Recipe):
-    """Which images: a known data set, an image folder ``<data>/<name>/{train,test}/<class>/*``, or several of them
-    joined by ``+`` (``cifar10+cifar100``), see ``fscl.continual.load_images``.
-    """
+    """Which images, see ``fscl.continual.load_images``."""
 
     name: Text
+    """A known data set, an image folder ``<data>/<name>/{train,test}/<class>/*``, or several joined by ``+``."""
     image_size: Side | None = None
+    """Pixels of a side, to which images are scaled; by default as they are."""
 
 
 def _kind_of_tasks(value: Any) -> str:
@@ -87,17 +89,7 @@ def _kind_of_tasks(value: Any) -> str:
 
 
 class SplitRecipe(Recipe):
-    """How images become tasks, in one of three ways, and what is known of a task.
-
-    Attributes:
-        tasks: disjoint classes. A number of equal tasks; of joined data sets a list of such numbers, one for each; the
-            classes of each task, as a list of lists; or a table of such lists by what each task is called.
-        rotations: all classes, rotated: angles in degrees, or how many that are evenly spaced.
-        permutations: all classes, with their pixels permuted: how many tasks, the first as it is.
-        shuffle: whether the order of classes follows the seed; named classes are taken as they are given.
-        scenario: ``task`` (task labels, and a head for each), ``domain`` (the same classes in all tasks, one head) or
-            ``class`` (one head over all classes so far), see ``fscl.continual.Stream``.
-    """
+    """How images become tasks: by ``tasks``, ``rotations`` or ``permutations``; and what is known of a task."""
 
     tasks: (
         Annotated[
@@ -109,10 +101,17 @@ class SplitRecipe(Recipe):
         ]
         | None
     ) = None
+    """Disjoint classes: a number of equal tasks; of joined data sets a list of such numbers, one for each; the classes
+    of each task, as a list of lists; or a table of such lists by what each task is called."""
     rotations: Tasks | Annotated[list[Angle], Field(min_length=1, max_length=MOST_TASKS)] | None = None
+    """All classes, rotated: angles in degrees, or how many that are evenly spaced."""
     permutations: Tasks | None = None
+    """All classes, with their pixels permuted: how many tasks, the first as it is."""
     shuffle: bool = True
+    """Whether the order of classes follows the seed; named classes are taken as they are given."""
     scenario: Literal["task", "domain", "class"] = "task"
+    """``task``: task labels, and a head for each. ``domain``: the same classes in all tasks, one head. ``class``: one
+    head over all classes so far."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "SplitRecipe":
@@ -133,51 +132,59 @@ class AugmentRecipe(Recipe):
     """What training images go through."""
 
     crop_padding: Annotated[int, Field(ge=0, le=512)] = 0
+    """Pixels that are added on each side before an image of the old size is cut out at random."""
     flip: bool = False
+    """Whether half of the images are mirrored."""
 
 
 class ModelRecipe(Recipe):
     """The network, see ``fscl.continual.build_network``."""
 
     name: Text = "convnet"
+    """``convnet``, a name of ``torchvision:``, ``timm:``, ``pytorchcv:`` or ``avalanche:``, or ``module:callable``."""
     args: dict[str, Any] = {}
+    """Its keyword arguments."""
 
 
 class TrainingRecipe(Recipe):
-    """How a task is trained.
-
-    ``epochs_next`` and ``lr_next`` are those from the second task on; ``drop_last`` leaves out an epoch's last batch
-    where it is smaller than the others; ``precision``, ``channels_last`` and ``compile`` are those of
-    ``fscl.continual.Acceleration``.
-    """
+    """How a task is trained."""
 
     epochs: Positive = 10
     epochs_next: Positive | None = None
+    """From the second task on; by default as on the first."""
     batch_size: BatchSize = 64
     drop_last: bool = False
+    """Whether an epoch's last batch is left out where it is smaller than the others."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.05
     lr_next: Annotated[float, Field(gt=0)] | None = None
+    """From the second task on; by default as on the first."""
     momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
     label_smoothing: Share = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    """Of products; ``auto`` is bfloat16 where the processor multiplies in it. See ``fscl.continual.Acceleration``."""
     channels_last: bool = True
+    """Whether images and filters lie in memory as convolutions take them fastest."""
     compile: bool = False
+    """Whether ``torch.compile`` is used."""
 
 
 class Override(Recipe):
     """What a benchmark changes for one strategy."""
 
     training: dict[str, Any] = {}
+    """Keys of ``[training]``."""
     args: dict[str, Any] = {}
+    """The learner's arguments."""
 
 
 class BenchmarkRecipe(Recipe):
     """A stream as data: images, split into tasks, network and budget."""
 
     name: Name = ""
+    """What its folder is called; by default as the file."""
     title: Text = ""
     description: Text = ""
     data: DataRecipe
@@ -186,29 +193,34 @@ class BenchmarkRecipe(Recipe):
     model: ModelRecipe = ModelRecipe()
     training: TrainingRecipe = TrainingRecipe()
     strategies: dict[Name, Override] = {}
+    """By strategy, what is changed for it."""
 
 
 class TuneRecipe(Recipe):
-    """The grid that ``fscl tune`` searches: values of the strategy's ``args``, and of ``training``."""
+    """The grid that ``fscl tune`` searches."""
 
     args: dict[str, Values] = {}
+    """Values of the strategy's arguments."""
     training: dict[str, Values] = {}
+    """Values of keys of ``[training]``."""
 
 
 class StrategyRecipe(Recipe):
-    """A learner as data: an Avalanche strategy class, its arguments, and which values of them are worth a try.
-
-    ``bound`` marks what is no learner of a stream but a bound of what learners can reach: none is compared with it.
-    """
+    """A learner as data: an Avalanche strategy class, its arguments, and which values of them are worth a try."""
 
     name: Name = ""
+    """What its folder is called; by default as the file."""
     title: Text = ""
     description: Text = ""
     paper: Text = ""
     bound: Literal["upper", "lower"] | None = None
+    """Marks what is no learner of a stream, but a bound of what learners can reach. None is compared with it."""
     class_path: Text = Field(..., alias="class")
+    """The dotted path of an Avalanche strategy."""
     args: dict[str, Any] = {}
+    """Its keyword arguments."""
     training: dict[str, Any] = {}
+    """Keys of ``[training]`` that it changes in every benchmark."""
     tune: TuneRecipe = TuneRecipe()
 
     @field_validator("name")
