@@ -1,7 +1,6 @@
 """The command line of fscl. Slow libraries are imported where they are used."""
 
 import contextlib
-import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -265,60 +264,6 @@ def similarity(
     for path, reason in found.left_out.items():
         typer.echo(f"left out: {printable(str(path))}: {' '.join(reason.split())}", err=True)
     typer.echo(f"-> {', '.join(printable(str(file)) for file in [*written, *([bank] if bank else [])])}")
-
-
-@app.command()
-def evidence(
-    data: Data = None,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("-o", "--out", help="Folder of the page; reports/similarity, or WORK/quick with --quick."),
-    ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Minutes instead of hours: small populations.")] = False,
-    work: Annotated[Path, typer.Option(help="Folder of trained networks, to go on from.")] = Path("runs/evidence"),
-    jobs: Annotated[Optional[int], typer.Option(help="Units at a time; by default one a core.")] = None,  # noqa: UP045
-    only: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="Units whose names start so: agreement, robustness, grounding, failures, or longer."),
-    ] = None,
-    speed: Annotated[Path, typer.Option(help="What benchmarks/speed.py measured, for the costs.")] = Path(
-        "reports/speed/results.json"
-    ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished units again.")] = False,
-) -> None:
-    """Measure, on real images, how far similarity without data can be believed; write the page that says so.
-
-    Trains small networks on Fashion-MNIST and CIFAR-100 (with --quick on Fashion-MNIST alone). What is finished is kept
-    and not done again.
-    """
-    from rich.console import Console
-
-    from fscl.suite.evidence.contents import Context
-    from fscl.suite.evidence.cost import cost_part
-    from fscl.suite.evidence.page import write_page
-    from fscl.suite.evidence.run import gather, parts_of
-
-    if jobs is not None and jobs < 1:
-        raise FsclError(f"--jobs is {jobs}; it must be at least 1")
-    folder = out or (work / "quick" if quick else Path("reports/similarity"))
-    for place in (folder, work):
-        check_writable(place)
-    measured = speed if speed.exists() else None
-    if measured:
-        cost_part(measured)  # if it cannot be read, sooner than hours later
-    console = Console()
-    base = str(data_base(data))
-    with console.status("Reading images ..."):
-        from fscl.continual.datasets import load_images
-
-        for images in ("fmnist",) if quick else ("fmnist", "cifar100"):
-            load_images(images, base)  # a missing one shall cost nothing
-    results = gather(Context(base, work, quick), folder, jobs or os.cpu_count() or 1, only, overwrite, console)
-    with console.status("Drawing the page ..."):
-        page = write_page(results, parts_of(results, measured), folder)
-    if not measured:
-        typer.echo(f"no {speed}: the page is without costs; benchmarks/speed.py measures them", err=True)
-    typer.echo(f"{len(results['units'])} units -> {page}")
 
 
 app.command()(tune)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from fscl.errors import FsclError
@@ -18,7 +18,7 @@ from fscl.suite.results import KEPT, RunResult, write_runs
 from fscl.suite.sections import Picture, Section, build_section
 from fscl.suite.summary import COLUMNS, SummaryRow, rich_table, summary_rows
 
-__all__ = ["ReportPaths", "SummaryRow", "rich_table", "summary_rows", "write_report"]
+__all__ = ["ReportPaths", "SummaryRow", "environment", "rich_table", "summary_rows", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,9 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
     with written_together():
         for picture, file in zip(pictures, files, strict=True):
             save_png(picture.figure, file)
-        write_text_atomically(html, _environment(html=True).get_template("report.html.j2").render(values))
+        write_text_atomically(html, environment(html=True).get_template("report.html.j2").render(values))
         write_runs(runs, folder / KEPT)
-        write_text_atomically(markdown, _environment(html=False).get_template("report.md.j2").render(values))
+        write_text_atomically(markdown, environment(html=False).get_template("report.md.j2").render(values))
     return ReportPaths(html, markdown, tuple(files))
 
 
@@ -76,17 +76,18 @@ def escape_markdown(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]#|!~$])", r"\\\1", flat)
 
 
-def _environment(html: bool) -> Environment:
-    environment = Environment(
-        loader=PackageLoader("fscl.suite"),
+def environment(html: bool, *more: BaseLoader) -> Environment:
+    """Our templates, and those of further loaders, for HTML or for Markdown."""
+    made = Environment(
+        loader=ChoiceLoader([*more, PackageLoader("fscl.suite")]),
         autoescape=html,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["md"] = escape_markdown
-    return environment
+    made.filters["md"] = escape_markdown
+    return made
 
 
 def _pictures(section: Section) -> list[Picture]:

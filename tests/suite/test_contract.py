@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.similarity.grounding_superclasses import SUPERCLASSES
 from fscl.continual.datasets import data_root
 from fscl.continual.images import ImageSet, join_images
 from fscl.continual.layouts import CORE50_OBJECTS
 from fscl.continual.learners import strategy_class
 from fscl.errors import FsclError
 from fscl.suite.building import check_runnable, load_stream
-from fscl.suite.evidence.grounding_superclasses import SUPERCLASSES
 from fscl.suite.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
 from fscl.suite.report import summary_rows, write_report
 from fscl.suite.results import load_runs

@@ -1,0 +1,73 @@
+"""How far similarity without data can be believed, measured on real images; writes the page that says so.
+
+uv run python -m benchmarks.similarity --data DIR            # hours; stopped, it goes on where it was
+uv run python -m benchmarks.similarity --data DIR --quick    # minutes, Fashion-MNIST alone
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from rich.console import Console
+
+from benchmarks.similarity.contents import Context
+from benchmarks.similarity.cost import cost_part
+from benchmarks.similarity.page import write_page
+from benchmarks.similarity.run import gather, parts_of
+from fscl.errors import FsclError
+from fscl.suite.options import Data, check_writable, complain, data_base
+
+
+def evidence(
+    data: Data = None,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("-o", "--out", help="Folder of the page; reports/similarity, or WORK/quick with --quick."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Minutes instead of hours: small populations.")] = False,
+    work: Annotated[Path, typer.Option(help="Folder of trained networks, to go on from.")] = Path("runs/evidence"),
+    jobs: Annotated[Optional[int], typer.Option(help="Units at a time; by default one a core.")] = None,  # noqa: UP045
+    only: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="Units whose names start so: agreement, robustness, grounding, failures, or longer."),
+    ] = None,
+    speed: Annotated[Path, typer.Option(help="What benchmarks/speed.py measured, for the costs.")] = Path(
+        "reports/speed/results.json"
+    ),
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished units again.")] = False,
+) -> None:
+    """Measure, on real images, how far similarity without data can be believed; write the page that says so.
+
+    Trains small networks on Fashion-MNIST and CIFAR-100 (with --quick on Fashion-MNIST alone). What is finished is kept
+    and not done again.
+    """
+    if jobs is not None and jobs < 1:
+        raise FsclError(f"--jobs is {jobs}; it must be at least 1")
+    folder = out or (work / "quick" if quick else Path("reports/similarity"))
+    for place in (folder, work):
+        check_writable(place)
+    measured = speed if speed.exists() else None
+    if measured:
+        cost_part(measured)  # if it cannot be read, sooner than hours later
+    console = Console()
+    base = str(data_base(data))
+    with console.status("Reading images ..."):
+        from fscl.continual.datasets import load_images
+
+        for images in ("fmnist",) if quick else ("fmnist", "cifar100"):
+            load_images(images, base)  # a missing one shall cost nothing
+    results = gather(Context(base, work, quick), folder, jobs or os.cpu_count() or 1, only, overwrite, console)
+    with console.status("Drawing the page ..."):
+        page = write_page(results, parts_of(results, measured), folder)
+    if not measured:
+        typer.echo(f"no {speed}: the page is without costs; benchmarks/speed.py measures them", err=True)
+    typer.echo(f"{len(results['units'])} units -> {page}")
+
+
+if __name__ == "__main__":
+    try:
+        typer.run(evidence)
+    except FsclError as error:
+        complain(error)
+        raise SystemExit(2) from error

@@ -1,0 +1,212 @@
+"""Units are done once, what is done is kept whatever comes after, and sections are made of what there is."""
+
+import json
+import pickle
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import joblib
+import pytest
+
+from benchmarks.similarity import run as module
+from benchmarks.similarity.contents import Context, Part, Unit
+from benchmarks.similarity.run import PARTS, gather, parts_of
+from fscl.errors import FsclError
+
+Answer = Callable[[Context], dict[str, Any]]
+
+
+class Made:
+    """Two parts in the place of the evidence's: what their units answer, and how often each was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.answers: dict[str, Answer] = {}
+        self.version = 1
+
+    def units(self, part: str, quick: bool) -> list[Unit]:
+        names = [f"{part}-one", f"{part}-two"] if quick else [f"{part}-{n}" for n in ("one", "two", "three")]
+        return [Unit(name, partial(self.call, name), self.version) for name in names]
+
+    def call(self, name: str, context: Context) -> dict[str, Any]:
+        self.asked.append(name)
+        return self.answers.get(name, lambda _: {"said by": name})(context)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    made = Made()
+    for name in ("cats", "dogs"):
+        fake = SimpleNamespace(
+            units=partial(made.units, name),
+            part=lambda results, name=name: Part(name, json.dumps(results, sort_keys=True), []),
+        )
+        monkeypatch.setitem(sys.modules, f"benchmarks.similarity.{name}", fake)
+    monkeypatch.setattr(module, "PARTS", ("dogs", "cats"))
+    return made
+
+
+@pytest.fixture
+def context(tmp_path: Path) -> Context:
+    return Context(None, tmp_path / "work", quick=True)
+
+
+def kept(out: Path) -> dict[str, Any]:
+    return json.loads((out / "results.json").read_text(encoding="utf-8"))
+
+
+def failing(message: str) -> Answer:
+    def answer(context: Context) -> dict[str, Any]:
+        raise ValueError(message)
+
+    return answer
+
+
+def test_every_unit_is_done_once_and_kept(made, context, tmp_path):
+    results = gather(context, tmp_path / "out", 1)
+    assert sorted(made.asked) == list(results["units"]) == ["cats-one", "cats-two", "dogs-one", "dogs-two"]
+    assert results == kept(tmp_path / "out")
+    for name, unit in results["units"].items():
+        assert unit["result"] == {"said by": name}
+        assert unit["seconds"] >= 0
+        assert {"date", "machine"} < unit.keys()
+    assert gather(context, tmp_path / "out", 1) == results
+    assert len(made.asked) == 4
+
+
+def test_several_at_a_time_are_all_kept(made, context, tmp_path):
+    with joblib.parallel_config(backend="threading"):
+        results = gather(context, tmp_path, 3)
+    assert sorted(made.asked) == list(results["units"])
+    assert kept(tmp_path) == results
+
+
+def test_a_unit_that_fails_costs_no_other(made, context, tmp_path):
+    made.answers = {"dogs-one": failing("no bone"), "cats-one": failing("no fish")}
+    with pytest.raises(FsclError, match=r"2 of 4 units failed; .*dogs-one: ValueError: no bone") as error:
+        gather(context, tmp_path, 1)
+    assert "cats-one: ValueError: no fish" in str(error.value)
+    assert list(kept(tmp_path)["units"]) == ["cats-two", "dogs-two"]
+    made.asked.clear()
+    made.answers = {}
+    assert len(gather(context, tmp_path, 1)["units"]) == 4
+    assert sorted(made.asked) == ["cats-one", "dogs-one"]
+
+
+def test_an_interrupted_run_goes_on_with_what_is_missing(made, context, tmp_path):
+    def interrupted(context: Context) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    made.answers["cats-one"] = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        gather(context, tmp_path, 1)
+    assert list(kept(tmp_path)["units"]) == ["dogs-one", "dogs-two"]
+    made.asked.clear()
+    made.answers = {}
+    gather(context, tmp_path, 1)
+    assert made.asked == ["cats-one", "cats-two"]
+
+
+@pytest.mark.parametrize("units", ["cats-two", "cats", "c"])
+def test_only_some_of_the_units(made, context, tmp_path, units):
+    gather(context, tmp_path, 1, only="dogs-one")
+    results = gather(context, tmp_path, 1, only=units)
+    wanted = ["cats-two"] if units == "cats-two" else ["cats-one", "cats-two"]
+    assert list(results["units"]) == [*wanted, "dogs-one"]
+    assert sorted(made.asked) == [*wanted, "dogs-one"]
+
+
+def test_unknown_units_are_answered_by_the_known(made, context, tmp_path):
+    with pytest.raises(FsclError, match=r"birds: no such units; known: dogs-one, dogs-two, cats-one, cats-two"):
+        gather(context, tmp_path, 1, only="birds")
+    assert not made.asked
+    assert not (tmp_path / "results.json").exists()
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_results_of_the_two_modes_are_not_mixed(made, tmp_path, quick):
+    first, other = (Context(None, tmp_path / "work", mode) for mode in (quick, not quick))
+    results = gather(first, tmp_path, 1)
+    made.asked.clear()
+    with pytest.raises(FsclError, match=f"holds results of the {'quick' if quick else 'full'} mode"):
+        gather(other, tmp_path, 1, overwrite=True)
+    assert not made.asked
+    assert kept(tmp_path) == results
+    assert len(gather(other, tmp_path / "other", 1)["units"]) == (6 if quick else 4)
+
+
+def test_units_are_done_again_when_asked(made, context, tmp_path):
+    gather(context, tmp_path, 1)
+    made.asked.clear()
+    made.answers["dogs-one"] = lambda _: {"new": 1}
+    results = gather(context, tmp_path, 1, only="dogs", overwrite=True)
+    assert made.asked == ["dogs-one", "dogs-two"]
+    assert results["units"]["dogs-one"]["result"] == {"new": 1}
+    assert list(results["units"]) == ["cats-one", "cats-two", "dogs-one", "dogs-two"]
+    made.answers["dogs-one"] = failing("no bone")
+    with pytest.raises(FsclError, match="1 of 4 units failed"):
+        gather(context, tmp_path, 1, overwrite=True)
+    assert kept(tmp_path)["units"]["dogs-one"]["result"] == {"new": 1}, "the former result is better than none"
+
+
+def test_units_that_measure_something_new_are_done_again(made, context, tmp_path):
+    old = gather(context, tmp_path, 1)
+    made.asked.clear()
+    made.version = 2
+    assert parts_of(old) == [], "what was measured otherwise is not shown"
+    results = gather(context, tmp_path, 1, only="dogs")
+    assert made.asked == ["dogs-one", "dogs-two"]
+    assert [part.title for part in parts_of(results)] == ["dogs"]
+
+
+@pytest.mark.parametrize("text", ["", '{"quick": true, "units": {', "[]", '{"quick": true}', '{"units": {}}'])
+def test_a_file_of_something_else_is_named_and_left(made, context, tmp_path, text):
+    (tmp_path / "results.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FsclError, match=r"results.json does not hold results of this command; move it away"):
+        gather(context, tmp_path, 1)
+    assert (tmp_path / "results.json").read_text(encoding="utf-8") == text
+    assert made.asked == []
+
+
+def test_a_full_disk_leaves_the_former_results_whole(made, context, tmp_path, monkeypatch):
+    gather(context, tmp_path, 1, only="dogs-one")
+    before = kept(tmp_path)
+    write = Path.write_text
+
+    def half(file: Path, text: str, *options: Any, **more: Any) -> int:
+        write(file, text[: len(text) // 2], *options, **more)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", half)
+        with pytest.raises(FsclError, match="No space left on device"):
+            gather(context, tmp_path, 1)
+    assert kept(tmp_path) == before
+    assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
+    assert len(gather(context, tmp_path, 1)["units"]) == 4
+
+
+def test_sections_are_made_of_the_units_there_are(made, context, tmp_path):
+    results = gather(context, tmp_path, 1, only="cats")
+    assert [part.title for part in parts_of(results)] == ["cats"]
+    results = gather(context, tmp_path, 1, only="dogs-two")
+    dogs, cats = parts_of(results)  # in the order of the page, not of what was done
+    assert (dogs.title, json.loads(dogs.lead)) == ("dogs", {"dogs-two": {"said by": "dogs-two"}})
+    assert list(json.loads(cats.lead)) == ["cats-one", "cats-two"]
+    results["units"]["birds-one"] = results["units"]["cats-one"]  # of an older version
+    assert parts_of(results) == [dogs, cats]
+    assert parts_of({"quick": True, "units": {}}) == []
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_units_of_the_evidence_are_told_apart_and_travel(quick):
+    units = module._units(quick)
+    names = [unit.name for unit in units]
+    assert len(set(names)) == len(names)
+    assert {name.split("-")[0] for name in names} == set(PARTS)
+    for unit in units:
+        assert pickle.loads(pickle.dumps(unit)).name == unit.name
