@@ -556,14 +556,17 @@ def interrupted(
             time.sleep(5)
         return train_next(self)
 
-    # a shell's background jobs ignore the signal, and so would the tests run as one
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    # what a shell's background jobs ignore, or what runs below nohup, the tests would ignore, too
+    before = signal.signal(by, signal.default_int_handler if by == signal.SIGINT else signal.SIG_DFL)
     try:
         with monkeypatch.context() as patch:
             patch.setattr(Trainer, "train_next", stop)
-            return fscl(*command)
+            ended = fscl(*command)
+        left = signal.SIG_DFL if by != signal.SIGINT else signal.default_int_handler
+        assert signal.getsignal(by) is left, "a handler is left"
+        return ended
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(by, before)
 
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -573,7 +576,6 @@ def test_a_signal_says_how_to_go_on_and_so_it_does(
     command = ["run", "-s", "naive", *TINY]
     ended = interrupted(fscl, monkeypatch, command, by=by)
     assert ended.code == code
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL, "a handler is left"
     assert ended.err == "stopped; run the same command again to go on\n"
     folder = tmp_path / "runs/split_digits/naive/seed_0"
     assert len(json.loads((folder / "run.json").read_text())["accuracy"]) == 2
