@@ -1,10 +1,17 @@
 """What README.md and docs/results/ show of the committed reports is what these say."""
 
+import json
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
 from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages
+from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.suite.report import escape_markdown
+from fscl.suite.results import load_runs
+from fscl.suite.run import RunSpec
+from fscl.suite.summary import summary_rows
 
 RESULTS = ROOT / "docs" / "results"
 SHOWN = [(page, mark) for page in pages() for mark in MARKED.findall(page.read_text(encoding="utf-8"))]
@@ -34,3 +41,39 @@ def test_the_index_lists_every_page() -> None:
     index = (RESULTS / "index.md").read_text(encoding="utf-8")
     listed = index.split("```{toctree}")[1].split("```")[0].split("\n\n")[1].split()
     assert sorted([*listed, "index"]) == sorted(page.stem for page in RESULTS.glob("*.md"))
+
+
+@pytest.mark.parametrize(
+    ("name", "learners", "seeds"),
+    [("split_digits", 21, 5), ("split_fmnist", 21, 3), ("split_cifar100", 10, 3), ("rotated_fmnist", 5, 3)],
+)
+def test_committed_runs_are_of_the_recipes_as_they_are(name: str, learners: int, seeds: int) -> None:
+    """So that the command beside each table gives these numbers again."""
+    found = defaultdict(set)
+    for run in load_runs([ROOT / "reports" / name]):
+        pair = with_overrides(load_benchmark(run.benchmark["name"]), load_strategy(run.strategy["name"]))
+        assert RunSpec(*pair, run.seed).hash == run.recipe_hash, run.strategy["name"]
+        found[run.strategy["name"]].add(run.seed)
+    assert len(found) >= learners
+    assert {frozenset(runs) for runs in found.values()} == {frozenset(range(seeds))}
+
+
+@pytest.mark.parametrize("name", ["split_cifar100", "rotated_fmnist", "split_digits_class"])
+def test_recipes_have_the_settings_that_tuning_found(name: str) -> None:
+    tuned = json.loads((ROOT / "reports" / name / "tune.json").read_text(encoding="utf-8"))
+    for strategy, found in tuned["strategies"].items():
+        benchmark, learner = with_overrides(load_benchmark(name), load_strategy(strategy))
+        training = benchmark.training.model_dump()
+        now = {"args": learner.args, "training": training | {"lr_next": training["lr_next"] or training["lr"]}}
+        for key, value in found["best"].items():
+            part, _, setting = key.partition(".")
+            assert now[part][setting] == value, (strategy, key)
+
+
+def test_the_reports_say_what_their_committed_runs_say():
+    kept = sorted((ROOT / "reports").glob("*/runs.json"))
+    assert len(kept) >= 2
+    for file in kept:
+        report = (file.parent / "README.md").read_text(encoding="utf-8").splitlines()
+        for row in summary_rows(load_runs([file])):
+            assert "| " + " | ".join(map(escape_markdown, row.cells())) + " |" in report

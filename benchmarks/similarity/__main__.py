@@ -32,7 +32,7 @@ def evidence(
         Optional[str],  # noqa: UP045
         typer.Option(help="Units whose names start so: agreement, robustness, grounding, failures, or longer."),
     ] = None,
-    speed: Annotated[Path, typer.Option(help="What benchmarks/speed.py measured, for the costs.")] = Path(
+    speed: Annotated[Path, typer.Option(help="What python -m benchmarks.speed measured, for the costs.")] = Path(
         "reports/speed/results.json"
     ),
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished units again.")] = False,
@@ -61,7 +61,7 @@ def evidence(
     with console.status("Drawing the page ..."):
         page = write_page(results, parts_of(results, measured), folder)
     if not measured:
-        typer.echo(f"no {speed}: the page is without costs; benchmarks/speed.py measures them", err=True)
+        typer.echo(f"no {speed}: the page is without costs; python -m benchmarks.speed measures them", err=True)
     typer.echo(f"{len(results['units'])} units -> {page}")
 
 

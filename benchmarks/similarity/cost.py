@@ -1,4 +1,4 @@
-"""What comparing networks costs: the measurements of ``benchmarks/speed.py``, read from where it wrote them."""
+"""What comparing networks costs: the measurements of ``python -m benchmarks.speed``, read from where it wrote them."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ def cost_part(file: Path) -> Part:
     """The page's section.
 
     Args:
-        file: ``results.json`` of ``benchmarks/speed.py``, with its similarity measured.
+        file: ``results.json`` of ``python -m benchmarks.speed``, with its similarity measured.
 
     Raises:
         FsclError: the file cannot be read, or lacks what was measured of similarity.
@@ -35,7 +35,7 @@ def cost_part(file: Path) -> Part:
     except OSError as error:
         raise FsclError(f"{file}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise FsclError(f"{file}: no similarity measured by benchmarks/speed.py in it ({error!r})") from error
+        raise FsclError(f"{file}: no similarity measured by python -m benchmarks.speed in it ({error!r})") from error
 
 
 def _blocks(found: Mapping[str, Any], rows: Rows) -> list[Block]:
@@ -56,7 +56,7 @@ def _blocks(found: Mapping[str, Any], rows: Rows) -> list[Block]:
         f"Time for all pairs of N networks on {threads} thread{'s' * (threads > 1)} (median of the rounds). Atoms: 4 "
         "layers, 12 atoms of 3x3 each. Rivals: features of 10,000 images, 512 of them, of one layer, in float64; "
         "forward passes through networks of 4 layers beside. A star marks what was timed on fewer networks or images "
-        "and scaled. `benchmarks/speed.py` measured this, in turns within one run."
+        "and scaled. `python -m benchmarks.speed` measured this, in turns within one run."
     )
     return [Table(caption, header, cells)]
 

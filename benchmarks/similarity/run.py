@@ -61,7 +61,7 @@ def gather(
 
 
 def parts_of(results: dict[str, Any], speed: Path | None = None) -> list[Part]:
-    """The sections for whose units there are results of this version, and the costs that ``benchmarks/speed.py`` found.
+    """The sections for whose units there are results of this version, and the costs that ``benchmarks.speed`` found.
 
     The costs come before the grounding.
     """

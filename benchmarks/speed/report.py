@@ -1,4 +1,4 @@
-"""What ``speed.py`` measured, as a page of tables and two figures."""
+"""What was measured, as a page of tables and two figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def write_report(found: dict[str, Any], folder: Path) -> str:
     parts = [
         "# Speed",
         "Contenders took turns within one run; every ratio is the median of the rounds' own ratios, with quartiles in "
-        "brackets. Written by `benchmarks/speed.py`; all numbers are in [results.json](results.json).",
+        "brackets. Written by `python -m benchmarks.speed`; all numbers are in [results.json](results.json).",
     ]
     sections = {"training": _training, "layers": _layers, "similarity": _similarity, "startup": _startup, "runs": _runs}
     for name, write in sections.items():

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
-from timing import alternately, spread
+from benchmarks.speed.timing import alternately, spread
 
 __all__ = ["measure"]
 

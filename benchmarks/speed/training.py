@@ -11,11 +11,11 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
 from PIL import Image
-from timing import alternately, ratio, spread, synchronise
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 
+from benchmarks.speed.timing import alternately, ratio, spread, synchronise
 from fscl.atoms import decompose, freeze_coefficients
 from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes

@@ -1,7 +1,7 @@
 """How fast fscl is: training, atom layers, similarity and whole runs, each against what it is measured by, in one run.
 
-    uv run python benchmarks/speed.py            # under three minutes on two cores
-    uv run python benchmarks/speed.py --full --data DIR --before REVISION --write reports/speed
+    uv run python -m benchmarks.speed            # under three minutes on two cores
+    uv run python -m benchmarks.speed --full --data DIR --before REVISION --write reports/speed
 
 Contenders take turns (``timing.py``), so that what slows the machine slows all of them; ratios are taken round by round
 and reported as median and quartiles.
@@ -19,13 +19,10 @@ from typing import Any
 
 warnings.filterwarnings("ignore")
 
-import speed_layers  # noqa: E402 - after the filter
-import speed_runs  # noqa: E402
-import speed_similarity  # noqa: E402
-import speed_startup  # noqa: E402
-import speed_training  # noqa: E402
-import torch  # noqa: E402
-from speed_report import write_report  # noqa: E402
+import torch  # noqa: E402 - after the filter
+
+from benchmarks.speed import layers, runs, similarity, startup, training  # noqa: E402
+from benchmarks.speed.report import write_report  # noqa: E402
 
 SECTIONS = ("training", "layers", "similarity", "startup", "runs")
 
@@ -44,11 +41,11 @@ def main() -> None:
     # sections that are not measured now stay as they were measured before
     found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if options.only and results.exists() else {}
     calls = {
-        "training": lambda: _single(lambda: speed_training.measure(quick, options.data, options.device)),
-        "layers": lambda: speed_layers.measure(quick, options.device),
-        "similarity": lambda: _single(lambda: speed_similarity.measure(quick)),
-        "startup": lambda: speed_startup.measure(quick),
-        "runs": lambda: speed_runs.measure(options.before, options.data),
+        "training": lambda: _single(lambda: training.measure(quick, options.data, options.device)),
+        "layers": lambda: layers.measure(quick, options.device),
+        "similarity": lambda: _single(lambda: similarity.measure(quick)),
+        "startup": lambda: startup.measure(quick),
+        "runs": lambda: runs.measure(options.before, options.data),
     }
     for section in SECTIONS:
         if section not in wanted or (section == "runs" and not options.before):

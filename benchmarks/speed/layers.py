@@ -1,6 +1,6 @@
 """What atoms cost: a layer beside ``nn.Conv2d``, swapping a task, and a bank of ten thousand tasks.
 
-    python benchmarks/speed_layers.py [--quick] [--device cuda]
+    uv run python -m benchmarks.speed.layers [--quick] [--device cuda]
 
 Ratios are taken round by round between calls that take turns, on one thread.
 """
@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from timing import alternately, ratio, spread, synchronise
 from torch import Tensor, nn
 
+from benchmarks.speed.timing import alternately, ratio, spread, synchronise
 from fscl.atoms import AtomBank, AtomConv2d, decompose, freeze_coefficients
 from fscl.atoms.entries import point_entries
 from fscl.continual.networks import ConvNet

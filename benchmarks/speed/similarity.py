@@ -10,10 +10,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import Spread, alternately, ratio, spread
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.speed.timing import Spread, alternately, ratio, spread
 from fscl.continual.networks import ConvNet
 from fscl.similarity import probing_matrix, similarity_matrix
 

@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from timing import alternately, ratio, spread
+from benchmarks.speed.timing import alternately, ratio, spread
 
 __all__ = ["measure"]
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 CLI = "from fscl.suite.cli import main; main()"
 
 
