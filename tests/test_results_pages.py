@@ -10,7 +10,7 @@ from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.report import escape_markdown
 from fscl.suite.results import load_runs
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 from fscl.suite.summary import summary_rows
 
 RESULTS = ROOT / "docs" / "results"

@@ -12,7 +12,7 @@ from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
 from fscl.suite.building import check_runnable, load_stream
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 
 __all__ = [
     "BENCHMARK",

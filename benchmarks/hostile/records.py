@@ -18,7 +18,8 @@ from fscl.suite.provenance import memory, provenance, settings
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.results import load_runs, write_runs
 from fscl.suite.resume import read_checkpoint
-from fscl.suite.run import RunSpec, run_one
+from fscl.suite.run import run_one
+from fscl.suite.spec import RunSpec
 from fscl.suite.summary import group_runs, rich_table, summary_rows
 from fscl.suite.watch import Grid
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.similarity.contents import Context, Part, Unit
+from benchmarks.similarity.contents import Context, Unit
 from benchmarks.similarity.lab import ARCHITECTURES
 from benchmarks.similarity.populations import REGIMES, Population, budget_of, networks_of, population, tensors_of
 from fscl.atoms import moment_similarity, response_features, tangent_features, tangent_similarity
@@ -225,10 +225,3 @@ def _correlations(one: Tensor, other: Tensor, resamples: int) -> dict[str, dict[
         value = mantel(one, other, method=method, pairs="lower", n_resamples=resamples)
         found[method] = {"r": value.statistic, "low": value.low, "high": value.high, "p": value.p_value}
     return found
-
-
-def part(results: dict[str, dict[str, Any]]) -> Part:
-    """The page's section, from the results of the units."""
-    from benchmarks.similarity.agreement_page import agreement_part
-
-    return agreement_part(list(results.values()))

@@ -25,13 +25,14 @@ from benchmarks.similarity.agreement_tables import (
 from benchmarks.similarity.contents import Block, Goal, Part, Picture
 from benchmarks.similarity.populations import REGIMES
 
-__all__ = ["agreement_part"]
+__all__ = ["part"]
 
 Results = Sequence[Mapping[str, Any]]
 
 
-def agreement_part(results: Results) -> Part:
-    """The section, from the results of its units."""
+def part(units: Mapping[str, Mapping[str, Any]]) -> Part:
+    """The section, from the results of its units by name."""
+    results = list(units.values())
     networks = sorted({r["networks"] for r in results})
     counted = ", ".join(f"{n} networks, {n * (n - 1) // 2} pairs" for n in networks)
     regimes = "; ".join(f"**{SHORT[key]}**: {text}" for key, text in REGIMES.items() if any(of_regime(results, key)))

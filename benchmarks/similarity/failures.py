@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.similarity.contents import Context, Part, Unit
+from benchmarks.similarity.contents import Context, Unit
 from benchmarks.similarity.failures_networks import (
     compared,
     of_atoms,
@@ -27,7 +27,7 @@ from fscl.atoms import atom_layers, joint_decompose
 from fscl.continual.metrics import FilterHistory
 from fscl.similarity import mantel
 
-__all__ = ["REGIMES", "moved_coefficients", "part", "spread", "starts", "units"]
+__all__ = ["REGIMES", "moved_coefficients", "spread", "starts", "units"]
 
 REGIMES = {"first": "each from the first", "sequence": "one after another"}
 FULL, QUICK = Budget(), Budget(images=1500, epochs=1, first_epochs=3)
@@ -208,10 +208,3 @@ def spread(values: Sequence[float]) -> dict[str, Any]:
     known = [value for value in values if math.isfinite(value)]
     mean, low, high = (f(known) if known else math.nan for f in (np.mean, min, max))
     return {"mean": float(mean), "low": float(low), "high": float(high), "n": len(values)}
-
-
-def part(results: dict[str, dict[str, Any]]) -> Part:
-    """The page's section, from the results of the units."""
-    from benchmarks.similarity.failures_page import failures_part
-
-    return failures_part(results)

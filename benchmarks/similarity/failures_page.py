@@ -11,10 +11,10 @@ from benchmarks.similarity.contents import Block, Part, Picture, Table
 from benchmarks.similarity.failures import REGIMES, spread
 from fscl.plots.figures import MARKERS, palette, quiet_grid, style
 
-__all__ = ["failures_part"]
+__all__ = ["part"]
 
 
-def failures_part(results: Mapping[str, Mapping[str, Any]]) -> Part:
+def part(results: Mapping[str, Mapping[str, Any]]) -> Part:
     """The section, from the results of its units by name."""
     started = results.get("failures-starts")
     runs = [result for name, result in results.items() if name != "failures-starts"]

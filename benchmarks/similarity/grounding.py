@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.similarity.contents import Context, Part, Unit
+from benchmarks.similarity.contents import Context, Unit
 from benchmarks.similarity.grounding_networks import (
     FIRST_SUPERCLASSES,
     Origin,
@@ -38,7 +38,7 @@ from benchmarks.similarity.grounding_statistics import distances
 from benchmarks.similarity.grounding_superclasses import SUPERCLASSES, class_numbers, superclass_tasks
 from benchmarks.similarity.lab import Task, accuracy, bank_of
 
-__all__ = ["class_windows", "damage", "label_noise", "part", "rotations", "seeds", "superclasses", "units"]
+__all__ = ["class_windows", "damage", "label_noise", "rotations", "seeds", "superclasses", "units"]
 
 Array = NDArray[Any]
 WINDOWS = 12
@@ -256,10 +256,3 @@ def _transfer(
         "scores": table,
     }
     return dict(plain(result))
-
-
-def part(results: dict[str, dict[str, Any]]) -> Part:
-    """The page's section, from the results of the units."""
-    from benchmarks.similarity.grounding_page import grounding_part
-
-    return grounding_part(list(results.values()))

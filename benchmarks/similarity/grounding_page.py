@@ -22,7 +22,7 @@ from benchmarks.similarity.grounding_text import (
     setting,
 )
 
-__all__ = ["Trial", "grounding_part", "trials"]
+__all__ = ["Trial", "part", "trials"]
 
 LEAST = 0.75
 Results = Sequence[Mapping[str, Any]]
@@ -68,8 +68,9 @@ class Trial:
         return "failed" if number(row.get("less_high")) < 0 else "no difference told"
 
 
-def grounding_part(results: Results) -> Part:
-    """The section, from the results of its units."""
+def part(units: Mapping[str, Mapping[str, Any]]) -> Part:
+    """The section, from the results of its units by name."""
+    results = list(units.values())
     tests = trials(results)
     blocks: list[Block] = [setting(results), _all_tests(tests), _goals(tests)]
     blocks += [text for text in map(explained, results) if text]

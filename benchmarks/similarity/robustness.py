@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.similarity.contents import Context, Part, Unit
+from benchmarks.similarity.contents import Context, Unit
 from benchmarks.similarity.lab import CLASSES, SIDE, Budget, Images, Task, bank_of, learn, start
 from benchmarks.similarity.populations import networks_of
 from fscl.atoms import READINGS, AtomBank, moment_similarity, response_features, tangent_similarity
 from fscl.similarity import collect_features, dead_leaves, mantel, noise_images, probing_matrix, recall_images
 
-__all__ = ["MEASURES", "compared", "part", "probed", "robustness", "units"]
+__all__ = ["MEASURES", "compared", "probed", "robustness", "units"]
 
 MEASURES = {
     "linear_cka": "linear CKA",
@@ -179,10 +179,3 @@ def _ours(
             "agrees": {m: compared(first, reference[m])["rho"] for m in ("linear_cka", "mean_cca")}
         }
     return found
-
-
-def part(results: dict[str, dict[str, Any]]) -> Part:
-    """The page's section, from the results of the units."""
-    from benchmarks.similarity.robustness_page import robustness_part
-
-    return robustness_part(list(results.values()))

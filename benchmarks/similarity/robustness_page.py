@@ -12,7 +12,7 @@ from benchmarks.similarity.contents import Block, Part, Picture, Table
 from benchmarks.similarity.robustness import MEASURES
 from fscl.plots.figures import INK, MARKERS, palette, quiet_grid, style
 
-__all__ = ["OURS", "robustness_part"]
+__all__ = ["OURS", "part"]
 
 OURS = {
     "cosine": ("cosine of atoms, over depth", "nothing"),
@@ -24,8 +24,9 @@ OURS = {
 IMAGES = {"fmnist": "Fashion-MNIST, rotated", "cifar100": "CIFAR-100, class sets"}
 
 
-def robustness_part(found: Sequence[Mapping[str, Any]]) -> Part:
-    """The section, from the results of its units."""
+def part(units: Mapping[str, Mapping[str, Any]]) -> Part:
+    """The section, from the results of its units by name."""
+    found = list(units.values())
     blocks: list[Block] = [
         "CKA and CCA are functions of networks **and of a probe**. Here the networks stay as they are and the probe "
         "changes. Comparisons of atoms take no probe: **there is nothing to choose, so that their shift is zero by "

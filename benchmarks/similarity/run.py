@@ -16,7 +16,7 @@ from fscl.files import write_text_atomically
 
 __all__ = ["PARTS", "gather", "parts_of"]
 
-PARTS = ("agreement", "robustness", "grounding", "failures")  # modules with `units` and `part`
+PARTS = ("agreement", "robustness", "grounding", "failures")  # modules with `units`; and with `part`, named ..._page
 RESULTS = "results.json"
 
 
@@ -73,7 +73,7 @@ def parts_of(results: dict[str, Any], speed: Path | None = None) -> list[Part]:
         known = [unit.name for unit in module.units(results["quick"]) if _holds(results, unit)]
         found = {unit: results["units"][unit]["result"] for unit in known}
         if found:
-            parts.append(module.part(found))
+            parts.append(import_module(f"benchmarks.similarity.{name}_page").part(found))
     return parts
 
 

@@ -1,7 +1,7 @@
 """A run's recipes -> its stream and its trainer; what cannot be built, or may not, is refused before any training."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import psutil
 
@@ -9,14 +9,12 @@ from fscl.errors import FsclError
 from fscl.suite.plain import brief
 from fscl.suite.resume import line
 from fscl.suite.schema import SplitRecipe
-
-if TYPE_CHECKING:
-    from fscl.suite.run import Progress, RunSpec
+from fscl.suite.spec import Progress, RunSpec
 
 __all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream"]
 
 
-def load_stream(spec: "RunSpec") -> Any:
+def load_stream(spec: RunSpec) -> Any:
     """The stream of a run.
 
     Raises:
@@ -46,7 +44,7 @@ def load_stream(spec: "RunSpec") -> Any:
     return stream if spec.first is None else stream.first(spec.first)
 
 
-def check_trusted(spec: "RunSpec") -> None:
+def check_trusted(spec: RunSpec) -> None:
     """Refuses what the recipe of a stranger may not build, before anything of it is imported.
 
     Raises:
@@ -70,7 +68,7 @@ def check_trusted(spec: "RunSpec") -> None:
             raise FsclError(f"{file}: {error}") from error
 
 
-def check_runnable(spec: "RunSpec", stream: Any) -> None:
+def check_runnable(spec: RunSpec, stream: Any) -> None:
     """Refuses, before anything is trained, what would fail in every run of a learner on a stream.
 
     Raises:
@@ -98,7 +96,7 @@ def check_runnable(spec: "RunSpec", stream: Any) -> None:
         raise FsclError(f"{network} does not take images of shape {stream.image_shape}: {line(error)}") from error
 
 
-def build_trainer(spec: "RunSpec", stream: Any, progress: "Progress | None") -> Any:
+def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
     check_trusted(spec)
     from fscl.continual.trainer import Trainer
 

@@ -105,7 +105,7 @@ def run(
     from rich.console import Console
 
     from fscl.suite.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
-    from fscl.suite.run import RunSpec
+    from fscl.suite.spec import RunSpec
     from fscl.suite.sweep import sweep
 
     for name, value in (("--seeds", seeds), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):

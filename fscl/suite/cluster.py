@@ -17,7 +17,7 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 from fscl.suite.sweep import Outcome, attempt
 
 __all__ = ["RayEngine"]

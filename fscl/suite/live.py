@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 from fscl.suite.watch import Grid, Row
 
 __all__ = ["LiveTable", "draw"]

@@ -9,7 +9,7 @@ import typer
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
-    from fscl.suite.run import RunSpec
+    from fscl.suite.spec import RunSpec
     from fscl.suite.sweep import Outcome
 
 __all__ = [

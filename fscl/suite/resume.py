@@ -4,13 +4,11 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
-
-if TYPE_CHECKING:
-    from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 
 __all__ = ["line", "read_checkpoint", "write_checkpoint"]
 
@@ -43,7 +41,7 @@ def write_checkpoint(path: Path, record: dict[str, Any], state: dict[str, Any]) 
     write_atomically(path, write)
 
 
-def read_checkpoint(path: Path, spec: "RunSpec") -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(path: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
     """The record, and the trainer's state, that :func:`write_checkpoint` wrote of this very run.
 
     Raises:

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from fscl.errors import FsclError
 from fscl.suite.live import LiveTable
-from fscl.suite.run import BusyError, RunSpec, is_finished, run_one
+from fscl.suite.run import BusyError, is_finished, run_one
+from fscl.suite.spec import RunSpec
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 

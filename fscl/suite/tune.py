@@ -12,8 +12,8 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.suite.recipe import BenchmarkRecipe, StrategyRecipe, with_overrides
 from fscl.suite.results import RunResult, load_run
-from fscl.suite.run import RunSpec
 from fscl.suite.schema import Override
+from fscl.suite.spec import RunSpec
 
 __all__ = ["Protocol", "Trial", "Tuned", "plan", "tuned", "write_record"]
 
@@ -103,7 +103,7 @@ def plan(
     Args:
         benchmark, strategies: as they are in their files.
         protocol: how settings are chosen.
-        **where: ``data``, ``device`` and ``threads`` of :class:`fscl.suite.run.RunSpec`.
+        **where: ``data``, ``device`` and ``threads`` of :class:`fscl.suite.spec.RunSpec`.
 
     Raises:
         FsclError: a strategy has no grid, or there are two of a name, or a setting is tuned and given, or nothing is

@@ -11,7 +11,7 @@ from typing import Any
 from fscl.errors import FsclError
 from fscl.suite.plain import read_json
 from fscl.suite.record import YEARS, numbers
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 
 __all__ = ["Finished", "Grid", "Row"]
 

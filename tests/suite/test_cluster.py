@@ -15,7 +15,7 @@ import pytest
 from fscl.errors import FsclError
 from fscl.suite.cluster import MARK, RayEngine
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 from fscl.suite.sweep import sweep
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")

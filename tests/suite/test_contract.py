@@ -17,7 +17,8 @@ from fscl.suite.building import check_runnable, load_stream
 from fscl.suite.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
 from fscl.suite.report import summary_rows, write_report
 from fscl.suite.results import load_runs
-from fscl.suite.run import RunSpec, run_one
+from fscl.suite.run import run_one
+from fscl.suite.spec import RunSpec
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))

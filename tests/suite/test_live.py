@@ -13,7 +13,7 @@ from rich.console import Console
 
 from fscl.suite.live import LiveTable, draw
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 from fscl.suite.watch import Finished, Grid
 
 LEARNERS = ("naive", "atom_swapping", "from_scratch")

@@ -14,7 +14,8 @@ from benchmarks.hostile.mutations import mutate_bytes
 from fscl.errors import FsclError
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.resume import read_checkpoint
-from fscl.suite.run import RunSpec, is_finished, run_one
+from fscl.suite.run import is_finished, run_one
+from fscl.suite.spec import RunSpec
 
 TINY = ["training.epochs=1", "model.args.widths=[4]", "split.tasks=5"]
 ANEW = "delete this file, and this run alone begins anew from its first task"

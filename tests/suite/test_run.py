@@ -17,7 +17,8 @@ from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.results import load_run
-from fscl.suite.run import RunSpec, is_finished, run_one
+from fscl.suite.run import is_finished, run_one
+from fscl.suite.spec import RunSpec
 
 LEARNERS = ("atom_swapping", "naive", "ewc", "from_scratch")
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")

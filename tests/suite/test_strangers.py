@@ -17,7 +17,8 @@ from fscl.continual.factories import check_network, network_factory
 from fscl.errors import FsclError
 from fscl.suite.building import check_trusted
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec, run_one
+from fscl.suite.run import run_one
+from fscl.suite.spec import RunSpec
 
 Fscl = Any  # the fixture, see conftest.py
 RANDOM = st.randoms(use_true_random=False)

@@ -18,7 +18,8 @@ from rich.console import Console
 
 from fscl.continual.trainer import Trainer
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import BusyError, RunSpec, is_finished, run_one
+from fscl.suite.run import BusyError, is_finished, run_one
+from fscl.suite.spec import RunSpec
 from fscl.suite.sweep import sweep
 
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
@@ -303,7 +304,7 @@ def test_workers_end_with_a_killed_driver_and_corrupt_nothing(
     code = f"""
 from pathlib import Path
 from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.run import RunSpec
+from fscl.suite.spec import RunSpec
 from fscl.suite.sweep import sweep
 benchmark, learners = load_benchmark("split_digits"), ("atom_swapping", "ewc")
 pairs = [with_overrides(benchmark, load_strategy(learner), {SLOW!r}) for learner in learners]

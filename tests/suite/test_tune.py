@@ -21,7 +21,8 @@ from fscl.suite import cli
 from fscl.suite import tune as tuning
 from fscl.suite.building import load_stream
 from fscl.suite.recipe import load_benchmark, load_strategy, recipe_hash, with_overrides
-from fscl.suite.run import RunSpec, run_one
+from fscl.suite.run import run_one
+from fscl.suite.spec import RunSpec
 from fscl.suite.tune import Protocol, plan, tuned
 from fscl.suite.tuned_recipe import changed_text
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.similarity import agreement as module
 from benchmarks.similarity import lab, populations
-from benchmarks.similarity.agreement import METHODS, YARDSTICKS, part, units
+from benchmarks.similarity.agreement import METHODS, YARDSTICKS, units
+from benchmarks.similarity.agreement_page import part
 from benchmarks.similarity.contents import Context
 from benchmarks.similarity.lab import Budget
 from benchmarks.similarity.populations import REGIMES, Population

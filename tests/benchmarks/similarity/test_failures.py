@@ -10,7 +10,7 @@ from torch import nn
 
 from benchmarks.similarity import failures as module
 from benchmarks.similarity.contents import Context
-from benchmarks.similarity.failures import part, units
+from benchmarks.similarity.failures import units
 from benchmarks.similarity.failures_networks import (
     compared,
     of_atoms,
@@ -20,6 +20,7 @@ from benchmarks.similarity.failures_networks import (
     regauged,
     whole_filters,
 )
+from benchmarks.similarity.failures_page import part
 from benchmarks.similarity.lab import Budget, Task, blank
 from fscl.atoms import AtomConv2d, atom_layers, freeze_coefficients
 from fscl.errors import FsclError

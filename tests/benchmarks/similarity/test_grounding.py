@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.similarity import grounding, grounding_networks
 from benchmarks.similarity.contents import Context
-from benchmarks.similarity.grounding import damaged, part, units
+from benchmarks.similarity.grounding import damaged, units
 from benchmarks.similarity.grounding_networks import (
     MEASURES,
     VARIANTS,
@@ -25,6 +25,7 @@ from benchmarks.similarity.grounding_networks import (
     similarities_to_first,
     worth,
 )
+from benchmarks.similarity.grounding_page import part
 from benchmarks.similarity.lab import Budget, Images, Task, accuracy, start
 from fscl.similarity import noise_images, recall_images
 

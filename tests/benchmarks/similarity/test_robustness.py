@@ -11,8 +11,8 @@ from torch import Tensor
 from benchmarks.similarity import robustness as module
 from benchmarks.similarity.contents import Context
 from benchmarks.similarity.lab import Budget, Task, bank_of, learn, start
-from benchmarks.similarity.robustness import MEASURES, compared, part, probed, units
-from benchmarks.similarity.robustness_page import OURS
+from benchmarks.similarity.robustness import MEASURES, compared, probed, units
+from benchmarks.similarity.robustness_page import OURS, part
 from fscl.atoms import AtomBank
 from fscl.errors import FsclError
 from fscl.similarity import linear_cka, noise_images

@@ -41,11 +41,10 @@ class Made:
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     made = Made()
     for name in ("cats", "dogs"):
-        fake = SimpleNamespace(
-            units=partial(made.units, name),
-            part=lambda results, name=name: Part(name, json.dumps(results, sort_keys=True), []),
-        )
-        monkeypatch.setitem(sys.modules, f"benchmarks.similarity.{name}", fake)
+        measure = SimpleNamespace(units=partial(made.units, name))
+        page = SimpleNamespace(part=lambda results, name=name: Part(name, json.dumps(results, sort_keys=True), []))
+        monkeypatch.setitem(sys.modules, f"benchmarks.similarity.{name}", measure)
+        monkeypatch.setitem(sys.modules, f"benchmarks.similarity.{name}_page", page)
     monkeypatch.setattr(module, "PARTS", ("dogs", "cats"))
     return made
 
