@@ -47,7 +47,7 @@ def test_no_search_for_a_file_finds_what_is_half_written(tmp_path: Path) -> None
     assert seen[0].parent.parent == tmp_path  # so that renaming stays within one file system
 
 
-def test_others_may_read_it_as_far_as_the_umask_says(tmp_path: Path) -> None:
+def test_a_written_file_is_readable_as_far_as_the_umask_says(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "note.txt", text("x"))

@@ -60,14 +60,14 @@ def test_swapping_leaves_no_trace(three_tasks):
     assert same(bank.entries(0), stored)
 
 
-def test_nor_does_it_when_something_fails_inside(three_tasks):
+def test_swapping_leaves_no_trace_when_something_fails_inside(three_tasks):
     before = state_of(three_tasks.model)
     with pytest.raises(ZeroDivisionError), three_tasks.bank.swapped(three_tasks.model, 0):
         1 / 0  # noqa: B018
     assert same(state_of(three_tasks.model), before)
 
 
-def test_nor_when_the_network_lacks_an_entry(three_tasks):
+def test_swapping_leaves_no_trace_when_the_network_lacks_an_entry(three_tasks):
     model = three_tasks.model
     model.classifier = nn.Sequential(nn.Linear(8, 3))
     before = state_of(model)
@@ -263,7 +263,7 @@ def test_banks_over_different_coefficients_do_not(three_tasks):
         three_tasks.bank.merge(AtomBank(model))
 
 
-def test_nor_where_anything_else_that_is_shared_differs(three_tasks):
+def test_banks_with_other_shared_parameters_are_not_merged(three_tasks):
     with torch.no_grad():
         three_tasks.model.hidden.weight.add_(1)
     other = AtomBank(three_tasks.model)

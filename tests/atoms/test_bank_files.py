@@ -107,7 +107,7 @@ def test_a_truncated_file_is_one_line_of_error(saved, cut):
 @pytest.mark.parametrize(
     "garbage", [b"not a bank", b"\0" * 4096, b"\xff" * 4096, random.Random(0).randbytes(1 << 14), b"PK\3\4" * 99]
 )
-def test_so_is_a_file_of_garbage(tmp_path, garbage):
+def test_a_bank_of_garbage_is_named(tmp_path, garbage):
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(garbage)
     with pytest.raises(FsclError, match="damaged or truncated") as error:

@@ -41,7 +41,7 @@ def compositions(layer, monkeypatch):
     return count
 
 
-def test_they_are_composed_once(layer, x, compositions):
+def test_filters_are_composed_once(layer, x, compositions):
     with torch.no_grad():
         first = layer(x)
         assert all(torch.equal(layer(x), first) for _ in range(3))
@@ -185,7 +185,7 @@ def test_inference_mode_leaves_nothing_that_autograd_cannot_use(layer, x):
         assert right(born, x)
 
 
-def test_they_are_in_no_copy_state_or_file(layer, x):
+def test_composed_filters_are_in_no_copy_state_or_file(layer, x):
     def size(module):
         torch.save(module, file := io.BytesIO())
         return len(pickle.dumps(module)), len(file.getvalue()), [*module.state_dict()], [*module.buffers()]

@@ -147,7 +147,7 @@ def test_a_mini_batch_may_mix_tasks(learned, tasks):
         at += len(said)
 
 
-def test_it_resumes_to_the_bit(tasks):
+def test_atom_ensemble_resumes_to_the_bit(tasks):
     def trainer():
         path = "fscl.continual.AtomEnsemble"
         return Trainer(tasks, path, {"members": 2}, network_arguments=NETWORK, epochs=1, batch_size=16)

@@ -56,7 +56,7 @@ def images_of(experience):
     )
 
 
-def test_it_learns_bit_for_bit_what_is_learned_with_task_labels(pair, same_bank):
+def test_atom_selection_learns_bit_for_bit_what_is_learned_with_task_labels(pair, same_bank):
     """So that, told the tasks, it would answer as AtomSwapping does."""
     (stream, ours), (_, theirs) = pair
     assert same_bank(ours.bank, theirs.bank)
@@ -91,7 +91,7 @@ def test_the_surest_network_answers_and_in_the_places_of_its_classes(pair, outpu
     assert bool(found.isfinite().all())
 
 
-def test_it_tells_tasks_apart_better_than_chance(digits):
+def test_atom_selection_tells_tasks_apart_better_than_chance(digits):
     stream = split_classes(*digits, tasks=TASKS, scenario="class")
     for class_path, least, most in (("fscl.continual.AtomSelection", 0.6, 1.0), ("avalanche.training.Naive", 0.0, 0.4)):
         trainer = Trainer(stream, class_path, {}, network_arguments=NETWORK, epochs=6, batch_size=16)
@@ -127,7 +127,7 @@ def test_evaluation_leaves_no_trace_and_may_be_amid_training(digits, same_bank):
 
 
 @pytest.mark.parametrize("scenario", ["class", "domain"])
-def test_it_resumes_to_the_bit(digits, scenario, same_bank):
+def test_atom_selection_resumes_to_the_bit(digits, scenario, same_bank):
     stream, _ = streams(digits, scenario)
 
     def trainer():

@@ -93,7 +93,7 @@ def test_no_task_is_ever_forgotten(learner, network, stream, outputs, optimizer,
         assert torch.equal(direct(type("", (), {"model": fresh}), test), after_own[t])
 
 
-def test_it_learns(learner, stream):
+def test_atom_swapping_learns(learner, stream):
     recorder = AccuracyRecorder()
     strategy = learner(plugins=[recorder], train_epochs=6)
     train_all(strategy, stream)
@@ -205,7 +205,7 @@ def test_evaluation_changes_nothing_of_what_training_gives(learner, stream, same
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_nor_does_evaluation_in_mid_training(learner, stream, same_bank, outputs, every):
+def test_evaluation_in_mid_training_changes_nothing_that_is_learned(learner, stream, same_bank, outputs, every):
     undisturbed = train_all(learner(), stream)
     disturbed = learner(eval_every=every, plugins=[outputs])
     train_all(disturbed, stream, eval_streams=[stream.test_stream])

@@ -116,7 +116,7 @@ def test_former_classes_are_held_where_they_were_and_new_ones_learned(learned, g
     )
 
 
-def test_it_remembers_what_fine_tuning_forgets(growing):
+def test_icarl_remembers_what_fine_tuning_forgets(growing):
     last = {}
     for path, arguments in (("fscl.continual.ICaRL", {"memory_size": 70}), ("avalanche.training.Naive", {})):
         trainer = trainer_of(growing, path, **arguments)
@@ -127,7 +127,7 @@ def test_it_remembers_what_fine_tuning_forgets(growing):
     assert min(last["fscl.continual.ICaRL"]) > 0.6
 
 
-def test_it_resumes_to_the_bit_and_its_memory_is_counted(learned, growing):
+def test_icarl_resumes_to_the_bit_and_its_memory_is_counted(learned, growing):
     _, (_, second) = learned
     through = trainer_of(growing, memory_size=33)
     through.train_next()

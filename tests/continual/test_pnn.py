@@ -172,7 +172,7 @@ def test_a_mini_batch_may_mix_tasks(three, stream, outputs):
     assert torch.allclose(together, torch.cat(said)[order], atol=1e-5)
 
 
-def test_it_resumes_to_the_bit(stream):
+def test_pnn_resumes_to_the_bit(stream):
     def trainer():
         return Trainer(stream, "fscl.continual.PNN", {}, network_arguments=NETWORK, epochs=1, batch_size=16)
 

@@ -100,7 +100,7 @@ def test_a_prefix_that_all_entries_have_is_taken_off(tmp_path: Path, prefix: str
 
 
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_so_it_is_with_an_architecture_whatever_lies_beside(tmp_path: Path, mine: str, prefix: str) -> None:
+def test_a_prefix_is_taken_off_for_an_architecture_whatever_lies_beside(tmp_path: Path, mine: str, prefix: str) -> None:
     state = Branches(5).state_dict()
     beside = {"criterion.weight": torch.ones(5), "ema.updates": torch.tensor(3)}
     files = two(tmp_path, {"state_dict": prefixed(state, prefix) | beside}, prefixed(state, prefix))
@@ -315,7 +315,7 @@ def test_a_truncated_file_is_one_line(tmp_path: Path, share: float, old: bool) -
 @pytest.mark.parametrize(
     "garbage", [b"hello", b"\0" * 999, b"\xff" * 4096, b"PK\3\4" * 99, random.Random(0).randbytes(5000), b"\x80\2"]
 )
-def test_so_is_garbage(tmp_path: Path, garbage: bytes) -> None:
+def test_a_checkpoint_of_garbage_is_named(tmp_path: Path, garbage: bytes) -> None:
     for suffix in (".pt", ".safetensors"):
         file = tmp_path / f"garbage{suffix}"
         file.write_bytes(garbage)

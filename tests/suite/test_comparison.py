@@ -52,7 +52,9 @@ def test_fine_tuned_networks_are_grouped_by_their_start(fine_tuned: dict[str, nn
     assert (np.equal.outer(cut, cut) == same).all()
 
 
-def test_so_they_are_where_only_the_random_initialisation_is_shared(from_scratch: dict[str, nn.Module]) -> None:
+def test_networks_trained_from_scratch_are_grouped_by_their_random_initialisation(
+    from_scratch: dict[str, nn.Module],
+) -> None:
     found = compare(joint_decompose(from_scratch))
     assert [g.members for g in found.groups] == starts(from_scratch)
     same = np.array([[a[:6] == b[:6] for b in from_scratch] for a in from_scratch])
@@ -61,7 +63,7 @@ def test_so_they_are_where_only_the_random_initialisation_is_shared(from_scratch
     assert found.matrix[same].min() > abs(found.matrix[~same]).max()
 
 
-def test_they_are_so_in_any_order(fine_tuned: dict[str, nn.Module]) -> None:
+def test_groups_are_the_same_in_any_order_of_networks(fine_tuned: dict[str, nn.Module]) -> None:
     one = compare(joint_decompose(fine_tuned))
     order = [7, 2, 11, 0, 5, 9, 1, 10, 3, 6, 8, 4]
     names = [list(fine_tuned)[i] for i in order]

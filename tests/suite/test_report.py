@@ -651,7 +651,7 @@ def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
         load_runs([broken.parent])
 
 
-def test_the_same_run_twice(make_run: MakeRun) -> None:
+def test_a_run_that_is_given_twice_counts_once_and_a_copy_is_refused(make_run: MakeRun) -> None:
     first = make_run("ewc", 0, 3)
     assert len(load_runs([first, next(first.rglob("run.json"))])) == 1
     copy = make_run("ewc", 0, 3, folder="copy")
