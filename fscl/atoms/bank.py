@@ -23,8 +23,10 @@ from fscl.atoms.entries import (
     unkept_values,
     within,
 )
+from fscl.atoms.fitting import fitting_entries
 from fscl.atoms.layers import atom_layers, check_finite, freeze_coefficients
-from fscl.atoms.learning import freeze, own_parameters, reset_heads, train_only
+from fscl.atoms.learning import check_ties, checked_names, freeze, own_parameters, reset, resettable, train_only
+from fscl.atoms.references import references
 from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
 from fscl.errors import FsclError
 from fscl.similarity.subspace import gram_matrix, similarity_matrix
@@ -76,11 +78,22 @@ class AtomBank:
     """
 
     def __init__(self, model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> None:
+        if not atom_layers(model):
+            raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
+        self._heads = head_owners(model, None if heads is None else checked_names("heads", heads))
+        if not self._heads and heads is None:
+            warnings.warn(
+                f"{type(model).__name__} has no nn.Linear that could be a task's head, so tasks share whatever is at "
+                "its end; name the heads (heads=[...]), or say that there are none (heads=[])",
+                stacklevel=2,
+            )
+        self._kinds = entry_kinds(
+            model, self._heads, checked_names("own", list(own) if not isinstance(own, str) else own)
+        )
+        check_ties(model, live_state(model).keys() - self._kinds.keys())
         freeze_coefficients(model)
-        self._kinds = entry_kinds(model, heads, own)
-        self._heads = head_owners(model, heads)
         self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
-        for name, parameter in model.named_parameters():
+        for name, parameter in model.named_parameters(remove_duplicate=False):
             if name in self._shared:
                 freeze(parameter)
         self._unkept: dict[str, str] | None = unkept_values(model)
@@ -151,9 +164,10 @@ class AtomBank:
     def begin(
         self, model: nn.Module, start: int | None = None, head: Sequence[str] | None = None, fresh_head: bool = True
     ) -> None:
-        """Makes a network ready to learn a task: only what is the task's own is then trained.
+        """Makes a network ready to learn a task: all that is the task's own is then trained, and nothing else.
 
-        Make the optimizer, of :meth:`parameters`, after it.
+        Make the optimizer, of :meth:`parameters`, after it. Gradients are dropped, and whatever of the task's own was
+        frozen before is not any more.
 
         Args:
             model: the network.
@@ -162,15 +176,16 @@ class AtomBank:
             fresh_head: whether to initialise the head anew; otherwise it is left as it is.
 
         Raises:
-            FsclError: a shared parameter of the network is not the bank's, the task is unknown, or the head cannot be
-                initialised.
+            FsclError: a shared parameter of the network is not the bank's, the task or the head is unknown, or the head
+                cannot be initialised. The network is then as it was.
         """
+        trained = own_parameters(model, self._shared, self._heads, head)
         self._check_shared(live_state(model))
+        fresh = resettable(model, self._heads if head is None else head) if fresh_head else []
         if start is not None:
             put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, self._heads)})
-        if fresh_head:
-            reset_heads(model, self._heads if head is None else head)
-        train_only(model, own_parameters(model, self._shared, self._heads, head))
+        reset(fresh)
+        train_only(model, trained)
 
     def parameters(self, model: nn.Module, head: Sequence[str] | None = None) -> list[nn.Parameter]:
         """What a task trains of a network: all parameters that are not shared, for the optimizer.
@@ -178,16 +193,27 @@ class AtomBank:
         Args:
             model: the network.
             head: as in :meth:`store`.
+
+        Raises:
+            FsclError: it is not the network that the bank was made with, or the head is unknown.
         """
-        return list(own_parameters(model, self._shared, self._heads, head).values())
+        return own_parameters(model, self._shared, self._heads, head)
 
     def network(self, model: nn.Module, task: int) -> nn.Module:
         """A network of its own for a task, in evaluation mode; ``model`` is copied and stays as it is.
 
         Raises:
-            FsclError: the task is unknown, or the network has no place for an entry.
+            FsclError: the task is unknown, the network has no place for an entry, or it cannot be copied: a function of
+                it, such as a hook, holds one of its modules.
         """
         network = copy.deepcopy(model)
+        originals = {id(part) for part in (*model.modules(), *model.parameters())}
+        for reference in references(network):
+            if id(reference.target) in originals:  # functions are not copied
+                raise FsclError(
+                    f"{reference.path} holds a part of the network, which a copy would share with it; use `restore` or "
+                    "`swapped`"
+                )
         self.restore(network, task)
         return network.eval()
 
@@ -213,7 +239,8 @@ class AtomBank:
         label = as_label(task)
         state = live_state(model)
         self._check_shared(state)
-        kinds = entry_kinds(model, self._of_kind("head") if head is None else head, self._of_kind("other"))
+        own_parameters(model, self._shared, self._heads, head)  # checks the names
+        kinds = entry_kinds(model, self._heads if head is None else head, self._of_kind("other"))
         ours = {n: k for n, k in kinds.items() if k == "head" or not within(n, self._heads)}
         for entry in state:
             if entry not in self._shared and entry not in ours and not within(entry, self._heads):
@@ -233,26 +260,44 @@ class AtomBank:
         A head that the network lacks (``ModuleDict`` heads made as tasks arrive) is made after a sibling.
 
         Raises:
-            FsclError: the task is unknown, or the network has no place for an entry.
+            FsclError: the task is unknown, the network has no place for an entry, or a parameter or another type of
+                numbers than the bank.
         """
-        put_entries(model, {**self._shared, **self._task(task).tensors})
+        put_entries(model, fitting_entries(model, self._shared, self._task(task).tensors, self._heads))
 
     @contextmanager
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
-        """Within the block the network is a task's; nothing is copied, and after it all is as before.
+        """Within the block the network is a task's, and after it all is as before.
 
         The network's own tensors are not touched: it points at the bank's, the shared ones included, so that a network
-        that was trained on since shows the task as it was stored. A bank on another device is copied there each time;
-        :meth:`to` moves it once.
+        that was trained on since shows the task as it was stored. What is written within the block to tensors of the
+        task is undone in the bank at its end. A bank on another device is copied there each time; :meth:`to` moves it
+        once.
 
         Raises:
-            FsclError: the task is unknown, or the network lacks one of its entries.
+            FsclError: the task is unknown, the network lacks one of its entries, has another one or another type of
+                numbers; or, at the end, something shared was written to within the block.
         """
-        before = point_entries(model, {**self._shared, **self._task(task).tensors})
+        own = self._task(task).tensors
+        kept = {name: (tensor, _version(tensor), tensor.detach().clone()) for name, tensor in own.items()}
+        shared = {name: _version(tensor) for name, tensor in self._shared.items()}
+        before = point_entries(model, fitting_entries(model, self._shared, own, self._heads))
         try:
             yield model
         finally:
             point_entries(model, before)
+            for tensor, version, values in kept.values():
+                # normalisation writes its statistics without counting it
+                kept_by_version = isinstance(tensor, nn.Parameter)
+                if _version(tensor) != version or not (kept_by_version or torch.equal(tensor, values)):
+                    tensor.data = values
+                if isinstance(tensor, nn.Parameter):
+                    freeze(tensor)
+        if moved := next((name for name, tensor in self._shared.items() if _version(tensor) != shared[name]), None):
+            raise FsclError(
+                f"{moved} was written to while the network was swapped: it is the bank's, and all tasks share it, so "
+                "that they may be damaged; load the bank again, and use `restore` to change a network"
+            )
 
     # comparing
 
@@ -420,6 +465,11 @@ class AtomBank:
     def _fill(self, other: "AtomBank") -> None:
         for label, task in other._tasks.items():
             self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """Changes with what is written to a tensor."""
+    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
 
 
 def as_label(task: object) -> int:

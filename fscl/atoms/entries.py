@@ -58,6 +58,8 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Colle
         owner, _, leaf = name.rpartition(".")
         module = modules.get(owner)
         if within(name, heads):
+            if isinstance(module, AtomConv2d):
+                raise FsclError(f"{owner} cannot be part of a head: its coefficients are what tasks share")
             kinds[name] = "head"
         elif isinstance(module, AtomConv2d) and leaf == "atoms":
             kinds[name] = "atoms"
@@ -95,7 +97,7 @@ def put_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
         target = state.get(name)
         if target is None or target.shape != tensor.shape:
             _grow(model, name, tensor)
-        else:
+        elif target is not tensor:
             target.copy_(tensor)
 
 

@@ -226,9 +226,12 @@ class AtomConv2d(nn.Module):
     def _gauge_is_fixed(self) -> bool:
         gram = gram_matrix(self.coefficients.detach().double())
         squares = gram.diagonal()
-        rounding = max(1e-13, 4 * torch.finfo(self.coefficients.dtype).eps) * float(squares.max())
+        rows = self.coefficients[..., 0].numel()  # inner products of more numbers have less rounding for their size
+        rounding = max(1e-13, 8 * torch.finfo(self.coefficients.dtype).eps / math.sqrt(rows)) * float(squares.max())
         common = (squares - squares.max()).abs() <= rounding
-        return bool((common | (squares == 0)).all() and ((gram - squares.diag()).abs() <= rounding).all())
+        unused = (squares == 0) & (self.atoms.detach().flatten(1) == 0).all(1)
+        orthogonal = (gram - squares.diag()).abs() <= rounding
+        return bool(squares.max() > 0 and (common | unused).all() and orthogonal.all())
 
     @classmethod
     @torch.no_grad()
@@ -327,7 +330,8 @@ def freeze_coefficients(model: nn.Module) -> None:
     :class:`fscl.AtomBank` does it, and freezes all else that tasks share.
 
     Raises:
-        FsclError: the model has no atom layers, or a parameter is not finite.
+        FsclError: the model has no atom layers, a parameter is not finite, coefficients or atoms are computed from
+            other parameters, or two layers share one of them but not both.
 
     Example:
         >>> model = nn.Sequential(AtomConv2d(1, 8, 3, num_atoms=4))
@@ -339,6 +343,22 @@ def freeze_coefficients(model: nn.Module) -> None:
     if not layers:
         raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
     check_finite(dict(model.named_parameters()))
+    used: dict[int, tuple[str, tuple[int, int]]] = {}
+    for name, layer in layers.items():
+        parts = {"coefficients": layer.coefficients, "atoms": layer.atoms}
+        for part, factor in parts.items():
+            if part not in layer._parameters:
+                raise FsclError(
+                    f"{name}.{part} is computed by pruning or a parametrisation; remove it first (prune.remove, "
+                    "parametrize.remove_parametrizations)"
+                )
+            pair = (id(layer.coefficients), id(layer.atoms))
+            other, theirs = used.setdefault(id(factor), (name, pair))
+            if theirs != pair:
+                raise FsclError(
+                    f"{other} and {name} share {part} but not their other factor, so that no gauge fits both; give "
+                    "each its own"
+                )
     for layer in layers.values():
         layer.fix_gauge()
         layer.coefficients.requires_grad_(False)

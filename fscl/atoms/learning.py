@@ -1,40 +1,76 @@
 """What a training loop does to a network between tasks: freeze what tasks share, train what is a task's own."""
 
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from torch import nn
 
-from fscl.atoms.entries import within
+from fscl.atoms.entries import live_state, within
 from fscl.errors import FsclError
 
-__all__ = ["freeze", "own_parameters", "reset_heads", "train_only"]
+__all__ = ["check_ties", "checked_names", "freeze", "own_parameters", "reset", "resettable", "train_only"]
 
 
 def own_parameters(
     model: nn.Module, shared: Collection[str], heads: Sequence[str], head: Sequence[str] | None = None
-) -> dict[str, nn.Parameter]:
-    """The parameters that belong to one task, by name.
+) -> list[nn.Parameter]:
+    """The parameters that belong to one task, each once.
 
     Args:
         model: the network.
         shared: names of the entries that all tasks share.
         heads: modules or entries that hold the heads of all tasks.
         head: which of them is this task's; None takes all.
+
+    Raises:
+        FsclError: the network lacks a shared entry, or ``head`` names what is no head of it.
     """
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name not in shared and (head is None or within(name, head) or not within(name, heads))
-    }
+    state = live_state(model)
+    if missing := next((name for name in shared if name not in state), None):
+        raise FsclError(
+            f"{type(model).__name__} has no entry {missing!r}; give the network that the bank was made with, not what "
+            "wraps it"
+        )
+    for name in checked_names("head", head or []):
+        if not within(name, heads) or not any(within(entry, [name]) for entry in state):
+            raise FsclError(f"{name!r} is no head of {type(model).__name__}; its heads: {', '.join(heads) or 'none'}")
+    own: dict[int, nn.Parameter] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if name not in shared and (head is None or within(name, head) or not within(name, heads)):
+            own[id(parameter)] = parameter
+    tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in shared}
+    return [parameter for key, parameter in own.items() if key not in tied]
 
 
-def train_only(model: nn.Module, names: Collection[str]) -> None:
-    """Sets ``requires_grad`` of these parameters, and freezes all others."""
-    for name, parameter in model.named_parameters():
-        if name in names:
+def checked_names(what: str, names: Sequence[str]) -> Sequence[str]:
+    """The names, unless they are one text, whose letters would be taken for names."""
+    if isinstance(names, str):
+        raise FsclError(f"{what} is the text {names!r}; a list of names would do, such as [{names!r}]")
+    return names
+
+
+def check_ties(model: nn.Module, shared: Collection[str]) -> None:
+    """Refuses a parameter of two names of which one is shared and the other belongs to a task."""
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    known = live_state(model)  # a module of two names has its entries under the first
+    for tied in names.values():
+        kinds = {name in shared for name in tied if name in known}
+        if len(kinds) > 1:
+            raise FsclError(
+                f"{' and '.join(name for name in tied if name in known)} are one parameter, which tasks would both "
+                "share and own; give each a parameter of its own, or name all of them in `own`"
+            )
+
+
+def train_only(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
+    """Sets ``requires_grad`` of these parameters, freezes all others, and drops all gradients."""
+    trained = {id(parameter) for parameter in parameters}
+    for parameter in model.parameters():
+        freeze(parameter)
+        if id(parameter) in trained:
             parameter.requires_grad_(True)
-        else:
-            freeze(parameter)
 
 
 def freeze(parameter: nn.Parameter) -> None:
@@ -43,22 +79,30 @@ def freeze(parameter: nn.Parameter) -> None:
     parameter.grad = None
 
 
-def reset_heads(model: nn.Module, heads: Sequence[str]) -> None:
-    """Initialises heads anew, by the ``reset_parameters`` of their modules.
+def resettable(model: nn.Module, heads: Sequence[str]) -> list[Any]:
+    """The modules of heads that hold parameters, all of which can initialise themselves.
 
     Raises:
-        FsclError: a head is a plain parameter, or a module that cannot initialise itself.
+        FsclError: a head is a plain parameter, or holds a module that cannot.
     """
+    found = []
     for name in heads:
         try:
             modules = list(model.get_submodule(name).modules())
         except AttributeError:
             modules = []
         holders = [module for module in modules if any(True for _ in module.parameters(recurse=False))]
-        if not holders or not all(callable(getattr(module, "reset_parameters", None)) for module in holders):
+        # of weight and spectral norm, and pruning, `weight` is computed, and initialising it does nothing
+        plain = all(isinstance(getattr(module, "weight", None), nn.Parameter | None) for module in holders)
+        if not holders or not plain or not all(callable(getattr(m, "reset_parameters", None)) for m in holders):
             raise FsclError(
-                f"head {name!r} has no reset_parameters; initialise it yourself, and begin the task with "
+                f"head {name!r} cannot initialise itself (reset_parameters); do so yourself, and begin the task with "
                 "fresh_head=False"
             )
-        for module in holders:
-            module.reset_parameters()  # type: ignore[operator]  # it is callable
+        found += holders
+    return found
+
+
+def reset(modules: Sequence[Any]) -> None:
+    for module in modules:
+        module.reset_parameters()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torchvision.models import resnet18
 
 from fscl import AtomBank, FsclError, decompose, freeze_coefficients
@@ -231,7 +232,7 @@ def test_a_head_that_cannot_begin_anew_is_named(learned: tuple[nn.Module, AtomBa
 
     model = decompose(Bare()).model
     bank = AtomBank(model, heads=["last"])
-    with pytest.raises(FsclError, match=r"head 'last' has no reset_parameters; initialise it yourself"):
+    with pytest.raises(FsclError, match=r"head 'last' cannot initialise itself .*; do so yourself"):
         bank.begin(model)
     bank.begin(model, fresh_head=False)
     assert model.last.requires_grad
@@ -251,3 +252,250 @@ def test_a_gauge_that_is_fixed_stays_to_the_bit(dtype: torch.dtype) -> None:
     freeze_coefficients(model)
     gram = atom_layers(model)["conv1"].gram()
     assert (gram - gram.diagonal().mean() * torch.eye(len(gram), dtype=dtype)).abs().max() < 1e-5 * gram.max()
+
+
+# what must not damage a task
+
+
+def as_stored(bank: AtomBank, task: int) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in (bank.shared | bank.entries(task)).items()}
+
+
+def write_begin(model: nn.Module, bank: AtomBank) -> None:
+    bank.begin(model, start=1)
+
+
+def write_fit(model: nn.Module, bank: AtomBank) -> None:
+    bank.begin(model)
+    fit(model, TASKS[1], bank.parameters(model), epochs=1)
+
+
+def write_restore(model: nn.Module, bank: AtomBank) -> None:
+    bank.restore(model, 1)
+
+
+def write_statistics(model: nn.Module, bank: AtomBank) -> None:
+    model.train()(TASKS[1][0])
+
+
+def write_lower_precision(model: nn.Module, bank: AtomBank) -> None:
+    for name in ("norm", "head"):
+        getattr(model, name).bfloat16().float()
+
+
+@pytest.mark.parametrize("write", [write_begin, write_fit, write_restore, write_statistics, write_lower_precision])
+def test_what_is_written_to_a_swapped_network_stays_out_of_the_bank(learned: tuple[nn.Module, AtomBank], write) -> None:
+    model, bank = learned
+    bank.begin(model, start=0)
+    fit(model, TASKS[1], bank.parameters(model))
+    bank.store(model, 1)
+    before, mine = as_stored(bank, 0), {name: t.clone() for name, t in live_state(model).items()}
+    with bank.swapped(model, 0):
+        write(model, bank)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in as_stored(bank, 0).items())
+    assert not any(tensor.requires_grad for tensor in bank.entries(0).values())
+    assert all(torch.equal(tensor, mine[name]) for name, tensor in live_state(model).items())
+
+
+def test_what_is_written_to_the_shared_part_of_a_swapped_network_is_told(learned: tuple[nn.Module, AtomBank]) -> None:
+    model, bank = learned
+
+    def write() -> None:
+        with bank.swapped(model, 0), torch.no_grad():
+            model.hidden.weight.mul_(2)
+
+    with pytest.raises(FsclError, match=r"^hidden\.weight was written to while the network was swapped"):
+        write()
+
+
+class HeadsOfTasks(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.ModuleDict({"0": nn.Linear(32, 2)})
+        self.task = "0"
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.first(images)).relu()
+        x = (self.second(x) + self.down(x)).relu().flatten(1)
+        return self.head[self.task](self.hidden(x).relu())
+
+
+def test_a_head_that_came_with_a_task_is_stored_with_it() -> None:
+    torch.manual_seed(0)
+    model = decompose(HeadsOfTasks()).model
+    bank = AtomBank(model, heads=["head"])
+    bank.store(model, 0)
+    model.head["1"], model.task = nn.Linear(32, 2), "1"
+    bank.begin(model, start=0)
+    fit(model, TASKS[1], bank.parameters(model), epochs=1)
+    bank.store(model, 1)
+    expected = outputs(model, TASKS[1])
+    with torch.no_grad():
+        model.head["1"].weight.zero_()
+    bank.restore(model, 0)  # the head of another task beside it does no harm
+    assert torch.equal(outputs(bank.network(model, 1), TASKS[1]), expected)
+
+
+def deeper(model: nn.Module) -> None:
+    model.head = nn.Sequential(model.head[0], nn.ReLU(), nn.Linear(2, 2))
+
+
+def with_bias(model: nn.Module) -> None:
+    model.head[0] = nn.Linear(32, 2)
+
+
+def with_norm(model: nn.Module) -> None:
+    model.extra = nn.BatchNorm1d(2)
+
+
+@pytest.mark.parametrize("change", [deeper, with_bias, with_norm])
+def test_a_network_that_has_more_than_a_task_had_is_refused(change) -> None:
+    class Deep(Net):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Sequential(nn.Linear(32, 2, bias=False))
+
+    model = decompose(Deep()).model
+    bank = AtomBank(model, heads=["head"])
+    bank.store(model, 0)
+    change(model)
+    says = r"of this network was not there when the task was stored, and would change what it computes"
+    for restore in (bank.restore, bank.network, lambda *of: bank.swapped(*of).__enter__()):
+        with pytest.raises(FsclError, match=says):
+            restore(model, 0)
+
+
+def test_a_network_in_another_precision_is_refused(learned: tuple[nn.Module, AtomBank]) -> None:
+    model, bank = learned
+    lower = copy.deepcopy(model).bfloat16()
+    for restore in (bank.restore, bank.network, lambda *of: bank.swapped(*of).__enter__()):
+        with pytest.raises(FsclError, match=r"is torch\.bfloat16 in this network and torch\.float32 in the bank"):
+            restore(lower, 0)
+
+
+def test_a_network_whose_hooks_hold_its_modules_is_not_copied(learned: tuple[nn.Module, AtomBank]) -> None:
+    model, bank = learned
+    head = model.head
+    model.hidden.register_forward_hook(lambda module, inputs, output: output + head.weight.sum())
+    with pytest.raises(FsclError, match=r"holds a part of the network, which a copy would share with it"):
+        bank.network(model, 0)
+    bank.restore(model, 0)
+
+
+@pytest.mark.parametrize("part", ["coefficients", "atoms"])
+def test_layers_that_share_one_factor_alone_have_no_common_gauge(part: str) -> None:
+    torch.manual_seed(0)
+    model = decompose(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))).model
+    setattr(model[1], part, getattr(model[0], part))
+    with pytest.raises(FsclError, match=rf"0 and 1 share {part} but not their other factor"):
+        AtomBank(model)
+
+
+@pytest.mark.parametrize("part", ["coefficients", "atoms"])
+def test_pruned_factors_are_refused(part: str) -> None:
+    model = decompose(Net()).model
+    prune.l1_unstructured(model.second, part, amount=0.3)
+    with pytest.raises(FsclError, match=rf"second\.{part} is computed by pruning or a parametrisation"):
+        AtomBank(model)
+
+
+def test_a_layer_that_begins_at_zero_can_be_trained_in_later_tasks() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    nn.init.zeros_(net.second.weight)
+    model = decompose(net).model
+    bank = AtomBank(model)
+    bank.store(model, 0)
+    bank.begin(model, start=0)
+    fit(model, TASKS[1], bank.parameters(model))
+    assert model.second.weight.abs().max() > 0
+
+
+def test_a_network_without_a_linear_layer_is_told_to_have_no_head() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.warns(UserWarning, match=r"no nn\.Linear that could be a task's head.*name the heads"):
+        AtomBank(decompose(net).model)
+    bank = AtomBank(model := decompose(net).model, heads=["2"])
+    assert {id(model[2].weight)} <= {id(parameter) for parameter in bank.parameters(model)}
+
+
+@pytest.mark.parametrize(
+    ("head", "says"),
+    [
+        (["heds"], r"'heds' is no head of Net; its heads: head"),
+        (["first"], r"'first' is no head of Net"),
+        ("head", r"head is the text 'head'; a list of names would do, such as \['head'\]"),
+    ],
+)
+def test_what_is_no_head_is_refused_and_changes_nothing(learned: tuple[nn.Module, AtomBank], head, says: str) -> None:
+    model, bank = learned
+    before = copy.deepcopy(model.state_dict())
+    for call in (bank.begin, bank.parameters, lambda m, head: bank.store(m, 1, head=head)):
+        with pytest.raises(FsclError, match=says):
+            call(model, head=head)
+    with pytest.raises(FsclError, match="is the text '10'"):
+        AtomBank(model, heads="10")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_parameter_cannot_be_shared_and_a_tasks_own() -> None:
+    net = Net()
+    net.head = nn.Linear(32, 32)
+    net.between = nn.Linear(32, 32)
+    net.between.weight = net.head.weight
+    model = decompose(net).model
+    with pytest.raises(FsclError, match=r"head\.weight and between\.weight are one parameter, which tasks would both"):
+        AtomBank(model, heads=["head"])
+
+
+def test_heads_that_share_a_parameter_are_trained_by_either_name() -> None:
+    net = HeadsOfTasks()
+    net.head["1"] = nn.Linear(32, 2)
+    net.head["1"].weight = net.head["0"].weight
+    model = decompose(net).model
+    bank = AtomBank(model, heads=["head"])
+    bank.begin(model, head=["head.1"])
+    assert model.head["1"].weight.requires_grad
+    assert id(model.head["1"].weight) in {id(parameter) for parameter in bank.parameters(model, head=["head.1"])}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_head_whose_weight_is_computed_does_not_begin_anew() -> None:
+    net = Net()
+    net.head = nn.utils.spectral_norm(net.head)
+    bank = AtomBank(model := decompose(net).model)
+    with pytest.raises(FsclError, match=r"head 'head' cannot initialise itself"):
+        bank.begin(model)
+
+
+def test_gradients_of_the_task_before_are_dropped(learned: tuple[nn.Module, AtomBank]) -> None:
+    model, bank = learned
+    nn.functional.cross_entropy(model(TASKS[0][0]), TASKS[0][1]).backward()
+    bank.begin(model, start=0)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_spatial_convolution_is_no_part_of_a_head() -> None:
+    with pytest.raises(FsclError, match=r"second cannot be part of a head: its coefficients are what tasks share"):
+        AtomBank(decompose(Net()).model, heads=["second", "head"])
+
+
+def test_what_wraps_the_network_is_refused_by_name(learned: tuple[nn.Module, AtomBank]) -> None:
+    model, bank = learned
+    with pytest.raises(FsclError, match=r"DataParallel has no entry '.*'; give the network that the bank was"):
+        bank.parameters(nn.DataParallel(model))
+
+
+def test_in_low_precision_the_cosine_of_atoms_is_that_of_filters_too() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Flatten(), nn.Linear(128, 2)).bfloat16()
+    model = decompose(net).model
+    with torch.no_grad():  # as it is when an atom layer is made
+        model[0].coefficients.normal_(std=0.03)
+    bank = AtomBank(model)
+    for task in range(2):
+        with torch.no_grad():
+            model[0].atoms.normal_()
+        bank.store(model, task)
+    cosine, filters = (bank.similarity(metric)[0, 1] for metric in ("cosine", "filter"))
+    assert abs(cosine - filters) < 1e-4

@@ -397,11 +397,11 @@ def test_near_the_reference_the_tangent_is_the_response(empty, images):
 
 
 def test_float32_serves(tasks, images):
-    tasks.model.float()
-    half = AtomBank(tasks.model)
+    half = AtomBank(copy.deepcopy(tasks.model).float())
     for task in tasks.bank.tasks:
         tasks.bank.restore(tasks.model, task)
-        half.store(tasks.model, task)
+        half.store(copy.deepcopy(tasks.model).float(), task)
+    tasks.model.float()
     for similarity in (response_similarity, tangent_similarity):
         expected = similarity(tasks.bank, copy.deepcopy(tasks.model).double(), images)
         assert torch.allclose(similarity(half, tasks.model, images.float()), expected, atol=1e-5)
