@@ -5,6 +5,7 @@ folder of its own, and what it has written comes to the driver's after every exp
 """
 
 import contextlib
+import os
 import shutil
 import socket
 import tempfile
@@ -191,6 +192,9 @@ def _put(content: bytes, path: Path) -> None:
 
 
 def _ray() -> Any:
+    # below `uv run`, Ray would send the current folder to every machine and make an environment for each worker, though
+    # fscl is installed there
+    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         import ray
         import ray.exceptions

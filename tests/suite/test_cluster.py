@@ -18,6 +18,7 @@ from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.suite.spec import RunSpec
 from fscl.suite.sweep import sweep
 
+os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # as the engine has it, before anybody imports Ray
 ray = pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
 # some tenths of a second a task, so that a process can be hit between two of them
