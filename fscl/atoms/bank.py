@@ -25,7 +25,16 @@ from fscl.atoms.entries import (
 )
 from fscl.atoms.fitting import fitting_entries
 from fscl.atoms.layers import atom_layers, check_finite, freeze_coefficients
-from fscl.atoms.learning import check_ties, checked_names, freeze, own_parameters, reset, resettable, train_only
+from fscl.atoms.learning import (
+    check_head,
+    check_names,
+    check_ties,
+    freeze,
+    own_parameters,
+    reset,
+    resettable,
+    train_only,
+)
 from fscl.atoms.references import references
 from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
 from fscl.errors import FsclError
@@ -80,22 +89,24 @@ class AtomBank:
     def __init__(self, model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> None:
         if not atom_layers(model):
             raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
-        self._heads = head_owners(model, None if heads is None else checked_names("heads", heads))
+        check_names("heads", heads or [])
+        check_names("own", own)
+        self._heads = head_owners(model, heads)
         if not self._heads and heads is None:
             warnings.warn(
                 f"{type(model).__name__} has no nn.Linear that could be a task's head, so tasks share whatever is at "
                 "its end; name the heads (heads=[...]), or say that there are none (heads=[])",
                 stacklevel=2,
             )
-        self._kinds = entry_kinds(
-            model, self._heads, checked_names("own", list(own) if not isinstance(own, str) else own)
-        )
-        check_ties(model, live_state(model).keys() - self._kinds.keys())
+        self._kinds = entry_kinds(model, self._heads, own)
+        state = live_state(model)
+        shared = {name: tensor for name, tensor in state.items() if name not in self._kinds}
+        check_ties(state, shared)
         freeze_coefficients(model)
-        self._shared = {name: copied(t) for name, t in live_state(model).items() if name not in self._kinds}
-        for name, parameter in model.named_parameters(remove_duplicate=False):
-            if name in self._shared:
-                freeze(parameter)
+        self._shared = {name: copied(tensor) for name, tensor in shared.items()}
+        for tensor in shared.values():
+            if isinstance(tensor, nn.Parameter):
+                freeze(tensor)
         self._unkept: dict[str, str] | None = unkept_values(model)
         self._layers = list(atom_layers(model))
         self._tasks: dict[int, Task] = {}
@@ -239,7 +250,7 @@ class AtomBank:
         label = as_label(task)
         state = live_state(model)
         self._check_shared(state)
-        own_parameters(model, self._shared, self._heads, head)  # checks the names
+        check_head(model, self._heads, head)
         kinds = entry_kinds(model, self._heads if head is None else head, self._of_kind("other"))
         ours = {n: k for n, k in kinds.items() if k == "head" or not within(n, self._heads)}
         for entry in state:
@@ -279,21 +290,21 @@ class AtomBank:
                 numbers; or, at the end, something shared was written to within the block.
         """
         own = self._task(task).tensors
-        kept = {name: (tensor, _version(tensor), tensor.detach().clone()) for name, tensor in own.items()}
-        shared = {name: _version(tensor) for name, tensor in self._shared.items()}
+        kept = [(tensor, _mark(tensor), tensor.detach().clone()) for tensor in own.values()]
+        shared = {name: _mark(tensor) for name, tensor in self._shared.items()}
         before = point_entries(model, fitting_entries(model, self._shared, own, self._heads))
         try:
             yield model
         finally:
             point_entries(model, before)
-            for tensor, version, values in kept.values():
-                # normalisation writes its statistics without counting it
-                kept_by_version = isinstance(tensor, nn.Parameter)
-                if _version(tensor) != version or not (kept_by_version or torch.equal(tensor, values)):
+            for tensor, mark, values in kept:
+                # normalisation writes its statistics, which are no parameters, without counting it
+                statistics = not isinstance(tensor, nn.Parameter)
+                if _is_written(tensor, mark) or (statistics and not torch.equal(tensor, values)):
                     tensor.data = values
                 if isinstance(tensor, nn.Parameter):
                     freeze(tensor)
-        if moved := next((name for name, tensor in self._shared.items() if _version(tensor) != shared[name]), None):
+        if moved := next((name for name, tensor in self._shared.items() if _is_written(tensor, shared[name])), None):
             raise FsclError(
                 f"{moved} was written to while the network was swapped: it is the bank's, and all tasks share it, so "
                 "that they may be damaged; load the bank again, and use `restore` to change a network"
@@ -467,9 +478,15 @@ class AtomBank:
             self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
 
 
-def _version(tensor: Tensor) -> tuple[int, int]:
-    """Changes with what is written to a tensor."""
-    return tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version
+def _mark(tensor: Tensor) -> tuple[Tensor, int]:
+    """By which :func:`_is_written` tells later; it holds the memory, so that no other tensor takes its place."""
+    return tensor.detach(), 0 if tensor.is_inference() else tensor._version
+
+
+def _is_written(tensor: Tensor, mark: tuple[Tensor, int]) -> bool:
+    """Whether a tensor was written to, or given other memory, since it was marked."""
+    held, version = mark
+    return tensor.data_ptr() != held.data_ptr() or (not tensor.is_inference() and tensor._version != version)
 
 
 def as_label(task: object) -> int:

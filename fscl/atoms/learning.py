@@ -1,14 +1,14 @@
 """What a training loop does to a network between tasks: freeze what tasks share, train what is a task's own."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fscl.atoms.entries import live_state, within
 from fscl.errors import FsclError
 
-__all__ = ["check_ties", "checked_names", "freeze", "own_parameters", "reset", "resettable", "train_only"]
+__all__ = ["check_head", "check_names", "check_ties", "freeze", "own_parameters", "reset", "resettable", "train_only"]
 
 
 def own_parameters(
@@ -31,36 +31,41 @@ def own_parameters(
             f"{type(model).__name__} has no entry {missing!r}; give the network that the bank was made with, not what "
             "wraps it"
         )
-    for name in checked_names("head", head or []):
+    check_head(model, heads, head)
+    frozen = {id(state[name]) for name in shared}  # whatever other names they have
+    own = {
+        id(parameter): parameter
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if id(parameter) not in frozen and (head is None or within(name, head) or not within(name, heads))
+    }
+    return list(own.values())
+
+
+def check_head(model: nn.Module, heads: Sequence[str], head: Sequence[str] | None) -> None:
+    """Refuses names that are of no head of the network."""
+    state = live_state(model)
+    check_names("head", head or [])
+    for name in head or []:
         if not within(name, heads) or not any(within(entry, [name]) for entry in state):
             raise FsclError(f"{name!r} is no head of {type(model).__name__}; its heads: {', '.join(heads) or 'none'}")
-    own: dict[int, nn.Parameter] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if name not in shared and (head is None or within(name, head) or not within(name, heads)):
-            own[id(parameter)] = parameter
-    tied = {id(p) for n, p in model.named_parameters(remove_duplicate=False) if n in shared}
-    return [parameter for key, parameter in own.items() if key not in tied]
 
 
-def checked_names(what: str, names: Sequence[str]) -> Sequence[str]:
-    """The names, unless they are one text, whose letters would be taken for names."""
+def check_names(what: str, names: Collection[str]) -> None:
+    """Refuses one text in the place of a list, for its letters would be taken for names."""
     if isinstance(names, str):
         raise FsclError(f"{what} is the text {names!r}; a list of names would do, such as [{names!r}]")
-    return names
 
 
-def check_ties(model: nn.Module, shared: Collection[str]) -> None:
+def check_ties(state: Mapping[str, Tensor], shared: Collection[str]) -> None:
     """Refuses a parameter of two names of which one is shared and the other belongs to a task."""
     names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    known = live_state(model)  # a module of two names has its entries under the first
+    for name, tensor in state.items():
+        names.setdefault(id(tensor), []).append(name)
     for tied in names.values():
-        kinds = {name in shared for name in tied if name in known}
-        if len(kinds) > 1:
+        if len({name in shared for name in tied}) > 1:
             raise FsclError(
-                f"{' and '.join(name for name in tied if name in known)} are one parameter, which tasks would both "
-                "share and own; give each a parameter of its own, or name all of them in `own`"
+                f"{' and '.join(tied)} are one parameter, which tasks would both share and own; give each a parameter "
+                "of its own, or name all of them in `own`"
             )
 
 
