@@ -49,15 +49,10 @@ def budget_of(images: str, context: Context) -> Budget:
     return QUICK if context.quick else BUDGETS[images]
 
 
-def population(images: str, architecture: str, regime: str, context: Context, seed: int = 0) -> Population:
-    """Trains a population, or reads it from the work folder if it was trained before.
-
-    Rotations of Fashion-MNIST by random angles, the first one upright; random sets of ten classes of CIFAR-100.
-    """
-    import time
-
-    source, budget = Images(images, context.data), budget_of(images, context)
-    count = QUICK_NETWORKS if context.quick else NETWORKS
+def drawn_tasks(
+    source: Images, images: str, count: int, budget: Budget, seed: int
+) -> tuple[list[float], Callable[[int], Task]]:
+    """Angles, the first one upright, and what gives a task by its number: a rotation, or a random set of classes."""
     rng = np.random.default_rng(seed)
     turns = [0.0, *rng.uniform(0, 360, count - 1).round().tolist()]
     classes = [rng.permutation(len(source.train.classes))[:CLASSES].tolist() for _ in range(count)]
@@ -67,6 +62,19 @@ def population(images: str, architecture: str, regime: str, context: Context, se
             return source.rotated(turns[number], budget, seed + number)
         return source.of_classes(classes[number], budget, seed + number)
 
+    return turns, task
+
+
+def population(images: str, architecture: str, regime: str, context: Context, seed: int = 0) -> Population:
+    """Trains a population, or reads it from the work folder if it was trained before.
+
+    Rotations of Fashion-MNIST by random angles, the first one upright; random sets of ten classes of CIFAR-100.
+    """
+    import time
+
+    source, budget = Images(images, context.data), budget_of(images, context)
+    count = QUICK_NETWORKS if context.quick else NETWORKS
+    turns, task = drawn_tasks(source, images, count, budget, seed)
     kind = "quick" if context.quick else "full"
     folder = context.work / "populations" / f"{images}-{architecture}-{regime}-{seed}-{kind}"
     facts = folder / "facts.json"

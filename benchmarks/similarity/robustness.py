@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from benchmarks.similarity.contents import Context, Unit
-from benchmarks.similarity.lab import CLASSES, SIDE, Budget, Images, Task, bank_of, learn, start
-from benchmarks.similarity.populations import networks_of
+from benchmarks.similarity.lab import SIDE, Budget, Images, Task, bank_of, learn, start
+from benchmarks.similarity.populations import drawn_tasks, networks_of
 from fscl.atoms import READINGS, AtomBank, moment_similarity, response_features, tangent_similarity
 from fscl.similarity import collect_features, dead_leaves, mantel, noise_images, probing_matrix, recall_images
 
@@ -41,15 +40,7 @@ def robustness(images: str, context: Context, seed: int = 0) -> dict[str, Any]:
     source, budget = Images(images, context.data), QUICK if context.quick else BUDGETS[images]
     count, largest, draws = (8, 500, 2) if context.quick else (12, 10_000, 3)
     samples = QUICK_SAMPLES if context.quick else SAMPLES
-    rng = np.random.default_rng(seed)
-    turns = [0.0, *rng.uniform(0, 360, count - 1).round().tolist()]
-    classes = [rng.permutation(len(source.train.classes))[:CLASSES].tolist() for _ in range(count)]
-
-    def task(number: int) -> Task:
-        if images == "fmnist":
-            return source.rotated(turns[number], budget, seed + number)
-        return source.of_classes(classes[number], budget, seed + number)
-
+    turns, task = drawn_tasks(source, images, count, budget, seed)
     bank, model, accuracies = _trained(task, count, budget, seed)
     used = turns if images == "fmnist" else (0,)
     reference = probed(bank, model, source.probe(largest, 0, used), samples)
