@@ -15,7 +15,7 @@ from benchmarks.similarity.lab import CLASSES, Budget, Images, Task, bank_of, bl
 from fscl.atoms import AtomBank
 from fscl.files import write_text_atomically
 
-__all__ = ["REGIMES", "Population", "budget_of", "networks_of", "population", "tensors_of"]
+__all__ = ["REGIMES", "Population", "budget_of", "drawn_tasks", "networks_of", "population", "tensors_of"]
 
 REGIMES = {
     "sequence": "tasks learned one after another",
