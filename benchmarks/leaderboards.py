@@ -19,17 +19,17 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
-from fscl.suite.prediction import (
+from fscl.report.page import escape_markdown
+from fscl.report.prediction import (
     Prediction,
     atom_strategies,
     correlation_with_time,
     predictions_over_seeds,
     signed,
 )
-from fscl.suite.provenance import budget
-from fscl.suite.report import escape_markdown
-from fscl.suite.results import RunResult, load_runs
-from fscl.suite.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, small_p, summary_rows
+from fscl.report.provenance import budget
+from fscl.report.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, small_p, summary_rows
+from fscl.runs.results import RunResult, load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"

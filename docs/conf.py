@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
 from fscl import __version__
-from fscl.suite import schema
-from fscl.suite.cli import app
+from fscl.cli.app import app
+from fscl.runs import schema
 
 project = "fscl"
 release = __version__

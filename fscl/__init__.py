@@ -4,50 +4,9 @@ A filter is ``coefficients x atoms``. Coefficients are learned once and shared; 
 are never forgotten, cost kilobytes, and are compared by comparing their atoms.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from fscl.atoms import AtomBank, AtomConv2d, decompose, freeze_coefficients
-    from fscl.continual import AtomSwapping, AtomSwappingPlugin, subspace_similarity_metrics
-    from fscl.errors import FsclError
-    from fscl.similarity import mantel, similarity_matrix
+# torch and Avalanche take seconds to import: the names of __init__.pyi are fetched when they are first used
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 __version__ = "0.1.0"
-
-__all__ = [
-    "AtomBank",
-    "AtomConv2d",
-    "AtomSwapping",
-    "AtomSwappingPlugin",
-    "FsclError",
-    "decompose",
-    "freeze_coefficients",
-    "mantel",
-    "similarity_matrix",
-    "subspace_similarity_metrics",
-]
-
-# Avalanche takes seconds to import: each name is fetched when it is first used
-_HOMES = {
-    "AtomBank": "fscl.atoms",
-    "AtomConv2d": "fscl.atoms",
-    "AtomSwapping": "fscl.continual",
-    "AtomSwappingPlugin": "fscl.continual",
-    "FsclError": "fscl.errors",
-    "decompose": "fscl.atoms",
-    "freeze_coefficients": "fscl.atoms",
-    "mantel": "fscl.similarity",
-    "similarity_matrix": "fscl.similarity",
-    "subspace_similarity_metrics": "fscl.continual",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'fscl' has no attribute {name!r}; it has: {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted([*__all__, "__version__"])

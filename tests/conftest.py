@@ -1,4 +1,4 @@
-"""Small deterministic fixtures that every test may use: one thread, a fixed seed, no downloads."""
+"""What every test may use: one thread and a fixed seed; the command line in this process; small fine-tuned networks."""
 
 import atexit
 import os
@@ -10,11 +10,19 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 os.environ["FSCL_CACHE"] = tempfile.mkdtemp(prefix="fscl-cache-")
 atexit.register(shutil.rmtree, os.environ["FSCL_CACHE"], ignore_errors=True)
 
+import copy
 import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+
+from fscl.cli import app
 
 torch.set_num_threads(1)
 
@@ -24,3 +32,100 @@ def seeded() -> None:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002 - what libraries draw from
     torch.manual_seed(0)
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Fscl = Callable[..., Ended]
+
+
+@pytest.fixture
+def fscl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fscl:
+    """Runs the command line in this process, in an empty folder, without data, 80 columns wide."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("FSCL_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def call(*arguments: object) -> Ended:
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fscl", *map(str, arguments)])
+        code: Any = 0
+        try:
+            app.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        return Ended(code, *capsys.readouterr())
+
+    return call
+
+
+def small_network(classes: int = 10) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.Conv2d(32, 32, 1), nn.ReLU(),
+        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(), nn.Linear(128, classes),
+    )  # fmt: skip
+
+
+def train(model: nn.Module, images: Tensor, labels: Tensor, epochs: int, lr: float) -> nn.Module:
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
+    model.train()
+    for _ in range(epochs):
+        for batch in torch.randperm(len(images)).split(64):
+            if len(batch) > 1:
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+                optimizer.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def fine_tuned() -> dict[str, nn.Module]:
+    """Twelve networks on scikit-learn's digits: three starts, each fine-tuned to four tasks with a new head."""
+    images, labels = digits()
+    found: dict[str, nn.Module] = {}
+    for s in range(3):
+        torch.manual_seed(s)
+        start = train(small_network(), images, labels, epochs=2, lr=0.05)
+        for t, few in enumerate(([0, 1, 2], [3, 4, 5], [6, 7], [8, 9])):
+            model = copy.deepcopy(start)
+            model[-1] = nn.Linear(128, len(few))
+            mine = torch.isin(labels, torch.tensor(few))
+            found[f"start{s}_task{t}"] = train(model, images[mine], labels[mine] - few[0], epochs=4, lr=0.02)
+    return found
+
+
+@pytest.fixture(scope="session")
+def from_scratch() -> dict[str, nn.Module]:
+    """Twelve that share a random initialisation at most: three of them, each trained to four tasks at full rate."""
+    images, labels = digits()
+    found: dict[str, nn.Module] = {}
+    for s in range(3):
+        torch.manual_seed(s)
+        start = small_network()
+        for t, few in enumerate(([0, 1, 2], [3, 4, 5], [6, 7], [8, 9])):
+            mine = torch.isin(labels, torch.tensor(few))
+            found[f"start{s}_task{t}"] = train(copy.deepcopy(start), images[mine], labels[mine], epochs=3, lr=0.05)
+    return found
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    pixels, classes = load_digits(return_X_y=True)
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8) / 16, torch.tensor(classes)
+
+
+@pytest.fixture
+def folder(fine_tuned: dict[str, nn.Module], tmp_path: Path) -> Path:
+    """Their checkpoints."""
+    (tmp_path / "nets").mkdir()
+    for name, model in fine_tuned.items():
+        torch.save(model.state_dict(), tmp_path / "nets" / f"{name}.pt")
+    return tmp_path / "nets"

@@ -12,8 +12,8 @@ import typer
 from pydantic import ValidationError
 from torch import nn
 
-from fscl.suite.cli import app
-from fscl.suite.schema import BenchmarkRecipe, StrategyRecipe
+from fscl.cli.app import app
+from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -98,7 +98,7 @@ def test_the_readme_is_short_and_begins_with_two_commands() -> None:
 def test_the_first_command_prints_the_table_that_is_shown(tmp_path: Path) -> None:
     import subprocess
 
-    command = [sys.executable, "-c", "from fscl.suite.cli import main; main()", "run", "--out", str(tmp_path)]
+    command = [sys.executable, "-c", "from fscl.cli.app import main; main()", "run", "--out", str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
     for page in (ROOT / "README.md", ROOT / "docs" / "start.md"):
         (table,) = [text for text in blocks(page, "text") if "Strategy" in text]

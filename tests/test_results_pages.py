@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages
-from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.report import escape_markdown
-from fscl.suite.results import load_runs
-from fscl.suite.spec import RunSpec
-from fscl.suite.summary import summary_rows
+from fscl.report.page import escape_markdown
+from fscl.report.summary import summary_rows
+from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.runs.results import load_runs
+from fscl.runs.spec import RunSpec
 
 RESULTS = ROOT / "docs" / "results"
 SHOWN = [(page, mark) for page in pages() for mark in MARKED.findall(page.read_text(encoding="utf-8"))]

@@ -18,7 +18,7 @@ from typing import Any
 import benchmarks.hostile
 from benchmarks.hostile.trial import MEGABYTES, OUTCOMES, SECONDS, attempt
 from fscl.files import write_text_atomically
-from fscl.suite.environment import versions
+from fscl.runs.environment import versions
 
 SHOWN = 3  # texts of what went wrong, of each row
 

@@ -18,11 +18,11 @@ from torch.nn.utils import parametrizations, prune
 
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
-from fscl.atoms import joint_decompose
+from fscl.compare import joint_decompose
+from fscl.compare.checkpoints import load_checkpoints, read_checkpoint
+from fscl.compare.comparison import compare, lines
+from fscl.compare.containers import read_container
 from fscl.similarity import similarity_matrix
-from fscl.suite.checkpoints import load_checkpoints, read_checkpoint
-from fscl.suite.comparison import compare, lines
-from fscl.suite.containers import read_container
 
 __all__ = ["CONTENTS", "KINDS", "TENSORS", "equal", "saved", "small_state", "trials"]
 

@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 
 from benchmarks.hostile.mutations import mutate_bytes
 from benchmarks.hostile.trial import Trial
-from fscl.continual.datasets import load_images
-from fscl.continual.image_files import FORMATS, read_images
+from fscl.data.datasets import load_images
+from fscl.data.image_files import FORMATS, read_images
 from fscl.errors import printable
 
 __all__ = ["BOMBS", "OTHER_FORMATS", "png", "tiff", "trials", "variants"]

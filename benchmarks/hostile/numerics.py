@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.hostile.trial import Trial
-from fscl.atoms import atom_layers, decompose, freeze_coefficients, joint_decompose, recompose
+from fscl.atoms import atom_layers, decompose, freeze_coefficients, recompose
+from fscl.compare import joint_decompose
 from fscl.similarity import mantel, similarity_matrix
 
 __all__ = ["trials"]

@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
-from fscl.suite.building import check_runnable, load_stream
-from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.spec import RunSpec
+from fscl.runs.building import check_runnable, load_stream
+from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.runs.spec import RunSpec
 
 __all__ = [
     "BENCHMARK",
@@ -54,7 +54,7 @@ NETWORKS = (
     "torchvision.models:get_weight", "torchvision.models._api:get_model", "builtins:exec", "os:system", "this:s",
     "antigravity:fly", "runpy:run_path", "importlib:import_module", "subprocess:run", "pickle:loads", "torch:load",
     "avalanche.models:create_model", "avalanche.models.utils:as_multitask", "avalanche:avalanche_forward",
-    "fscl.continual:build_network", "fscl.continual.factories:network_factory", "fscl.suite.cli:main", "planted:net",
+    "fscl.continual:build_network", "fscl.factories:network_factory", "fscl.cli.app:main", "planted:net",
     "planted.py:net", "./planted.py:net", "pytorchcv:planted", "timm:hf-hub:someone/net", "torchvision_planted:net",
     "torchvision.models.planted:net", "torchvision.datasets:CIFAR10", "torchvision:resnet18.__init__", "..x:y", ":",
     "x:",
@@ -63,7 +63,7 @@ NETWORKS = (
 CLASSES = (
     "planted.Net", "this.s", "antigravity.fly", "os.system", "..x.y", "", ".", "x", "x.", ".x", "a..b", "a\0.b",
     "collections.OrderedDict", "avalanche.training.os", "avalanche.training.plugins.EWCPlugin", "torch.hub.load",
-    "avalanche.trainingx.Naive", "fscl.continual.build_network", "fscl.suite.cli.main", "avalanche.training.EWC.x",
+    "avalanche.trainingx.Naive", "fscl.continual.build_network", "fscl.cli.app.main", "avalanche.training.EWC.x",
     "unittest.mock.Mock", "avalanche.models.SimpleMLP", "fscl.continual.__class__", "fscl.continual.ConvNet",
     "\u82b1.x",
 )  # fmt: skip

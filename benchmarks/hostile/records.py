@@ -14,14 +14,14 @@ import numpy as np
 
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
-from fscl.suite.provenance import memory, provenance, settings
-from fscl.suite.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.suite.results import load_runs, write_runs
-from fscl.suite.resume import read_checkpoint
-from fscl.suite.run import run_one
-from fscl.suite.spec import RunSpec
-from fscl.suite.summary import group_runs, rich_table, summary_rows
-from fscl.suite.watch import Grid
+from fscl.report.provenance import memory, provenance, settings
+from fscl.report.summary import group_runs, rich_table, summary_rows
+from fscl.runs.progress import Grid
+from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.runs.results import load_runs, write_runs
+from fscl.runs.resume import read_checkpoint
+from fscl.runs.run import run_one
+from fscl.runs.spec import RunSpec
 
 __all__ = ["CHANGES", "TEXTS", "told", "trials", "unfinished"]
 

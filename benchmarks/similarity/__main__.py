@@ -15,8 +15,8 @@ from benchmarks.similarity.contents import Context
 from benchmarks.similarity.cost import cost_part
 from benchmarks.similarity.page import write_page
 from benchmarks.similarity.run import gather, parts_of
+from fscl.cli.options import Data, check_writable, complain, data_base
 from fscl.errors import FsclError
-from fscl.suite.options import Data, check_writable, complain, data_base
 
 
 def evidence(
@@ -53,7 +53,7 @@ def evidence(
     console = Console()
     base = str(data_base(data))
     with console.status("Reading images ..."):
-        from fscl.continual.datasets import load_images
+        from fscl.data.datasets import load_images
 
         for images in ("fmnist",) if quick else ("fmnist", "cifar100"):
             load_images(images, base)  # a missing one shall cost nothing

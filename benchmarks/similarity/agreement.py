@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from benchmarks.similarity.contents import Context, Unit
 from benchmarks.similarity.lab import ARCHITECTURES
 from benchmarks.similarity.populations import REGIMES, Population, budget_of, networks_of, population, tensors_of
-from fscl.atoms import moment_similarity, response_features, tangent_features, tangent_similarity
 from fscl.atoms.entries import point_entries
+from fscl.compare import moment_similarity, response_features, tangent_features, tangent_similarity
 from fscl.similarity import (
     aggregate_layers,
     collect_features,

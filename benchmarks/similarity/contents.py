@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fscl.suite.sections import Picture
+from fscl.report.sections import Picture
 
 __all__ = ["RUNGS", "Block", "Context", "Goal", "Part", "Picture", "Table", "Unit"]
 

@@ -23,8 +23,9 @@ from benchmarks.similarity.failures_networks import (
     weights_of,
 )
 from benchmarks.similarity.lab import Budget, Images, bank_of, learn, start
-from fscl.atoms import atom_layers, joint_decompose
-from fscl.continual.metrics import FilterHistory
+from fscl.atoms import atom_layers
+from fscl.compare import joint_decompose
+from fscl.compare.filter_history import FilterHistory
 from fscl.similarity import mantel
 
 __all__ = ["REGIMES", "moved_coefficients", "spread", "starts", "units"]

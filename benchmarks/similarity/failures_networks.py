@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from benchmarks.similarity.lab import bank_of
-from fscl.atoms import AtomBank, AtomConv2d, atom_layers, joint_decompose
+from fscl.atoms import AtomBank, AtomConv2d, atom_layers
+from fscl.compare import joint_decompose
 from fscl.errors import FsclError
 from fscl.similarity import atoms_of_filters, collect_features, gram_matrix, probing_matrix, similarity_matrix
 

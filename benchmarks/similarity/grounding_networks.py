@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from benchmarks.similarity.contents import Context
 from benchmarks.similarity.grounding_superclasses import SUPERCLASSES, class_numbers
 from benchmarks.similarity.lab import Budget, Images, Task, bank_of, learn, start
-from fscl.atoms import READINGS, AtomBank, moment_similarity, response_features, tangent_similarity
+from fscl.atoms import AtomBank
+from fscl.compare import READINGS, moment_similarity, response_features, tangent_similarity
 from fscl.continual.acceleration import channels_last
 from fscl.similarity import dead_leaves, probing_matrix, recall_images, similarity_matrix
 

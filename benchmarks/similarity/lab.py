@@ -14,9 +14,9 @@ from torchvision.transforms.functional import rotate
 
 from fscl.atoms import AtomBank, decompose
 from fscl.continual.acceleration import Acceleration, channels_last
-from fscl.continual.datasets import ImageSet, load_images
-from fscl.continual.networks import ConvNet
+from fscl.data.datasets import ImageSet, load_images
 from fscl.errors import FsclError
+from fscl.networks import ConvNet
 
 __all__ = ["ARCHITECTURES", "Budget", "Images", "Task", "accuracy", "bank_of", "blank", "learn", "start"]
 

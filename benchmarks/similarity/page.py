@@ -12,7 +12,7 @@ from benchmarks.similarity.contents import Part, Picture, Table
 from benchmarks.similarity.opening import opening
 from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
-from fscl.suite.report import environment
+from fscl.report.page import environment
 
 __all__ = ["write_page"]
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from benchmarks.similarity.contents import Context, Unit
 from benchmarks.similarity.lab import SIDE, Budget, Images, Task, bank_of, learn, start
 from benchmarks.similarity.populations import drawn_tasks, networks_of
-from fscl.atoms import READINGS, AtomBank, moment_similarity, response_features, tangent_similarity
+from fscl.atoms import AtomBank
+from fscl.compare import READINGS, moment_similarity, response_features, tangent_similarity
 from fscl.similarity import collect_features, dead_leaves, mantel, noise_images, probing_matrix, recall_images
 
 __all__ = ["MEASURES", "compared", "probed", "robustness", "units"]

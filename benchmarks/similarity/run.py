@@ -113,7 +113,7 @@ def _done(units: list[Unit], context: Context, jobs: int, console: Any) -> Itera
 def _do(unit: Unit, context: Context) -> tuple[str, dict[str, Any]]:
     import torch
 
-    from fscl.suite.environment import processor
+    from fscl.runs.environment import processor
 
     torch.set_num_threads(1)
     began = time.perf_counter()

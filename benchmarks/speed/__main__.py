@@ -74,7 +74,7 @@ def _single(call: Any) -> dict[str, Any]:
 
 
 def _machine(device: str) -> dict[str, Any]:
-    from fscl.suite.environment import processor
+    from fscl.runs.environment import processor
 
     return {
         "processor": processor(),

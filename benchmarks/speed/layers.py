@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from benchmarks.speed.timing import alternately, ratio, spread, synchronise
 from fscl.atoms import AtomBank, AtomConv2d, decompose, freeze_coefficients
 from fscl.atoms.entries import point_entries
-from fscl.continual.networks import ConvNet
+from fscl.networks import ConvNet
 
 __all__ = ["measure"]
 

@@ -14,7 +14,7 @@ from benchmarks.speed.timing import alternately, ratio, spread
 __all__ = ["measure"]
 
 ROOT = Path(__file__).resolve().parents[2]
-CLI = "from fscl.suite.cli import main; main()"
+CLI = "from fscl.cli.app import main; main()"
 
 
 def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.speed.timing import Spread, alternately, ratio, spread
-from fscl.continual.networks import ConvNet
+from fscl.networks import ConvNet
 from fscl.similarity import probing_matrix, similarity_matrix
 
 ATOMS = (12, 3, 3)

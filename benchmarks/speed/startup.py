@@ -9,7 +9,7 @@ from benchmarks.speed.timing import alternately, spread
 __all__ = ["measure"]
 
 PROGRAMS = {
-    "fscl --help": "import sys; sys.argv = ['fscl', '--help']; from fscl.suite.cli import main; main()",
+    "fscl --help": "import sys; sys.argv = ['fscl', '--help']; from fscl.cli.app import main; main()",
     "import torch": "import torch",
     "import torch, fscl": "import torch, fscl",
     "import torch, atoms and similarity": "import torch; from fscl import AtomBank, decompose, similarity_matrix",

@@ -20,11 +20,11 @@ from fscl.atoms import decompose, freeze_coefficients
 from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
 from fscl.continual.acceleration import channels_last
-from fscl.continual.datasets import ImageSet, find_data
 from fscl.continual.loader import InMemoryBatches
 from fscl.continual.stream import Stream
 from fscl.continual.trainer import Trainer
-from fscl.suite.recipe import BenchmarkRecipe, load_benchmark, load_strategy, with_overrides
+from fscl.data.datasets import ImageSet, find_data
+from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, with_overrides
 
 __all__ = ["measure"]
 

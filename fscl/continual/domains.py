@@ -7,8 +7,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fscl.continual.images import ImageSet
 from fscl.continual.stream import Scenario, Stream, Task, TaskImages, assemble, same_classes
+from fscl.data.images import ImageSet
 from fscl.errors import FsclError
 
 __all__ = ["permuted", "permuted_stream", "pixel_orders", "rotated", "rotated_stream"]
@@ -43,7 +43,7 @@ def rotated_stream(
         FsclError: there are no rotations, one is not finite, or what :func:`fscl.continual.split_classes` raises.
 
     Example:
-        >>> from fscl.continual.datasets import load_images
+        >>> from fscl.data.datasets import load_images
         >>> rotated_stream(*load_images("digits"), rotations=4).names
         ['rotated 0°', 'rotated 90°', 'rotated 180°', 'rotated 270°']
     """
@@ -81,7 +81,7 @@ def permuted_stream(
         FsclError: there are no permutations, or what :func:`fscl.continual.split_classes` raises.
 
     Example:
-        >>> from fscl.continual.datasets import load_images
+        >>> from fscl.data.datasets import load_images
         >>> permuted_stream(*load_images("digits"), permutations=3).names
         ['not permuted', 'permutation 1', 'permutation 2']
     """

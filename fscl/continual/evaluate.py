@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.continual.loader import batches
-from fscl.continual.switching import TaskSwitchPlugin
+from fscl.continual.task_switch import TaskSwitchPlugin
 from fscl.errors import FsclError
 
 __all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy", "features_of", "first_images"]

@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal
 
+import psutil
 import torch
 from avalanche.benchmarks.utils.data_loader import MultiDatasetDataLoader, MultiDatasetSampler
 from avalanche.core import SupervisedPlugin
@@ -12,10 +13,21 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
-from fscl.continual.tensors import Unservable, task_labels, tensors_behind
+from fscl.continual.stream import TaskImages
+from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 
-__all__ = ["InMemoryBatches", "InMemoryLoader", "Place", "batches", "task_of"]
+__all__ = [
+    "InMemoryBatches",
+    "InMemoryLoader",
+    "Place",
+    "Unservable",
+    "batches",
+    "samples_behind",
+    "task_labels",
+    "task_of",
+    "tensors_behind",
+]
 
 _NOTHING = TensorDataset(torch.empty(0))
 PLACES = ("auto", "device", "host", "off")
@@ -33,7 +45,7 @@ class InMemoryLoader(SupervisedPlugin):
     a search for the tasks in the batch (and a GPU a synchronisation) at each step.
 
     It steps aside, and warns once, where it cannot do the same: the data is not one of our streams (or a mixture of
-    parts of them, as replay makes), its transform is not an :class:`~fscl.continual.transforms.ImageTransform`, samples
+    parts of them, as replay makes), its transform is not an :class:`~fscl.data.transforms.ImageTransform`, samples
     carry more than image, target and task label, the collate function is not the usual one, or memory is short.
 
     Args:
@@ -196,3 +208,101 @@ def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
 def _fits(images: Tensor, device: torch.device) -> bool:
     """Whether images take up at most half of what is free on a device."""
     return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+
+
+class Unservable(Exception):
+    """Why a loader cannot be served from memory, as the end of a sentence."""
+
+
+def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor, Tensor, ImageTransform]:
+    """Images and targets of all samples behind Avalanche data sets, one after another, and what transforms them.
+
+    Raises:
+        Unservable: they are not those of our streams, their transforms differ or are none of ours, or they must be
+            copied, into more than half of the free memory, and ``may_copy`` is false.
+    """
+    leaves, source, index = _concatenated([_leaves(getattr(part, "_flat_data", part)) for part in parts])
+    transforms = [steps for _, steps in leaves]
+    if any(len(steps) != 1 or not isinstance(steps[0], ImageTransform) for steps in transforms):
+        raise Unservable("its transform is not an ImageTransform")
+    if any(steps[0] is not transforms[0][0] for steps in transforms):
+        raise Unservable("its parts have different transforms")
+    first = leaves[0][0]
+    if len(leaves) == 1 and torch.equal(index, torch.arange(len(first))):
+        return first.images, first.targets, transforms[0][0]
+    if len({leaf.images.shape[1:] for leaf, _ in leaves}) > 1:
+        raise Unservable("its images are of different sizes")
+    need, free = first.images[:1].nbytes * len(index), psutil.virtual_memory().available
+    if not may_copy and need > free / 2:
+        raise Unservable(f"a copy of them takes {need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
+    images = first.images.new_empty((len(index), *first.images.shape[1:]))
+    targets = first.targets.new_empty(len(index))
+    for i, (leaf, _) in enumerate(leaves):
+        here = source == i
+        images[here], targets[here] = leaf.images[index[here]], leaf.targets[index[here]]
+    return images, targets, transforms[0][0]
+
+
+def samples_behind(data: Any) -> tuple[list[TaskImages], Tensor, Tensor]:
+    """The images in memory below an Avalanche data set, and for each of its samples which of them, and where in it.
+
+    Raises:
+        Unservable: they are not those of our streams.
+    """
+    leaves, source, index = _leaves(getattr(data, "_flat_data", data))
+    return [images for images, _ in leaves], source, index
+
+
+Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of each sample: which of them, where in it
+
+
+def _leaves(data: Any, group: str | None = None) -> Leaves:
+    """The images below Avalanche's wrappers, with the transforms on the way to them.
+
+    Which group of transforms is applied says the outermost wrapper, for all that are inside.
+    """
+    if isinstance(data, TaskImages):
+        return [(data, [])], torch.zeros(len(data), dtype=torch.int64), torch.arange(len(data))
+    if not hasattr(data, "_indices") or not hasattr(data, "_datasets"):
+        raise Unservable(f"{type(data).__name__} is not a stream of fscl")
+    groups = [g for g in (getattr(data, f"_{k}transform_groups", None) for k in ("frozen_", "")) if g is not None]
+    if group is None and groups:
+        group = groups[-1].current_group
+    leaves, source, index = _concatenated([_leaves(child, group) for child in data._datasets])
+    if data._indices is not None:
+        chosen = torch.tensor(list(data._indices), dtype=torch.int64)
+        source, index = source[chosen], index[chosen]
+    steps = [step for g in groups for step in _steps(g.transform_groups.get(group))]
+    return [(leaf, [*before, *steps]) for leaf, before in leaves], source, index
+
+
+def _concatenated(parts: Sequence[Leaves]) -> Leaves:
+    if not parts:
+        raise Unservable("there are no images")
+    leaves: list[tuple[TaskImages, list[Any]]] = []
+    sources = []
+    for found, source, _ in parts:
+        sources.append(source + len(leaves))
+        leaves += found
+    return leaves, torch.cat(sources), torch.cat([index for *_, index in parts])
+
+
+def _steps(transform: Any) -> list[Any]:
+    """The transforms inside Avalanche's wrappers."""
+    if transform is None:
+        return []
+    inner = getattr(transform, "transforms", None)
+    if inner is None:
+        return [transform]
+    return [step for t in inner for step in _steps(t)]
+
+
+def task_labels(part: Any) -> Tensor:
+    """(N) task labels of an Avalanche data set."""
+    extra = {a.name: a for a in getattr(part, "_data_attributes", {}).values() if a.use_in_getitem}
+    labels = extra.pop("targets_task_labels", None)
+    if labels is None or extra:
+        raise Unservable(f"its samples carry {', '.join(extra) or 'no task label'}")
+    if len(labels.uniques) == 1:
+        return torch.full((len(part),), next(iter(labels.uniques)))
+    return torch.tensor([labels[i] for i in range(len(part))])

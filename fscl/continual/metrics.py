@@ -6,18 +6,18 @@ import numpy as np
 import torch
 from avalanche.evaluation import PluginMetric
 from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
-from torch import Tensor, nn
+from torch import Tensor
 
+from fscl.accuracy import forgetting_matrix
 from fscl.atoms.bank import AtomBank
-from fscl.atoms.layers import AtomConv2d
+from fscl.compare.filter_history import FilterHistory
 from fscl.continual.evaluate import class_mean_accuracy
-from fscl.continual.strategy import AtomSwappingPlugin
-from fscl.continual.transfer import forgetting_matrix
+from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
 from fscl.errors import FsclError
 from fscl.similarity.correlation import Correlation, mantel
-from fscl.similarity.subspace import AGGREGATES, METRICS, atoms_of_filters, similarity_matrix
+from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
 
-__all__ = ["FilterHistory", "SubspaceSimilarity", "subspace_similarity_metrics"]
+__all__ = ["SubspaceSimilarity", "subspace_similarity_metrics"]
 
 
 def subspace_similarity_metrics(
@@ -220,56 +220,6 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
 
     def __str__(self) -> str:
         return f"SubspaceSimilarity_{self.metric}"
-
-
-class FilterHistory:
-    """The filters of any network after each task, kept as atoms over coefficients that span the first task's filters.
-
-    What lies outside that span is not compared, so the similarity of networks whose coefficients move is that of a part
-    of their filters; :attr:`explained` says, for each task and layer, which share of the filters' energy it is.
-
-    Example:
-        >>> history = FilterHistory()
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3))
-        >>> history.add(net), history.add(net)
-        (None, None)
-        >>> history.similarity()
-        tensor([[1., 1.],
-                [1., 1.]])
-    """
-
-    def __init__(self) -> None:
-        self.first: dict[str, Tensor] = {}
-        self.atoms: list[dict[str, Tensor]] = []
-        self.explained: list[dict[str, float]] = []
-
-    def __len__(self) -> int:
-        return len(self.atoms)
-
-    def add(self, model: nn.Module) -> None:
-        """Remembers a network.
-
-        Raises:
-            FsclError: it has no spatial convolutions.
-        """
-        filters = {
-            name: module.weight.detach().cpu()
-            for name, module in model.named_modules()
-            if isinstance(module, nn.Conv2d | AtomConv2d) and module.kernel_size != (1, 1)
-        }
-        if not filters:
-            raise FsclError(f"{type(model).__name__} has no spatial convolutions whose filters could be compared")
-        if not self.first:
-            self.first = {name: w.clone() for name, w in filters.items()}
-        pairs = {name: atoms_of_filters(torch.stack([self.first[name], w])) for name, w in filters.items()}
-        self.atoms.append({name: pair.atoms[1] for name, pair in pairs.items()})
-        self.explained.append({name: float(pair.explained[1]) for name, pair in pairs.items()})
-
-    def similarity(self, metric: str = "cosine", aggregate: str = "product", per_layer: bool = False) -> Tensor:
-        """(T, T), or (L, T, T) with ``per_layer``."""
-        stacks = {name: torch.stack([atoms[name] for atoms in self.atoms]) for name in self.first}
-        grams = {name: torch.eye(stack.shape[1], dtype=stack.dtype) for name, stack in stacks.items()}  # orthonormal
-        return similarity_matrix(stacks, metric, aggregate, grams=grams, per_layer=per_layer)
 
 
 def similarity_figure(similarity: Tensor, names: list[str]) -> Any:

@@ -10,9 +10,9 @@ from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from fscl.continual.groups import Groups, share_out
-from fscl.continual.images import ImageSet
-from fscl.continual.transforms import ImageTransform
+from fscl.data.class_split import Groups, share_out
+from fscl.data.images import ImageSet
+from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 
 __all__ = ["Scenario", "Stream", "Task", "TaskImages", "assemble", "same_classes", "split_classes"]
@@ -120,7 +120,7 @@ def split_classes(
     Args:
         train, test: the images.
         tasks: how many tasks of equally many classes; of a joined data set how many such tasks of each part; or the
-            class names of each task, with or without what it is called. See :func:`fscl.continual.groups.share_out`.
+            class names of each task, with or without what it is called. See :func:`fscl.data.class_split.share_out`.
         seed: order of the classes (and the validation images).
         shuffle: False keeps the data set's own order of classes.
         crop_padding, flip: augmentation of training images, see :class:`ImageTransform`.
@@ -132,7 +132,7 @@ def split_classes(
         FsclError: classes cannot be shared out, a class is unknown, or the scenario is or does not fit the tasks.
 
     Example:
-        >>> from fscl.continual.datasets import load_images
+        >>> from fscl.data.datasets import load_images
         >>> stream = split_classes(*load_images("digits"), tasks=5, shuffle=False)
         >>> stream.tasks[0], len(stream.train_stream), stream.image_shape
         (['0', '1'], 5, (1, 8, 8))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
+from fscl.compare.filter_history import FilterHistory
 from fscl.continual.acceleration import Acceleration, Precision
-from fscl.continual.codec import Codec, stored_bytes
 from fscl.continual.evaluate import (
     AccuracyRecorder,
     FeatureRecorder,
@@ -26,16 +26,21 @@ from fscl.continual.evaluate import (
     class_mean_accuracy,
     first_images,
 )
-from fscl.continual.learners import strategy_class
+from fscl.continual.heads import build_network
+from fscl.continual.learner_state import (
+    Codec,
+    plugin_state,
+    restore_plugins,
+    restore_strategy,
+    stored_bytes,
+    strategy_state,
+)
+from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
 from fscl.continual.loader import InMemoryLoader
-from fscl.continual.metrics import FilterHistory
-from fscl.continual.networks import build_network
-from fscl.continual.optimizer import build_optimizer
-from fscl.continual.schedule import LearningRateSchedule
-from fscl.continual.state import plugin_state, restore_plugins, restore_strategy, strategy_state
-from fscl.continual.strategy import AtomSwappingPlugin
+from fscl.continual.optimization import LearningRateSchedule, build_optimizer
+from fscl.continual.strategies import strategy_class
 from fscl.continual.stream import Stream
-from fscl.continual.switching import TaskSwitchPlugin, head_names
+from fscl.continual.task_switch import TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
 
 __all__ = ["Measured", "Trainer"]
@@ -77,7 +82,7 @@ class Trainer:
         network, network_arguments: see :func:`fscl.continual.build_network`.
         epochs, epochs_next, batch_size, drop_last, optimizer, lr, lr_next, momentum, weight_decay, schedule,
             label_smoothing, precision, channels_last, compile: how a task is trained, see
-            ``fscl.suite.recipe.TrainingRecipe``.
+            ``fscl.runs.recipe.TrainingRecipe``.
         seed: of the initial weights and of all that is drawn later.
         device: where to train.
         loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.

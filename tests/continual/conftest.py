@@ -8,7 +8,7 @@ from avalanche.training import Naive
 from torch import Tensor, nn
 
 from fscl.continual import AtomSwapping, FromScratch, Stream, build_network, split_classes
-from fscl.continual.datasets import ImageSet, load_images
+from fscl.data.datasets import ImageSet, load_images
 
 STRATEGIES = {"atom_swapping": AtomSwapping, "naive": Naive, "from_scratch": FromScratch}
 

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from fscl.continual import AccuracyRecorder, class_mean_accuracy, split_classes
-from fscl.continual.datasets import ImageSet
+from fscl.data.datasets import ImageSet
 from fscl.errors import FsclError
 
 

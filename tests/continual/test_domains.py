@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from scipy import ndimage
 
-from fscl.continual.datasets import find_data, load_images
 from fscl.continual.domains import permuted, permuted_stream, pixel_orders, rotated, rotated_stream
-from fscl.continual.images import ImageSet
+from fscl.data.datasets import find_data, load_images
+from fscl.data.images import ImageSet
 from fscl.errors import FsclError
 
 

@@ -8,7 +8,7 @@ from avalanche.evaluation import PluginMetric
 
 import fscl.continual
 
-MODULES = [importlib.import_module(m.name) for m in pkgutil.iter_modules(fscl.continual.__path__, "fscl.continual.")]
+MODULES = [importlib.import_module(m.name) for m in pkgutil.walk_packages(fscl.continual.__path__, "fscl.continual.")]
 PLUGINS = sorted(
     {
         found

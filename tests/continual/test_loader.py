@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
-from fscl.continual import ConvNet, ImageTransform, InMemoryLoader, build_network, split_classes, tensors
+from fscl.continual import ConvNet, ImageTransform, InMemoryLoader, build_network, loader, split_classes
 from fscl.continual.loader import InMemoryBatches, batches
 from fscl.errors import FsclError
 
@@ -346,7 +346,7 @@ def test_copies_that_would_fill_the_memory_are_not_made(learner, network, stream
         available = 100
 
     model = network()  # which needs memory, too
-    monkeypatch.setattr(tensors.psutil, "virtual_memory", Memory)
+    monkeypatch.setattr(loader.psutil, "virtual_memory", Memory)
     whole, part = stream.train_stream[0].dataset, stream.train_stream[0].dataset.subset(range(10))
     assert isinstance(batches(whole, 4), InMemoryBatches)  # no copy
     assert isinstance(batches(part, 4), DataLoader)

@@ -8,10 +8,10 @@ from torch import nn
 
 from fscl.continual import AccuracyRecorder, InMemoryLoader, build_network, split_classes
 from fscl.continual.domains import permuted_stream, rotated_stream
-from fscl.continual.groups import share_out
-from fscl.continual.images import ImageSet, join_images
 from fscl.continual.loader import InMemoryBatches
 from fscl.continual.trainer import Trainer
+from fscl.data.class_split import share_out
+from fscl.data.images import ImageSet, join_images
 from fscl.errors import FsclError
 
 SMALL = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}

@@ -9,10 +9,10 @@ from avalanche.logging import CSVLogger, TensorboardLogger, TextLogger
 from avalanche.training.plugins import EvaluationPlugin
 from matplotlib.figure import Figure
 
+from fscl.accuracy import forgetting_matrix
 from fscl.atoms import AtomConv2d
+from fscl.compare.filter_history import FilterHistory
 from fscl.continual import AccuracyRecorder, class_mean_accuracy, split_classes, subspace_similarity_metrics
-from fscl.continual.metrics import FilterHistory
-from fscl.continual.transfer import forgetting_matrix
 from fscl.errors import FsclError
 from fscl.similarity import mantel, similarity_matrix
 

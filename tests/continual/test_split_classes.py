@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from fscl.continual import split_classes
-from fscl.continual.datasets import ImageSet
+from fscl.data.datasets import ImageSet
 from fscl.errors import FsclError
 
 

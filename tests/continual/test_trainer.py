@@ -11,7 +11,7 @@ from avalanche.training.plugins import EWCPlugin
 from fscl.atoms import AtomBank, decompose
 from fscl.continual import build_network, class_mean_accuracy, split_classes
 from fscl.continual.domains import rotated_stream
-from fscl.continual.learners import strategy_class
+from fscl.continual.strategies import strategy_class
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 

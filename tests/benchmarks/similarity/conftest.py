@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.similarity import lab
 from benchmarks.similarity.contents import Part, Picture, Table
-from fscl.continual.datasets import ImageSet
+from fscl.data.datasets import ImageSet
 from fscl.plots.figures import save_png
 
 SHAPES = {"fmnist": (10, 1, 28), "cifar100": (30, 3, 32)}  # classes, channels, side

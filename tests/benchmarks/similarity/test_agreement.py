@@ -17,8 +17,8 @@ from benchmarks.similarity.agreement_page import part
 from benchmarks.similarity.contents import Context
 from benchmarks.similarity.lab import Budget
 from benchmarks.similarity.populations import REGIMES, Population
-from fscl.atoms.response import response_features
-from fscl.continual.datasets import ImageSet, find_data, load_images
+from fscl.compare.response import response_features
+from fscl.data.datasets import ImageSet, find_data, load_images
 from fscl.similarity import linear_cka, recall_images
 
 TINY = Budget(images=96, epochs=2, first_epochs=3, batch=16)

@@ -95,7 +95,7 @@ def test_probes_move_values_and_identical_networks_stay_alike(trained, pooled):
 
 
 def test_the_measure_is_the_mean_over_layers_of_that_of_features(trained):
-    from fscl.atoms.response import response_features
+    from fscl.compare.response import response_features
 
     bank, model = trained
     images = Drawn("fmnist", None).probe(40, 1)

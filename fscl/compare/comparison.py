@@ -1,0 +1,363 @@
+"""Which checkpoints are alike, which of them share a start, and so how far the numbers can be trusted."""
+
+import csv
+import gc
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+
+import fscl
+from fscl.compare.convolutions import LeftOut
+from fscl.compare.joint import JointDecomposition
+from fscl.errors import FsclError, printable
+from fscl.files import write_atomically, written_together
+from fscl.plots.clusters import clustered_heatmap, short_names
+from fscl.plots.figures import save_png
+from fscl.plots.heatmaps import similarity_heatmap, similarity_label
+from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
+
+__all__ = [
+    "SHARED_START",
+    "WELL_EXPLAINED",
+    "Comparison",
+    "Group",
+    "bank_note",
+    "check_measure",
+    "compare",
+    "find_groups",
+    "lines",
+    "write_comparison",
+]
+
+# Mean relatedness at which clusters of networks are joined as of one start. Measured on sets of three starts with four
+# tasks each: digits in 63 settings (networks of two or three layers, 4 to 64 channels, plain, normalised and depthwise,
+# 3x3 and 5x5; nine ways of training), Fashion-MNIST in 8, and with ResNet-18 in 4. Clusters of one start joined at
+#   0.69 and more  after fine-tuning at no more than the rate of training (ResNet-18: 0.97),
+#   0.20 and more  at four times that rate,
+#   0.19 and more  where only the random initialisation was shared (ResNet-18: 0.94); but once at 0.13;
+# clusters of different starts at 0.11 or less: 0.04 with 3x3 kernels and 8 channels or more (ResNet-18: 0.02), the rest
+# with depthwise or 5x5 kernels of few channels. At higher rates yet, starts are lost (0.02 to 0.09), and networks that
+# training has ruined lie anywhere up to 0.36. To miss a start withholds trust, to see one that is not there lends it:
+# so the threshold is nearer to what starts have in common than it might be.
+SHARED_START = 0.15
+# Share from which on similarities are said to hold. What is not explained is missing from both networks, so that the
+# cosines of atoms exceed those of the filters, by about 1 - share. Measured within starts: by at most 0.016 where 0.99
+# and more was explained, by 0.04 to 0.065 at 0.95 to 0.98, by 0.18 to 0.22 at 0.68 to 0.84. Nine atoms explained 0.97
+# and more after fine-tuning by SGD at no more than the rate of training (0.92 with strong weight decay), 0.89 and more
+# by Adam, 0.65 to 0.99 at four times the rate or from the random initialisation alone.
+WELL_EXPLAINED = 0.9
+
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # with which spreadsheets take text for a formula
+NAMED = 8  # members of a group that a terminal shows by name
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Networks that share a start, how much of their filters coefficients of their own explain, and of the least."""
+
+    members: tuple[str, ...]
+    share: float
+    least: float
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What is known of the likeness of T networks.
+
+    Attributes:
+        joint: the networks over the coefficients by which they were compared.
+        matrix: their similarity, (T, T).
+        metric, aggregate: how it was measured, see :func:`fscl.similarity.similarity_matrix`.
+        num_atoms: atoms of a 3x3 layer for each start.
+        share: of the filters' energy, what ``num_atoms`` atoms explain; near 1 where all share a start.
+        related: how far each two share coefficients, (T, T); :meth:`JointDecomposition.relatedness`.
+        groups: networks that share a start, in the order of their first members.
+        not_compared: spatial convolutions that could not be compared, and why.
+    """
+
+    joint: JointDecomposition
+    matrix: Array
+    metric: str
+    aggregate: str
+    num_atoms: int
+    share: float
+    related: Array
+    groups: list[Group]
+    not_compared: Mapping[str, LeftOut] = field(default_factory=dict)
+
+    @property
+    def compared_share(self) -> float:
+        """The share of a network's spatial filters, by values, that was compared."""
+        compared = sum(stack.rows * stack.pixels for stack in self.joint.filters.values())
+        return compared / (compared + sum(why.values for why in self.not_compared.values()))
+
+    @property
+    def trusted(self) -> bool:
+        """Whether all the numbers may be compared with one another."""
+        return len(self.groups) == 1 and self.groups[0].least >= WELL_EXPLAINED and not self.not_compared
+
+    @property
+    def verdict(self) -> str:
+        """The same in words."""
+        explain = f"{self.num_atoms} atoms explain {percent(self.share)} of their filters"
+        text = f"these networks share a start, and {explain}"
+        if self.trusted:
+            return f"trusted: {text}"
+        if len(self.groups) > 1:
+            text = self._of_several_starts(explain)
+        elif self.groups[0].least < WELL_EXPLAINED:
+            worst = self.joint.names[int(self.joint.shares.argmin())]
+            text = text.replace(", and", ", but")
+            text += f", as little as {percent(self.groups[0].least)} in {worst}; more explain more (--atoms)"
+        if self.not_compared:
+            missing, layers = len(self.not_compared), len(self.joint.layers) + len(self.not_compared)
+            text += (
+                f"; {missing} of {layers} spatial convolutions could not be compared, so that all this is about "
+                f"{percent(self.compared_share)} of the filters"
+            )
+        return f"{'not to be trusted as a whole' if len(self.groups) > 1 else 'to be read with care'}: {text}"
+
+    def _of_several_starts(self, explain: str) -> str:
+        text = f"these networks do not share a start, and {explain}"
+        if len(self.groups) == len(self.joint.names):
+            return f"{text}; no two of them are related, and their similarities say no more than that"
+        well = all(group.least >= WELL_EXPLAINED for group in self.groups)
+        hold = "hold" if well else "hold as far as its networks are explained"
+        across = "across them they only say that no start is shared"
+        return f"{text}; within each of the {len(self.groups)} groups the numbers {hold}, {across}"
+
+    def group_of(self, name: str) -> int:
+        """The number of a network's group, from 1."""
+        return next(i for i, group in enumerate(self.groups, 1) if name in group.members)
+
+    def nearest(self, name: str) -> tuple[str, float]:
+        """The most similar other network, and how similar it is."""
+        row = self.matrix[self.joint.names.index(name)].copy()
+        row[self.joint.names.index(name)] = -np.inf
+        return self.joint.names[int(row.argmax())], float(row.max())
+
+    def as_data(self, rows: Callable[[Array], Any] = np.ndarray.tolist) -> dict[str, Any]:
+        """All of it for other programs, in plain values; ``rows`` makes them of a matrix."""
+        names, joint = self.joint.names, self.joint
+        return {
+            "fscl": fscl.__version__,
+            "names": list(names),
+            "metric": self.metric,
+            "aggregate": self.aggregate,
+            "matrix": rows(self.matrix),
+            "verdict": {"trusted": self.trusted, "text": self.verdict},
+            "layers": {
+                "compared": list(joint.layers),
+                "not_compared": {layer: why.reason for layer, why in self.not_compared.items()},
+                "compared_share": self.compared_share,
+                "pointwise": list(joint.pointwise),
+            },
+            "groups": [
+                {"members": list(g.members), "explained": g.share, "explained_least": g.least} for g in self.groups
+            ],
+            "atoms": {"of_a_start": self.num_atoms, "compared": joint.num_atoms},
+            "explained": {
+                "by_atoms_of_a_start": self.share,
+                "by_atoms_compared": joint.share,
+                "by_checkpoint": dict(zip(names, joint.shares.tolist(), strict=True)),
+                "by_layer": {
+                    layer: dict(zip(names, shares.tolist(), strict=True)) for layer, shares in joint.explained.items()
+                },
+            },
+            "relatedness": rows(self.related),
+        }
+
+
+def compare(
+    joint: JointDecomposition,
+    metric: str = "cosine",
+    aggregate: str = "mean",
+    not_compared: Mapping[str, LeftOut] | None = None,
+) -> Comparison:
+    """Compares networks by their atoms, with as many of them for each start as the decomposition has.
+
+    Networks of one start have the coefficients of one network, or nearly. Where there are several starts, coefficients
+    that are shared out among them explain a part of each and compare the rest with nothing: so the networks are
+    compared over ``num_atoms`` coefficients for each group that is found.
+
+    Args:
+        joint: the networks over coefficients that they share.
+        metric, aggregate: see :func:`fscl.similarity.similarity_matrix`.
+        not_compared: spatial convolutions that are no part of it, and why; by default those that it left out.
+
+    Raises:
+        FsclError: the metric or the aggregate is unknown, or does not apply.
+
+    Example:
+        >>> import torch
+        >>> from fscl.compare import joint_decompose
+        >>> start, other = torch.randn(2, 16, 16, 3, 3)
+        >>> weights = {"a": start, "b": start + 0.1 * torch.randn(16, 16, 3, 3), "c": other}
+        >>> found = compare(joint_decompose({name: {"conv.weight": w} for name, w in weights.items()}))
+        >>> [group.members for group in found.groups], found.trusted, found.nearest("a")[0]
+        ([('a', 'b'), ('c',)], False, 'b')
+    """
+    related = joint.relatedness().numpy()
+    members = find_groups(related, joint.names)
+    compared = joint if len(members) == 1 else joint.refit(joint.num_atoms * len(members))
+    groups = []
+    for names in members:  # each of which is let go before the next
+        fit = joint if len(members) == 1 else joint.refit(names=names)
+        groups.append(Group(names, fit.share, float(fit.shares.min())))
+    matrix = similarity_matrix(compared, metric=metric, aggregate=aggregate).double().numpy()
+    left_out = joint.left_out if not_compared is None else not_compared
+    return Comparison(
+        compared, matrix, metric, aggregate, joint.num_atoms, joint.share, related, groups, dict(left_out)
+    )
+
+
+def check_measure(metric: str, aggregate: str) -> None:
+    """Raises :class:`FsclError` for a metric or an aggregate that is unknown, before anything is read."""
+    for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
+        if value not in known:
+            raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+
+
+def find_groups(related: Array, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The networks that share a start: clusters whose mean relatedness is at least ``SHARED_START``.
+
+    >>> find_groups(np.array([[1, 0.1, 0.9], [0.1, 1, 0.0], [0.9, 0.0, 1]]), ["a", "b", "c"])
+    [('a', 'c'), ('b',)]
+    """
+    if len(names) < 2:
+        return [(name,) for name in names]
+    distance = squareform(1 - np.clip(related, 0, 1), checks=False)
+    labels = fcluster(linkage(distance, "average"), 1 - SHARED_START, "distance").tolist()
+    return [
+        tuple(name for name, of in zip(names, labels, strict=True) if of == label) for label in dict.fromkeys(labels)
+    ]
+
+
+def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> list[Path]:
+    """Writes ``similarity.csv``, ``similarity.json`` (with ``more``), ``similarity.png`` and ``clustered.png``.
+
+    Raises:
+        FsclError: the folder cannot be written.
+    """
+    names = found.joint.names
+    written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
+    label = similarity_label(found.metric, found.aggregate)
+    # unrelated networks differ by chance alone, which should not fill the range of colours
+    limits = (min(0.0, float(found.matrix.min())), 1.0) if len(found.groups) == len(names) else None
+    with written_together():
+        write_atomically(written[0], lambda temporary: _write_table(found, temporary))
+        write_atomically(written[1], lambda temporary: _write_data({**found.as_data(list), **more}, temporary))
+        axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)
+        axes.set(xlabel="checkpoint", ylabel="checkpoint")
+        figure = axes.figure
+        assert isinstance(figure, Figure)  # the axes are not in a part of one
+        save_png(figure, written[2])
+        del axes, figure
+        gc.collect()  # a figure refers to itself: tens of megabytes where there are many networks
+        numbers = [found.group_of(name) for name in names]
+        save_png(clustered_heatmap(found.matrix, names, groups=numbers, limits=limits, label=label), written[3])
+    return written
+
+
+def _write_table(found: Comparison, file: Path) -> None:
+    names = map(printable, found.joint.names)
+    cells = [f"'{name}" if name.startswith(FORMULA) else name for name in names]
+    with file.open("w", encoding="utf-8", newline="") as text:
+        table = csv.writer(text, lineterminator="\n")
+        table.writerow(["", *cells])
+        table.writerows([cell, *map(repr, row.tolist())] for cell, row in zip(cells, found.matrix, strict=True))
+
+
+def _write_data(data: dict[str, Any], file: Path) -> None:
+    with file.open("w", encoding="utf-8") as text:  # row by row: of 1,000 networks it is 45 MB
+        json.dump(data, text, indent=1, default=np.ndarray.tolist)
+
+
+def lines(found: Comparison) -> list[str]:
+    """What a terminal shows: a line for each network, the verdict, the groups."""
+    joint, several = found.joint, len(found.groups) > 1
+    names = dict(zip(joint.names, short_names(joint.names, 26), strict=True))
+    width = max(10, *map(len, names.values()))
+    shares = dict(zip(joint.names, joint.shares.tolist(), strict=True))
+    said = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
+    alone = {group.members[0] for group in found.groups if len(group.members) == 1}
+    alike = {name: found.nearest(name) for name in names if name not in alone}
+    places = digits([similarity for _, similarity in alike.values()])
+    for name, short in names.items():
+        of = f"{found.group_of(name):>5} " if several else ""
+        nearest, similarity = alike.get(name, ("", 0.0))
+        most = f"{names[nearest]} ({similarity:.{places}f})" if nearest else "none of its start"
+        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {most}")
+    of_each = f", {found.num_atoms} for each of {len(found.groups)} starts" if several else ""
+    said += [
+        "",
+        f"{len(names)} checkpoints, {len(joint.layers)} layers, {found.metric} ({found.aggregate} over layers) of "
+        f"{joint.num_atoms} atoms{of_each}",
+        *_not_compared(found),
+        found.verdict[0].upper() + found.verdict[1:],
+    ]
+    for number, group in enumerate(found.groups if several else [], 1):
+        if len(group.members) > 1:
+            shown = [names[name] for name in group.members[:NAMED]]
+            rest = f" and {len(group.members) - NAMED} more" * (len(group.members) > NAMED)
+            explained = f"{percent(group.share)} explained by {found.num_atoms} atoms of its own"
+            if group.least < WELL_EXPLAINED:
+                explained += f", as little as {percent(group.least)} in one"
+            said.append(f"  group {number}: {', '.join(shown)}{rest} ({explained})")
+    return said
+
+
+def _not_compared(found: Comparison) -> list[str]:
+    """A line for each kind of layer that is left out of the comparison."""
+    said = []
+    if count := len(found.joint.pointwise):
+        said.append(f"Not compared: {count} convolution{'s' * (count > 1)} of 1x1, which have no spatial part")
+    layers: dict[str, list[str]] = {}
+    for layer, (reason, _) in found.not_compared.items():
+        layers.setdefault(reason.replace(layer, "..."), []).append(layer)
+    for reason, names in layers.items():
+        rest = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        said.append(printable(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
+    return said
+
+
+def bank_note(found: Comparison) -> str:
+    """How near to the checkpoints the networks of a bank are, and what would make them the same; empty if they are."""
+    off = math.sqrt(max(0.0, 1 - float(found.joint.shares.min())))
+    if off < 1e-5:  # float32
+        return ""
+    enough = math.ceil(9 * len(found.joint.names) / len(found.groups))
+    return (
+        f"the bank gives filters back to within {100 * off:.2g} % of their norm, and networks that compute something "
+        f"else; --atoms {enough} gives both back exactly"
+    )
+
+
+def digits(similarities: Sequence[float]) -> int:
+    """How many decimals similarities take, so that the closest but for copies shows two digits of what is left to 1.
+
+    >>> digits([0.5, 0.91, 1.0]), digits([0.9984]), digits([0.9999996])
+    (3, 4, 6)
+    """
+    left = min((1 - s for s in similarities if 1 - s > 1e-7), default=1.0)
+    return min(6, max(3, 1 + math.ceil(-math.log10(left))))
+
+
+def percent(share: float) -> str:
+    """Rounded down: 100 % is all.
+
+    >>> percent(0.99996), percent(1.0)
+    ('99.9 %', '100 %')
+    """
+    return "100 %" if share > 1 - 1e-9 else f"{int(1000 * share) / 10:.1f} %"

@@ -1,0 +1,319 @@
+"""What a learner keeps, as plain data and back: no pickled code goes in, and none is executed when it is read.
+
+Exemplars are written as places in the stream, copies of the network as their values, banks as their contents, and the
+helpers that Avalanche's plugins delegate to by their class and attributes. The result holds tensors, numbers, text,
+lists, tuples and dicts alone: every torch reads them with ``weights_only``, whatever else it knows to be safe.
+"""
+
+import copy
+import functools
+import importlib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from types import BuiltinFunctionType, FunctionType, MethodType
+from typing import Any
+
+import torch
+from avalanche.benchmarks.utils import AvalancheDataset, make_avalanche_dataset
+from avalanche.benchmarks.utils.data_attribute import TensorDataAttribute
+from avalanche.benchmarks.utils.flat_data import FlatData
+from avalanche.benchmarks.utils.utils import concat_datasets
+from avalanche.training.plugins import EvaluationPlugin
+from avalanche.training.regularization import RegularizationMethod
+from avalanche.training.storage_policy import ExemplarsBuffer, ExemplarsSelectionStrategy
+from avalanche.training.templates import SupervisedTemplate
+from avalanche.training.utils import ParamData
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from fscl.atoms.bank import AtomBank
+from fscl.continual.loader import Unservable, samples_behind
+from fscl.continual.stream import Stream
+from fscl.errors import FsclError
+
+__all__ = ["Codec", "is_code", "plugin_state", "restore_plugins", "restore_strategy", "stored_bytes", "strategy_state"]
+
+HELPERS = (ExemplarsBuffer, ExemplarsSelectionStrategy, RegularizationMethod)  # objects that are their attributes
+PARAM, SAMPLES, NETWORK, OBJECT, DEFAULTS, AS_BUILT, BANK, SET, DEVICE = (
+    f"fscl: {kind}"
+    for kind in ("parameter", "samples", "network", "object", "defaults", "as built", "bank", "set", "device")
+)
+# what synaptic intelligence (Zenke et al. 2017) writes anew at each step
+SCRATCH = ("old_theta", "new_theta", "grad", "trajectory")
+FACTORIES = {factory.__name__: factory for factory in (dict, list, set, int, float)}
+
+
+class Codec:
+    """Writes and reads what the plugins of one strategy keep of one stream.
+
+    Args:
+        stream: the stream, in whose training images exemplars are looked up.
+        model: the strategy's network, of which a learner may keep former states.
+    """
+
+    def __init__(self, stream: Stream, model: Callable[[], nn.Module]) -> None:
+        self.stream, self._model = stream, model
+
+    def encode(self, value: Any, owner: str) -> Any:
+        """Tensors, numbers, text and containers of them.
+
+        Raises:
+            FsclError: there is anything else in it; the message begins with ``owner``.
+        """
+        if value is None or isinstance(value, Tensor | bool | int | float | str):
+            return value
+        if isinstance(value, AtomBank):
+            return {BANK: self.encode(value.__getstate__(), owner)}
+        if isinstance(value, torch.device):
+            return {DEVICE: str(value)}
+        if isinstance(value, Mapping):
+            plain = {self._key(k, owner): self.encode(v, owner) for k, v in value.items()}
+            if isinstance(value, defaultdict) and (name := getattr(value.default_factory, "__name__", "")) in FACTORIES:
+                return {DEFAULTS: name, "items": plain}
+            return plain
+        if isinstance(value, set):
+            return {SET: [self._key(item, owner) for item in value]}
+        if isinstance(value, list | tuple):
+            return type(value)([self.encode(item, owner) for item in value])
+        if isinstance(value, ParamData):
+            return {PARAM: value.name, "data": value.data}
+        if isinstance(value, AvalancheDataset):
+            return self._samples(value, owner)
+        if isinstance(value, nn.Module):
+            return self._network(value, owner)
+        if isinstance(value, HELPERS):
+            kind = type(value)
+            attributes = {n: self.encode(v, f"{owner}.{n}") for n, v in vars(value).items() if not is_code(v)}
+            return {OBJECT: f"{kind.__module__}:{kind.__qualname__}", "attributes": attributes}
+        raise FsclError(f"{owner} is a {type(value).__name__}: no plain data to resume from")
+
+    def decode(self, value: Any, device: Any, own: Any = None) -> Any:
+        """What :meth:`encode` was given, on a device.
+
+        Args:
+            own: what a strategy that was built anew has in its place.
+        """
+        if isinstance(value, Tensor):
+            return value.to(device)
+        if isinstance(value, dict):
+            for mark, read in (
+                (PARAM, self._param_of), (SAMPLES, self._samples_of), (NETWORK, self._network_of),
+                (OBJECT, self._object_of), (DEFAULTS, self._defaults_of), (BANK, self._bank_of),
+            ):  # fmt: skip
+                if mark in value:
+                    return read(value, device)
+            if AS_BUILT in value:
+                return own
+            if SET in value:
+                return set(value[SET])
+            if DEVICE in value:
+                return torch.device(value[DEVICE])
+            return {k: self.decode(v, device) for k, v in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)([self.decode(item, device) for item in value])
+        return value
+
+    def _key(self, value: Any, owner: str) -> Any:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return value.item()  # equal labels are equal keys
+        if not isinstance(value, bool | int | float | str | tuple | None):
+            raise FsclError(f"{owner} has a {type(value).__name__} as a key: no plain data to resume from")
+        return value
+
+    def _param_of(self, value: dict[str, Any], device: Any) -> ParamData:
+        return ParamData(value[PARAM], init_tensor=value["data"].to(device), device=device)
+
+    def _defaults_of(self, value: dict[str, Any], device: Any) -> defaultdict[Any, Any]:
+        return defaultdict(FACTORIES[value[DEFAULTS]], self.decode(value["items"], device))
+
+    def _bank_of(self, value: dict[str, Any], device: Any) -> AtomBank:
+        bank = AtomBank.__new__(AtomBank)
+        bank.__setstate__(self.decode(value[BANK], device))
+        return bank
+
+    def _object_of(self, value: dict[str, Any], device: Any) -> Any:
+        module, _, name = value[OBJECT].partition(":")
+        if not f"{module}.".startswith(("avalanche.training.", "fscl.continual.")):
+            raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is no helper of a learner")
+        kind = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(kind, type) and issubclass(kind, HELPERS)):
+            raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is no helper of a learner")
+        found: Any = object.__new__(kind)
+        vars(found).update({n: self.decode(v, device) for n, v in value["attributes"].items()})
+        return found
+
+    # former states of the network
+
+    def _network(self, module: nn.Module, owner: str) -> dict[str, Any]:
+        state = module.state_dict()
+        if not state:
+            return {AS_BUILT: type(module).__name__}
+        if type(module) is not type(self._model()) or state.keys() - self._model().state_dict().keys():
+            kind = type(module).__name__
+            raise FsclError(f"{owner} is a {kind} other than the network: no plain data to resume from")
+        trains = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+        # what is kept is a state, not a view of what goes on to be trained
+        return {NETWORK: {n: t.clone() for n, t in state.items()}, "training": module.training, "trains": trains}
+
+    def _network_of(self, value: dict[str, Any], device: Any) -> nn.Module:
+        network = copy.deepcopy(self._model())
+        network.load_state_dict(value[NETWORK])
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(name in value["trains"])
+        return network.train(value["training"]).to(device)
+
+    # exemplars
+
+    def _samples(self, data: AvalancheDataset, owner: str) -> dict[str, Any]:
+        """Which images of which experience, in order; and what a learner noted of each."""
+        if not len(data):
+            return {SAMPLES: torch.empty(0, 2, dtype=torch.int64), "notes": {}, "bytes": 0}
+        try:
+            sources, source, index = samples_behind(data)
+        except Unservable as reason:
+            raise FsclError(f"{owner}: {reason}; no plain data to resume from") from reason
+        home = [self._experience(images, owner) for images in sources]
+        places = torch.stack([torch.tensor(home)[source], index], 1)
+        notes = {
+            name: torch.stack([torch.as_tensor(attribute[i]) for i in range(len(data))])
+            for name, attribute in _noted(data)
+        }
+        size = len(data) * (sources[0].images[:1].nbytes + sources[0].targets[:1].nbytes)
+        return {SAMPLES: places, "notes": notes, "bytes": size + sum(t.nbytes for t in notes.values())}
+
+    def _experience(self, images: Any, owner: str) -> int:
+        for number, experience in enumerate(self.stream.train_stream):
+            if samples_behind(experience.dataset)[0][0] is images:
+                return number
+        raise FsclError(f"{owner} holds images that are not of the stream: no plain data to resume from")
+
+    def _samples_of(self, value: dict[str, Any], device: Any) -> AvalancheDataset:
+        places = value[SAMPLES]
+        if not len(places):
+            return concat_datasets([])
+        order, parts = [], []
+        for number in places[:, 0].unique().tolist():
+            rows = (places[:, 0] == number).nonzero()[:, 0]
+            order.append(rows)
+            parts.append(self.stream.train_stream[number].dataset.subset(self._positions(number, places[rows, 1])))
+        data = concat_datasets(parts).subset(torch.cat(order).argsort().tolist())
+        notes = [
+            TensorDataAttribute(
+                FlatData([list(values)], discard_elements_not_in_indices=True), name=name, use_in_getitem=True
+            )
+            for name, values in value["notes"].items()
+        ]
+        return make_avalanche_dataset(data, data_attributes=notes) if notes else data
+
+    def _positions(self, experience: int, index: Tensor) -> list[int]:
+        """Where in an experience's data set the images with these numbers in memory are."""
+        _, _, held = samples_behind(self.stream.train_stream[experience].dataset)
+        where = torch.full((int(held.max()) + 1,), -1)
+        where[held] = torch.arange(len(held))
+        return where[index].tolist()
+
+
+def stored_bytes(value: Any) -> int:
+    """Bytes of what encoded data holds: tensors, and exemplars with their labels and notes."""
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        if SAMPLES in value:
+            return int(value["bytes"])
+        if BANK in value:  # which its learner counts, by kind
+            return 0
+        return sum(stored_bytes(item) for name, item in value.items() if name not in SCRATCH)
+    if isinstance(value, list | tuple | set):
+        return sum(map(stored_bytes, value))
+    return 0
+
+
+def is_code(value: Any) -> bool:
+    return isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType)
+
+
+def _noted(data: AvalancheDataset) -> Iterator[tuple[str, Any]]:
+    """What samples carry beside image, target and task label."""
+    for attribute in data._data_attributes.values():
+        if attribute.use_in_getitem and attribute.name not in ("targets", "targets_task_labels"):
+            yield attribute.name, attribute
+
+
+BATCH = ("replay_loader", "mb_buffer_x", "mb_buffer_y", "mb_buffer_tid", "mb_buffer_out", "batch_logits")
+# attributes that are made anew for each experience, or by whoever builds the strategy, by the class that has them
+TRANSIENT = {
+    "fscl.continual.acceleration.Acceleration": ("_scaler",),
+    "fscl.continual.evaluate.FeatureRecorder": ("_kept", "_tap"),
+    "fscl.continual.evaluate.StartRecorder": ("_tasks", "_device"),
+    "fscl.continual.learners.masks.MaskPlugin": ("_kept",),
+    "fscl.continual.repaired._EWCPlugin": ("_anchors",),
+    "fscl.continual.optimization.LearningRateSchedule": ("_scheduler",),
+    "fscl.continual.task_switch.TaskSwitchPlugin": ("_before", "_random", "_heads", "_shown"),
+    "fscl.continual.trainer._ProgressPlugin": ("_progress",),
+    "avalanche.training.plugins.agem.AGEMPlugin": ("buffer_dataloader", "buffer_dliter", "reference_gradients"),
+    "avalanche.training.plugins.gem.GEMPlugin": ("G",),
+    "avalanche.training.plugins.mir.MIRPlugin": BATCH,
+    "avalanche.training.plugins.rar.RARPlugin": BATCH,
+    "avalanche.training.supervised.der.DER": BATCH,
+    "avalanche.training.supervised.er_ace.ER_ACE": BATCH,
+    "avalanche.training.supervised.er_aml.ER_AML": BATCH,
+    "avalanche.training.supervised.feature_replay.FeatureReplay": BATCH,
+}
+
+
+def plugin_state(strategy: Any, codec: Codec) -> list[dict[str, Any]]:
+    """The attributes of each plugin that are data.
+
+    Raises:
+        FsclError: a plugin holds anything else, so that it cannot be resumed.
+    """
+    return [
+        {} if isinstance(plugin, EvaluationPlugin) else _attributes(plugin, frozenset(), codec)
+        for plugin in strategy.plugins
+    ]
+
+
+def strategy_state(strategy: Any, codec: Codec) -> dict[str, Any]:
+    """The data that a strategy's own class keeps on it, beside what every Avalanche strategy has.
+
+    Raises:
+        FsclError: it cannot be written as plain data, so that it cannot be resumed.
+    """
+    others = {name for name, value in vars(strategy).items() if any(value is plugin for plugin in strategy.plugins)}
+    return _attributes(strategy, _common_attributes() | others, codec)
+
+
+def restore_plugins(strategy: Any, state: list[dict[str, Any]], codec: Codec, device: Any) -> None:
+    """Gives each plugin the attributes that :func:`plugin_state` found in it."""
+    for plugin, attributes in zip(strategy.plugins, state, strict=True):
+        _restore(plugin, attributes, codec, device)
+
+
+def restore_strategy(strategy: Any, state: dict[str, Any], codec: Codec, device: Any) -> None:
+    """Gives the strategy the attributes that :func:`strategy_state` found on it."""
+    _restore(strategy, state, codec, device)
+
+
+def _attributes(owner: Any, left_out: frozenset[str], codec: Codec) -> dict[str, Any]:
+    classes = (f"{one.__module__}.{one.__qualname__}" for one in type(owner).__mro__)
+    left_out |= {name for one in classes for name in TRANSIENT.get(one, ())}
+    return {
+        name: codec.encode(value, f"{type(owner).__name__}.{name}")
+        for name, value in vars(owner).items()
+        if name not in left_out and not is_code(value)
+    }
+
+
+def _restore(owner: Any, attributes: dict[str, Any], codec: Codec, device: Any) -> None:
+    for name, value in attributes.items():
+        setattr(owner, name, codec.decode(value, device, getattr(owner, name, None)))
+
+
+@functools.cache
+def _common_attributes() -> frozenset[str]:
+    model = nn.Linear(1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        plain = SupervisedTemplate(model=model, optimizer=SGD(model.parameters(), 0.1), evaluator=None)
+    return frozenset(vars(plain))

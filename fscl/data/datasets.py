@@ -1,0 +1,243 @@
+"""Image data sets as uint8 tensors in memory, from torchvision's layout or from image folders."""
+
+import gzip
+import math
+import os
+import pickle
+import socket
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fscl.data.images import ImageSet, join_images, require_memory
+from fscl.data.layouts import LAYOUTS, image_folder
+from fscl.errors import FsclError
+
+__all__ = ["ImageSet", "data_root", "find_data", "load_images"]
+
+DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+# torchvision's class, and the file by which its layout is known
+TORCHVISION = {
+    "cifar10": ("CIFAR10", "cifar-10-batches-py/batches.meta"),
+    "cifar100": ("CIFAR100", "cifar-100-python/meta"),
+    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte"),
+    "fmnist": ("FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte"),
+}
+
+
+def data_root(folder: str | os.PathLike[str] | None = None) -> Path:
+    """The data folder: the argument, else ``$FSCL_DATA``, else ``./data``."""
+    return Path(folder or os.environ.get("FSCL_DATA") or "data")
+
+
+def find_data(name: str, root: str | os.PathLike[str] | None = None) -> str | None:
+    """Where a data set, or every one of those joined by ``+``, was found, as a phrase for people, or None."""
+    base = data_root(root)
+    found = [next((where for where, present, _ in _finders(n, base) if present()), None) for n in _joined(name)]
+    return None if None in found else " and ".join(map(str, found))
+
+
+def load_images(
+    name: str, root: str | os.PathLike[str] | None = None, image_size: int | None = None, download: bool = True
+) -> tuple[ImageSet, ImageSet]:
+    """The training and the test images of a data set.
+
+    Args:
+        name: ``digits``, ``mnist``, ``fmnist``, ``cifar10``, ``cifar100``, ``tinyimagenet``, ``miniimagenet``,
+            ``core50`` or the name of an image folder ``<root>/<name>/{train,test}/<class>/*``; or several of them
+            joined by ``+``, see :func:`fscl.data.images.join_images`.
+        root: the data folder, see :func:`data_root`.
+        image_size: side in pixels to which image files are resized; None keeps images as they are.
+        download: whether torchvision may download what is nowhere.
+
+    Raises:
+        FsclError: it is nowhere and cannot be downloaded, a class has no images, a file is not a readable image, or
+            data sets cannot be joined.
+
+    Example:
+        >>> train, test = load_images("digits")
+        >>> tuple(train.images.shape), train.images.dtype, train.classes[:3]
+        ((1442, 1, 8, 8), torch.uint8, ['0', '1', '2'])
+    """
+    names, base = _joined(name), data_root(root)
+    if twice := [n for n in names if names.count(n) > 1]:
+        raise FsclError(f"data set {twice[0]!r} is joined to itself in {name!r}")
+    try:
+        sets = {n: _load(n, base, image_size, download) for n in names}
+    except OSError as error:
+        raise FsclError(f"{error.filename or base}: cannot be read ({error.strerror or error})") from error
+    return sets[name] if name in sets else join_images(sets)
+
+
+def _joined(name: str) -> list[str]:
+    names = name.split("+")
+    return names if all(names) else [name]
+
+
+def _load(name: str, base: Path, image_size: int | None, download: bool) -> tuple[ImageSet, ImageSet]:
+    finders = _finders(name, base, image_size)
+    for _, present, load in finders:
+        if present():
+            train, test = load()
+            _check_sizes(name, train, test, image_size)
+            return train, test
+    looked = f"data set {name!r} was not found (looked for: {'; '.join(where for where, _, _ in finders)})"
+    if name in TORCHVISION and download:
+        try:
+            with _impatient():
+                return _from_torchvision(name, base, download=True)
+        except Exception as error:  # torchvision raises whatever its transport raises
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+            raise FsclError(
+                f"{looked} and could not be downloaded ({reason}); "
+                f"put it into one of these places, or name its folder with --data or FSCL_DATA"
+            ) from error
+    get = f"{LAYOUTS[name].how}, or " if name in LAYOUTS else ""
+    raise FsclError(f"{looked}; {get}name its folder with --data or FSCL_DATA")
+
+
+Finder = tuple[str, Callable[[], bool], Callable[[], tuple[ImageSet, ImageSet]]]
+
+
+def _finders(name: str, base: Path, image_size: int | None = None) -> list[Finder]:
+    if name == "digits":
+        return [("scikit-learn", lambda: True, _digits)]
+    folder = base / name
+    finders: list[Finder] = [
+        (
+            f"{folder}/train/<class>/* and {folder}/test/<class>/*",
+            lambda: (folder / "train").is_dir() and (folder / "test").is_dir(),
+            lambda: (image_folder(folder / "train", image_size), image_folder(folder / "test", image_size)),
+        )
+    ]
+    if name in LAYOUTS:
+        layout = LAYOUTS[name]
+        home = base / layout.folder
+        finders.insert(
+            0, (f"{home}/{layout.parts}", (home / layout.mark).is_dir, lambda: layout.load(home, image_size))
+        )
+    if name in TORCHVISION:
+        mark = TORCHVISION[name][1]
+        finders.insert(
+            0,
+            (
+                f"{base}/{mark}",
+                lambda: (base / mark).exists() or (base / f"{mark}.gz").exists(),
+                lambda: (
+                    _from_idx(name, (base / mark).parent)
+                    if name.endswith("mnist")
+                    else _from_torchvision(name, base, download=False)
+                ),
+            ),
+        )
+    if name == "fmnist":
+        raw = DEBIAN_FASHION_MNIST
+        finders.append(
+            (
+                f"{raw} (Debian: dataset-fashion-mnist)",
+                (raw / "train-images-idx3-ubyte.gz").exists,
+                lambda: _from_idx(name, raw),
+            )
+        )
+    return finders
+
+
+def _digits() -> tuple[ImageSet, ImageSet]:
+    """scikit-learn's 1,797 digits; every fifth image of a class is a test image."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
+    labels = torch.from_numpy(digits.target.astype(np.int64))
+    rank = torch.zeros_like(labels)
+    for c in range(10):
+        rank[labels == c] = torch.arange(int((labels == c).sum()))
+    test = rank % 5 == 4
+    classes = [str(c) for c in range(10)]
+    return ImageSet(images[~test], labels[~test], classes), ImageSet(images[test], labels[test], classes)
+
+
+def _from_torchvision(name: str, base: Path, download: bool) -> tuple[ImageSet, ImageSet]:
+    import torchvision
+
+    kind = getattr(torchvision.datasets, TORCHVISION[name][0])
+    splits = []
+    for train in (True, False):
+        try:
+            data = kind(base, train=train, download=download)
+        except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
+            if download:
+                raise
+            folder = (base / TORCHVISION[name][1]).parent
+            raise FsclError(f"{folder}: damaged or incomplete copy of {name!r}; delete it and get it anew") from error
+        images = torch.as_tensor(data.data)
+        images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
+        splits.append(ImageSet(images.contiguous(), torch.as_tensor(data.targets, dtype=torch.int64), data.classes))
+    return splits[0], splits[1]
+
+
+def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
+    """The four files of MNIST and its kin, unpacked or as they are distributed."""
+    import torchvision
+
+    classes = list(getattr(torchvision.datasets, TORCHVISION[name][0]).classes)
+    splits = []
+    for prefix in ("train", "t10k"):
+        images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
+        labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1).long()
+        if len(images) != len(labels):
+            raise FsclError(f"{folder}: {len(images)} images but {len(labels)} labels for {prefix}; get them anew")
+        if int(labels.max()) >= len(classes):
+            raise FsclError(f"{folder}: a label of {prefix} is {labels.max()} of {len(classes)} classes; get them anew")
+        splits.append(ImageSet(images[:, None], labels, classes))
+    return splits[0], splits[1]
+
+
+def _read_idx(path: Path, dimensions: int) -> Tensor:
+    """An IDX file of bytes: two zero bytes, 8, the number of dimensions; sizes as big-endian int32; the values."""
+    packed = path.with_name(f"{path.name}.gz")
+    found = path if path.is_file() else packed
+    try:
+        with open(found, "rb") if found == path else gzip.open(found) as file:
+            kind, *sizes = struct.unpack(f">{1 + dimensions}I", file.read(4 + 4 * dimensions))
+            if kind != 0x800 + dimensions or 0 in sizes:
+                raise ValueError("not an IDX file")
+            # what is unpacked from an archive may be a thousand times as large as it
+            require_memory(f"{found}: its values", math.prod(sizes), "get it anew")
+            values = np.empty(sizes, np.uint8)
+            left = values.data.cast("B")
+            while count := file.readinto(left):
+                left = left[count:]
+            if len(left) or file.read(1):
+                raise ValueError(f"not {'x'.join(map(str, sizes))} values, as it says")
+        return torch.from_numpy(values)
+    except (OSError, EOFError, ValueError, MemoryError, struct.error, zlib.error) as error:
+        raise FsclError(f"{found}: damaged or missing ({error}); get it anew") from error
+
+
+@contextmanager
+def _impatient(seconds: float = 30.0) -> Iterator[None]:
+    """Network waits end: behind a firewall that drops packets torchvision would hang."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _check_sizes(name: str, train: ImageSet, test: ImageSet, image_size: int | None) -> None:
+    (*_, height, width), (*_, test_height, test_width) = train.images.shape, test.images.shape
+    if (height, width) != (test_height, test_width):
+        raise FsclError(
+            f"{name}: training images are {width}x{height}, test images {test_width}x{test_height}; "
+            "set data.image_size in the recipe"
+        )
+    if image_size is not None and (height, width) != (image_size, image_size):
+        raise FsclError(f"{name}: data.image_size is {image_size}, but only image folders are resized; leave it out")

@@ -1,0 +1,266 @@
+"""Image files as one uint8 tensor, decoded by all cores and kept for the next time.
+
+Without the cache each run would read 60,000 small files anew.
+"""
+
+import contextlib
+import hashlib
+import math
+import os
+import stat
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from platformdirs import user_cache_path
+from torch import Tensor
+
+from fscl.data.images import require_memory
+from fscl.errors import FsclError
+from fscl.files import remove_stale, write_atomically
+
+__all__ = ["FORMATS", "SUFFIXES", "cache_folder", "cached_pixels", "read_images"]
+
+# No others are tried, whatever a file is called: Pillow gives PostScript to Ghostscript, which runs it as a program.
+FORMATS = {
+    "PNG": (".png",),
+    "JPEG": (".jpg", ".jpeg"),
+    "BMP": (".bmp",),
+    "WEBP": (".webp",),
+    "PPM": (".ppm", ".pgm"),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+LARGE = 2**24  # pixels; so many are decoded one image after another, or each core would need as much memory
+_one_large_image = threading.Lock()
+_SAMPLE_FORMAT, _BITS, _PHOTOMETRIC = 339, 258, 262  # TIFF tags
+
+
+def read_images(place: Path, files: Sequence[Path], image_size: int | None = None) -> Tensor:
+    """All files as RGB, uint8 (N, 3, H, W), in their order, as torchvision's ``ImageFolder`` reads them but upright.
+
+    Images are turned as their EXIF data says. Transparency is dropped: a pixel has the colour that the file gives it.
+    Of several frames or pages the first is read. Greys of 10 to 16 bits are scaled to 8 by the depth that the file
+    declares. Floating-point, signed and 32-bit pixels are refused, for nothing in the file says which value is white.
+
+    Args:
+        place: what the files are called together, by which they are kept in the cache: their folder, or a name below
+            it where a folder's files are read in several portions.
+        files: at least one.
+        image_size: side in pixels to which images are resized; None keeps them as they are.
+
+    Raises:
+        FsclError: a file is not a readable image or of more than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) pixels,
+            images are of different sizes, or they do not fit into memory.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "red.png"
+        >>> Image.new("RGB", (4, 2), "red").save(path)
+        >>> read_images(path.parent, [path])[0, :, 0, 0].tolist()
+        [255, 0, 0]
+    """
+    return torch.from_numpy(cached_pixels(place, files, image_size, lambda: _decoded(place, files, image_size)))
+
+
+def _decoded(place: Path, files: Sequence[Path], image_size: int | None) -> np.ndarray:
+    if image_size is not None:  # before an image is resized to it
+        _room(place, len(files), image_size, image_size)
+    with (
+        warnings.catch_warnings(),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):  # decoders work outside of Python's lock
+        warnings.simplefilter("ignore")  # of odd metadata, which is not used
+        first = _read(files[0], image_size)
+        pixels = _room(place, len(files), *first.shape[:2])
+
+        def put(i: int, image: np.ndarray) -> tuple[int, int]:
+            if image.shape == first.shape:
+                pixels[i] = image.transpose(2, 0, 1)
+            return image.shape[:2]
+
+        rest = pool.map(lambda i: put(i, _read(files[i], image_size)), range(1, len(files)))
+        sizes = {put(0, first), *rest}
+    if len(sizes) > 1:
+        example = ", ".join(sorted(f"{width}x{height}" for height, width in sizes)[:3])
+        raise FsclError(f"{place}: images of {len(sizes)} sizes ({example}, ...); set data.image_size in the recipe")
+    return pixels
+
+
+def _room(place: Path, count: int, height: int, width: int) -> np.ndarray:
+    """An array for all images; one of them more must fit into memory."""
+    what, remedy = f"{place}: {count} images of {width}x{height}", "set a smaller data.image_size in the recipe"
+    require_memory(what, (count + 1) * 3 * height * width, remedy)
+    try:
+        return np.empty((count, 3, height, width), np.uint8)
+    except MemoryError as error:
+        raise FsclError(f"{what} do not fit into memory; {remedy}") from error
+
+
+def _read(path: Path, image_size: int | None) -> np.ndarray:
+    """RGB, uint8 (H, W, 3)."""
+    try:
+        with Image.open(path, formats=tuple(FORMATS)) as image:
+            pixels = image.width * image.height
+            if not 0 < pixels <= (Image.MAX_IMAGE_PIXELS or pixels):
+                raise ValueError(f"{image.width}x{image.height} pixels; up to {Image.MAX_IMAGE_PIXELS} would do")
+            with _one_large_image if pixels > LARGE else contextlib.nullcontext():
+                rgb = _upright(_eight_bits(image).convert("RGB"), image)
+                if image_size is not None and rgb.size != (image_size, image_size):
+                    rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+                return np.asarray(rgb, dtype=np.uint8)
+    except Exception as error:  # a decoder raises whatever damaged bytes lead it to
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"no {', '.join(FORMATS)} that Pillow reads" if unknown else str(error) or type(error).__name__
+        raise FsclError(f"{path}: not a readable image ({reason})") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image in a mode of 8 bits; Pillow would cut off all that is above 255.
+
+    A file's own declaration decides, never its values: a dark image of 16 bits looks like one of 8.
+
+    Raises:
+        ValueError: the file does not say which value is white.
+    """
+    remedy = "save it with 8 or 16 unsigned bits, scaled so that the largest value is white"
+    bits, inverted, unsigned = 16, False, image.mode != "F"
+    if image.format == "TIFF":
+        tags = image.tag_v2  # type: ignore[attr-defined]
+        bits, inverted = max(tags.get(_BITS, (1,))), tags.get(_PHOTOMETRIC) == 0
+        unsigned = unsigned and set(tags.get(_SAMPLE_FORMAT, (1,))) == {1}
+    if not unsigned:
+        raise ValueError(f"its pixels are signed or floating-point numbers; {remedy}")
+    if bits > 16:
+        raise ValueError(f"its pixels are {bits}-bit numbers; {remedy}")
+    if image.mode != "I" and not image.mode.startswith("I;16"):
+        return image
+    if inverted:  # which Pillow heeds for 8 bits, and for 16 it does not
+        raise ValueError(f"its pixels are {bits}-bit numbers of which 0 is white; save it with 0 as black")
+    values = np.asarray(image)
+    if 0 < values.max() < 2 ** (bits - 8):
+        raise ValueError(f"its pixels are {bits}-bit numbers of at most {values.max()}, which all are black; {remedy}")
+    return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+
+
+def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
+    """``rgb``, which was ``image``, turned as its EXIF data says."""
+    if image.format == "TIFF":  # which Pillow turns as it reads it
+        return rgb
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # of EXIF data that is damaged; as all viewers do, the image is shown as it is stored
+        return rgb
+    if orientation == 1:
+        return rgb
+    rgb.info = {}  # or Pillow writes the EXIF data anew, which fails where it is odd
+    rgb.getexif()[ExifTags.Base.Orientation] = orientation
+    return ImageOps.exif_transpose(rgb)
+
+
+FORMAT = 2  # of the copies, and of the pixels that files are decoded to
+CHECKSUM_BYTES = 4
+
+
+def cache_folder() -> Path:
+    """Where decoded images are kept: ``$FSCL_CACHE``, else ``fscl`` in the user's cache folder. It may be deleted.
+
+    Raises:
+        FsclError: the user has no home.
+    """
+    if own := os.environ.get("FSCL_CACHE"):
+        return Path(own)
+    try:
+        folder = user_cache_path("fscl", appauthor=False)
+    except RuntimeError:  # of newer platformdirs; of older ones, the path begins with "~"
+        folder = Path("~")
+    if not folder.is_absolute():
+        raise FsclError("this user has no home folder, and FSCL_CACHE does not say where else to keep images")
+    return folder
+
+
+def cached_pixels(
+    folder: Path, files: Sequence[Path], image_size: int | None, decode: Callable[[], np.ndarray]
+) -> np.ndarray:
+    """What ``decode`` returns, uint8 (N, C, H, W), taken from the cache if it is of the very same files.
+
+    Files are the same if their names, sizes and times of change are. A folder, which need not be there, has one copy in
+    the cache at most; one that cannot be read or that changed since is made anew, and a cache that cannot be written is
+    done without.
+
+    Raises:
+        FsclError: a file is not there or no ordinary file, or as ``decode`` does.
+    """
+    place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
+    stamps = hashlib.sha256(f"{FORMAT} {image_size}".encode())
+    for path in files:
+        stamps.update(_stamp(path))
+    key = stamps.hexdigest()
+    try:
+        copy = cache_folder() / f"{place}-{key[:16]}.npy"
+    except FsclError:
+        return decode()
+    remove_stale(copy.parent)  # each may be as large as the data set
+    # whatever is wrong with a copy, it can be made anew
+    with contextlib.suppress(Exception):
+        return _load(copy, key, len(files))
+    pixels = decode()
+    with contextlib.suppress(OSError, FsclError):
+        write_atomically(copy, lambda temporary: _save(temporary, key, pixels))
+        for old in copy.parent.glob(f"{place}-*.npy"):
+            if old != copy:
+                old.unlink(missing_ok=True)
+    return pixels
+
+
+def _stamp(path: Path) -> bytes:
+    """Other bytes for another file, or for the file after a change."""
+    try:
+        about = path.stat()
+    except OSError as error:
+        raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
+    if not stat.S_ISREG(about.st_mode):  # a pipe would wait for its writer, a device might never end
+        raise FsclError(f"{path}: not a file but a folder, pipe, socket or device; remove it")
+    times = f"\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}"
+    return os.fsencode(f"\0{path.parent.name}/{path.name}{times}")
+
+
+def _save(path: Path, key: str, pixels: np.ndarray) -> None:
+    """A NumPy file with a checksum behind its end."""
+    with open(path, "wb") as file:
+        np.save(file, pixels, allow_pickle=False)
+        file.write(_checksum(key, pixels))
+
+
+def _load(path: Path, key: str, count: int) -> np.ndarray:
+    """What was saved.
+
+    Raises:
+        Exception: of any kind, if it is not what was saved with this key.
+    """
+    with open(path, "rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("of another version of NumPy's format")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        size = math.prod(shape)
+        whole = file.tell() + size + CHECKSUM_BYTES == os.fstat(file.fileno()).st_size
+        if not whole or dtype != np.uint8 or len(shape) != 4 or shape[0] != count:
+            raise ValueError("not these images")
+        require_memory(f"{path}: its images", size, "make it anew")
+        pixels = np.fromfile(file, np.uint8, size).reshape(shape)
+        if file.read() != _checksum(key, pixels):
+            raise ValueError("changed since it was written")
+    return pixels
+
+
+def _checksum(key: str, pixels: np.ndarray) -> bytes:
+    """0.1 s for 200 MB; with the key, so that another folder's copy is none of this one."""
+    return zlib.crc32(pixels.data, zlib.crc32(f"{key} {pixels.shape}".encode())).to_bytes(CHECKSUM_BYTES, "little")

@@ -1,0 +1,128 @@
+"""What a report says of how its runs came about: budget, machine, versions, settings, and what was stored."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fscl.report.summary import DASH, StrategyRuns, human_bytes, human_seconds
+from fscl.runs.results import RunResult
+
+__all__ = ["budget", "memory", "provenance", "settings"]
+
+
+def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
+    """Terms, and what is to be said of them for all runs of a benchmark."""
+    done = [run for group in groups for run in group.runs] or list(runs)
+    seeds = sorted({run.seed for run in done})
+    budgets = {group.label: budget(group.runs[0]) for group in groups} or {"": budget(done[0])}
+    common = max(budgets.values(), key=list(budgets.values()).count)
+    given = common if len(set(budgets.values())) == 1 else f"{common}; that of some learners is another, see below"
+    versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in done)
+    several = len(versions) > 1
+    days = sorted({str(run.record["started"])[:10] for run in done if run.record.get("started")})
+    lines = [
+        ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
+        ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
+        ("Network", _network(done[0])),
+        ("Budget", given),
+        ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
+        ("Machine", _machines(done, groups)),
+        ("Versions", "; ".join(text + f" ({n} of {len(done)} runs)" * several for text, n in sorted(versions.items()))),
+        ("Begun", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
+        ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
+    ]
+    return [(term, text) for term, text in lines if text]
+
+
+def budget(run: RunResult, brief: bool = False) -> str:
+    """How long, and how, a run was trained; briefly, how long."""
+    training: Mapping[str, Any] = run.benchmark.get("training") or {}
+    first = training.get("epochs_next") is not None and not run.at_once
+    of = "of all tasks at once" if run.at_once else "on the first task" if first else "a task"
+    shown = (
+        ("epochs", f"{{}} epochs {of}"),
+        *[("epochs_next", "{} on each later one")] * first,
+        ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
+        ("optimizer", "{}"),
+        ("schedule", "{}"),
+        ("lr", "learning rate {}"),
+        *[("lr_next", "{} from the second task on")] * (not run.at_once),
+        *[("momentum", "momentum {}")] * (training.get("optimizer") == "sgd"),
+        ("weight_decay", "weight decay {}"),
+    )
+    texts = [text.format(training[key]) for key, text in shown if training.get(key) is not None]
+    if training.get("epochs") == 1:
+        texts[0] = texts[0].replace("epochs", "epoch")
+    return ", ".join(texts[: 1 + first] if brief else texts)
+
+
+def _network(run: RunResult) -> str:
+    model: Mapping[str, Any] = run.benchmark.get("model") or {}
+    return ", ".join([str(model.get("name") or ""), *_assigned(model.get("args") or {})]).strip(", ")
+
+
+def settings(group: StrategyRuns) -> tuple[str, ...]:
+    """Label, class, arguments, budget and recipe hash of what the learner was given."""
+    recipe = group.runs[0].strategy
+    return (
+        group.label,
+        str(recipe.get("class") or DASH),
+        ", ".join(_assigned(recipe.get("args") or {})) or DASH,
+        budget(group.runs[0]),
+        group.recipe_hash[:12],
+    )
+
+
+def _assigned(arguments: Mapping[str, Any]) -> list[str]:
+    return [f"{name} = {value}" for name, value in arguments.items()]
+
+
+def _tested(run: RunResult) -> str:
+    if run.validation:
+        return f"{run.validation:.0%} of the training images, held out from training (validation)"
+    return "the test images"
+
+
+def _machines(runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> str:
+    """That of most runs first; of any other also which learners, whose times are not those of the first machine."""
+    (usual, most), *others = Counter(map(_machine, runs)).most_common()
+    if not others:
+        return usual
+    texts = [f"{usual} ({most} of {len(runs)} runs)"]
+    for name, n in others:
+        labels = [group.label for group in groups if any(_machine(run) == name for run in group.runs)]
+        texts.append(f"{name} ({n} of {len(runs)} runs: {', '.join(labels)})")
+    return "; ".join(texts) + ". Times on different machines do not compare."
+
+
+def _machine(run: RunResult) -> str:
+    threads = run.machine.get("threads")
+    count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
+    parts = [run.machine.get("processor"), run.machine.get("device"), count, run.machine.get("precision")]
+    return ", ".join(str(part) for part in parts if part) or "not recorded"
+
+
+def memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Head and rows of the table of what is stored, by kind."""
+    kinds = list(dict.fromkeys(kind for group in groups for run in group.runs for kind in run.memory.per_task))
+    if not kinds:
+        return (), []
+
+    def mean(sizes: Sequence[float]) -> str:
+        return human_bytes(float(np.mean(sizes)))
+
+    body = [
+        (
+            group.label,
+            *(mean([run.memory.per_task.get(kind, 0.0) for run in group.runs]) for kind in kinds),
+            mean([run.memory.bytes_per_task for run in group.runs]),
+            mean([sum(run.memory.shared.values()) for run in group.runs]),
+            mean([run.stored for run in group.runs]),
+        )
+        for group in groups
+    ]
+    return ("Strategy", *(kind.capitalize() for kind in kinds), "One more task", "Shared by all tasks", "In all"), body

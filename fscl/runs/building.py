@@ -1,0 +1,128 @@
+"""A run's recipes -> its stream and its trainer; what cannot be built, or may not, is refused before any training."""
+
+import warnings
+from typing import Any
+
+import psutil
+
+from fscl.errors import FsclError
+from fscl.plain import brief
+from fscl.runs.resume import line
+from fscl.runs.schema import SplitRecipe
+from fscl.runs.spec import Progress, RunSpec
+
+__all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream"]
+
+
+def load_stream(spec: RunSpec) -> Any:
+    """The stream of a run.
+
+    Raises:
+        FsclError: its data is missing or damaged, or cannot be made into tasks as the recipe says.
+    """
+    from fscl.data.datasets import load_images
+    from fscl.continual.domains import permuted_stream, rotated_stream
+    from fscl.continual.stream import split_classes
+
+    data, split, augment = spec.benchmark.data, spec.benchmark.split, spec.benchmark.augment
+    train, test = load_images(data.name, spec.data, data.image_size)
+    _check_memory(split, train.images.nbytes + test.images.nbytes)
+    options: Any = {
+        "seed": spec.seed,
+        "crop_padding": augment.crop_padding,
+        "flip": augment.flip,
+        "validation": spec.validation,
+        "scenario": split.scenario,
+    }
+    if split.rotations is not None:
+        stream = rotated_stream(train, test, split.rotations, **options)
+    elif split.permutations is not None:
+        stream = permuted_stream(train, test, split.permutations, **options)
+    else:
+        assert split.tasks is not None  # a split says one of the three
+        stream = split_classes(train, test, split.tasks, shuffle=split.shuffle, **options)
+    return stream if spec.first is None else stream.first(spec.first)
+
+
+def check_trusted(spec: RunSpec) -> None:
+    """Refuses what the recipe of a stranger may not build, before anything of it is imported.
+
+    Raises:
+        FsclError: a file that is not trusted names another network or learner than those it may, see
+            :func:`fscl.runs.recipe.load_benchmark`.
+    """
+    from fscl.continual.strategies import check_learner
+    from fscl.factories import NotTrustedError, check_network
+
+    model, learner = spec.benchmark.model, spec.strategy
+    checks = (
+        (spec.benchmark._stranger, check_network, model.name, model.args),
+        (spec.strategy._stranger, check_learner, learner.class_path, learner.args),
+    )
+    for file, check, name, arguments in checks:
+        try:
+            if file:
+                check(name, arguments)
+        except NotTrustedError as error:
+            raise FsclError(f"{file}: {error}; --trust lets it run any code, for a file that you trust") from error
+        except FsclError as error:
+            raise FsclError(f"{file}: {error}") from error
+
+
+def check_runnable(spec: RunSpec, stream: Any) -> None:
+    """Refuses, before anything is trained, what would fail in every run of a learner on a stream.
+
+    Raises:
+        FsclError: the learner or its network is unknown or does not take its arguments, the network does not take
+            images of the stream's shape, or it has no spatial convolutions.
+    """
+    import torch
+
+    from fscl.compare.filter_history import FilterHistory
+
+    check_trusted(spec)
+    network = f"network {spec.benchmark.model.name!r}"
+    try:
+        model = build_trainer(spec, stream, None).strategy.model
+        FilterHistory().add(model)
+    except FsclError as error:
+        raise FsclError(f"{spec.strategy.name} with {network}: {error}") from error
+    except Exception as error:  # whatever a class or network says to arguments that it does not take
+        given = ", ".join(f"{k}={brief(v)}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
+        raise FsclError(f"{spec.strategy.name} with {network} cannot be built with {given}: {line(error)}") from error
+    try:
+        with torch.no_grad():
+            model.to(spec.device).eval()(torch.zeros(2, *stream.image_shape, device=spec.device), 0)
+    except Exception as error:  # a user's own network can fail in any way
+        raise FsclError(f"{network} does not take images of shape {stream.image_shape}: {line(error)}") from error
+
+
+def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
+    check_trusted(spec)
+    from fscl.continual.trainer import Trainer
+
+    b = spec.benchmark
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="No loggers specified")  # the record is ours
+        return Trainer(
+            stream,
+            spec.strategy.class_path,
+            spec.strategy.args,
+            b.model.name,
+            b.model.args,
+            seed=spec.seed,
+            device=spec.device,
+            loader=spec.loader,
+            progress=progress,
+            **b.training.model_dump(),
+        )
+
+
+def _check_memory(split: SplitRecipe, size: int) -> None:
+    """Refuses so many guises of all images that memory could not hold them."""
+    guises = split.permutations or split.rotations or 1
+    count, free = guises if isinstance(guises, int) else len(guises), psutil.virtual_memory().available
+    if count > 1 and count * size > free:
+        raise FsclError(
+            f"{count} tasks of all images take {count * size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+        )

@@ -1,0 +1,335 @@
+"""How far the runs of a grid are, whichever process does them, read from what they write; and the table that shows it."""
+
+import heapq
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from fscl.errors import FsclError
+from fscl.plain import read_json
+from fscl.runs.record import YEARS, numbers
+from fscl.runs.spec import RunSpec
+import threading
+import time
+from rich import box
+from rich.console import Console
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+__all__ = ['Finished', 'Grid', 'LiveTable', 'Row', 'draw']
+
+
+@dataclass(frozen=True)
+class Row:
+    """How far one strategy is, over all its runs.
+
+    Attributes:
+        title: of the strategy.
+        runs, finished, failed: how many there are, and have ended so.
+        tasks, learned: how many there are, 0 while that is not known, and are learned.
+        done: share of the tasks, in [0, 1], with what is done of those that are being learned.
+        accuracy: on the tasks that a run has seen, a mean over the runs that have seen any; None if none has.
+        elapsed: seconds since the grid began, until now or until its last run ended.
+        left: seconds until its last run will have ended; None while nothing is known that would say so.
+    """
+
+    title: str
+    runs: int
+    finished: int
+    failed: int
+    tasks: int
+    learned: int
+    done: float
+    accuracy: float | None
+    elapsed: float
+    left: float | None
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that has finished: its strategy's title, its seed, mean accuracy after the last task, and seconds."""
+
+    title: str
+    seed: int
+    accuracy: float | None
+    seconds: float
+
+
+@dataclass
+class _Run:
+    """What is known of one run; a file that is missing or torn leaves it as it is."""
+
+    spec: RunSpec
+    folder: Path
+    hash: str
+    read: int  # stamp of the record that was read last
+    found: int = 0  # stamp of the record that was there before the grid began
+    finished: bool = False
+    failed: bool = False
+    tasks: int = 0
+    accuracy: float | None = None
+    seconds: list[float] = field(default_factory=list)  # of each task that is learned
+    share: float = 0.0  # that is done of the next one
+
+    @property
+    def begun(self) -> bool:
+        """By this process or another, since the grid began."""
+        return self.read != self.found
+
+    @property
+    def over(self) -> bool:
+        return self.finished or self.failed
+
+    def look(self) -> None:
+        if self.finished:
+            return
+        try:
+            stamp = _stamp(self.folder)
+            if stamp != self.read:
+                self._take(read_json(self.folder / "run.json"))
+                self.read = stamp
+            if self.begun:
+                share = float(read_json(self.folder / "progress")[0]) - len(self.seconds)
+                self.share = self.share if math.isnan(share) else min(max(share, 0.0), 1.0)
+        except (FsclError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
+            pass
+
+    def _take(self, record: dict[str, Any]) -> None:
+        if record["recipe_hash"] != self.hash:
+            return
+        kinds = [numbers(record["seconds"][kind], kind, (None,), high=YEARS) for kind in ("train", "evaluate")]
+        seconds = [float(sum(pair)) for pair in zip(*kinds, strict=True)]
+        accuracy = numbers(record["accuracy"], "accuracy", (None, len(record["tasks"])))
+        seen = [float(a) for a in accuracy[-1] if not math.isnan(a)] if seconds else []
+        self.tasks, self.finished = len(record["tasks"]), record["status"] == "finished"
+        self.seconds, self.accuracy, self.share = seconds, fmean(seen) if seen else None, 0.0
+
+
+class Grid:
+    """What is known of all runs, whichever process does them.
+
+    Args:
+        specs: the runs.
+        out: output folder.
+        overwrite: whether the runs that are there will be replaced.
+        now: seconds, of a clock that goes on evenly.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], out: Path, overwrite: bool, now: float) -> None:
+        folders = [spec.folder(out) for spec in specs]
+        self._runs = [
+            _Run(spec, folder, spec.hash, read=_stamp(folder) if overwrite else 0)
+            for spec, folder in zip(specs, folders, strict=True)
+        ]
+        for run in self._runs:
+            run.look()
+            run.found, run.share = run.read, 0.0
+        self._names = list(dict.fromkeys(spec.strategy.name for spec in specs))
+        self._ended: dict[str, float] = {}
+        self._at_once = 1
+        self._start = self._now = now
+
+    def look(self, now: float) -> list[Finished]:
+        """Reads what has changed; gives the runs that have finished since the last look."""
+        self._now = now
+        unfinished = [run for run in self._runs if not run.finished]
+        for run in unfinished:
+            run.look()
+        for name in self._names:
+            if all(run.over for run in self._of(name)):
+                self._ended.setdefault(name, now)
+        self._at_once = max(self._at_once, sum(run.begun and not run.over for run in self._runs))
+        return [
+            Finished(_title(run.spec), run.spec.seed, run.accuracy, sum(run.seconds))
+            for run in unfinished
+            if run.finished
+        ]
+
+    def failed(self, folder: Path) -> None:
+        """Says that a run will not be finished."""
+        for run in self._runs:
+            run.failed |= run.folder == folder
+
+    def rows(self) -> list[Row]:
+        """One for each strategy, and if they are several one for all, without an accuracy."""
+        left = self._left()
+        rows = [
+            self._row(
+                _title(self._of(name)[0].spec),
+                self._of(name),
+                self._ended.get(name, self._now),
+                None if left is None else left.get(name, 0.0),
+            )
+            for name in self._names
+        ]
+        if len(rows) > 1:
+            ended = max(self._ended.values()) if len(self._ended) == len(rows) else self._now
+            last = None if left is None else max(left.values(), default=0.0)
+            rows.append(replace(self._row("All", self._runs, ended, last), accuracy=None))
+        return rows
+
+    def _row(self, title: str, runs: list[_Run], ended: float, left: float | None) -> Row:
+        tasks = sum(self._tasks(run) for run in runs)
+        known = [run.accuracy for run in runs if run.accuracy is not None]
+        return Row(
+            title=title,
+            runs=len(runs),
+            finished=sum(run.finished for run in runs),
+            failed=sum(run.failed for run in runs),
+            tasks=tasks,
+            learned=sum(len(run.seconds) for run in runs),
+            done=sum(len(run.seconds) + run.share for run in runs) / max(tasks, 1),
+            accuracy=fmean(known) if known else None,
+            elapsed=ended - self._start,
+            left=left,
+        )
+
+    def _of(self, name: str) -> list[_Run]:
+        return [run for run in self._runs if run.spec.strategy.name == name]
+
+    def _tasks(self, run: _Run) -> int:
+        """Of a run; one that was never begun has as many as the others."""
+        return run.tasks or max(other.tasks for other in self._runs)
+
+    def _left(self) -> dict[str, float] | None:
+        """Seconds until each strategy's last run ends, if as many go on at a time as have been seen to."""
+        left: dict[str, float] = {}
+        free = [0.0] * self._at_once
+        for run in sorted(self._runs, key=lambda run: not run.begun):
+            if run.over:
+                continue
+            need, name = self._need(run), run.spec.strategy.name
+            if need is None:
+                return None
+            end = heapq.heappop(free) + need
+            heapq.heappush(free, end)
+            left[name] = max(left.get(name, 0.0), end)
+        return left
+
+    def _need(self, run: _Run) -> float | None:
+        """Seconds that a run still takes, by the times of the tasks that its strategy has learned, or else all have."""
+        timed = [r for r in self._of(run.spec.strategy.name) if r.seconds] or [r for r in self._runs if r.seconds]
+        if not timed:
+            return None
+        first = fmean(r.seconds[0] for r in timed)
+        later = [second for r in timed for second in r.seconds[1:]]
+        training = run.spec.benchmark.training
+        other = fmean(later) if later else first * (training.epochs_next or training.epochs) / training.epochs
+        times = [first] + [other] * (self._tasks(run) - 1)
+        return sum(times[len(run.seconds) :]) - run.share * sum(times[len(run.seconds) :][:1])
+
+
+def _stamp(folder: Path) -> int:
+    try:
+        return (folder / "run.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def _title(spec: RunSpec) -> str:
+    return spec.strategy.title or spec.strategy.name
+
+
+PAUSE = 0.5  # seconds between two looks
+BAR = 10  # columns
+
+
+def draw(rows: Sequence[Row]) -> Table:
+    """A table of 80 columns; what is not known is a dash."""
+    failed = any(row.failed for row in rows)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        header_style="bold",
+        caption="ACC: mean accuracy on the tasks that each run has seen so far",
+        caption_justify="left",
+    )
+    table.add_column("Strategy", min_width=11)
+    table.add_column("", width=BAR)
+    for name in ("Runs", *(["Failed"] if failed else []), "Tasks", "ACC %", "Elapsed", "Left"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=len(name))
+    for i, row in enumerate(rows):
+        if i and i == len(rows) - 1:
+            table.add_section()
+        table.add_row(
+            escape(row.title),
+            ProgressBar(total=1.0, completed=row.done, width=BAR),
+            f"{row.finished}/{row.runs}",
+            *([f"[red]{row.failed}[/]" if row.failed else "0"] if failed else []),
+            f"{row.learned}/{row.tasks or '–'}",
+            _percent(row.accuracy),
+            _clock(row.elapsed),
+            _clock(row.left),
+        )
+    return table
+
+
+class LiveTable:
+    """Shows how far a grid is while it goes on: a table on a terminal, elsewhere a line for each run that has finished.
+
+    Args:
+        specs, out, overwrite: as of :func:`fscl.runs.sweep.sweep`.
+        console: where; None shows nothing.
+    """
+
+    def __init__(self, specs: Sequence[RunSpec], out: Path, overwrite: bool, console: Console | None) -> None:
+        self._grid = Grid(specs, out, overwrite, time.monotonic())
+        self._console = console
+        self._live = None
+        if console is not None and console.is_terminal and not console.is_dumb_terminal:
+            self._live = Live(draw(self._grid.rows()), console=console, auto_refresh=False)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def failed(self, folder: Path) -> None:
+        """Says that a run will not be finished."""
+        self._grid.failed(folder)
+
+    def __enter__(self) -> "LiveTable":
+        if self._live is not None:
+            self._live.start(refresh=True)
+        if self._console is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._console is not None:
+            self._stop.set()
+            self._thread.join()
+            self._show()
+        if self._live is not None:
+            self._live.stop()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(PAUSE):
+            self._show()
+
+    def _show(self) -> None:
+        finished = self._grid.look(time.monotonic())
+        if self._live is not None:
+            self._live.update(draw(self._grid.rows()), refresh=True)
+        elif self._console is not None:
+            for run in finished:
+                line = f"{run.title}, seed {run.seed}: {_percent(run.accuracy)} % in {_clock(run.seconds)}"
+                self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{100 * share:.2f}"
+
+
+def _clock(seconds: float | None) -> str:
+    """
+    >>> _clock(None), _clock(62.4), _clock(3725.0)
+    ('–', '1:02', '1:02:05')
+    """
+    if seconds is None:
+        return "–"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,230 @@
+"""One benchmark x strategy x seed -> a run folder, resumable after the last finished experience."""
+
+import contextlib
+import datetime
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fscl.errors import FsclError
+from fscl.files import write_text_atomically, written_together
+from fscl.runs.building import build_trainer, load_stream
+from fscl.runs.environment import machine, versions
+from fscl.runs.results import FORMAT, OtherFormatError, RunResult, load_run
+from fscl.runs.resume import ANEW, line, read_checkpoint, write_checkpoint
+from fscl.runs.spec import Progress, RunSpec
+
+__all__ = ["BusyError", "is_finished", "run_one"]
+
+CHECKPOINT = "checkpoint.pt"
+
+
+class BusyError(FsclError):
+    """Another process is at work on the run."""
+
+
+def run_one(
+    spec: RunSpec,
+    out: Path,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+    kept: Callable[[], None] | None = None,
+    wait: bool = True,
+) -> Path:
+    """Trains and measures, or takes up where it was interrupted, or returns at once if it is finished.
+
+    The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings),
+    ``bank.safetensors`` for learners that have a bank, and while unfinished ``checkpoint.pt``.
+
+    Args:
+        spec: what to run.
+        out: output folder; the run goes to ``spec.folder(out)``.
+        overwrite: run again from the start although the run is finished, or was made with another recipe.
+        progress: called with (experience, epoch, epochs).
+        kept: called each time that the folder holds all there is: at the start, and after each experience.
+        wait: if another process is at work on the run, until it has ended; it is then found finished, or gone on with.
+
+    Returns:
+        The run's folder.
+
+    Raises:
+        BusyError: another process is at work on the run, and ``wait`` is false.
+        FsclError: the folder cannot be written or holds a run of another recipe; or what building it raises.
+    """
+    folder = spec.folder(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(blocking=wait)
+    except Timeout as error:
+        raise BusyError(f"another process is at work on {folder}") from error
+    except OSError as error:
+        raise FsclError(f"cannot write {folder}: {error.strerror or error}") from error
+    try:
+        return _run(spec, folder, overwrite, progress, kept or (lambda: None))
+    finally:
+        lock.release()
+
+
+def is_finished(spec: RunSpec, out: Path) -> bool:
+    """Whether the run is there, readable, complete, and made with this recipe."""
+    try:
+        before = _read(spec.folder(out), spec)
+    except FsclError:
+        return False
+    return before is not None and before.finished and before.recipe_hash == spec.hash
+
+
+def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None, kept: Callable[[], None]) -> Path:
+    checkpoint = folder / CHECKPOINT
+    try:
+        before = None if overwrite else _read(folder, spec)
+    except OtherFormatError:
+        raise
+    except FsclError as error:
+        if not checkpoint.exists():  # which holds the record, too
+            raise FsclError(f"{error}; {ANEW}") from error
+        before = None
+    # one that has learned nothing holds nothing to be lost
+    if before and before.recipe_hash != spec.hash and len(before.accuracy):
+        raise FsclError(
+            f"{folder} holds a run of another recipe (hash {before.recipe_hash}, now {spec.hash}); "
+            "use --overwrite to replace it, or another --out"
+        )
+    if before and before.finished:
+        checkpoint.unlink(missing_ok=True)  # of a process that was killed just before it did
+        return folder
+    import torch
+
+    torch.set_num_threads(spec.threads)
+    record, state = _new_record(spec), None
+    if checkpoint.exists() and not overwrite:
+        record, state = read_checkpoint(checkpoint, spec)
+    # until it has begun, what is to go on and what is to be overwritten stay as they are
+    recordable = state is None and not (overwrite and (folder / "run.json").exists())
+    try:
+        trainer = _begin(spec, folder, record, state, progress)
+        recordable, state = True, None
+        kept()
+        _train(record, trainer, folder, kept)
+    except Exception as error:
+        if recordable:
+            with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
+                _write_json(folder / "run.json", {**record, "status": "failed", "error": line(error)})
+        raise
+    checkpoint.unlink(missing_ok=True)
+    return folder
+
+
+def _begin(
+    spec: RunSpec, folder: Path, record: dict[str, Any], state: dict[str, Any] | None, progress: Progress | None
+) -> Any:
+    """The trainer, as far as it was; the record says so, in memory and on disk."""
+    stream = load_stream(spec)
+    tasks = [{"name": n, "classes": list(classes)} for n, classes in zip(stream.names, stream.tasks, strict=True)]
+    if state is not None and record["tasks"] != tasks:
+        raise FsclError(
+            f"{folder / CHECKPOINT}: it has learned other tasks than the images now give; have they changed?"
+        )
+    record["tasks"] = tasks
+    trainer = build_trainer(spec, stream, progress)
+    here = machine(spec.device, spec.threads, trainer.precision)
+    if state is None:
+        record["machine"] = here
+        record["untrained"] = trainer.untrained()
+    else:
+        try:
+            trainer.load_state_dict(state)
+        except Exception as error:  # whatever another version of a learner, or of torch, makes of it
+            raise FsclError(
+                f"{folder / CHECKPOINT}: undamaged, but it does not fit what is built here ({line(error)}); go on with "
+                "the versions that run.json beside it names"
+            ) from error
+        record["resumed"].append({"after": trainer.done, "versions": versions(), "machine": here})
+    _write_json(folder / "run.json", record)
+    if state is None:  # what an overwritten run left; not before there is something to put in its place
+        for name in (CHECKPOINT, "bank.safetensors"):
+            (folder / name).unlink(missing_ok=True)
+    return trainer
+
+
+def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[], None]) -> None:
+    """Experience by experience; the record on disk is never ahead of the checkpoint from which it would go on."""
+    while trainer.done < len(trainer.stream.tasks):
+        measured = trainer.train_next()
+        record["accuracy"].append(measured.accuracy + [None] * (len(record["tasks"]) - trainer.done))
+        record["transfer"].append(measured.transfer)
+        record["start"].append(measured.start)
+        record["seconds"]["train"].append(measured.train_seconds)
+        record["seconds"]["evaluate"].append(measured.evaluate_seconds)
+        last = trainer.done == len(trainer.stream.tasks)
+        if last:
+            _finish(record, trainer)
+        with written_together():
+            if trainer.bank is not None:
+                trainer.bank.save(folder / "bank.safetensors")
+            if not last:
+                write_checkpoint(folder / CHECKPOINT, record, trainer.state_dict())
+            _write_json(folder / "run.json", record)
+        kept()
+
+
+def _new_record(spec: RunSpec) -> dict[str, Any]:
+    """Of a run of which nothing is known yet but its recipe."""
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "benchmark": spec.benchmark.model_dump(by_alias=True),
+        "strategy": spec.strategy.model_dump(by_alias=True),
+        "recipe_hash": spec.hash,
+        "validation": spec.validation,
+        **({} if spec.first is None else {"first": spec.first}),
+        "seed": spec.seed,
+        "versions": versions(),
+        "machine": {},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "resumed": [],
+        "tasks": [],
+        "accuracy": [],
+        "transfer": [],
+        "untrained": [],
+        "start": [],
+        "seconds": {"train": [], "evaluate": []},
+        "memory": {"per_task": {}, "shared": {}},
+        "similarity": None,
+        "provenance": None,
+    }
+
+
+def _finish(record: dict[str, Any], trainer: Any) -> None:
+    layers, matrices, provenance = trainer.similarity()
+    per_task, shared = trainer.memory()
+    record["status"] = "finished"
+    record["memory"] = {"per_task": per_task, "shared": shared}
+    record["similarity"] = {
+        "metric": "cosine",
+        "aggregate": "product",
+        "layers": layers,
+        "matrix": matrices.cpu().double().tolist(),
+        "explained": trainer.explained(),
+    }
+    record["provenance"] = provenance
+
+
+def _write_json(path: Path, record: dict[str, Any]) -> None:
+    text = json.dumps(record, indent=1)
+    write_text_atomically(path, text)
+
+
+def _read(folder: Path, spec: RunSpec) -> RunResult | None:
+    """The run that is there, of whichever recipe; None if none is."""
+    file = folder / "run.json"
+    if not file.exists():
+        return None
+    found = load_run(file)
+    if found.seed != spec.seed:
+        raise FsclError(f"{file}: of seed {found.seed}, not {spec.seed}; move it to the folder of its run")
+    return found

@@ -1,0 +1,236 @@
+"""The grid of benchmark x strategies x seeds, by default on this machine, with progress that survives its workers."""
+
+import contextlib
+import json
+import os
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import BrokenExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fscl.errors import FsclError
+from fscl.runs.progress import LiveTable
+from fscl.runs.run import BusyError, is_finished, run_one
+from fscl.runs.spec import RunSpec
+
+__all__ = ["Engine", "Outcome", "attempt", "sweep"]
+
+
+KILLED = (
+    "a worker process was killed, as happens when memory runs out; run the same command again to go on, "
+    "perhaps with fewer --jobs"
+)
+WATCH = "fscl-watch"
+PAUSE = 1.0  # seconds between two looks at runs that other processes are at work on
+
+Ended = tuple[str, bool]  # the error, empty if there was none, and whether it was a crash
+Item = tuple[RunSpec, int | None]  # and, if it is to be made anew, the stamp of the record that is there
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run of the grid ended.
+
+    Attributes:
+        spec: what was to be run.
+        folder: where it is.
+        error: why it failed; empty if it did not.
+        crashed: whether it failed for a reason that is not the user's: the learner raised, or its process was killed.
+    """
+
+    spec: RunSpec
+    folder: Path
+    error: str = ""
+    crashed: bool = False
+
+
+# what does the runs that are to be done, in a folder, so many at a time or as many as fit, over finished ones or not
+Engine = Callable[[Sequence[RunSpec], Path, int | None, bool], Iterator[Outcome]]
+
+
+def sweep(
+    specs: Sequence[RunSpec],
+    out: Path,
+    jobs: int | None = None,
+    overwrite: bool = False,
+    console: Console | None = None,
+    engine: Engine | None = None,
+) -> list[Outcome]:
+    """Runs every spec, ``jobs`` at a time, each in a process of its own; a run that fails does not stop the others.
+
+    If a worker is killed, say for want of memory, so are those at work beside it; what had not begun is then done.
+
+    Any number of processes, on machines that share ``out``, may do the same grid at once: each takes runs that no other
+    is at work on, waits for those of the others, and takes up what one that died has left.
+
+    Args:
+        specs: the runs.
+        out: output folder.
+        jobs: runs at a time; by default as many as there are cores for their threads.
+        overwrite: run finished ones again.
+        console: where it is shown how far the runs are; None shows nothing.
+        engine: where runs are done; this machine by default.
+
+    Returns:
+        An outcome for each spec, in order.
+    """
+    todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
+    outcomes = {}
+    with LiveTable(specs, out, overwrite, console if todo else None) as live:
+        for outcome in (engine or _here)(todo, out, jobs, overwrite):
+            outcomes[outcome.folder] = outcome
+            if outcome.error:
+                live.failed(outcome.folder)
+    return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
+
+
+def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:
+    threads = max((spec.threads for spec in todo), default=1)
+    jobs = max(1, min(jobs or _cores() // threads, len(todo)))
+    left: list[Item] = [(spec, _stamp(spec, out) if overwrite else None) for spec in todo]
+    while left:
+        busy = []
+        for item, ended in _in_turn(left, out) if jobs == 1 else _at_once(left, out, jobs):
+            if ended is None:
+                busy.append(item)
+            else:
+                yield Outcome(item[0], item[0].folder(out), *ended)
+        if len(busy) == len(left):
+            time.sleep(PAUSE)
+        left = busy
+
+
+def _in_turn(items: Sequence[Item], out: Path) -> Iterator[tuple[Item, Ended | None]]:
+    for item in items:
+        yield item, _unless_busy(*item, out)
+
+
+def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item, Ended | None]]:
+    from joblib import Parallel, delayed
+
+    left, begun = dict(enumerate(items)), set()
+    place = out.absolute()  # a worker that is kept from an earlier grid may have started in another folder
+    pool = Parallel(jobs, backend="loky", batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
+
+    def tasks() -> Iterator[Any]:
+        for i, item in enumerate(items):
+            begun.add(i)  # no more are taken than there are workers
+            yield delayed(_in_worker)(i, *item, place, os.getpid())
+
+    try:
+        for i, ended in pool(tasks()):
+            yield left.pop(i), ended
+    except BrokenExecutor:  # one worker was killed, and joblib has ended the others with it
+        for i, item in left.items():
+            if i not in begun:
+                yield item, None
+            else:
+                yield item, ("", False) if item[1] is None and is_finished(item[0], out) else (KILLED, True)
+    except BaseException:
+        _end_workers()
+        raise
+
+
+def _end_workers() -> None:
+    from joblib.externals.loky import get_reusable_executor
+
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
+
+
+def _in_worker(i: int, spec: RunSpec, anew: int | None, out: Path, driver: int) -> tuple[int, Ended | None]:
+    if WATCH not in (thread.name for thread in threading.enumerate()):
+        threading.Thread(target=_end_with, args=(driver,), name=WATCH, daemon=True).start()
+    return i, _unless_busy(spec, anew, out)
+
+
+def _end_with(driver: int) -> None:
+    """Ends this worker when its driver is gone: killed, it told nobody, and training would go on unseen for hours."""
+    while os.getppid() == driver:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def _unless_busy(spec: RunSpec, anew: int | None, out: Path) -> Ended | None:
+    """As ``attempt``; None while another process is at work on it. What one has made anew is not made once more."""
+    try:
+        return attempt(spec, out, anew == _stamp(spec, out), wait=False)
+    except BusyError:
+        return None
+
+
+def _stamp(spec: RunSpec, out: Path) -> int:
+    """Changes with the run's record; 0 if there is none."""
+    try:
+        return (spec.folder(out) / "run.json").stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
+def attempt(
+    spec: RunSpec, out: Path, overwrite: bool, kept: Callable[[], None] | None = None, wait: bool = True
+) -> Ended:
+    """Runs, and returns the error, empty if there was none, and whether it was a crash.
+
+    Args:
+        kept, wait: as in :func:`fscl.runs.run.run_one`.
+
+    Raises:
+        BusyError: as there.
+    """
+    folder = spec.folder(out)
+    reported = False
+
+    def report(experience: int, epoch: int, epochs: int) -> None:
+        nonlocal reported
+        reported = True
+        # a torn or missing file only leaves the bar where it is
+        with contextlib.suppress(OSError):
+            text = json.dumps([experience + epoch / epochs, os.getpid()])
+            (folder / "progress").write_text(text, encoding="utf-8")
+
+    try:
+        with _without_deprecations():
+            run_one(spec, out, overwrite, report, kept, wait)
+    except BusyError:
+        raise
+    except FsclError as failure:
+        return str(failure), False
+    except Exception as failure:  # a learner's own: it is recorded, and the grid goes on
+        import traceback
+
+        with contextlib.suppress(OSError):
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        return f"{type(failure).__name__}: {failure} (see error.txt there)", True
+    else:
+        (folder / "error.txt").unlink(missing_ok=True)
+        return "", False
+    finally:
+        if reported:
+            with contextlib.suppress(OSError):
+                (folder / "progress").unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _without_deprecations() -> Iterator[None]:
+    """Avalanche calls what it, or PyTorch, has deprecated, and says so at every task, in the midst of the table."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_others(message: Any, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, DeprecationWarning) and "is deprecated" not in str(message):
+                show(message, category, *where)
+
+        warnings.showwarning = show_others  # type: ignore[assignment]  # passes on whatever it is given
+        yield
+
+
+def _cores() -> int:
+    from joblib import cpu_count
+
+    return cpu_count()  # knows of affinity and of a container's quota

@@ -1,0 +1,228 @@
+"""One contract over every recipe: each strategy learns, resumes and reports; each benchmark fits its data."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.similarity.grounding_superclasses import SUPERCLASSES
+from fscl.data.datasets import data_root
+from fscl.data.images import ImageSet, join_images
+from fscl.data.layouts import CORE50_OBJECTS
+from fscl.continual.strategies import strategy_class
+from fscl.errors import FsclError
+from fscl.runs.building import check_runnable, load_stream
+from fscl.runs.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
+from fscl.report.page import summary_rows, write_report
+from fscl.runs.results import load_runs
+from fscl.runs.run import run_one
+from fscl.runs.spec import RunSpec
+
+BENCHMARKS = list(find_recipes("benchmarks"))
+STRATEGIES = list(find_recipes("strategies"))
+# are told a test image's task
+APART = ("AtomEnsemble", "AtomSwapping", "FromScratch", "PackNet", "PNN", "WSN")
+KEEP_TASKS_APART = [name for name in STRATEGIES if load_strategy(name).class_path.split(".")[-1] in APART]
+NEW_CLASSES = ("icarl",)  # learn nothing but new classes, all told apart by one head
+NO_LABELS = ("atom_selection",)  # find a test image's task by themselves, and are for streams that do not tell it
+# what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
+DATA = {
+    "digits": ((1, 8, 8), 10),
+    "mnist": ((1, 28, 28), 10),
+    "fmnist": ((1, 28, 28), 10),
+    "cifar10": ((3, 32, 32), 10),
+    "cifar100": ((3, 32, 32), 100),
+    "tinyimagenet": ((3, 64, 64), 200),
+    "miniimagenet": ((3, 84, 84), 100),
+    "core50": ((3, 128, 128), 50),
+}
+SCENARIOS = ("task", "domain", "class")
+
+
+def made_up(benchmark: BenchmarkRecipe) -> tuple[ImageSet, ImageSet]:
+    """Two black images a class, of the shape and number that the recipe's data has, and named as it names them."""
+    named = benchmark.split.tasks
+    wanted = sorted(c for group in named.values() for c in group) if isinstance(named, dict) else []
+    sets = {}
+    for name in benchmark.data.name.split("+"):
+        (channels, *sides), count = DATA[name]
+        sides = [benchmark.data.image_size] * 2 if benchmark.data.image_size else sides
+        labels = torch.arange(count).repeat(2)
+        classes = wanted or [f"{name} {c}" for c in range(count)]
+        assert len(classes) == count
+        images = ImageSet(torch.zeros(len(labels), channels, *sides, dtype=torch.uint8), labels, classes)
+        sets[name] = (images, images)
+    return join_images(sets) if len(sets) > 1 else next(iter(sets.values()))
+
+
+def stop_in_the_second(experience: int, *_: int) -> None:
+    if experience == 1:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", BENCHMARKS + STRATEGIES)
+def test_it_says_what_it_is_in_one_line(name: str) -> None:
+    recipe = load_benchmark(name) if name in BENCHMARKS else load_strategy(name)
+    assert recipe.name == name
+    for text in (recipe.title, recipe.description):
+        assert text.strip()
+        assert "\n" not in text
+    assert len(recipe.title) < 40
+    assert len(recipe.description) < 100
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark(name)
+    images = made_up(benchmark)
+    monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: images)
+    for strategy in STRATEGIES:
+        recipes = with_overrides(benchmark, load_strategy(strategy), ["training.drop_last=false"])  # of two images
+        spec = RunSpec(*recipes, 0)
+        if strategy in KEEP_TASKS_APART and benchmark.split.scenario != "task":
+            with pytest.raises(FsclError, match="needs a test image's task label"):
+                check_runnable(spec, load_stream(spec))
+        elif strategy in NEW_CLASSES and benchmark.split.scenario != "class":
+            with pytest.raises(FsclError, match=r"use split\.scenario=class"):
+                check_runnable(spec, load_stream(spec))
+        elif strategy in NO_LABELS and benchmark.split.scenario == "task":
+            with pytest.raises(FsclError, match=r"use split\.scenario=class or split\.scenario=domain"):
+                check_runnable(spec, load_stream(spec))
+        else:
+            check_runnable(spec, load_stream(spec))
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_learned_resumed_and_reported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = load_benchmark(name)
+    train, _ = made_up(benchmark)
+    noise = torch.randint(0, 256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = replace(train, images=noise)
+    monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: (images, images))
+    learner = "atom_swapping" if benchmark.split.scenario == "task" else "atom_selection"
+    settings = ["training.epochs=2", "training.epochs_next=1", "training.batch_size=4"]
+    spec = RunSpec(*with_overrides(benchmark, load_strategy(learner), settings), 0, first=2)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_one(spec, tmp_path / "interrupted", progress=stop_in_the_second)
+    folders = [run_one(spec, tmp_path / out) for out in ("interrupted", "whole")]
+    resumed, whole = (json.loads((folder / "run.json").read_text()) for folder in folders)
+    assert [again["after"] for again in resumed["resumed"]] == [1]
+    assert not whole["resumed"]
+    for key in ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity"):
+        assert resumed[key] == whole[key], key
+    assert len(whole["tasks"]) == len(whole["accuracy"]) == 2
+    page = write_report(load_runs([folders[0]]), tmp_path / "report").html.read_text()
+    assert benchmark.title in page
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_is_to_be_had_in_every_scenario(name: str, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark(name)
+    images = made_up(benchmark)
+    monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: images)
+    learner, setting = load_strategy("naive"), [f"split.scenario={scenario}"]
+    if benchmark.split.tasks is None and scenario == "class":
+        with pytest.raises(FsclError, match="have the same classes; use 'domain' or 'task'"):
+            with_overrides(benchmark, learner, setting)
+        return
+    stream = load_stream(RunSpec(*with_overrides(benchmark, learner, setting), 0, validation=0.5))
+    assert stream.scenario == scenario
+    assert len(set(stream.names)) == len(stream.tasks) == len(stream.train_stream) == len(stream.test_stream)
+    if benchmark.split.tasks is not None:  # every class is learned, and once
+        assert sorted(c for task in stream.tasks for c in task) == sorted(images[0].classes)
+    labels = {label for e in stream.train_stream for label in e.task_labels}
+    assert labels == (set(range(len(stream.tasks))) if scenario == "task" else {0})
+    targets = {c for e in stream.train_stream for c in e.classes_in_this_experience}
+    assert len(targets) == (len(images[0].classes) if scenario == "class" else stream.classes_per_task)
+
+
+@pytest.mark.parametrize(
+    ("name", "tasks"),
+    [
+        ("split_digits", [2] * 5),
+        ("split_digits_class", [2] * 5),
+        ("split_mnist", [2] * 5),
+        ("split_fmnist", [2] * 5),
+        ("rotated_fmnist", [10] * 10),
+        ("permuted_fmnist", [10] * 10),
+        ("split_cifar10", [2] * 5),
+        ("split_cifar100", [5] * 20),
+        ("split_cifar100_10", [10] * 10),
+        ("split_cifar100_superclass", [5] * 20),
+        ("split_cifar110", [10] * 11),
+        ("split_tinyimagenet", [10] * 20),
+        ("split_miniimagenet", [5] * 20),
+        ("core50", [5] * 10),
+    ],
+)
+def test_a_benchmarks_tasks_are_those_of_its_name(name: str, tasks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    benchmark = load_benchmark(name)
+    images = made_up(benchmark)
+    monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: images)
+    stream = load_stream(RunSpec(*with_overrides(benchmark, load_strategy("naive")), 0))
+    assert [len(task) for task in stream.tasks] == tasks
+    if name == "split_cifar110":
+        assert {c.split()[0] for c in stream.tasks[0]} == {"cifar10"}
+    if name == "rotated_fmnist":
+        assert stream.names[:2] == ["rotated 0°", "rotated 36°"]
+
+
+def test_superclasses_are_those_of_cifar100() -> None:
+    tasks = load_benchmark("split_cifar100_superclass").split.tasks
+    assert isinstance(tasks, dict)
+    assert {name: tuple(group) for name, group in tasks.items()} == SUPERCLASSES
+    folder = data_root() / "cifar100" / "train"
+    if folder.is_dir():
+        assert {path.name for path in folder.iterdir()} == {c for group in tasks.values() for c in group}
+
+
+def test_categories_are_those_of_core50() -> None:
+    tasks = load_benchmark("core50").split.tasks
+    assert isinstance(tasks, dict)
+    assert [c for group in tasks.values() for c in group] == CORE50_OBJECTS
+    for name, group in tasks.items():
+        assert {c[:-1] for c in group} == {name.replace(" ", "_")}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_benchmark_has_words_only_for_strategies_that_there_are(name: str) -> None:
+    """A misspelt ``[strategies.from_scrath]`` would pass silently: users' own strategies have names of their own."""
+    benchmark = load_benchmark(name)
+    assert set(benchmark.strategies) <= set(STRATEGIES)
+    for strategy, override in benchmark.strategies.items():
+        recipe = load_strategy(strategy)
+        strategy_class(recipe.class_path, {**recipe.args, **override.args})
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
+    settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
+    settings += ["training.epochs=6", f"split.scenario={'class' if name in NEW_CLASSES + NO_LABELS else 'task'}"]
+    pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
+    spec = RunSpec(*pair, 0)
+
+    if name != "joint":  # whose second experience is over before it begins
+        with pytest.raises(KeyboardInterrupt):
+            run_one(spec, tmp_path, progress=stop_in_the_second)
+    learned = set()
+    folder = run_one(spec, tmp_path, progress=lambda experience, *_: learned.add(experience))
+    record = json.loads((folder / "run.json").read_text())
+    if name != "joint":
+        assert learned == {1}  # the first is not learned again
+        assert [resumed["after"] for resumed in record["resumed"]] == [1]
+    accuracy = record["accuracy"]
+    assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5 and, of new classes, 0.25 at last
+    assert accuracy[1][1] > 0.8
+    runs = load_runs([tmp_path])
+    (row,) = summary_rows(runs)
+    assert row.accuracy is not None
+    assert row.accuracy.mean == pytest.approx(sum(accuracy[1]) / 2)
+    page = write_report(runs, tmp_path / "report").html.read_text()
+    assert load_strategy(name).title in page
+    assert "2, 3" in page

@@ -1,0 +1,30 @@
+"""Records tell one state of the code from another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fscl.runs.environment import code
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "told"),
+    [
+        ("continual/trainer.py", "steps = 2", True),
+        ("continual/deep/er.py", "more = 1", True),
+        ("plots/charts.py", "colour = 2", False),
+        ("continual/notes.txt", "not code", False),
+    ],
+)
+def test_a_change_of_what_decides_numbers_is_told(tmp_path: Path, file: str, text: str, told: bool) -> None:
+    digests = []
+    for name in ("one", "other"):
+        (tmp_path / name / "continual" / "deep").mkdir(parents=True)
+        (tmp_path / name / "plots").mkdir()
+        (tmp_path / name / "continual" / "trainer.py").write_text("steps = 1")
+        if name == "other":
+            (tmp_path / name / file).write_text(text)
+        digests.append(code(tmp_path / name))
+    assert (digests[0] != digests[1]) == told
