@@ -1,7 +1,10 @@
 """The folders of the package may import downwards only; the contracts are in pyproject.toml."""
 
+import subprocess
+import sys
 from pathlib import Path
 
+import torch
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 
@@ -11,11 +14,59 @@ def test_imports_point_down():
     assert status == EXIT_STATUS_SUCCESS
 
 
+PLAIN_PYTORCH = """
+import sys
+sys.modules["avalanche"] = None  # its import fails
+
+import torch
+import fscl
+from fscl.cli.app import main
+from fscl.data import load_images
+from fscl.networks import make_network
+from fscl.plots import similarity_heatmap
+
+train, _ = load_images("digits")
+net = make_network("convnet", (1, 8, 8), 2, {"widths": [4, 8], "pool_after": [0]})
+model = fscl.decompose(net, num_atoms=4).model
+bank = fscl.AtomBank(model)
+bank.store(model, 0)
+bank.begin(model, start=0)
+optimizer = torch.optim.SGD(bank.parameters(model), 0.1)
+model(train.images[:8] / 255).square().sum().backward()
+optimizer.step()
+bank.store(model, 1)
+before = model.eval()(train.images[:8] / 255)
+assert torch.equal(bank.network(model, 1).eval()(train.images[:8] / 255), before)
+similarity = fscl.similarity_matrix(bank)
+assert similarity.shape == (2, 2)
+similarity_heatmap(similarity.numpy(), ["a", "b"]).figure.savefig("heatmap.png")
+torch.save(bank.network(model, 0).state_dict(), "0.pt")
+bank.save("bank.safetensors")
+try:
+    fscl.AtomSwapping
+except ModuleNotFoundError as error:
+    assert "avalanche" in str(error)
+sys.argv = ["fscl", *sys.argv[1:]]
+main()
+"""
+
+
+def test_atoms_banks_comparison_and_plots_need_no_avalanche(tmp_path):
+    for name in ("a", "b"):
+        net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
+        torch.save(net.state_dict(), tmp_path / f"{name}.pth")
+    for arguments, written in (
+        (["similarity", "a.pth", "b.pth"], "similarity/similarity.csv"),
+        (["heatmap", "bank.safetensors", "-o", "bank.png"], "bank.png"),
+    ):
+        command = [sys.executable, "-c", PLAIN_PYTORCH, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert (tmp_path / written).is_file()
+
+
 def test_heavy_packages_are_not_imported_with_the_package():
     """``import fscl`` and the command line answer at once: torch and Avalanche come with what needs them."""
-    import subprocess
-    import sys
-
     code = "import sys, fscl, fscl.files; print(sorted({'torch', 'avalanche', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

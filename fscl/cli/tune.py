@@ -73,6 +73,7 @@ def tune(
     from fscl.runs.sweep import sweep
     from fscl.runs.tune import Protocol, plan, tuned, write_record
     from fscl.runs.tuned_recipe import changed_text, write_recipe
+    from fscl.runs.workers import warm_up
 
     for name, value in (("--trials", trials), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
@@ -86,8 +87,9 @@ def tune(
     check_writable(file.parent, "--recipe")
     console = Console()
     with console.status("Loading Avalanche and PyTorch ..."):
-        place = find_device(device)
-        base = str(data_base(data))
+        if jobs != 1:
+            warm_up()
+        place, base = find_device(device), str(data_base(data))
         planned = plan(recipe, learners, protocol, data=base, device=place, threads=threads)
         source = find_recipe("benchmarks", benchmark)
         changed_text(source, {of_one[0].spec.strategy.name: of_one[0].settings for of_one in planned}, {})  # can it be?

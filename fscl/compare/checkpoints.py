@@ -6,17 +6,15 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
+from fscl.compare.architecture import Architecture
 from fscl.compare.containers import check_claims, read_container
 from fscl.compare.convolutions import LeftOut, convolutions, same_layers
 from fscl.compare.effective import effective_state
 from fscl.errors import FsclError, printable
-
-if TYPE_CHECKING:  # it takes Avalanche, which takes seconds
-    from fscl.compare.architecture import Architecture
 
 __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoint"]
 
@@ -55,7 +53,7 @@ class _Network:
 
 
 def load_checkpoints(
-    paths: Sequence[Path], architecture: "Architecture | None" = None, skip_broken: bool = False
+    paths: Sequence[Path], architecture: Architecture | None = None, skip_broken: bool = False
 ) -> Checkpoints:
     """Reads files, and folders of files, that hold networks of one architecture.
 
@@ -202,7 +200,7 @@ def _commonest(networks: Mapping[Path, _Network]) -> Path:
     return next((path for path, kind in kinds.items() if kind == most[0][0]), Path())
 
 
-def _read_network(path: Path, architecture: "Architecture | None") -> _Network:
+def _read_network(path: Path, architecture: Architecture | None) -> _Network:
     """A file's network, without the prefixes of wrappers."""
     states = list(_without_prefixes(effective_state(read_checkpoint(path))))
     if architecture is None:

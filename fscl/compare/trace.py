@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.overrides import TorchFunctionMode
 
+from fscl.atoms.layers import AtomConv2d
 from fscl.errors import FsclError
 
 __all__ = ["Event", "trace"]
@@ -127,6 +128,4 @@ class _Recorder(TorchFunctionMode):
 
 
 def _is_convolution(module: nn.Module) -> bool:
-    from fscl.atoms.layers import AtomConv2d
-
     return isinstance(module, (nn.Conv2d, AtomConv2d))

@@ -3,11 +3,9 @@
 import contextlib
 import json
 import os
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,15 +16,10 @@ from fscl.errors import FsclError
 from fscl.runs.progress import LiveTable
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
+from fscl.runs.workers import Died, each_in_a_worker
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 
-
-KILLED = (
-    "a worker process was killed, as happens when memory runs out; run the same command again to go on, "
-    "perhaps with fewer --jobs"
-)
-WATCH = "fscl-watch"
 PAUSE = 1.0  # seconds between two looks at runs that other processes are at work on
 
 Ended = tuple[str, bool]  # the error, empty if there was none, and whether it was a crash
@@ -62,9 +55,9 @@ def sweep(
     console: Console | None = None,
     engine: Engine | None = None,
 ) -> list[Outcome]:
-    """Runs every spec, ``jobs`` at a time, each in a process of its own; a run that fails does not stop the others.
+    """Runs every spec, ``jobs`` at a time, each in a process of its own.
 
-    If a worker is killed, say for want of memory, so are those at work beside it; what had not begun is then done.
+    A run that fails, or whose process is killed (say for want of memory), does not stop the others.
 
     Any number of processes, on machines that share ``out``, may do the same grid at once: each takes runs that no other
     is at work on, waits for those of the others, and takes up what one that died has left.
@@ -112,48 +105,19 @@ def _in_turn(items: Sequence[Item], out: Path) -> Iterator[tuple[Item, Ended | N
 
 
 def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item, Ended | None]]:
-    from joblib import Parallel, delayed
-
-    left, begun = dict(enumerate(items)), set()
-    place = out.absolute()  # a worker that is kept from an earlier grid may have started in another folder
-    pool = Parallel(jobs, backend="loky", batch_size=1, pre_dispatch=jobs, return_as="generator_unordered")
-
-    def tasks() -> Iterator[Any]:
-        for i, item in enumerate(items):
-            begun.add(i)  # no more are taken than there are workers
-            yield delayed(_in_worker)(i, *item, place, os.getpid())
-
-    try:
-        for i, ended in pool(tasks()):
-            yield left.pop(i), ended
-    except BrokenExecutor:  # one worker was killed, and joblib has ended the others with it
-        for i, item in left.items():
-            if i not in begun:
-                yield item, None
-            else:
-                yield item, ("", False) if item[1] is None and is_finished(item[0], out) else (KILLED, True)
-    except BaseException:
-        _end_workers()
-        raise
+    place = out.absolute()  # the server of workers may have started in another folder
+    for (item, _), ended in each_in_a_worker(_in_worker, [(item, place) for item in items], jobs):
+        yield item, (_killed(ended.signal), True) if isinstance(ended, Died) else ended
 
 
-def _end_workers() -> None:
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown(wait=True, kill_workers=True)
-
-
-def _in_worker(i: int, spec: RunSpec, anew: int | None, out: Path, driver: int) -> tuple[int, Ended | None]:
-    if WATCH not in (thread.name for thread in threading.enumerate()):
-        threading.Thread(target=_end_with, args=(driver,), name=WATCH, daemon=True).start()
-    return i, _unless_busy(spec, anew, out)
+def _killed(signal: int) -> str:
+    reason = f"by signal {signal}, as happens when memory runs out" if signal else "without a word"
+    return f"its process was ended {reason}; run the same command again to go on, perhaps with fewer --jobs"
 
 
-def _end_with(driver: int) -> None:
-    """Ends this worker when its driver is gone: killed, it told nobody, and training would go on unseen for hours."""
-    while os.getppid() == driver:
-        time.sleep(0.5)
-    os._exit(1)
+def _in_worker(task: tuple[Item, Path]) -> Ended | None:
+    item, out = task
+    return _unless_busy(*item, out)
 
 
 def _unless_busy(spec: RunSpec, anew: int | None, out: Path) -> Ended | None:

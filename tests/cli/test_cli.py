@@ -236,7 +236,7 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["run", "--seeds", "-3"], r"--seeds is -3; it must be at least 1"),
         (["run", "--jobs", "0"], r"--jobs is 0; it must be at least 1"),
         (["run", "--threads", "0"], r"--threads is 0; it must be at least 1"),
-        (["run", "--engine", "spark"], r"--engine is 'spark'; joblib or ray would do"),
+        (["run", "--engine", "spark"], r"--engine is 'spark'; local or ray would do"),
         (["run", "--address", "here:1"], r"--address is for --engine ray"),
         (["run", "--gpus-per-run", "1"], r"--gpus-per-run is for --engine ray"),
         (["run", "--engine", "ray", "--gpus-per-run", "-1"], r"--gpus-per-run is -1.0; it must be at least 0"),

@@ -1,0 +1,37 @@
+"""``fscl report``: the table and the pages of runs that are there."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fscl.errors import FsclError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["report", "show_report"]
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Folders with runs, at any depth, or reports' runs.json.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("report"),
+) -> None:
+    """Write the report of any mixture of runs: one HTML page and one Markdown page."""
+    from rich.console import Console
+
+    show_report(runs, out, Console())
+
+
+def show_report(folders: list[Path], out: Path, console: "Console") -> None:
+    from fscl.report.page import rich_table, summary_rows, write_report
+    from fscl.runs.results import load_runs
+
+    found = load_runs(folders, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
+    console.print(rich_table(summary_rows(found), width=console.width))
+    try:
+        with console.status("Drawing the report ..."):
+            paths = write_report(found, out)
+    except OSError as error:
+        raise FsclError(f"cannot write the report {out}: {error.strerror or error}") from error
+    console.print(f"Report: {paths.html}", highlight=False, markup=False, soft_wrap=True)
