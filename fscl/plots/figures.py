@@ -23,6 +23,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from fscl.errors import printable
 from fscl.files import write_atomically
@@ -203,11 +204,22 @@ def quiet_grid(axes: Axes) -> None:
 def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
     """Write on white, to a temporary name first, so that nobody finds half a file."""
 
+    box = _tight_box(figure, 0.06)
+
     def write(temporary: Path) -> None:
         with style():
-            figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", bbox_inches="tight", pad_inches=0.06)
+            figure.savefig(temporary, format="png", dpi=dpi, facecolor="white", bbox_inches=box)
 
     write_atomically(file, write)
+
+
+def _tight_box(figure: Figure, pad: float) -> Bbox:
+    """The box, in inches, around all that is drawn. The layout is found once for all files: it takes half the time."""
+    with style():
+        if figure.get_layout_engine() is not None:
+            figure.draw_without_rendering()
+            figure.set_layout_engine(None)
+        return figure.get_tightbbox().padded(pad)
 
 
 def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
@@ -217,9 +229,9 @@ def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
     """
     buffer = io.StringIO()
     # A fixed salt makes the same data give the same page.
-    tight: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.02}
+    box = _tight_box(figure, 0.02)
     with style(**{"svg.hashsalt": "fscl"}):
-        figure.savefig(buffer, format="svg", transparent=True, dpi=200, metadata={"Date": None}, **tight)
+        figure.savefig(buffer, format="svg", transparent=True, dpi=200, metadata={"Date": None}, bbox_inches=box)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
