@@ -6,7 +6,7 @@ import unicodedata
 __all__ = ["FsclError", "printable"]
 
 
-class FsclError(Exception):
+class FsclError(ValueError):
     """A mistake that the user can mend; the message carries the offending value and the values that would do.
 
     The message is one line of printable text, whatever the names and the errors of libraries that it quotes.

@@ -44,3 +44,8 @@ def test_a_message_can_be_printed_whatever_it_quotes(name: str) -> None:
 
 def test_the_lines_of_a_librarys_error_become_one() -> None:
     assert str(FsclError("failed:\n\tmissing keys\n\n  unexpected keys\n")) == "failed: missing keys unexpected keys"
+
+
+def test_a_mistake_is_a_value_error_too():
+    with pytest.raises(ValueError, match=r"num_atoms is 0"):
+        raise FsclError("num_atoms is 0")

@@ -56,6 +56,8 @@ def check_regular(path: Path) -> None:
             raise FsclError(f"{file}: {kind}, not a file")
         with open(path, "rb"):
             pass
+    except FsclError:
+        raise
     except ValueError as error:  # a null character in its name
         raise FsclError(f"{file}: no such file") from error
     except OSError as error:
@@ -89,6 +91,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             if (file.metadata() or {}).get("format") == "fscl.AtomBank":
                 raise FsclError(f"{printable(str(path))}: an atom bank, not a checkpoint; see `fscl heatmap`")
             return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except FsclError:
+        raise
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
         why = _strange_beginning(path) or _first_sentence(error)
         raise FsclError(f"{printable(str(path))}: damaged or truncated, not readable as safetensors ({why})") from error

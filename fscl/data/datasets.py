@@ -217,6 +217,8 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
             if len(left) or file.read(1):
                 raise ValueError(f"not {'x'.join(map(str, sizes))} values, as it says")
         return torch.from_numpy(values)
+    except FsclError:
+        raise
     except (OSError, EOFError, ValueError, MemoryError, struct.error, zlib.error) as error:
         raise FsclError(f"{found}: damaged or missing ({error}); get it anew") from error
 

@@ -196,6 +196,8 @@ def _load(
         data = tomllib.loads(text)
     except OSError as error:
         raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
+    except FsclError:
+        raise
     except (ValueError, RecursionError) as error:  # no TOML, not UTF-8, too many digits, too deep
         raise FsclError(f"{path}: not valid TOML ({' '.join(str(error).split())[:200]})") from error
     if "name" not in data and (fault := name_fault(path.stem)):
