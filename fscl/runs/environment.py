@@ -13,7 +13,8 @@ import fscl
 __all__ = ["machine", "processor", "versions"]
 
 PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
-CODE = ("atoms", "continual")  # what of fscl decides a run's numbers
+# the rooms of fscl that decide a run's numbers
+CODE = ("atoms", "compare", "continual", "data", "factories.py", "networks.py", "similarity")
 
 
 def versions() -> dict[str, str]:
@@ -32,7 +33,8 @@ def versions() -> dict[str, str]:
 def code(package: Path) -> str:
     """Eight hexadecimal digits that tell one state of the code from another, whatever version both say they are."""
     digest = hashlib.sha256()
-    for file in sorted(file for part in CODE for file in (package / part).rglob("*.py")):
+    rooms = [package / room for room in CODE]
+    for file in sorted(file for room in rooms for file in (room.rglob("*.py") if room.is_dir() else [room])):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:8]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from fscl.runs.environment import code
+from fscl.runs.environment import CODE, code
 
 
 @pytest.mark.parametrize(
@@ -14,6 +14,7 @@ from fscl.runs.environment import code
     [
         ("continual/trainer.py", "steps = 2", True),
         ("continual/deep/er.py", "more = 1", True),
+        ("networks.py", "width = 2", True),
         ("plots/charts.py", "colour = 2", False),
         ("continual/notes.txt", "not code", False),
     ],
@@ -23,6 +24,8 @@ def test_a_change_of_what_decides_numbers_is_told(tmp_path: Path, file: str, tex
     for name in ("one", "other"):
         (tmp_path / name / "continual" / "deep").mkdir(parents=True)
         (tmp_path / name / "plots").mkdir()
+        for module in (room for room in CODE if room.endswith(".py")):
+            (tmp_path / name / module).write_text("")
         (tmp_path / name / "continual" / "trainer.py").write_text("steps = 1")
         if name == "other":
             (tmp_path / name / file).write_text(text)
