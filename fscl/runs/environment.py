@@ -34,7 +34,7 @@ def code(package: Path) -> str:
     """Eight hexadecimal digits that tell one state of the code from another, whatever version both say they are."""
     digest = hashlib.sha256()
     rooms = [package / room for room in CODE]
-    for file in sorted(file for room in rooms for file in (room.rglob("*.py") if room.is_dir() else [room])):
+    for file in sorted(file for room in rooms for file in ([room] if room.suffix else room.rglob("*.py"))):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:8]
 
