@@ -29,7 +29,8 @@ from fscl.report.prediction import (
 )
 from fscl.report.provenance import budget
 from fscl.report.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, small_p, summary_rows
-from fscl.runs.results import RunResult, load_runs
+from fscl.runs.record import RunRecord
+from fscl.runs.results import load_runs
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
@@ -75,7 +76,7 @@ BY_LEARNER = (
 
 
 @cache
-def runs_of(benchmark: str) -> list[RunResult]:
+def runs_of(benchmark: str) -> list[RunRecord]:
     return load_runs([REPORTS / benchmark / "runs.json"])
 
 
@@ -85,13 +86,13 @@ def leaderboard(benchmark: str) -> str:
     recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
     processor = " or ".join(f"an {name}" for name, _ in machines.most_common())
     lines = [
-        f"# {recipe['title']}",
+        f"# {recipe.title}",
         "",
-        f"- **Stream**: {recipe['description']}",
+        f"- **Stream**: {recipe.description}",
         f"- **Budget** of most learners: {_usual_budget(runs)}",
         f"- **Settings**: {_tuned(benchmark)}",
         f"- **Machine**: {runs[0].machine['threads']} thread of {processor}",
-        f"- **Time**: {human_seconds(sum(run.seconds for run in runs))} for all runs, added up",
+        f"- **Time**: {human_seconds(sum(run.seconds.total for run in runs))} for all runs, added up",
         f"- **More**: the [report]({FROM_PAGES}/{benchmark}/README.md) has each learner's settings and budget, "
         "transfer, curves and every seed",
         "",
@@ -136,17 +137,17 @@ def _tuning(benchmark: str) -> dict[str, Any] | None:
     return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
-def _commands(benchmark: str, runs: list[RunResult]) -> list[str]:
+def _commands(benchmark: str, runs: list[RunRecord]) -> list[str]:
     """What chose the settings, and what gives these runs (on another machine but for the last digits)."""
     recipe, learners = runs[0].benchmark, group_runs(runs)
-    data = [] if recipe["data"]["name"] == "digits" else ["--data DIR"]
+    data = [] if recipe.data["name"] == "digits" else ["--data DIR"]
     seeds = f"--seeds {max(len(learner.runs) for learner in learners)}"
     shown = []
     if tuning := _tuning(benchmark):
         options = [f"--{key} {value}" for key, value in tuning["protocol"].items() if key != "settings"]
         changes = [f"--set {setting}" for setting in tuning["protocol"]["settings"]]
         shown += _call("fscl tune", tuning["benchmark"], *data, *options, *changes, *_each(tuning["strategies"]))
-    return shown + _call("fscl run", recipe["name"], *data, seeds, *_each(learner.name for learner in learners))
+    return shown + _call("fscl run", recipe.name, *data, seeds, *_each(learner.name for learner in learners))
 
 
 def _each(strategies: Iterable[str]) -> list[str]:
@@ -160,9 +161,9 @@ def _call(*words: str) -> list[str]:
     return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
-def _heatmap(benchmark: str, runs: list[RunResult]) -> list[str]:
+def _heatmap(benchmark: str, runs: list[RunRecord]) -> list[str]:
     """Which tasks are alike, and how far that is their order; where each starts from the first, if there are such."""
-    by_start = {group.runs[0].strategy["args"]["warm_start"]: group for group in atom_strategies(group_runs(runs))}
+    by_start = {group.runs[0].strategy.args["warm_start"]: group for group in atom_strategies(group_runs(runs))}
     chain, star = by_start["previous"], by_start.get("first")
     picture = f"{benchmark}-similarity" + (f"-{star.name}" if star else "")
     text = (
@@ -174,7 +175,7 @@ def _heatmap(benchmark: str, runs: list[RunResult]) -> list[str]:
     if star:
         text += f" Where each task starts from the atoms of the first ({star.label}), ρ is {_with_time(star)}."
     file = f"{FROM_PAGES}/{benchmark}/figures/{picture.replace('_', '-')}.png"
-    return [f"![Task-to-task similarity on {runs[0].benchmark['title']}]({file})", "", text]
+    return [f"![Task-to-task similarity on {runs[0].benchmark.title}]({file})", "", text]
 
 
 def _with_time(group: StrategyRuns) -> str:
@@ -216,7 +217,7 @@ def answers() -> dict[str, dict[str, list[Prediction]]]:
         for answer in predictions_over_seeds(group_runs(runs)):
             if answer.found.defined:
                 by_stream = by_question.setdefault(answer.words, {})
-                by_stream.setdefault(runs[0].benchmark["title"], []).append(answer)
+                by_stream.setdefault(runs[0].benchmark.title, []).append(answer)
     return by_question
 
 
@@ -273,7 +274,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> li
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _usual_budget(runs: list[RunResult]) -> str:
+def _usual_budget(runs: list[RunRecord]) -> str:
     """What most learners were given; the report says what others were."""
     budgets = [budget(group.runs[0], brief=True) for group in group_runs(runs)]
     return max(dict.fromkeys(budgets), key=budgets.count)

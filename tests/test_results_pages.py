@@ -51,9 +51,9 @@ def test_committed_runs_are_of_the_recipes_as_they_are(name: str, learners: int,
     """So that the command beside each table gives these numbers again."""
     found = defaultdict(set)
     for run in load_runs([ROOT / "reports" / name]):
-        pair = with_overrides(load_benchmark(run.benchmark["name"]), load_strategy(run.strategy["name"]))
-        assert RunSpec(*pair, run.seed).hash == run.recipe_hash, run.strategy["name"]
-        found[run.strategy["name"]].add(run.seed)
+        pair = with_overrides(load_benchmark(run.benchmark.name), load_strategy(run.strategy.name))
+        assert RunSpec(*pair, run.seed).hash == run.recipe_hash, run.strategy.name
+        found[run.strategy.name].add(run.seed)
     assert len(found) >= learners
     assert {frozenset(runs) for runs in found.values()} == {frozenset(range(seeds))}
 

@@ -16,7 +16,8 @@ from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.report.sections import Picture, Section, build_section
 from fscl.report.summary import COLUMNS, SummaryRow, rich_table, summary_rows
-from fscl.runs.results import KEPT, RunResult, write_runs
+from fscl.runs.record import RunRecord
+from fscl.runs.results import KEPT, write_runs
 
 __all__ = ["ReportPaths", "SummaryRow", "environment", "rich_table", "summary_rows", "write_report"]
 
@@ -30,7 +31,7 @@ class ReportPaths:
     figures: tuple[Path, ...]
 
 
-def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | None = None) -> ReportPaths:
+def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | None = None) -> ReportPaths:
     """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
     One section for each benchmark. The runs themselves are kept in ``runs.json``, from which the report can be made

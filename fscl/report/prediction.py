@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fscl.accuracy import drop_matrix, forgetting_matrix
 from fscl.errors import FsclError
 from fscl.report.summary import DASH, StrategyRuns, small_p
-from fscl.runs.results import RunResult
+from fscl.runs.record import RunRecord
 
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
@@ -118,7 +118,7 @@ class Prediction(Asked):
         return (*head, *numbers, seeds, str(self.found.n_tasks), self.note)
 
 
-def whole_similarity(run: RunResult) -> Array | None:
+def whole_similarity(run: RunRecord) -> Array | None:
     """The layers' similarities as one (T, T) matrix, aggregated the way the run says; None if it kept none."""
     if run.similarity is None or not len(run.similarity.layers):
         return None
@@ -129,7 +129,7 @@ def whole_similarity(run: RunResult) -> Array | None:
     return aggregate_layers(torch.as_tensor(run.similarity.matrix), run.similarity.aggregate).numpy()
 
 
-def correlation_with_time(runs: Sequence[RunResult]) -> tuple[float, int]:
+def correlation_with_time(runs: Sequence[RunRecord]) -> tuple[float, int]:
     """Spearman's rho of similarity and of the number of tasks in between, mean over seeds; and of how many.
 
     Near -1, similarity tells when a task was learned as much as what it is. NaN, of 0 seeds, where it is undefined.
@@ -170,7 +170,7 @@ def _same_pairs(question: Question, one: StrategyRuns, other: StrategyRuns) -> b
     """Whether both say the same, as an ensemble and its atoms do of transfer."""
     theirs = {run.seed: run for run in other.runs}
     shared = [(run, theirs[run.seed]) for run in one.runs if run.seed in theirs]
-    if question == "transfer" and any(run.transfer is None for pair in shared for run in pair):
+    if question == "transfer" and any(not len(run.transfer) for pair in shared for run in pair):
         return False
     same = (np.array_equal(_outcome(question, a), _outcome(question, b), equal_nan=True) for a, b in shared)
     return all(same) and _same_similarity(one, other)
@@ -231,7 +231,7 @@ def _questions(groups: Sequence[StrategyRuns]) -> Iterator[tuple[Asked, Strategy
             yield asked, group, [_pair(asked, run, run) for run in group.runs], twin
 
 
-def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
+def _pair(asked: Asked, run: RunRecord, other: RunRecord | None) -> _Pair:
     count, question = len(run.tasks), asked.question
     if other is None:
         return _Pair(note=f"no finished run of {asked.atoms} has seed {run.seed}")
@@ -240,7 +240,7 @@ def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
     similarity = whole_similarity(other)
     if similarity is None:
         return _Pair(note="the run kept no similarity")
-    if question == "transfer" and (run.transfer is None or run.transfer.shape != (count, count)):
+    if question == "transfer" and run.transfer.shape != (count, count):
         return _Pair(note="the run kept no transfer matrix")
 
     from fscl.similarity.pooled import pooled_mantel
@@ -255,7 +255,7 @@ def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
     return _Pair(similarity, outcome, found.note)
 
 
-def _row(asked: Asked, label: str, run: RunResult, pair: _Pair) -> PredictionRow:
+def _row(asked: Asked, label: str, run: RunRecord, pair: _Pair) -> PredictionRow:
     count, question = len(run.tasks), asked.question
     head = (*asked.head, label, run.seed)
     if pair.note:
@@ -282,9 +282,8 @@ def _mostly_one(values: Array) -> bool:
     return bool(2 * np.unique(values, return_counts=True)[1].max() > len(values))
 
 
-def _outcome(question: Question, run: RunResult) -> Array:
+def _outcome(question: Question, run: RunRecord) -> Array:
     if question == "transfer":
-        assert run.transfer is not None
         return run.transfer.T
     return drop_matrix(run.accuracy) if question == "drop" else forgetting_matrix(run.accuracy)
 

@@ -21,7 +21,7 @@ from fscl.accuracy import (
 )
 from fscl.errors import FsclError
 from fscl.report.ranking import Difference, against_best
-from fscl.runs.results import RunResult
+from fscl.runs.record import RunRecord
 
 __all__ = [
     "COLUMNS",
@@ -93,11 +93,11 @@ class StrategyRuns:
     name: str
     label: str
     recipe_hash: str
-    runs: tuple[RunResult, ...]
+    runs: tuple[RunRecord, ...]
 
     @property
     def bound(self) -> str | None:
-        return self.runs[0].bound
+        return self.runs[0].strategy.bound
 
     @property
     def square(self) -> bool:
@@ -109,7 +109,7 @@ class StrategyRuns:
         return len({run.task_names for run in self.runs}) == 1
 
     @property
-    def shown(self) -> tuple[RunResult, ...]:
+    def shown(self) -> tuple[RunRecord, ...]:
         """The runs that one task-by-task matrix can show: all if they learned the same tasks, else the first seed's."""
         return self.runs if self.same_order else self.runs[:1]
 
@@ -177,25 +177,25 @@ class SummaryRow:
         return mean + short, small_p(difference.p_value)
 
 
-def group_runs(runs: Iterable[RunResult]) -> list[StrategyRuns]:
+def group_runs(runs: Iterable[RunRecord]) -> list[StrategyRuns]:
     """Finished runs by stream, strategy and recipe hash; best mean final accuracy first within a stream, and of equals
     the one that stores least.
 
     Runs of one strategy whose recipes differ stay apart, told apart by a short hash in the label. The same seed twice
     in a group raises :class:`FsclError`: counted twice, it would shrink the spread.
     """
-    groups: dict[tuple[str, str, str], dict[int, RunResult]] = {}
+    groups: dict[tuple[str, str, str], dict[int, RunRecord]] = {}
     for run in runs:
         if not run.finished:
             continue
-        group = groups.setdefault((run.stream, run.strategy["name"], run.recipe_hash), {})
+        group = groups.setdefault((run.stream, run.strategy.name, run.recipe_hash), {})
         if run.seed in group:
             raise FsclError(
-                f"seed {run.seed} of {run.strategy['name']} on {run.benchmark['name']} is there twice: "
+                f"seed {run.seed} of {run.strategy.name} on {run.benchmark.name} is there twice: "
                 f"{group[run.seed].path} and {run.path}; give only one of them"
             )
         group[run.seed] = run
-    titles = {key: str(next(iter(by_seed.values())).strategy.get("title") or key[1]) for key, by_seed in groups.items()}
+    titles = {key: next(iter(by_seed.values())).strategy.title or key[1] for key, by_seed in groups.items()}
     made = []
     for (benchmark, name, recipe_hash), by_seed in groups.items():
         title = titles[benchmark, name, recipe_hash]
@@ -213,7 +213,7 @@ def _rank(group: StrategyRuns) -> tuple[str, float, float, str, str]:
     return group.benchmark, -round(float(accuracy), 12), float(stored), group.name, group.recipe_hash
 
 
-def summary_rows(runs: Iterable[RunResult]) -> list[SummaryRow]:
+def summary_rows(runs: Iterable[RunRecord]) -> list[SummaryRow]:
     """One row for each strategy (and recipe hash) of each benchmark, over its finished seeds."""
     groups = group_runs(runs)
     rows = []
@@ -308,7 +308,7 @@ def human_seconds(seconds: float) -> str:
 
 
 def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
-    def over_seeds(number: Callable[[RunResult], float], usable: Callable[[RunResult], bool]) -> Estimate | None:
+    def over_seeds(number: Callable[[RunRecord], float], usable: Callable[[RunRecord], bool]) -> Estimate | None:
         return Estimate.of([number(run) for run in group.runs if usable(run)])
 
     def of_matrix(number: Callable[[np.ndarray], float]) -> Estimate | None:
@@ -333,11 +333,11 @@ def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
         forward_transfer=over_seeds(_forward, _transfers),
         bytes_per_task=over_seeds(lambda run: run.memory.bytes_per_task, lambda run: bool(run.memory.per_task)),
         bytes_in_all=over_seeds(lambda run: run.stored, lambda run: bool(run.memory.per_task)),
-        train_seconds=over_seeds(lambda run: float(run.train_seconds.sum()), lambda run: run.train_seconds.size > 0),
+        train_seconds=over_seeds(lambda run: float(run.seconds.train.sum()), lambda run: run.seconds.train.size > 0),
     )
 
 
-def _final(run: RunResult) -> float:
+def _final(run: RunRecord) -> float:
     try:
         return average_accuracy(run.accuracy) if run.square else float(_complete(run.accuracy[-1]).mean())
     except FsclError as error:
@@ -350,19 +350,17 @@ def _complete(row: np.ndarray) -> np.ndarray:
     return row
 
 
-def _in_turn(run: RunResult) -> bool:
+def _in_turn(run: RunRecord) -> bool:
     """Whether one network learned one task after another, so that something can be lost, or pass to the next."""
-    return run.square and run.bound != "upper" and len(run.tasks) > 1
+    return run.square and run.strategy.bound != "upper" and len(run.tasks) > 1
 
 
-def _transfers(run: RunResult) -> bool:
+def _transfers(run: RunRecord) -> bool:
     """Whether features were measured before each task, too."""
-    return _in_turn(run) and run.start is not None and run.untrained is not None
+    return _in_turn(run) and run.start.size > 0 and run.untrained.size > 0
 
 
-def _forward(run: RunResult) -> float:
-    if run.start is None or run.untrained is None:
-        raise FsclError(f"{run.path}: no start or untrained accuracies")
+def _forward(run: RunRecord) -> float:
     try:
         return forward_transfer(run.start, run.untrained)
     except FsclError as error:

@@ -1,24 +1,27 @@
 """How far the runs of a grid are, whichever process does them, read from what they write; and the table that shows it."""
 
+import contextlib
 import heapq
 import math
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-from fscl.errors import FsclError
-from fscl.plain import read_json
-from fscl.runs.record import YEARS, numbers
-from fscl.runs.spec import RunSpec
-import threading
-import time
+
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from fscl.errors import FsclError
+from fscl.plain import read_json
+from fscl.runs.record import RunRecord
+from fscl.runs.results import load_run
+from fscl.runs.spec import RunSpec
 
 __all__ = ['Finished', 'Grid', 'LiveTable', 'Row', 'draw']
 
@@ -87,25 +90,23 @@ class _Run:
     def look(self) -> None:
         if self.finished:
             return
-        try:
+        with contextlib.suppress(FsclError, ValueError):  # a file that is missing, torn or foreign
             stamp = _stamp(self.folder)
             if stamp != self.read:
-                self._take(read_json(self.folder / "run.json"))
+                self._take(load_run(self.folder / "run.json"))
                 self.read = stamp
             if self.begun:
-                share = float(read_json(self.folder / "progress")[0]) - len(self.seconds)
+                share = _reported(self.folder) - len(self.seconds)
                 self.share = self.share if math.isnan(share) else min(max(share, 0.0), 1.0)
-        except (FsclError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
-            pass
 
-    def _take(self, record: dict[str, Any]) -> None:
-        if record["recipe_hash"] != self.hash:
+    def _take(self, record: RunRecord) -> None:
+        if record.recipe_hash != self.hash:
             return
-        kinds = [numbers(record["seconds"][kind], kind, (None,), high=YEARS) for kind in ("train", "evaluate")]
-        seconds = [float(sum(pair)) for pair in zip(*kinds, strict=True)]
-        accuracy = numbers(record["accuracy"], "accuracy", (None, len(record["tasks"])))
-        seen = [float(a) for a in accuracy[-1] if not math.isnan(a)] if seconds else []
-        self.tasks, self.finished = len(record["tasks"]), record["status"] == "finished"
+        times = record.seconds.train.tolist(), record.seconds.evaluate.tolist()
+        seconds = [train + evaluate for train, evaluate in zip(*times, strict=True)]
+        last = record.accuracy[-1].tolist() if len(record.accuracy) else []
+        seen = [accuracy for accuracy in last if not math.isnan(accuracy)]
+        self.tasks, self.finished = len(record.tasks), record.finished
         self.seconds, self.accuracy, self.share = seconds, fmean(seen) if seen else None, 0.0
 
 
@@ -221,6 +222,18 @@ class Grid:
         other = fmean(later) if later else first * (training.epochs_next or training.epochs) / training.epochs
         times = [first] + [other] * (self._tasks(run) - 1)
         return sum(times[len(run.seconds) :]) - run.share * sum(times[len(run.seconds) :][:1])
+
+
+def _reported(folder: Path) -> float:
+    """How many tasks a worker says that it has done, a part of the present one included; NaN if it says no number.
+
+    Raises:
+        FsclError: it has said nothing, or its file is torn.
+    """
+    match read_json(folder / "progress"):
+        case [int() | float() as done, *_] if abs(done) < 1e9:
+            return done
+    return math.nan
 
 
 def _stamp(folder: Path) -> int:

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -27,7 +26,8 @@ from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.sections import build_section
 from fscl.report.summary import group_runs, human_bytes
 from fscl.runs.recipe import load_strategy
-from fscl.runs.results import SimilarityResult, load_runs
+from fscl.runs.record import Similarity
+from fscl.runs.results import load_runs
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
 MakeRun = Callable[..., Path]
@@ -195,7 +195,7 @@ def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_
     again = write_report(load_runs([paths.html.parent]), tmp_path / "again")
     assert again.markdown.read_text() == markdown
     both = load_runs([folder, paths.html.parent / "runs.json"])
-    assert [run.strategy["name"] for run in both] == ["atom_swapping", "fine_tuning"], "one run is read once"
+    assert [run.strategy.name for run in both] == ["atom_swapping", "fine_tuning"], "one run is read once"
     # a report below runs is not taken for runs: they may have been made again since
     write_report(load_runs([folder]), folder / "report")
     make_run("ewc", 0, 5)
@@ -219,7 +219,8 @@ def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: Make
     shutil.rmtree(next(folder.rglob("seed_0")))
     make_run("ewc", 0, 3, started="2026-01-02T00:00:00+00:00")
     (run,) = load_runs([folder])
-    assert run.record["started"].startswith("2026-01-02"), "made anew in the folder of its report"
+    assert run.started is not None
+    assert run.started.startswith("2026-01-02"), "made anew in the folder of its report"
 
 
 def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: MakeRun) -> None:
@@ -250,16 +251,15 @@ def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRu
         half = rng.random((count, count)) / 2
         matrix = half + half.T
         np.fill_diagonal(matrix, 1)
-        similarity = SimilarityResult("cosine", "mean", ("one",), matrix[None])
-        provenance = "atoms" if run.strategy["name"] == "atom_swapping" else "filters"
+        similarity = Similarity(metric="cosine", aggregate="mean", layers=["one"], matrix=matrix[None])
+        provenance = "atoms" if run.strategy.name == "atom_swapping" else "filters"
         accuracy = np.where(np.triu(np.ones((count, count)), 1), np.nan, rng.random((count, count)))
         transfer = rng.random((count, count))
         changes = {"similarity": similarity, "provenance": provenance, "accuracy": accuracy, "transfer": transfer}
-        runs.append(replace(run, **changes))
+        runs.append(run.model_copy(update=changes))
     atoms, naive = runs
     assert atoms.similarity is not None
     assert naive.similarity is not None
-    assert naive.transfer is not None
     of_atoms, own = atoms.similarity.matrix[0], naive.similarity.matrix[0]
     accuracy = naive.accuracy
     forgotten = np.array([accuracy[i:t, i].max() - accuracy[t, i] for t, i in zip(*lower, strict=True)])
@@ -271,7 +271,7 @@ def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRu
         "transfer": spearmanr(own[off], naive.transfer.T[off]).statistic,
     }
     rows, _ = predictions(group_runs(runs))
-    found = {row.question: row.rho for row in rows if row.label == naive.strategy["title"]}
+    found = {row.question: row.rho for row in rows if row.label == naive.strategy.title}
     assert found == pytest.approx(expected)
 
 
