@@ -21,7 +21,8 @@ from fscl.cli.options import (
 )
 from fscl.cli.stopping import STOPPED, ToldToStop, told_to_stop
 from fscl.cli.tune import tune
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
+from fscl.text import printable
 
 if TYPE_CHECKING:
     from fscl.runs.sweep import Engine
@@ -287,12 +288,14 @@ def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | No
 def _show_report(folders: list[Path], out: Path, console: object) -> None:
     from rich.console import Console
 
-    from fscl.report.page import rich_table, summary_rows, write_report
+    from fscl.report.page import write_report
+    from fscl.report.summary import group_runs, summary_rows
+    from fscl.report.table import rich_table
     from fscl.runs.results import load_runs
 
     assert isinstance(console, Console)
     found = load_runs(folders, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
-    console.print(rich_table(summary_rows(found), width=console.width))
+    console.print(rich_table(summary_rows(group_runs(found)), width=console.width))
     try:
         with console.status("Drawing the report ..."):
             paths = write_report(found, out)

@@ -13,7 +13,8 @@ from torch import Tensor
 from fscl.compare.containers import check_claims, read_container
 from fscl.compare.convolutions import LeftOut, convolutions, same_layers
 from fscl.compare.effective import effective_state
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
+from fscl.text import printable
 
 if TYPE_CHECKING:  # it takes Avalanche, which takes seconds
     from fscl.compare.architecture import Architecture

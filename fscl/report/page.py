@@ -15,11 +15,11 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.report.sections import Picture, Section, build_section
-from fscl.report.summary import COLUMNS, SummaryRow, rich_table, summary_rows
+from fscl.report.table import COLUMNS
 from fscl.runs.record import RunRecord
 from fscl.runs.results import KEPT, write_runs
 
-__all__ = ["ReportPaths", "SummaryRow", "environment", "rich_table", "summary_rows", "write_report"]
+__all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     def png(picture: Picture) -> str:
         return f"figures/{slug_of[id(picture)]}.png"
 
-    values = {"title": heading, "sections": sections, "columns": COLUMNS, "svg": svg, "png": png}
+    values = {"title": heading, "sections": sections, "columns": COLUMNS.values(), "svg": svg, "png": png}
     html, markdown = folder / "index.html", folder / "README.md"
     with written_together():
         for picture, file in zip(pictures, files, strict=True):

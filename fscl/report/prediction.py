@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from fscl.accuracy import drop_matrix, forgetting_matrix
 from fscl.errors import FsclError
-from fscl.report.summary import DASH, StrategyRuns, small_p
+from fscl.report.summary import StrategyRuns
 from fscl.runs.record import RunRecord
+from fscl.text import DASH, interval, signed, small_p
 
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
@@ -28,7 +29,6 @@ __all__ = [
     "correlation_with_time",
     "predictions",
     "predictions_over_seeds",
-    "signed",
     "whole_similarity",
 ]
 
@@ -81,16 +81,12 @@ class PredictionRow(Asked):
     def defined(self) -> bool:
         return math.isfinite(self.rho)
 
-    @property
-    def interval(self) -> str:
-        return f"[{signed(self.low)}, {signed(self.high)}]" if math.isfinite(self.low) else DASH
-
     def cells(self) -> tuple[str, ...]:
         """Question, strategy, seed, rho, interval, tau, p, tasks, note."""
         head = (self.words, self.label, str(self.seed))
         if not self.defined:
             return (*head, "undefined", DASH, DASH, DASH, str(self.n_tasks), self.note)
-        numbers = (signed(self.rho), self.interval, signed(self.tau), small_p(self.p_value))
+        numbers = (signed(self.rho), interval(self.low, self.high) or DASH, signed(self.tau), small_p(self.p_value))
         return (*head, *numbers, str(self.n_tasks), self.note)
 
 
@@ -340,14 +336,4 @@ def _holm(p_values: Sequence[float]) -> list[float]:
 def _shown(found: PooledCorrelation, p: float) -> tuple[str, str]:
     if not found.defined:
         return "undefined", DASH
-    interval = f" [{signed(found.low)}, {signed(found.high)}]" if math.isfinite(found.low) else ""
-    return signed(found.statistic) + interval, small_p(p)
-
-
-def signed(value: float) -> str:
-    """
-    >>> signed(0.5), signed(-0.25), signed(-0.001)
-    ('+0.50', '−0.25', '0.00')
-    """
-    shown = f"{round(value, 2) + 0.0:+.2f}"  # no "-0.00"
-    return "0.00" if shown == "+0.00" else shown.replace("-", "−")
+    return f"{signed(found.statistic)} {interval(found.low, found.high)}".rstrip(), small_p(p)

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from fscl.report.summary import DASH, StrategyRuns, human_bytes, human_seconds
+from fscl.report.summary import StrategyRuns
 from fscl.runs.record import RunRecord
+from fscl.text import DASH, human_bytes, human_seconds
 
 __all__ = ["budget", "memory", "provenance", "settings"]
 

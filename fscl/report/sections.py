@@ -30,12 +30,12 @@ from fscl.report.prediction import (
     atom_strategies,
     correlation_with_time,
     predictions,
-    signed,
     whole_similarity,
 )
 from fscl.report.provenance import memory, provenance, settings
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
 from fscl.runs.record import RunRecord
+from fscl.text import signed
 
 __all__ = ["Picture", "Section", "build_section"]
 
@@ -59,7 +59,7 @@ class Section:
     title: str
     description: str
     provenance: list[tuple[str, str]]
-    rows: list[tuple[str, ...]]
+    rows: list[SummaryRow]
     memory: tuple[tuple[str, ...], list[tuple[str, ...]]]
     overview: list[Picture]
     accuracy: list[Picture]
@@ -77,7 +77,7 @@ class Section:
 def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
     """From all runs of benchmark ``name``; unfinished ones are only listed."""
     groups = group_runs(runs)
-    rows = summary_rows(runs)
+    rows = summary_rows(groups)
     recipe = runs[0].benchmark
     references = atom_strategies(groups)
     found, means = predictions(groups)
@@ -86,7 +86,7 @@ def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
         title=(recipe.title or recipe.name) + name.removeprefix(recipe.name),
         description=recipe.description,
         provenance=provenance(name, runs, groups),
-        rows=[row.cells() for row in rows],
+        rows=rows,
         memory=memory(groups),
         settings=[settings(group) for group in groups],
         overview=_overview(name, groups, rows),

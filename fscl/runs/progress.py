@@ -21,6 +21,7 @@ from fscl.errors import FsclError
 from fscl.plain import read_json
 from fscl.runs.record import RunRecord
 from fscl.runs.results import load_run
+from fscl.text import clock, points
 from fscl.runs.spec import RunSpec
 
 __all__ = ['Finished', 'Grid', 'LiveTable', 'Row', 'draw']
@@ -275,9 +276,9 @@ def draw(rows: Sequence[Row]) -> Table:
             f"{row.finished}/{row.runs}",
             *([f"[red]{row.failed}[/]" if row.failed else "0"] if failed else []),
             f"{row.learned}/{row.tasks or '–'}",
-            _percent(row.accuracy),
-            _clock(row.elapsed),
-            _clock(row.left),
+            points(row.accuracy),
+            clock(row.elapsed),
+            clock(row.left),
         )
     return table
 
@@ -328,21 +329,5 @@ class LiveTable:
             self._live.update(draw(self._grid.rows()), refresh=True)
         elif self._console is not None:
             for run in finished:
-                line = f"{run.title}, seed {run.seed}: {_percent(run.accuracy)} % in {_clock(run.seconds)}"
+                line = f"{run.title}, seed {run.seed}: {points(run.accuracy)} % in {clock(run.seconds)}"
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f}"
-
-
-def _clock(seconds: float | None) -> str:
-    """
-    >>> _clock(None), _clock(62.4), _clock(3725.0)
-    ('–', '1:02', '1:02:05')
-    """
-    if seconds is None:
-        return "–"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

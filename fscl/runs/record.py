@@ -24,9 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from fscl.text import brief
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
-from fscl.plain import LONGEST, brief, check_plain
+from fscl.plain import LONGEST, check_plain
 
 __all__ = [
     "FORMAT",

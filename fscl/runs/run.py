@@ -160,7 +160,7 @@ def _begin(
                 f"{folder / CHECKPOINT}: undamaged, but it does not fit what is built here ({line(error)}); go on with "
                 "the versions that run.json beside it names"
             ) from error
-        record.resumed.append(Resumed(after=trainer.done, versions=versions(), machine=here))
+        record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # what an overwritten run left; not before there is something to put in its place
         for name in (CHECKPOINT, "bank.safetensors"):
