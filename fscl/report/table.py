@@ -37,12 +37,12 @@ class Column:
     def heading(self) -> str:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
-    def number(self, row: SummaryRow, places: int = 2) -> str:
-        """What a cell says in the first place."""
+    def number(self, row: SummaryRow) -> str:
+        """What stands first in a cell."""
         return str(self.value(row))
 
-    def spread(self, row: SummaryRow, places: int = 2) -> str:
-        """How much its number varies over seeds: what stands small in a cell, perhaps nothing."""
+    def spread(self, row: SummaryRow) -> str:
+        """How much the number varies over seeds, which stands small in a cell; perhaps nothing."""
         return ""
 
     def cell(self, row: SummaryRow) -> str:
@@ -64,30 +64,27 @@ class Points(Column):
         value = self.value(row)
         return points(None if value is None else value.mean, places, self.sign)
 
-    def spread(self, row: SummaryRow, places: int = 2) -> str:
+    def spread(self, row: SummaryRow) -> str:
         value = self.value(row)
-        if value is None:
-            return ""
-        return f"{self.variation(value, places)} {_fewer(value, row)}".strip()
+        return "" if value is None else f"{self.variation(value)} {_fewer(value, row)}".strip()
 
-    def variation(self, value: Estimate, places: int) -> str:
-        return f"± {points(value.std, places)}" if value.n > 1 else ""
+    def variation(self, value: Estimate) -> str:
+        return f"± {points(value.std)}" if value.n > 1 else ""
 
     def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
         value = self.value(row)
-        number = self.number(row, 1 if narrow else 2)
-        if value is None or value.n < 2:
-            return f"{number} {self.spread(row)}".rstrip()
-        below = f"\n±{points(value.std, 1)}" if narrow else f" ± {points(value.std)}"
-        return f"{number}{below} {_fewer(value, row)}".rstrip()
+        if not narrow or value is None:
+            return self.cell(row)
+        below = f"\n±{points(value.std, 1)}" if value.n > 1 else ""
+        return f"{self.number(row, 1)}{below} {_fewer(value, row)}".rstrip()
 
 
 @dataclass(frozen=True)
 class PairedDifference(Points):
-    """A difference to the best, in points, with its interval, which a terminal has no room for."""
+    """A difference to the best, in points, with its interval, for which a terminal has no room."""
 
-    def variation(self, value: Estimate, places: int) -> str:
-        return interval(100 * value.low, 100 * value.high, places)
+    def variation(self, value: Estimate) -> str:
+        return interval(100 * value.low, 100 * value.high)
 
     def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
         return self.number(row, 1 if narrow else 2)
@@ -97,7 +94,7 @@ class PairedDifference(Points):
 class PValue(Column):
     value: Callable[[SummaryRow], float | None]
 
-    def number(self, row: SummaryRow, places: int = 2) -> str:
+    def number(self, row: SummaryRow) -> str:
         value = self.value(row)
         return DASH if value is None else small_p(value)
 
@@ -114,11 +111,11 @@ class Amount(Column):
     write: Callable[[float], str]
     write_short: Callable[[float], str]
 
-    def number(self, row: SummaryRow, places: int = 2) -> str:
+    def number(self, row: SummaryRow) -> str:
         value = self.value(row)
         return DASH if value is None else self.write(value.mean)
 
-    def spread(self, row: SummaryRow, places: int = 2) -> str:
+    def spread(self, row: SummaryRow) -> str:
         value = self.value(row)
         return f"± {self.write(value.std)}" if value is not None and value.std > 0 else ""
 
