@@ -25,11 +25,13 @@ from fscl.report.prediction import (
     atom_strategies,
     correlation_with_time,
     predictions_over_seeds,
-    signed,
 )
 from fscl.report.provenance import budget
-from fscl.report.summary import COLUMNS, DASH, StrategyRuns, group_runs, human_seconds, small_p, summary_rows
-from fscl.runs.results import RunResult, load_runs
+from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
+from fscl.report.table import COLUMNS
+from fscl.runs.record import RunRecord
+from fscl.runs.results import load_runs
+from fscl.text import DASH, human_seconds, interval, signed, small_p
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
@@ -37,17 +39,9 @@ FROM_PAGES = "../../reports"  # from docs/results/
 BENCHMARKS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")
 MAIN = BENCHMARKS[0]  # of which the README has some rows, and papers have numbers
 LEVEL = 0.05
-SHOWN = (
-    "Strategy",
-    "Seeds",
-    "Accuracy (%)",
-    "Against the best (points)",
-    "p (is the best)",
-    "Forgetting (points)",
-    "Stored per task",
-    "Stored in all",
-)
-IN_README = ("Strategy", "Accuracy (%)", "Forgetting (points)", "Stored per task", "Stored in all")
+# columns of the summary table
+SHOWN = ("strategy", "seeds", "accuracy", "against_best", "p", "forgetting", "bytes_per_task", "bytes_in_all")
+IN_README = ("strategy", "accuracy", "forgetting", "bytes_per_task", "bytes_in_all")
 ROWS_IN_README = ("joint", "wsn", "packnet", "atom_swapping_first", "atom_swapping", "replay", "naive")
 OVER_STREAMS = ("Question", "Learners, over streams", "p < 0.05", "p < 0.05, later tasks equally far apart")
 OVER_LEARNERS = (
@@ -75,8 +69,13 @@ BY_LEARNER = (
 
 
 @cache
-def runs_of(benchmark: str) -> list[RunResult]:
+def runs_of(benchmark: str) -> list[RunRecord]:
     return load_runs([REPORTS / benchmark / "runs.json"])
+
+
+@cache
+def groups_of(benchmark: str) -> list[StrategyRuns]:
+    return group_runs(runs_of(benchmark))
 
 
 def leaderboard(benchmark: str) -> str:
@@ -85,17 +84,17 @@ def leaderboard(benchmark: str) -> str:
     recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
     processor = " or ".join(f"an {name}" for name, _ in machines.most_common())
     lines = [
-        f"# {recipe['title']}",
+        f"# {recipe.title}",
         "",
-        f"- **Stream**: {recipe['description']}",
-        f"- **Budget** of most learners: {_usual_budget(runs)}",
+        f"- **Stream**: {recipe.description}",
+        f"- **Budget** of most learners: {_usual_budget(groups_of(benchmark))}",
         f"- **Settings**: {_tuned(benchmark)}",
         f"- **Machine**: {runs[0].machine['threads']} thread of {processor}",
-        f"- **Time**: {human_seconds(sum(run.seconds for run in runs))} for all runs, added up",
+        f"- **Time**: {human_seconds(sum(run.seconds.total for run in runs))} for all runs, added up",
         f"- **More**: the [report]({FROM_PAGES}/{benchmark}/README.md) has each learner's settings and budget, "
         "transfer, curves and every seed",
         "",
-        *_table(SHOWN, [_columns(row.cells(), SHOWN) for row in summary_rows(runs)], texts=1),
+        *_table(_headings(SHOWN), [_cells(row, SHOWN) for row in summary_rows(groups_of(benchmark))], texts=1),
         "",
         "## Commands",
         "",
@@ -112,12 +111,16 @@ def leaderboard(benchmark: str) -> str:
 
 def headline() -> str:
     """Some rows of the first benchmark, for the README."""
-    rows = [_columns(row.cells(), IN_README) for row in summary_rows(runs_of(MAIN)) if row.strategy in ROWS_IN_README]
-    return "\n".join(_table(IN_README, rows, texts=1))
+    rows = [_cells(row, IN_README) for row in summary_rows(groups_of(MAIN)) if row.strategy in ROWS_IN_README]
+    return "\n".join(_table(_headings(IN_README), rows, texts=1))
 
 
-def _columns(cells: Sequence[str], names: Sequence[str]) -> list[str]:
-    return [cells[COLUMNS.index(name)] for name in names]
+def _headings(columns: Sequence[str]) -> list[str]:
+    return [COLUMNS[name].heading for name in columns]
+
+
+def _cells(row: SummaryRow, columns: Sequence[str]) -> list[str]:
+    return [COLUMNS[name].cell(row) for name in columns]
 
 
 def _tuned(benchmark: str) -> str:
@@ -136,17 +139,17 @@ def _tuning(benchmark: str) -> dict[str, Any] | None:
     return json.loads(file.read_text("utf-8")) if file.exists() else None
 
 
-def _commands(benchmark: str, runs: list[RunResult]) -> list[str]:
+def _commands(benchmark: str, runs: list[RunRecord]) -> list[str]:
     """What chose the settings, and what gives these runs (on another machine but for the last digits)."""
-    recipe, learners = runs[0].benchmark, group_runs(runs)
-    data = [] if recipe["data"]["name"] == "digits" else ["--data DIR"]
+    recipe, learners = runs[0].benchmark, groups_of(benchmark)
+    data = [] if recipe.data["name"] == "digits" else ["--data DIR"]
     seeds = f"--seeds {max(len(learner.runs) for learner in learners)}"
     shown = []
     if tuning := _tuning(benchmark):
         options = [f"--{key} {value}" for key, value in tuning["protocol"].items() if key != "settings"]
         changes = [f"--set {setting}" for setting in tuning["protocol"]["settings"]]
         shown += _call("fscl tune", tuning["benchmark"], *data, *options, *changes, *_each(tuning["strategies"]))
-    return shown + _call("fscl run", recipe["name"], *data, seeds, *_each(learner.name for learner in learners))
+    return shown + _call("fscl run", recipe.name, *data, seeds, *_each(learner.name for learner in learners))
 
 
 def _each(strategies: Iterable[str]) -> list[str]:
@@ -160,9 +163,9 @@ def _call(*words: str) -> list[str]:
     return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
-def _heatmap(benchmark: str, runs: list[RunResult]) -> list[str]:
+def _heatmap(benchmark: str, runs: list[RunRecord]) -> list[str]:
     """Which tasks are alike, and how far that is their order; where each starts from the first, if there are such."""
-    by_start = {group.runs[0].strategy["args"]["warm_start"]: group for group in atom_strategies(group_runs(runs))}
+    by_start = {group.runs[0].strategy.args["warm_start"]: group for group in atom_strategies(groups_of(benchmark))}
     chain, star = by_start["previous"], by_start.get("first")
     picture = f"{benchmark}-similarity" + (f"-{star.name}" if star else "")
     text = (
@@ -174,7 +177,7 @@ def _heatmap(benchmark: str, runs: list[RunResult]) -> list[str]:
     if star:
         text += f" Where each task starts from the atoms of the first ({star.label}), ρ is {_with_time(star)}."
     file = f"{FROM_PAGES}/{benchmark}/figures/{picture.replace('_', '-')}.png"
-    return [f"![Task-to-task similarity on {runs[0].benchmark['title']}]({file})", "", text]
+    return [f"![Task-to-task similarity on {runs[0].benchmark.title}]({file})", "", text]
 
 
 def _with_time(group: StrategyRuns) -> str:
@@ -185,10 +188,10 @@ def _with_time(group: StrategyRuns) -> str:
 def literature() -> str:
     """Published accuracies on the first benchmark beside those here, and whether they order the learners alike."""
     papers = tomllib.loads((REPORTS / MAIN / "literature.toml").read_text("utf-8"), parse_float=str)["papers"]
-    ours = {row.strategy: row for row in summary_rows(runs_of(MAIN))}
+    ours = {row.strategy: row for row in summary_rows(groups_of(MAIN))}
     head = ["Strategy", "Here, 20 tasks", *(paper["heading"] for paper in papers)]
     rows = [
-        [*_columns(row.cells(), ("Strategy", "Accuracy (%)")), *(p["accuracy"].get(name, DASH) for p in papers)]
+        [*_cells(row, ("strategy", "accuracy")), *(p["accuracy"].get(name, DASH) for p in papers)]
         for name, row in ours.items()
         if any(name in paper["accuracy"] for paper in papers)
     ]
@@ -212,11 +215,11 @@ def answers() -> dict[str, dict[str, list[Prediction]]]:
     """Whether similarity predicts, wherever that is defined: by question, and by the title of the stream."""
     by_question: dict[str, dict[str, list[Prediction]]] = {}
     for benchmark in BENCHMARKS:
-        runs = runs_of(benchmark)
-        for answer in predictions_over_seeds(group_runs(runs)):
+        title = runs_of(benchmark)[0].benchmark.title
+        for answer in predictions_over_seeds(groups_of(benchmark)):
             if answer.found.defined:
                 by_stream = by_question.setdefault(answer.words, {})
-                by_stream.setdefault(runs[0].benchmark["title"], []).append(answer)
+                by_stream.setdefault(title, []).append(answer)
     return by_question
 
 
@@ -263,8 +266,8 @@ def quoted(report: str, begin: str) -> str:
 def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
     if not values:
         return "undefined", "–"
-    middle, low, high = (signed(v) for v in (statistics.median(values), min(values), max(values)))
-    return f"{middle} [{low}, {high}]", f"{sum(p < LEVEL for p in p_values)} of {len(values)}"
+    middle = f"{signed(statistics.median(values))} {interval(min(values), max(values))}"
+    return middle, f"{sum(p < LEVEL for p in p_values)} of {len(values)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> list[str]:
@@ -273,9 +276,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> li
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _usual_budget(runs: list[RunResult]) -> str:
+def _usual_budget(groups: Sequence[StrategyRuns]) -> str:
     """What most learners were given; the report says what others were."""
-    budgets = [budget(group.runs[0], brief=True) for group in group_runs(runs)]
+    budgets = [budget(group.runs[0], brief=True) for group in groups]
     return max(dict.fromkeys(budgets), key=budgets.count)
 
 

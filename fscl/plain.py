@@ -3,36 +3,20 @@
 import json
 import math
 import re
-import reprlib
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from fscl.errors import FsclError
+from fscl.text import brief
 
-__all__ = ["brief", "check_plain", "check_size", "name_fault", "read_json"]
+__all__ = ["LONGEST", "check_plain", "check_size", "name_fault", "read_json"]
 
 DEEPEST = 16  # levels of tables and lists
 LONGEST = 10_000  # characters of a text
 NAME = 100  # characters of a name; twice as many bytes stay below the 255 of a file system
 DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # what Windows takes for no file
 FORBIDDEN = '<>:"/\\|?*'
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
-
-
-def brief(value: object) -> str:
-    """A value as a message shows it: on one line, and not longer than a line.
-
-    >>> brief("a\\nb"), len(brief("x" * 1000))
-    ("'a\\\\nb'", 80)
-    """
-    try:
-        text = _SHORT.repr(value)
-    except ValueError:  # more digits than Python writes
-        text = "an integer of thousands of digits"
-    return text if text.isprintable() else ascii(text)
 
 
 def name_fault(name: str) -> str:

@@ -5,7 +5,8 @@ import os
 
 import pytest
 
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
+from fscl.text import printable
 
 
 @pytest.mark.parametrize(

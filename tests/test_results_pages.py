@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages
 from fscl.report.page import escape_markdown
-from fscl.report.summary import summary_rows
+from fscl.report.summary import group_runs, summary_rows
+from fscl.report.table import COLUMNS
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.results import load_runs
 from fscl.runs.spec import RunSpec
@@ -51,9 +52,9 @@ def test_committed_runs_are_of_the_recipes_as_they_are(name: str, learners: int,
     """So that the command beside each table gives these numbers again."""
     found = defaultdict(set)
     for run in load_runs([ROOT / "reports" / name]):
-        pair = with_overrides(load_benchmark(run.benchmark["name"]), load_strategy(run.strategy["name"]))
-        assert RunSpec(*pair, run.seed).hash == run.recipe_hash, run.strategy["name"]
-        found[run.strategy["name"]].add(run.seed)
+        pair = with_overrides(load_benchmark(run.benchmark.name), load_strategy(run.strategy.name))
+        assert RunSpec(*pair, run.seed).hash == run.recipe_hash, run.strategy.name
+        found[run.strategy.name].add(run.seed)
     assert len(found) >= learners
     assert {frozenset(runs) for runs in found.values()} == {frozenset(range(seeds))}
 
@@ -75,5 +76,5 @@ def test_the_reports_say_what_their_committed_runs_say():
     assert len(kept) >= 2
     for file in kept:
         report = (file.parent / "README.md").read_text(encoding="utf-8").splitlines()
-        for row in summary_rows(load_runs([file])):
-            assert "| " + " | ".join(map(escape_markdown, row.cells())) + " |" in report
+        for row in summary_rows(group_runs(load_runs([file]))):
+            assert "| " + " | ".join(escape_markdown(column.cell(row)) for column in COLUMNS.values()) + " |" in report

@@ -15,7 +15,8 @@ import numpy as np
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
 from fscl.report.provenance import memory, provenance, settings
-from fscl.report.summary import group_runs, rich_table, summary_rows
+from fscl.report.summary import group_runs, summary_rows
+from fscl.report.table import COLUMNS, rich_table
 from fscl.runs.progress import Grid
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.results import load_runs, write_runs
@@ -85,10 +86,12 @@ def told(folder: Path, text: bytes) -> bool:
     (place / "runs.json").unlink(missing_ok=True)  # of the record before
     runs = load_runs([place])
     data = json.loads(text)
-    tables = [*(row.cells() for row in summary_rows(runs)), *map(settings, group_runs(runs))]
-    rich_table(summary_rows(runs))
-    provenance(runs[0].stream, runs, group_runs(runs))
-    memory(group_runs(runs))
+    groups = group_runs(runs)
+    rows = summary_rows(groups)
+    tables = [*([column.cell(row) for column in COLUMNS.values()] for row in rows), *map(settings, groups)]
+    rich_table(rows)
+    provenance(runs[0].stream, runs, groups)
+    memory(groups)
     write_runs(runs, place / "runs.json")
     (run,) = load_runs([place / "runs.json"])
     wanted = np.array(data["accuracy"] or np.empty((0, len(run.tasks))), dtype=np.float64)

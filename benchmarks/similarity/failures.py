@@ -205,7 +205,7 @@ def _spearman(one: Tensor, other: Tensor, pairs: Sequence[tuple[int, int]] | Non
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, least and largest, and of how many."""
+    """Mean, least and largest, and of how many: pairs share networks, so their mean has no interval."""
     known = [value for value in values if math.isfinite(value)]
     mean, low, high = (f(known) if known else math.nan for f in (np.mean, min, max))
     return {"mean": float(mean), "low": float(low), "high": float(high), "n": len(values)}

@@ -14,13 +14,13 @@ from benchmarks.similarity.grounding_text import (
     IMAGES,
     STREAMS,
     count,
-    decimal,
     explained,
     interval,
     number,
     scaled,
     setting,
 )
+from fscl.text import decimal
 
 __all__ = ["Trial", "part", "trials"]
 

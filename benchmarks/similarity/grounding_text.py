@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.similarity.grounding_networks import MEASURES, SHORT
+from fscl.text import decimal
 
-__all__ = ["IMAGES", "STREAMS", "count", "decimal", "explained", "interval", "number", "scaled", "setting"]
+__all__ = ["IMAGES", "STREAMS", "count", "explained", "interval", "number", "scaled", "setting"]
 
 IMAGES = {"fmnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
 STREAMS = {
@@ -128,10 +129,6 @@ def interval(value: Any, low: Any, high: Any, form: str = ".2f") -> str:
 def scaled(row: Mapping[str, Any], scale: float) -> str:
     value, low, high = (scale * number(row.get(key)) for key in ("score", "low", "high"))
     return interval(value, low, high, ".1f")
-
-
-def decimal(value: Any) -> str:
-    return "–" if math.isnan(number(value)) else f"{number(value):.2f}"
 
 
 def spoken(values: Sequence[float]) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.speed.timing import alternately, ratio, spread, synchronise
+from benchmarks.speed.timing import alternately, quartiles, ratio, synchronise
 from fscl.atoms import AtomBank, AtomConv2d, decompose, freeze_coefficients
 from fscl.atoms.entries import point_entries
 from fscl.networks import ConvNet
@@ -119,7 +119,7 @@ def _layer(shape: Shape, mode: str, device: str, budget: float) -> dict[str, Any
         "mode": mode,
         "ratio": asdict(ratio(times["atoms"], times["conv"])),
         "of_fastest": min(times["atoms"]) / min(times["conv"]),  # what interruptions leave alone
-        "conv_us": 1e6 * spread(times["conv"]).median / repetitions,
+        "conv_us": 1e6 * quartiles(times["conv"]).median / repetitions,
     }
 
 
@@ -170,7 +170,7 @@ def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
 
         times = alternately({"point_us": point, "swapped_us": there_and_back}, rounds)
         found[name] = {"entries": len(bank.entries(0))}
-        found[name] |= {key: asdict(spread([1e6 * s / swaps for s in values])) for key, values in times.items()}
+        found[name] |= {key: asdict(quartiles([1e6 * s / swaps for s in values])) for key, values in times.items()}
         x = torch.randn(64, 3, 32, 32, device=device)
         model.eval()
 
@@ -187,7 +187,7 @@ def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
 
         times = alternately({"swap_and_pass_ms": swap_and_forward}, rounds=min(rounds, 9))
         times |= alternately({"pass_ms": forward}, rounds=min(rounds, 9))
-        found[name] |= {key: asdict(spread([1e3 * s for s in values])) for key, values in times.items()}
+        found[name] |= {key: asdict(quartiles([1e3 * s for s in values])) for key, values in times.items()}
     return found
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.timing import alternately, ratio, spread
+from benchmarks.speed.timing import alternately, quartiles, ratio
 
 __all__ = ["measure"]
 
@@ -47,7 +47,7 @@ def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, 
         found: dict[str, Any] = {
             "before": before,
             "split_digits": {
-                **{name: vars(spread(taken)) for name, taken in seconds.items()},
+                **{name: vars(quartiles(taken)) for name, taken in seconds.items()},
                 "before_over_after": vars(ratio(seconds["before"], seconds["after"])),
             },
         }

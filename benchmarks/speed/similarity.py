@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.timing import Spread, alternately, ratio, spread
+from benchmarks.speed.timing import Quartiles, alternately, quartiles, ratio
 from fscl.networks import ConvNet
 from fscl.similarity import probing_matrix, similarity_matrix
 
@@ -64,14 +64,14 @@ def measure(quick: bool = False) -> dict[str, Any]:
     return {"quick": quick, "threads": threads, "elapsed_seconds": elapsed, "counted": COUNTED, "rows": rows}
 
 
-def _row(method: str, n: int, seconds: Spread, flops: float, how: str) -> dict[str, Any]:
+def _row(method: str, n: int, seconds: Quartiles, flops: float, how: str) -> dict[str, Any]:
     timed = {"median": seconds.median, "low": seconds.low, "high": seconds.high, "n": seconds.n}
     row = {"method": method, "networks": n, "pairs": n * (n - 1) // 2, "seconds": timed, "flops": flops}
     return row | {"flops_how": how, "extrapolated": False, "measured_on": "all", "with_features": None}
 
 
-def _scaled(seconds: Spread, factor: float) -> Spread:
-    return Spread(seconds.median * factor, seconds.low * factor, seconds.high * factor, seconds.n)
+def _scaled(seconds: Quartiles, factor: float) -> Quartiles:
+    return Quartiles(seconds.median * factor, seconds.low * factor, seconds.high * factor, seconds.n)
 
 
 def _flops(call: Callable[[], object]) -> float:
@@ -92,7 +92,7 @@ def _atoms(n: int, quick: bool) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], object]] = {"atoms": lambda: similarity_matrix(stacks), "matrix_products": products}
     rounds = {20: 1000, 100: 500, 1000: 30}.get(n, 2 if quick else 9)
     seconds = alternately(calls, rounds, warmup=5 if n <= 1000 else 0 if quick else 1, budget=3 if quick else 40)
-    rows = [_row(name, n, spread(seconds[name]), _flops(call), "counted") for name, call in calls.items()]
+    rows = [_row(name, n, quartiles(seconds[name]), _flops(call), "counted") for name, call in calls.items()]
     against = ratio(seconds["atoms"], seconds["matrix_products"])
     rows[0]["times_matrix_products"] = {"median": against.median, "low": against.low, "high": against.high}
     rows[0]["working_bytes"] = {"float64_copy_of_atoms": sum(8 * s.numel() for s in stacks), "result": 4 * n * n}
@@ -123,7 +123,7 @@ def _rivals(quick: bool) -> dict[int, list[dict[str, Any]]]:
             if method == "svcca":
                 work += n * (6 * SAMPLES * FEATURES**2 + 20 * FEATURES**3) + n * (n - 1) / 2 * 8 / 3 * FEATURES**3
             how = "formula" if scaled or method == "svcca" else "counted"
-            row = _row(method, n, spread(times), work, how) | {"extrapolated": scaled}
+            row = _row(method, n, quartiles(times), work, how) | {"extrapolated": scaled}
             if scaled:
                 row["measured_on"] = f"measured on {k * (k - 1) // 2} of the {row['pairs']} pairs, scaled"
             found.append(row)
@@ -145,7 +145,7 @@ def _forward(quick: bool) -> dict[str, Any]:
         for batch in images.split(BATCH):
             network(batch)
 
-    seconds = spread(alternately({"forward": passes}, rounds=3 if quick else 9)["forward"])
+    seconds = quartiles(alternately({"forward": passes}, rounds=3 if quick else 9)["forward"])
     share = SAMPLES / len(images)
     where = f"measured on {len(images)} of the {SAMPLES} images through one network, scaled"
     return {"one": _scaled(seconds, share), "flops": _flops(passes) * share, "measured_on": where}

@@ -4,7 +4,7 @@ import subprocess
 import sys
 from typing import Any
 
-from benchmarks.speed.timing import alternately, spread
+from benchmarks.speed.timing import alternately, quartiles
 
 __all__ = ["measure"]
 
@@ -22,9 +22,9 @@ def measure(quick: bool) -> dict[str, Any]:
     seconds = alternately(calls, rounds=3 if quick else 9)
     torch = seconds["import torch"]
     return {
-        "processes": {name: vars(spread(taken)) for name, taken in seconds.items()},
+        "processes": {name: vars(quartiles(taken)) for name, taken in seconds.items()},
         "beyond_torch": {
-            name: vars(spread([a - b for a, b in zip(taken, torch, strict=True)]))
+            name: vars(quartiles([a - b for a, b in zip(taken, torch, strict=True)]))
             for name, taken in seconds.items()
             if name.startswith("import torch,")
         },

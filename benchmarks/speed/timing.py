@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Spread", "alternately", "ratio", "spread", "synchronise"]
+__all__ = ["Quartiles", "alternately", "quartiles", "ratio", "synchronise"]
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of n repetitions."""
+class Quartiles:
+    """Median and quartiles of n repetitions: times have a long tail, of which a mean and its interval would tell."""
 
     median: float
     low: float
@@ -54,18 +54,18 @@ def alternately(
     return seconds
 
 
-def spread(values: Sequence[float]) -> Spread:
+def quartiles(values: Sequence[float]) -> Quartiles:
     """Median and quartiles."""
     values = list(values)
     if len(values) < 2:
-        return Spread(values[0], values[0], values[0], len(values))
+        return Quartiles(values[0], values[0], values[0], len(values))
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(middle, low, high, len(values))
+    return Quartiles(middle, low, high, len(values))
 
 
-def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Spread:
+def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Quartiles:
     """Of two calls timed by :func:`alternately`: the ratio round by round, so that drift cancels."""
-    return spread([a / b for a, b in zip(numerator, denominator, strict=True)])
+    return quartiles([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def synchronise(device: str | torch.device) -> None:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms as tv
 
-from benchmarks.speed.timing import alternately, ratio, spread, synchronise
+from benchmarks.speed.timing import alternately, quartiles, ratio, synchronise
 from fscl.atoms import decompose, freeze_coefficients
 from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
@@ -77,7 +77,7 @@ def _row(
         "precision": Acceleration(benchmark.training.precision).resolved(torch.device(device)),
         "batch_size": benchmark.training.batch_size,
         "images": n,
-        "images_per_second": {name: asdict(spread([n / s for s in taken])) for name, taken in seconds.items()},
+        "images_per_second": {name: asdict(quartiles([n / s for s in taken])) for name, taken in seconds.items()},
         "fscl_over_bare": asdict(ratio(seconds["bare"], seconds["fscl"])),
         "avalanche_over_bare": asdict(ratio(seconds["bare"], seconds["avalanche"])),
         "fscl_over_avalanche": asdict(ratio(seconds["avalanche"], seconds["fscl"])),

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
+from fscl.text import printable
 
 __all__ = ["heatmap"]
 

@@ -24,14 +24,16 @@ def report(
 
 
 def show_report(folders: list[Path], out: Path, console: "Console") -> None:
-    from fscl.report.page import rich_table, summary_rows, write_report
+    from fscl.report.page import write_report
+    from fscl.report.summary import group_runs, summary_rows
+    from fscl.report.table import rich_table
     from fscl.runs.results import load_runs
 
-    found = load_runs(folders, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
-    console.print(rich_table(summary_rows(found), width=console.width))
+    runs = load_runs(folders, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
+    console.print(rich_table(summary_rows(group_runs(runs)), width=console.width))
     try:
         with console.status("Drawing the report ..."):
-            paths = write_report(found, out)
+            paths = write_report(runs, out)
     except OSError as error:
         raise FsclError(f"cannot write the report {out}: {error.strerror or error}") from error
     console.print(f"Report: {paths.html}", highlight=False, markup=False, soft_wrap=True)

@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 import typer
 
 from fscl.cli.options import check_writable
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
+from fscl.text import printable
 
 __all__ = ["similarity"]
 

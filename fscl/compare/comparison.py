@@ -18,12 +18,13 @@ from scipy.spatial.distance import squareform
 import fscl
 from fscl.compare.convolutions import LeftOut
 from fscl.compare.joint import JointDecomposition
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
 from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
+from fscl.text import decimals, percent, printable
 
 __all__ = [
     "SHARED_START",
@@ -293,7 +294,8 @@ def lines(found: Comparison) -> list[str]:
     said = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
     alone = {group.members[0] for group in found.groups if len(group.members) == 1}
     alike = {name: found.nearest(name) for name in names if name not in alone}
-    places = digits([similarity for _, similarity in alike.values()])
+    # the closest but for copies shows two digits of what it lacks to 1
+    places = decimals(min((1 - s for _, s in alike.values() if 1 - s > 1e-7), default=1.0), least=3, most=6)
     for name, short in names.items():
         of = f"{found.group_of(name):>5} " if several else ""
         nearest, similarity = alike.get(name, ("", 0.0))
@@ -342,22 +344,3 @@ def bank_note(found: Comparison) -> str:
         f"the bank gives filters back to within {100 * off:.2g} % of their norm, and networks that compute something "
         f"else; --atoms {enough} gives both back exactly"
     )
-
-
-def digits(similarities: Sequence[float]) -> int:
-    """How many decimals similarities take, so that the closest but for copies shows two digits of what is left to 1.
-
-    >>> digits([0.5, 0.91, 1.0]), digits([0.9984]), digits([0.9999996])
-    (3, 4, 6)
-    """
-    left = min((1 - s for s in similarities if 1 - s > 1e-7), default=1.0)
-    return min(6, max(3, 1 + math.ceil(-math.log10(left))))
-
-
-def percent(share: float) -> str:
-    """Rounded down: 100 % is all.
-
-    >>> percent(0.99996), percent(1.0)
-    ('99.9 %', '100 %')
-    """
-    return "100 %" if share > 1 - 1e-9 else f"{int(1000 * share) / 10:.1f} %"

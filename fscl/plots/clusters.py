@@ -16,9 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from fscl.errors import FsclError, printable
+from fscl.errors import FsclError
 from fscl.plots.figures import INK, style
-from fscl.plots.heatmaps import decimals, similarity_heatmap
+from fscl.plots.heatmaps import similarity_heatmap
+from fscl.text import decimals, printable
 
 __all__ = ["clustered_heatmap", "short_names"]
 
@@ -140,7 +141,7 @@ def _draw_tree(axes: Axes, figure: Figure, across: NDArray[np.float64], up: NDAr
         ticks = {10.0**k: f"{1 - 10.0**k:.{max(0, -k)}f}" for k in range(-6, 1) if floor < 10.0**k < ceiling}
     else:
         floor, ceiling = 0.0, 1.05 * top
-        ticks = {top: f"{1 - top:z.{decimals(1 - top, 1)}f}"}
+        ticks = {top: f"{1 - top:z.{decimals(top)}f}"}
     if floor == 0 or min(joins) <= SAME:
         ticks[floor] = "1"
     lines = list(np.stack([across, up.clip(floor)], 2))

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from fscl.errors import FsclError
 from fscl.plots.figures import INK, abbreviate, new_axes, new_figure, some_of, style
+from fscl.text import decimals
 
 __all__ = [
     "accuracy_heatmap",
-    "decimals",
     "similarity_by_layer",
     "similarity_heatmap",
     "similarity_label",
@@ -100,22 +100,13 @@ def similarity_heatmap(
     matrix = _square(similarity, names)
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
     limits = limits or similarity_limits(matrix)
-    places = decimals(*limits, most=6 if len(matrix) <= 5 else 4)  # as many as cells have room for
+    places = decimals(limits[1] - limits[0], most=6 if len(matrix) <= 5 else 4)  # as many as cells have room for
     few = matrix[:ANNOTATE_UP_TO, :ANNOTATE_UP_TO] if len(matrix) <= ANNOTATE_UP_TO else matrix[:0]
     texts = [[_written(value, places) for value in row] for row in few.tolist()]
     axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax)
     axes.set_xlabel("task")
     axes.set_ylabel("task")
     return axes
-
-
-def decimals(low: float, high: float, most: int = 4) -> int:
-    """How many decimals tell similarities in a range apart: two, and more where all are nearly the same.
-
-    >>> decimals(-0.1, 0.9), decimals(0.95, 0.99), decimals(0.997, 0.999)
-    (2, 3, 4)
-    """
-    return min(most, max(2, 1 + math.ceil(-math.log10(max(high - low, 1e-9)))))
 
 
 def _written(value: float, places: int) -> str:

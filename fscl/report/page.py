@@ -15,10 +15,11 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.report.sections import Picture, Section, build_section
-from fscl.report.summary import COLUMNS, SummaryRow, rich_table, summary_rows
-from fscl.runs.results import KEPT, RunResult, write_runs
+from fscl.report.table import COLUMNS
+from fscl.runs.record import RunRecord
+from fscl.runs.results import KEPT, write_runs
 
-__all__ = ["ReportPaths", "SummaryRow", "environment", "rich_table", "summary_rows", "write_report"]
+__all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class ReportPaths:
     figures: tuple[Path, ...]
 
 
-def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | None = None) -> ReportPaths:
+def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | None = None) -> ReportPaths:
     """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
     One section for each benchmark. The runs themselves are kept in ``runs.json``, from which the report can be made
@@ -55,7 +56,7 @@ def write_report(runs: Sequence[RunResult], folder: str | Path, title: str | Non
     def png(picture: Picture) -> str:
         return f"figures/{slug_of[id(picture)]}.png"
 
-    values = {"title": heading, "sections": sections, "columns": COLUMNS, "svg": svg, "png": png}
+    values = {"title": heading, "sections": sections, "columns": COLUMNS.values(), "svg": svg, "png": png}
     html, markdown = folder / "index.html", folder / "README.md"
     with written_together():
         for picture, file in zip(pictures, files, strict=True):

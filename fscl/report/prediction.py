@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from fscl.accuracy import drop_matrix, forgetting_matrix
 from fscl.errors import FsclError
-from fscl.report.summary import DASH, StrategyRuns, small_p
-from fscl.runs.results import RunResult
+from fscl.report.summary import StrategyRuns
+from fscl.runs.record import RunRecord
+from fscl.text import DASH, interval, signed, small_p
 
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
@@ -28,7 +29,6 @@ __all__ = [
     "correlation_with_time",
     "predictions",
     "predictions_over_seeds",
-    "signed",
     "whole_similarity",
 ]
 
@@ -81,16 +81,12 @@ class PredictionRow(Asked):
     def defined(self) -> bool:
         return math.isfinite(self.rho)
 
-    @property
-    def interval(self) -> str:
-        return f"[{signed(self.low)}, {signed(self.high)}]" if math.isfinite(self.low) else DASH
-
     def cells(self) -> tuple[str, ...]:
         """Question, strategy, seed, rho, interval, tau, p, tasks, note."""
         head = (self.words, self.label, str(self.seed))
         if not self.defined:
             return (*head, "undefined", DASH, DASH, DASH, str(self.n_tasks), self.note)
-        numbers = (signed(self.rho), self.interval, signed(self.tau), small_p(self.p_value))
+        numbers = (signed(self.rho), interval(self.low, self.high) or DASH, signed(self.tau), small_p(self.p_value))
         return (*head, *numbers, str(self.n_tasks), self.note)
 
 
@@ -118,7 +114,7 @@ class Prediction(Asked):
         return (*head, *numbers, seeds, str(self.found.n_tasks), self.note)
 
 
-def whole_similarity(run: RunResult) -> Array | None:
+def whole_similarity(run: RunRecord) -> Array | None:
     """The layers' similarities as one (T, T) matrix, aggregated the way the run says; None if it kept none."""
     if run.similarity is None or not len(run.similarity.layers):
         return None
@@ -129,7 +125,7 @@ def whole_similarity(run: RunResult) -> Array | None:
     return aggregate_layers(torch.as_tensor(run.similarity.matrix), run.similarity.aggregate).numpy()
 
 
-def correlation_with_time(runs: Sequence[RunResult]) -> tuple[float, int]:
+def correlation_with_time(runs: Sequence[RunRecord]) -> tuple[float, int]:
     """Spearman's rho of similarity and of the number of tasks in between, mean over seeds; and of how many.
 
     Near -1, similarity tells when a task was learned as much as what it is. NaN, of 0 seeds, where it is undefined.
@@ -170,7 +166,7 @@ def _same_pairs(question: Question, one: StrategyRuns, other: StrategyRuns) -> b
     """Whether both say the same, as an ensemble and its atoms do of transfer."""
     theirs = {run.seed: run for run in other.runs}
     shared = [(run, theirs[run.seed]) for run in one.runs if run.seed in theirs]
-    if question == "transfer" and any(run.transfer is None for pair in shared for run in pair):
+    if question == "transfer" and any(not len(run.transfer) for pair in shared for run in pair):
         return False
     same = (np.array_equal(_outcome(question, a), _outcome(question, b), equal_nan=True) for a, b in shared)
     return all(same) and _same_similarity(one, other)
@@ -231,7 +227,7 @@ def _questions(groups: Sequence[StrategyRuns]) -> Iterator[tuple[Asked, Strategy
             yield asked, group, [_pair(asked, run, run) for run in group.runs], twin
 
 
-def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
+def _pair(asked: Asked, run: RunRecord, other: RunRecord | None) -> _Pair:
     count, question = len(run.tasks), asked.question
     if other is None:
         return _Pair(note=f"no finished run of {asked.atoms} has seed {run.seed}")
@@ -240,7 +236,7 @@ def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
     similarity = whole_similarity(other)
     if similarity is None:
         return _Pair(note="the run kept no similarity")
-    if question == "transfer" and (run.transfer is None or run.transfer.shape != (count, count)):
+    if question == "transfer" and run.transfer.shape != (count, count):
         return _Pair(note="the run kept no transfer matrix")
 
     from fscl.similarity.pooled import pooled_mantel
@@ -255,7 +251,7 @@ def _pair(asked: Asked, run: RunResult, other: RunResult | None) -> _Pair:
     return _Pair(similarity, outcome, found.note)
 
 
-def _row(asked: Asked, label: str, run: RunResult, pair: _Pair) -> PredictionRow:
+def _row(asked: Asked, label: str, run: RunRecord, pair: _Pair) -> PredictionRow:
     count, question = len(run.tasks), asked.question
     head = (*asked.head, label, run.seed)
     if pair.note:
@@ -282,9 +278,8 @@ def _mostly_one(values: Array) -> bool:
     return bool(2 * np.unique(values, return_counts=True)[1].max() > len(values))
 
 
-def _outcome(question: Question, run: RunResult) -> Array:
+def _outcome(question: Question, run: RunRecord) -> Array:
     if question == "transfer":
-        assert run.transfer is not None
         return run.transfer.T
     return drop_matrix(run.accuracy) if question == "drop" else forgetting_matrix(run.accuracy)
 
@@ -341,14 +336,4 @@ def _holm(p_values: Sequence[float]) -> list[float]:
 def _shown(found: PooledCorrelation, p: float) -> tuple[str, str]:
     if not found.defined:
         return "undefined", DASH
-    interval = f" [{signed(found.low)}, {signed(found.high)}]" if math.isfinite(found.low) else ""
-    return signed(found.statistic) + interval, small_p(p)
-
-
-def signed(value: float) -> str:
-    """
-    >>> signed(0.5), signed(-0.25), signed(-0.001)
-    ('+0.50', '−0.25', '0.00')
-    """
-    shown = f"{round(value, 2) + 0.0:+.2f}"  # no "-0.00"
-    return "0.00" if shown == "+0.00" else shown.replace("-", "−")
+    return f"{signed(found.statistic)} {interval(found.low, found.high)}".rstrip(), small_p(p)

@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from fscl.report.summary import DASH, StrategyRuns, human_bytes, human_seconds
-from fscl.runs.results import RunResult
+from fscl.report.summary import StrategyRuns
+from fscl.runs.record import RunRecord
+from fscl.text import DASH, human_bytes, human_seconds
 
 __all__ = ["budget", "memory", "provenance", "settings"]
 
 
-def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
+def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
     """Terms, and what is to be said of them for all runs of a benchmark."""
     done = [run for group in groups for run in group.runs] or list(runs)
     seeds = sorted({run.seed for run in done})
@@ -23,7 +24,7 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
     given = common if len(set(budgets.values())) == 1 else f"{common}; that of some learners is another, see below"
     versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in done)
     several = len(versions) > 1
-    days = sorted({str(run.record["started"])[:10] for run in done if run.record.get("started")})
+    days = sorted({run.started[:10] for run in done if run.started})
     lines = [
         ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
@@ -33,14 +34,14 @@ def provenance(name: str, runs: Sequence[RunResult], groups: Sequence[StrategyRu
         ("Machine", _machines(done, groups)),
         ("Versions", "; ".join(text + f" ({n} of {len(done)} runs)" * several for text, n in sorted(versions.items()))),
         ("Begun", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
-        ("Time", f"{human_seconds(sum(run.seconds for run in done))} in all, training and evaluation"),
+        ("Time", f"{human_seconds(sum(run.seconds.total for run in done))} in all, training and evaluation"),
     ]
     return [(term, text) for term, text in lines if text]
 
 
-def budget(run: RunResult, brief: bool = False) -> str:
+def budget(run: RunRecord, brief: bool = False) -> str:
     """How long, and how, a run was trained; briefly, how long."""
-    training: Mapping[str, Any] = run.benchmark.get("training") or {}
+    training = run.benchmark.training
     first = training.get("epochs_next") is not None and not run.at_once
     of = "of all tasks at once" if run.at_once else "on the first task" if first else "a task"
     shown = (
@@ -60,9 +61,9 @@ def budget(run: RunResult, brief: bool = False) -> str:
     return ", ".join(texts[: 1 + first] if brief else texts)
 
 
-def _network(run: RunResult) -> str:
-    model: Mapping[str, Any] = run.benchmark.get("model") or {}
-    return ", ".join([str(model.get("name") or ""), *_assigned(model.get("args") or {})]).strip(", ")
+def _network(run: RunRecord) -> str:
+    model = run.benchmark.model
+    return ", ".join([model.name, *_assigned(model.args)]).strip(", ")
 
 
 def settings(group: StrategyRuns) -> tuple[str, ...]:
@@ -70,8 +71,8 @@ def settings(group: StrategyRuns) -> tuple[str, ...]:
     recipe = group.runs[0].strategy
     return (
         group.label,
-        str(recipe.get("class") or DASH),
-        ", ".join(_assigned(recipe.get("args") or {})) or DASH,
+        recipe.class_path or DASH,
+        ", ".join(_assigned(recipe.args)) or DASH,
         budget(group.runs[0]),
         group.recipe_hash[:12],
     )
@@ -81,13 +82,13 @@ def _assigned(arguments: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {value}" for name, value in arguments.items()]
 
 
-def _tested(run: RunResult) -> str:
+def _tested(run: RunRecord) -> str:
     if run.validation:
         return f"{run.validation:.0%} of the training images, held out from training (validation)"
     return "the test images"
 
 
-def _machines(runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> str:
+def _machines(runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> str:
     """That of most runs first; of any other also which learners, whose times are not those of the first machine."""
     (usual, most), *others = Counter(map(_machine, runs)).most_common()
     if not others:
@@ -99,7 +100,7 @@ def _machines(runs: Sequence[RunResult], groups: Sequence[StrategyRuns]) -> str:
     return "; ".join(texts) + ". Times on different machines do not compare."
 
 
-def _machine(run: RunResult) -> str:
+def _machine(run: RunRecord) -> str:
     threads = run.machine.get("threads")
     count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
     parts = [run.machine.get("processor"), run.machine.get("device"), count, run.machine.get("precision")]
@@ -120,7 +121,7 @@ def memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[
             group.label,
             *(mean([run.memory.per_task.get(kind, 0.0) for run in group.runs]) for kind in kinds),
             mean([run.memory.bytes_per_task for run in group.runs]),
-            mean([sum(run.memory.shared.values()) for run in group.runs]),
+            mean([run.memory.bytes_shared for run in group.runs]),
             mean([run.stored for run in group.runs]),
         )
         for group in groups

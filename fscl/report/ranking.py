@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
+
+from fscl.estimate import Estimate, seed_interval
 
 __all__ = ["Difference", "against_best"]
 
@@ -14,19 +16,14 @@ BySeed = Mapping[int, float]
 
 
 @dataclass(frozen=True)
-class Difference:
+class Difference(Estimate):
     """Final accuracy of a strategy less that of the best, over the seeds that both have.
 
-    ``low`` and ``high`` are a 95 % t interval of the mean over seeds, NaN where there are fewer than two.
     ``p_value`` is of the hypothesis that the strategy is itself the best; NaN for what is no candidate, and where
     there are fewer than two seeds or no spread to judge by.
     """
 
-    mean: float
-    low: float
-    high: float
     p_value: float
-    n: int
 
 
 def against_best(accuracy: Mapping[str, BySeed], candidates: frozenset[str]) -> dict[str, Difference]:
@@ -55,8 +52,6 @@ def against_best(accuracy: Mapping[str, BySeed], candidates: frozenset[str]) -> 
         >>> {name: (round(d.mean, 3), round(d.p_value, 4), d.n) for name, d in found.items()}
         {'b': (-0.1, 0.0017, 3), 'bound': (0.1, nan, 1)}
     """
-    from fscl.similarity.correlation import seed_interval
-
     learners = {name: by_seed for name, by_seed in accuracy.items() if name in candidates and by_seed}
     if not learners:
         return {}
@@ -70,8 +65,7 @@ def against_best(accuracy: Mapping[str, BySeed], candidates: frozenset[str]) -> 
             continue
         others = [other for key, other in learners.items() if key != name]
         p_value = _is_best(by_seed, others) if name in learners else math.nan
-        spread = seed_interval(differences)
-        found[name] = Difference(spread.mean, spread.low, spread.high, p_value, len(differences))
+        found[name] = Difference(**asdict(seed_interval(differences)), p_value=p_value)
     return found
 
 

@@ -30,12 +30,12 @@ from fscl.report.prediction import (
     atom_strategies,
     correlation_with_time,
     predictions,
-    signed,
     whole_similarity,
 )
 from fscl.report.provenance import memory, provenance, settings
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
-from fscl.runs.results import RunResult
+from fscl.runs.record import RunRecord
+from fscl.text import signed
 
 __all__ = ["Picture", "Section", "build_section"]
 
@@ -59,7 +59,7 @@ class Section:
     title: str
     description: str
     provenance: list[tuple[str, str]]
-    rows: list[tuple[str, ...]]
+    rows: list[SummaryRow]
     memory: tuple[tuple[str, ...], list[tuple[str, ...]]]
     overview: list[Picture]
     accuracy: list[Picture]
@@ -74,19 +74,19 @@ class Section:
     unfinished: list[str]
 
 
-def build_section(name: str, runs: Sequence[RunResult]) -> Section:
+def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
     """From all runs of benchmark ``name``; unfinished ones are only listed."""
     groups = group_runs(runs)
-    rows = summary_rows(runs)
+    rows = summary_rows(groups)
     recipe = runs[0].benchmark
     references = atom_strategies(groups)
     found, means = predictions(groups)
     return Section(
         name=name,
-        title=str(recipe.get("title") or recipe["name"]) + name.removeprefix(str(recipe["name"])),
-        description=str(recipe.get("description") or ""),
+        title=(recipe.title or recipe.name) + name.removeprefix(recipe.name),
+        description=recipe.description,
         provenance=provenance(name, runs, groups),
-        rows=[row.cells() for row in rows],
+        rows=rows,
         memory=memory(groups),
         settings=[settings(group) for group in groups],
         overview=_overview(name, groups, rows),
@@ -102,11 +102,11 @@ def build_section(name: str, runs: Sequence[RunResult]) -> Section:
     )
 
 
-def _unfinished(run: RunResult) -> str:
+def _unfinished(run: RunRecord) -> str:
     """Which run, how far it came, and what stopped it, if it was an error."""
     far = f"{len(run.accuracy)} of {len(run.tasks)} tasks" if run.tasks else "before its first task"
-    error = f" ({run.record['error']})" if run.record.get("error") else ""
-    return f"{run.strategy.get('title') or run.strategy['name']}, seed {run.seed}: {run.status}, {far}{error}"
+    error = f" ({run.error})" if run.error else ""
+    return f"{run.strategy.title or run.strategy.name}, seed {run.seed}: {run.status}, {far}{error}"
 
 
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
@@ -195,19 +195,19 @@ def _by_layer(name: str, group: StrategyRuns) -> Picture:
     return Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide)
 
 
-def _of_atoms(group: StrategyRuns) -> list[RunResult]:
+def _of_atoms(group: StrategyRuns) -> list[RunRecord]:
     return [run for run in group.runs if run.similarity is not None and run.provenance == "atoms"]
 
 
-def _alike(group: StrategyRuns) -> tuple[list[RunResult], str]:
+def _alike(group: StrategyRuns) -> tuple[list[RunRecord], str]:
     """The runs whose similarities one picture can show, and what they are: all that learned the same, else one."""
     runs = _of_atoms(group)
-    layers = {run.similarity.layers for run in runs if run.similarity is not None}
+    layers = {tuple(run.similarity.layers) for run in runs if run.similarity is not None}
     chosen = runs if group.same_order and len(layers) == 1 else runs[:1]
     return chosen, f"mean over {len(chosen)} seeds" if len(chosen) > 1 else f"seed {chosen[0].seed}"
 
 
-def _with_time(runs: Sequence[RunResult]) -> str:
+def _with_time(runs: Sequence[RunRecord]) -> str:
     """What a similarity that only told when a task was learned would explain."""
     rho, seeds = correlation_with_time(runs)
     if not seeds:

@@ -5,8 +5,8 @@ from typing import Any
 
 import psutil
 
+from fscl.text import brief
 from fscl.errors import FsclError
-from fscl.plain import brief
 from fscl.runs.resume import line
 from fscl.runs.schema import SplitRecipe
 from fscl.runs.spec import Progress, RunSpec

@@ -1,24 +1,28 @@
 """How far the runs of a grid are, whichever process does them, read from what they write; and the table that shows it."""
 
+import contextlib
 import heapq
 import math
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
-from fscl.errors import FsclError
-from fscl.plain import read_json
-from fscl.runs.record import YEARS, numbers
-from fscl.runs.spec import RunSpec
-import threading
-import time
+
 from rich import box
 from rich.console import Console
 from rich.live import Live
 from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
+
+from fscl.errors import FsclError
+from fscl.plain import read_json
+from fscl.runs.record import RunRecord
+from fscl.runs.results import load_run
+from fscl.text import clock, points
+from fscl.runs.spec import RunSpec
 
 __all__ = ['Finished', 'Grid', 'LiveTable', 'Row', 'draw']
 
@@ -87,25 +91,23 @@ class _Run:
     def look(self) -> None:
         if self.finished:
             return
-        try:
+        with contextlib.suppress(FsclError, ValueError):  # a file that is missing, torn or foreign
             stamp = _stamp(self.folder)
             if stamp != self.read:
-                self._take(read_json(self.folder / "run.json"))
+                self._take(load_run(self.folder / "run.json"))
                 self.read = stamp
             if self.begun:
-                share = float(read_json(self.folder / "progress")[0]) - len(self.seconds)
+                share = _reported(self.folder) - len(self.seconds)
                 self.share = self.share if math.isnan(share) else min(max(share, 0.0), 1.0)
-        except (FsclError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError):
-            pass
 
-    def _take(self, record: dict[str, Any]) -> None:
-        if record["recipe_hash"] != self.hash:
+    def _take(self, record: RunRecord) -> None:
+        if record.recipe_hash != self.hash:
             return
-        kinds = [numbers(record["seconds"][kind], kind, (None,), high=YEARS) for kind in ("train", "evaluate")]
-        seconds = [float(sum(pair)) for pair in zip(*kinds, strict=True)]
-        accuracy = numbers(record["accuracy"], "accuracy", (None, len(record["tasks"])))
-        seen = [float(a) for a in accuracy[-1] if not math.isnan(a)] if seconds else []
-        self.tasks, self.finished = len(record["tasks"]), record["status"] == "finished"
+        times = record.seconds.train.tolist(), record.seconds.evaluate.tolist()
+        seconds = [train + evaluate for train, evaluate in zip(*times, strict=True)]
+        last = record.accuracy[-1].tolist() if len(record.accuracy) else []
+        seen = [accuracy for accuracy in last if not math.isnan(accuracy)]
+        self.tasks, self.finished = len(record.tasks), record.finished
         self.seconds, self.accuracy, self.share = seconds, fmean(seen) if seen else None, 0.0
 
 
@@ -223,6 +225,18 @@ class Grid:
         return sum(times[len(run.seconds) :]) - run.share * sum(times[len(run.seconds) :][:1])
 
 
+def _reported(folder: Path) -> float:
+    """How many tasks a worker says that it has done, a part of the present one included; NaN if it says no number.
+
+    Raises:
+        FsclError: it has said nothing, or its file is torn.
+    """
+    match read_json(folder / "progress"):
+        case [int() | float() as done, *_] if abs(done) < 1e9:
+            return done
+    return math.nan
+
+
 def _stamp(folder: Path) -> int:
     try:
         return (folder / "run.json").stat().st_mtime_ns
@@ -262,9 +276,9 @@ def draw(rows: Sequence[Row]) -> Table:
             f"{row.finished}/{row.runs}",
             *([f"[red]{row.failed}[/]" if row.failed else "0"] if failed else []),
             f"{row.learned}/{row.tasks or '–'}",
-            _percent(row.accuracy),
-            _clock(row.elapsed),
-            _clock(row.left),
+            points(row.accuracy),
+            clock(row.elapsed),
+            clock(row.left),
         )
     return table
 
@@ -315,21 +329,5 @@ class LiveTable:
             self._live.update(draw(self._grid.rows()), refresh=True)
         elif self._console is not None:
             for run in finished:
-                line = f"{run.title}, seed {run.seed}: {_percent(run.accuracy)} % in {_clock(run.seconds)}"
+                line = f"{run.title}, seed {run.seed}: {points(run.accuracy)} % in {clock(run.seconds)}"
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.2f}"
-
-
-def _clock(seconds: float | None) -> str:
-    """
-    >>> _clock(None), _clock(62.4), _clock(3725.0)
-    ('–', '1:02', '1:02:05')
-    """
-    if seconds is None:
-        return "–"
-    minutes, second = divmod(round(seconds), 60)
-    hours, minute = divmod(minutes, 60)
-    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -11,8 +11,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from fscl.text import brief
 from fscl.errors import FsclError
-from fscl.plain import brief, check_plain, check_size, name_fault
+from fscl.plain import check_plain, check_size, name_fault
 from fscl.runs.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe, TrainingRecipe
 
 __all__ = [

@@ -1,24 +1,57 @@
-"""What a run's ``run.json`` says, as types that refuse what a report could not show. Older records lack some of it."""
+"""What a run's ``run.json`` says: one definition, by which it is written, read, and refused where it is damaged."""
 
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal, cast
+import json
+from functools import partial
+from pathlib import Path
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
+from fscl.text import brief
 from fscl.errors import FsclError
-from fscl.plain import brief, check_plain
+from fscl.files import write_text_atomically
+from fscl.plain import LONGEST, check_plain
 
-__all__ = ["FORMAT", "YEARS", "OtherFormatError", "Record", "Seconds", "Similarity", "Sizes", "numbers", "read_record"]
+__all__ = [
+    "FORMAT",
+    "Benchmark",
+    "Memory",
+    "Network",
+    "OtherFormatError",
+    "Resumed",
+    "RunRecord",
+    "Seconds",
+    "Similarity",
+    "Strategy",
+    "Task",
+    "read_record",
+]
 
-FORMAT = 1
-ARRAYS = ("accuracy", "transfer", "untrained", "start", "similarity")  # large, and looked at by `numbers`
+FORMAT: Final = 1
+ARRAYS = ("accuracy", "transfer", "untrained", "start", "similarity")  # large, and looked at by `_numbers`
+AT_ONCE = "fscl.continual.Joint"  # the class for which there are no later tasks
+LONGEST_ERROR = 2000  # characters
 YEARS = 1e10  # in seconds, which no run takes
 EXABYTES = 1e19
+
+Array = NDArray[np.float64]
 
 
 class OtherFormatError(FsclError):
@@ -31,138 +64,286 @@ def _printable(name: str) -> str:
     return name
 
 
+def _numbers(values: Any, dimensions: int, low: float, high: float) -> Array:
+    """Nested lists as an array; null is NaN, and an empty list has no rows. Who writes a record gives arrays.
+
+    Raises:
+        ValueError: they are of another depth, of unequal lengths, or hold anything but numbers from low to high.
+    """
+    if isinstance(values, np.ndarray):
+        return values
+    if values is None or values == []:
+        return np.empty((0,) * dimensions)
+    flat = [values]
+    for _ in range(dimensions):
+        if not all(isinstance(row, list) for row in flat):
+            raise ValueError("is not a rectangular list of numbers")
+        flat = list(itertools.chain.from_iterable(flat))
+    if any(type(value) not in (float, int, type(None)) for value in flat):
+        raise ValueError("is not a rectangular list of numbers")
+    if strange := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
+        raise ValueError(f"has {brief(strange)}; its numbers are from {low:g} to {high:g}")
+    try:
+        return cast(Array, np.array(values, dtype=np.float64))
+    except ValueError as error:
+        raise ValueError("is not a rectangular list of numbers") from error
+
+
+def _lists(array: Array) -> list[Any]:
+    """What :func:`_numbers` was given."""
+    return cast("list[Any]", np.where(np.isnan(array), cast(Any, None), array).tolist())
+
+
+def _array(dimensions: int, low: float = 0.0, high: float = 1.0) -> Any:
+    """How an array is read from JSON and written to it."""
+    read = partial(_numbers, dimensions=dimensions, low=low, high=high)
+    return PlainValidator(lambda values: read(values)), PlainSerializer(_lists)
+
+
 Label = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]
+LongLabel = Annotated[str, Field(min_length=1, max_length=LONGEST), AfterValidator(_printable)]
 Words = Annotated[str, Field(max_length=2000)]
-Bytes = Annotated[float, Field(ge=0, le=EXABYTES)]
+Bytes = Annotated[int | float, Field(ge=0, le=EXABYTES)]
 Scalar = str | int | float | bool | None
+Shares = Annotated[Array, *_array(1)]
+ShareRows = Annotated[Array, *_array(2)]
+Times = Annotated[Array, *_array(1, high=YEARS)]
+Cosines = Annotated[Array, *_array(3, low=-1.01, high=1.01)]  # rounding may pass 1
 
 
 class _Part(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, frozen=True, allow_inf_nan=False)
+    """Keys that this version does not know are kept, and written again."""
+
+    model_config = ConfigDict(
+        extra="allow", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
+    )
 
 
-class _Model(_Part):
-    name: Words | None = None
-    args: dict[str, Any] | None = None
+class Network(_Part):
+    name: Words = ""
+    args: dict[str, Any] = {}
 
 
-class _Benchmark(_Part):
+class Benchmark(_Part):
+    """The benchmark's recipe with all overrides, as far as reports read it: a recipe may have changed since."""
+
     name: Label
-    title: Words | None = None
-    description: Words | None = None
-    model: _Model | None = None
-    training: dict[str, Scalar] | None = None
+    title: Words = ""
+    description: Words = ""
+    data: dict[str, Any] = {}
+    split: dict[str, Any] = {}
+    augment: dict[str, Any] = {}
+    model: Network = Network()
+    training: dict[str, Scalar] = {}
+    strategies: dict[str, Any] = {}
 
 
-class _Strategy(_Part):
+class Strategy(_Part):
+    """The strategy's recipe with all overrides, as far as reports read it."""
+
     name: Label
-    title: Words | None = None
+    title: Words = ""
+    description: Words = ""
+    paper: Words = ""
     bound: Literal["upper", "lower"] | None = None
-    class_path: Words | None = Field(None, alias="class")
-    args: dict[str, Any] | None = None
+    """Of what learners can reach, see ``fscl.runs.schema.StrategyRecipe``."""
+    class_path: Words = Field("", alias="class")
+    args: dict[str, Any] = {}
+    training: dict[str, Any] = {}
+    tune: dict[str, Any] = {}
 
 
-class _Task(_Part):
-    name: Label
+class Resumed(_Part):
+    """A process that went on with the run."""
+
+    after: int
+    """How many tasks had been learned."""
+    versions: dict[Label, Words]
+    machine: dict[Label, Scalar]
+
+
+class Task(_Part):
+    name: LongLabel
+    """By default the names of its classes, of which there may be hundreds."""
     classes: list[Label | int]
 
 
 class Seconds(_Part):
-    train: list[Any] | None = None
-    evaluate: list[Any] | None = None
+    """Wall time of each task that was learned."""
+
+    train: Times = np.empty(0)
+    evaluate: Times = np.empty(0)
+
+    @property
+    def total(self) -> float:
+        return float(self.train.sum() + self.evaluate.sum())
 
 
-class Sizes(_Part):
-    per_task: dict[Label, Bytes] | None = None
-    shared: dict[Label, Bytes] | None = None
+class Memory(_Part):
+    """Bytes by kind: for one more task (a mean over tasks), and once for all tasks."""
+
+    per_task: Mapping[Label, Bytes] = {}
+    shared: Mapping[Label, Bytes] = {}
+
+    @property
+    def bytes_per_task(self) -> float:
+        return float(sum(self.per_task.values()))
+
+    @property
+    def bytes_shared(self) -> float:
+        return float(sum(self.shared.values()))
 
 
 class Similarity(_Part):
-    """Of the tasks, layer by layer."""
+    """Task-to-task similarity of every layer: ``matrix`` is (L, T, T), 1 on the diagonals.
+
+    ``explained`` is the share of the filters' energy that was compared, (L, T); None where it is all.
+    """
 
     metric: Label
-    aggregate: Literal["product", "mean", "depth"] | None = None
+    aggregate: Literal["product", "mean", "depth"] = "product"
     layers: list[Label]
-    matrix: list[Any]
+    matrix: Cosines
+    explained: ShareRows | None = None
 
 
-class Record(_Part):
-    """One ``run.json``; arrays are lists still."""
+class RunRecord(_Part):
+    """One benchmark x strategy x seed.
 
+    Attributes:
+        accuracy: (t, i) -> accuracy on task i after learning task t, a fraction; NaN where i was not yet learned. It
+            has a row for each finished task, fewer than T while the run is unfinished.
+        transfer: (j, i) -> nearest-class-mean accuracy on task i of the features after task j. No rows if not measured.
+        untrained: nearest-class-mean accuracy on each task of the features before any training.
+        start: the same on each task of the features just before training on it.
+        validation: share of the training images that takes the place of the test images.
+        first: how many of the stream's tasks were to be learned; None for all.
+        error: why the run failed.
+    """
+
+    model_config = ConfigDict(frozen=False)
+
+    format: Literal[1]
     status: Literal["running", "finished", "failed"]
-    benchmark: _Benchmark
-    strategy: _Strategy
+    benchmark: Benchmark
+    strategy: Strategy
     recipe_hash: Label
+    validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    first: Annotated[int, Field(ge=1)] | None = None
     seed: int
-    versions: dict[Label, Words] | None = None
-    machine: dict[Label, Scalar] | None = None
-    tasks: list[_Task]
-    accuracy: list[Any] | None = None
-    transfer: list[Any] | None = None
-    untrained: list[Any] | None = None
-    start: list[Any] | None = None
-    seconds: Seconds | None = None
-    memory: Sizes | None = None
+    versions: dict[Label, Words] = {}
+    machine: dict[Label, Scalar] = {}
+    started: Label | None = None
+    resumed: list[Resumed] = []
+    tasks: list[Task]
+    accuracy: ShareRows = np.empty((0, 0))
+    transfer: ShareRows = np.empty((0, 0))
+    untrained: Shares = np.empty(0)
+    start: Shares = np.empty(0)
+    seconds: Seconds = Seconds()
+    memory: Memory = Memory()
     similarity: Similarity | None = None
     provenance: Literal["atoms", "filters"] | None = None
-    validation: Annotated[float, Field(ge=0, lt=1)] | None = None
-    first: Annotated[int, Field(ge=1)] | None = None
-    started: Label | None = None
-    error: Words | None = None
+    error: Annotated[str, Field(max_length=LONGEST_ERROR)] | None = None
+
+    _path: Path = PrivateAttr(Path())
+
+    @model_validator(mode="after")
+    def _fits(self) -> RunRecord:
+        """Arrays have the shapes that the tasks say."""
+        count = len(self.tasks)
+        _check_shape("accuracy", self.accuracy, (None, count))
+        _check_shape("transfer", self.transfer, (None, count))
+        _check_shape("untrained", self.untrained, (count,))
+        if self.finished and (not len(self.accuracy) or np.isnan(self.accuracy[-1]).any()):
+            raise ValueError("the run is finished but has no accuracies")
+        if self.similarity is not None:
+            shape = self.similarity.matrix.shape
+            if shape[0] != len(self.similarity.layers) or shape[1] != shape[2] or shape[1] > count:
+                raise ValueError(f"similarity.matrix has shape {shape}; it must be (L, T, T)")
+        return self
+
+    @property
+    def path(self) -> Path:
+        """The file that it was read from."""
+        return self._path
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def stream(self) -> str:
+        """What runs must share to be compared: the benchmark, how many of its tasks, and the images tested on."""
+        part = [f"first {self.first} tasks"] if self.first is not None else []
+        held_out = [f"{100 * self.validation:.3g} % of the training images held out"] if self.validation else []
+        return ", ".join([self.benchmark.name, *part, *held_out])
+
+    @property
+    def at_once(self) -> bool:
+        """Whether all tasks were learned together, so that there is no accuracy after each of them."""
+        return self.strategy.class_path == AT_ONCE
+
+    @property
+    def stored(self) -> float:
+        """Bytes of everything that is kept in the end: for each of the tasks, and once for all."""
+        return self.memory.bytes_per_task * len(self.tasks) + self.memory.bytes_shared
+
+    @property
+    def square(self) -> bool:
+        """Whether there is a row of accuracies for every task, so that forgetting and its kin are defined."""
+        return self.accuracy.shape == (len(self.tasks), len(self.tasks))
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        return tuple(task.name for task in self.tasks)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: what was read, or set, in the order of the fields."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def write(self, file: Path) -> None:
+        """Writes ``run.json``.
+
+        Raises:
+            FsclError: it cannot be written; what stood there is untouched.
+        """
+        write_text_atomically(file, json.dumps(self.to_json(), indent=1))
 
 
-def read_record(where: object, data: Any) -> Record:
+def read_record(where: object, data: Any, file: Path = Path()) -> RunRecord:
     """The record that JSON data is.
 
+    Args:
+        where: what the message begins with.
+        data: what the JSON says.
+        file: where it was read.
+
     Raises:
-        FsclError: it is none; the message begins with ``where`` and names the place.
+        FsclError: it is none; the message names the place.
     """
     version = data.get("format") if isinstance(data, dict) else type(data).__name__
     if type(version) is not int or version != FORMAT:
         raise OtherFormatError(f"{where}: format is {brief(version)}; this version of fscl reads format {FORMAT}")
     check_plain(where, data, ARRAYS)
     try:
-        return Record.model_validate(data)
+        record = RunRecord.model_validate(data)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
         place = place if place.isprintable() and len(place) < 200 else brief(place)
         if first["type"] == "missing":
             raise FsclError(f"{where}: key {place!r} is missing") from error
+        if first["type"] == "value_error":
+            said = f"{place} {first['ctx']['error']}".strip()  # without a place if it is of several keys
+            raise FsclError(f"{where}: {said}") from error
         said = first["msg"].replace("Input should be", "it must be")
         raise FsclError(f"{where}: {place} is {brief(first['input'])}; {said}") from error
+    record._path = file
+    return record
 
 
-def numbers(
-    values: list[Any] | None, key: str, shape: tuple[int | None, ...], low: float = 0.0, high: float = 1.0
-) -> NDArray[np.float64]:
-    """Nested lists as an array, null as NaN.
-
-    Args:
-        values: the lists; None or none in them gives no rows.
-        key: what the message calls them.
-        shape: sizes that the array must have, None where any would do.
-        low, high: between which its numbers are.
-
-    Raises:
-        ValueError: it is of another shape, or holds something else.
-    """
-    if not values:
-        return np.empty([0 if size is None else size for size in shape], dtype=np.float64)
-    flat = values
-    for _ in shape[1:]:
-        if not all(isinstance(row, list) for row in flat):
-            raise ValueError(f"{key} is not a rectangular list of numbers")
-        flat = list(itertools.chain.from_iterable(flat))
-    if any(type(value) not in (float, int, type(None)) for value in flat):
-        raise ValueError(f"{key} is not a rectangular list of numbers")
-    if strange := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
-        raise ValueError(f"{key} has {brief(strange)}; its numbers are from {low:g} to {high:g}")
-    try:
-        array = cast(NDArray[np.float64], np.array(values, dtype=np.float64))
-    except ValueError as error:
-        raise ValueError(f"{key} is not a rectangular list of numbers") from error
-    if len(shape) != array.ndim or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+def _check_shape(key: str, array: Array, shape: tuple[int | None, ...]) -> None:
+    if len(array) and any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{key} has shape {array.shape}; it must be ({wanted})")
-    return array

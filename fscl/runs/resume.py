@@ -8,6 +8,7 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
+from fscl.runs.record import RunRecord, read_record
 from fscl.runs.spec import RunSpec
 
 __all__ = ["line", "read_checkpoint", "write_checkpoint"]
@@ -18,7 +19,7 @@ COMMENT = len(MARK) + 64
 ANEW = "delete this file, and this run alone begins anew from its first task"
 
 
-def write_checkpoint(path: Path, record: dict[str, Any], state: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, record: RunRecord, state: dict[str, Any]) -> None:
     """Writes the record and the trainer's state, of plain data, as a file of ``torch.save`` with a checksum.
 
     Raises:
@@ -28,7 +29,7 @@ def write_checkpoint(path: Path, record: dict[str, Any], state: dict[str, Any]) 
 
     def write(temporary: Path) -> None:
         try:
-            torch.save({"format": FORMAT, "record": json.dumps(record), "trainer": state}, temporary)
+            torch.save({"format": FORMAT, "record": json.dumps(record.to_json()), "trainer": state}, temporary)
         except RuntimeError as error:  # how torch reports a full disk
             raise OSError(None, str(error).splitlines()[0]) from error
         with open(temporary, "r+b") as file:
@@ -41,7 +42,7 @@ def write_checkpoint(path: Path, record: dict[str, Any], state: dict[str, Any]) 
     write_atomically(path, write)
 
 
-def read_checkpoint(path: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_checkpoint(path: Path, spec: RunSpec) -> tuple[RunRecord, dict[str, Any]]:
     """The record, and the trainer's state, that :func:`write_checkpoint` wrote of this very run.
 
     Raises:
@@ -59,7 +60,7 @@ def read_checkpoint(path: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version = saved["format"]
-        record, state = json.loads(saved["record"]), saved["trainer"]
+        data, state = json.loads(saved["record"]), saved["trainer"]
     except Exception as error:  # whatever a torch says to a file of another
         raise FsclError(
             f"{path}: undamaged, but torch {torch.__version__} cannot read it ({line(error)}); go on with the versions "
@@ -69,9 +70,10 @@ def read_checkpoint(path: Path, spec: RunSpec) -> tuple[dict[str, Any], dict[str
         raise FsclError(
             f"{path}: undamaged, but of format {version}, and this fscl reads {FORMAT}; go on with that fscl"
         )
-    if (record["recipe_hash"], record["seed"]) != (spec.hash, spec.seed):
+    record = read_record(path, data)
+    if (record.recipe_hash, record.seed) != (spec.hash, spec.seed):
         raise FsclError(
-            f"{path}: of another run (recipe {record['recipe_hash']}, seed {record['seed']}; here {spec.hash}, seed "
+            f"{path}: of another run (recipe {record.recipe_hash}, seed {record.seed}; here {spec.hash}, seed "
             f"{spec.seed}); move it to the folder of that run, or {ANEW}"
         )
     return record, state

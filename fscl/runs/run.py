@@ -2,20 +2,36 @@
 
 import contextlib
 import datetime
-import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically, written_together
+from fscl.files import written_together
 from fscl.runs.building import build_trainer, load_stream
 from fscl.runs.environment import machine, versions
-from fscl.runs.results import FORMAT, OtherFormatError, RunResult, load_run
+from fscl.runs.record import (
+    FORMAT,
+    LONGEST_ERROR,
+    Benchmark,
+    Memory,
+    OtherFormatError,
+    Resumed,
+    RunRecord,
+    Seconds,
+    Similarity,
+    Strategy,
+    Task,
+)
+from fscl.runs.results import load_run
 from fscl.runs.resume import ANEW, line, read_checkpoint, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
+
+if TYPE_CHECKING:
+    from fscl.continual.trainer import Trainer
 
 __all__ = ["BusyError", "is_finished", "run_one"]
 
@@ -113,28 +129,29 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     except Exception as error:
         if recordable:
             with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
-                _write_json(folder / "run.json", {**record, "status": "failed", "error": line(error)})
+                failed = {"status": "failed", "error": line(error)[:LONGEST_ERROR]}
+                record.model_copy(update=failed).write(folder / "run.json")
         raise
     checkpoint.unlink(missing_ok=True)
     return folder
 
 
 def _begin(
-    spec: RunSpec, folder: Path, record: dict[str, Any], state: dict[str, Any] | None, progress: Progress | None
-) -> Any:
+    spec: RunSpec, folder: Path, record: RunRecord, state: dict[str, Any] | None, progress: Progress | None
+) -> "Trainer":
     """The trainer, as far as it was; the record says so, in memory and on disk."""
     stream = load_stream(spec)
-    tasks = [{"name": n, "classes": list(classes)} for n, classes in zip(stream.names, stream.tasks, strict=True)]
-    if state is not None and record["tasks"] != tasks:
+    tasks = [Task(name=n, classes=list(classes)) for n, classes in zip(stream.names, stream.tasks, strict=True)]
+    if state is not None and record.tasks != tasks:
         raise FsclError(
             f"{folder / CHECKPOINT}: it has learned other tasks than the images now give; have they changed?"
         )
-    record["tasks"] = tasks
-    trainer = build_trainer(spec, stream, progress)
+    record.tasks = tasks
+    trainer: Trainer = build_trainer(spec, stream, progress)
     here = machine(spec.device, spec.threads, trainer.precision)
     if state is None:
-        record["machine"] = here
-        record["untrained"] = trainer.untrained()
+        record.machine = here
+        record.untrained = np.array(trainer.untrained())
     else:
         try:
             trainer.load_state_dict(state)
@@ -143,23 +160,26 @@ def _begin(
                 f"{folder / CHECKPOINT}: undamaged, but it does not fit what is built here ({line(error)}); go on with "
                 "the versions that run.json beside it names"
             ) from error
-        record["resumed"].append({"after": trainer.done, "versions": versions(), "machine": here})
-    _write_json(folder / "run.json", record)
+        record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
+    record.write(folder / "run.json")
     if state is None:  # what an overwritten run left; not before there is something to put in its place
         for name in (CHECKPOINT, "bank.safetensors"):
             (folder / name).unlink(missing_ok=True)
     return trainer
 
 
-def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[], None]) -> None:
+def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[], None]) -> None:
     """Experience by experience; the record on disk is never ahead of the checkpoint from which it would go on."""
     while trainer.done < len(trainer.stream.tasks):
         measured = trainer.train_next()
-        record["accuracy"].append(measured.accuracy + [None] * (len(record["tasks"]) - trainer.done))
-        record["transfer"].append(measured.transfer)
-        record["start"].append(measured.start)
-        record["seconds"]["train"].append(measured.train_seconds)
-        record["seconds"]["evaluate"].append(measured.evaluate_seconds)
+        not_yet_learned = [np.nan] * (len(record.tasks) - trainer.done)
+        record.accuracy = np.array([*record.accuracy, measured.accuracy + not_yet_learned])
+        record.transfer = np.array([*record.transfer, measured.transfer])
+        record.start = np.append(record.start, measured.start)
+        record.seconds = Seconds(
+            train=np.append(record.seconds.train, measured.train_seconds),
+            evaluate=np.append(record.seconds.evaluate, measured.evaluate_seconds),
+        )
         last = trainer.done == len(trainer.stream.tasks)
         if last:
             _finish(record, trainer)
@@ -168,63 +188,61 @@ def _train(record: dict[str, Any], trainer: Any, folder: Path, kept: Callable[[]
                 trainer.bank.save(folder / "bank.safetensors")
             if not last:
                 write_checkpoint(folder / CHECKPOINT, record, trainer.state_dict())
-            _write_json(folder / "run.json", record)
+            record.write(folder / "run.json")
         kept()
 
 
-def _new_record(spec: RunSpec) -> dict[str, Any]:
-    """Of a run of which nothing is known yet but its recipe."""
-    return {
-        "format": FORMAT,
-        "status": "running",
-        "benchmark": spec.benchmark.model_dump(by_alias=True),
-        "strategy": spec.strategy.model_dump(by_alias=True),
-        "recipe_hash": spec.hash,
-        "validation": spec.validation,
-        **({} if spec.first is None else {"first": spec.first}),
-        "seed": spec.seed,
-        "versions": versions(),
-        "machine": {},
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "resumed": [],
-        "tasks": [],
-        "accuracy": [],
-        "transfer": [],
-        "untrained": [],
-        "start": [],
-        "seconds": {"train": [], "evaluate": []},
-        "memory": {"per_task": {}, "shared": {}},
-        "similarity": None,
-        "provenance": None,
-    }
+def _new_record(spec: RunSpec) -> RunRecord:
+    """Of a run of which nothing is known yet but its recipe. What is set here is in every ``run.json``."""
+    record = RunRecord(
+        format=FORMAT,
+        status="running",
+        benchmark=Benchmark.model_validate(spec.benchmark.model_dump(by_alias=True)),
+        strategy=Strategy.model_validate(spec.strategy.model_dump(by_alias=True)),
+        recipe_hash=spec.hash,
+        validation=spec.validation,
+        seed=spec.seed,
+        versions=versions(),
+        machine={},
+        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        resumed=[],
+        tasks=[],
+        accuracy=np.empty((0, 0)),
+        transfer=np.empty((0, 0)),
+        untrained=np.empty(0),
+        start=np.empty(0),
+        seconds=Seconds(train=np.empty(0), evaluate=np.empty(0)),
+        memory=Memory(per_task={}, shared={}),
+        similarity=None,
+        provenance=None,
+    )
+    if spec.first is not None:
+        record.first = spec.first
+    return record
 
 
-def _finish(record: dict[str, Any], trainer: Any) -> None:
+def _finish(record: RunRecord, trainer: "Trainer") -> None:
     layers, matrices, provenance = trainer.similarity()
     per_task, shared = trainer.memory()
-    record["status"] = "finished"
-    record["memory"] = {"per_task": per_task, "shared": shared}
-    record["similarity"] = {
-        "metric": "cosine",
-        "aggregate": "product",
-        "layers": layers,
-        "matrix": matrices.cpu().double().tolist(),
-        "explained": trainer.explained(),
-    }
-    record["provenance"] = provenance
+    explained = trainer.explained()
+    record.status = "finished"
+    record.memory = Memory(per_task=per_task, shared=shared)
+    record.similarity = Similarity(
+        metric="cosine",
+        aggregate="product",
+        layers=layers,
+        matrix=matrices.cpu().double().numpy(),
+        explained=None if explained is None else np.array(explained),
+    )
+    record.provenance = cast(Any, provenance)
 
 
-def _write_json(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=1)
-    write_text_atomically(path, text)
-
-
-def _read(folder: Path, spec: RunSpec) -> RunResult | None:
+def _read(folder: Path, spec: RunSpec) -> RunRecord | None:
     """The run that is there, of whichever recipe; None if none is."""
     file = folder / "run.json"
     if not file.exists():
         return None
-    found = load_run(file)
-    if found.seed != spec.seed:
-        raise FsclError(f"{file}: of seed {found.seed}, not {spec.seed}; move it to the folder of its run")
-    return found
+    record = load_run(file)
+    if record.seed != spec.seed:
+        raise FsclError(f"{file}: of seed {record.seed}, not {spec.seed}; move it to the folder of its run")
+    return record

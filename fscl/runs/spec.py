@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fscl.text import brief
 from fscl.errors import FsclError
-from fscl.plain import brief, name_fault
+from fscl.plain import name_fault
 from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 
 __all__ = ["Progress", "RunSpec"]

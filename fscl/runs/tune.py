@@ -11,7 +11,8 @@ from typing import Any
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, with_overrides
-from fscl.runs.results import RunResult, load_run
+from fscl.runs.record import RunRecord
+from fscl.runs.results import load_run
 from fscl.runs.schema import Override
 from fscl.runs.spec import RunSpec
 
@@ -57,7 +58,7 @@ class Trial:
     place: int
     own: bool
     spec: RunSpec
-    result: RunResult | None = None
+    result: RunRecord | None = None
 
     @property
     def accuracy(self) -> float | None:
@@ -261,5 +262,5 @@ def _describe(trial: Trial) -> dict[str, Any]:
     }
     if trial.result is not None:
         ended = trial.result
-        found |= {"seconds": ended.seconds, "versions": dict(ended.versions), "machine": dict(ended.machine)}
+        found |= {"seconds": ended.seconds.total, "versions": ended.versions, "machine": ended.machine}
     return found

@@ -1,7 +1,8 @@
 """How tasks compare: by their filter atoms, by features on data, and how one task-by-task matrix goes with another."""
 
+from fscl.estimate import Estimate, seed_interval
 from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca
-from fscl.similarity.correlation import Correlation, Spread, holm, mantel, seed_interval
+from fscl.similarity.correlation import Correlation, holm, mantel
 from fscl.similarity.features import collect_features
 from fscl.similarity.kernels import aligned_cosine, linear_cka, minibatch_cka, procrustes, rbf_cka
 from fscl.similarity.matrices import flatten_maps
@@ -21,9 +22,9 @@ __all__ = [
     "PROBES",
     "AtomStacks",
     "Correlation",
+    "Estimate",
     "FilterAtoms",
     "PooledCorrelation",
-    "Spread",
     "aggregate_layers",
     "aligned_cosine",
     "atoms_of_filters",

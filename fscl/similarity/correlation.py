@@ -18,7 +18,6 @@ from fscl.errors import FsclError
 
 __all__ = [
     "Correlation",
-    "Spread",
     "as_square",
     "check_finite",
     "holm",
@@ -26,7 +25,6 @@ __all__ = [
     "mantel",
     "mid_ranks",
     "mirrored",
-    "seed_interval",
 ]
 
 Array = NDArray[Any]
@@ -71,25 +69,6 @@ class Correlation:
             f"{_SYMBOLS.get(self.method, self.method)} = {self.statistic:.2f}{interval}, p = {self.p_value:.2g}, "
             f"n = {self.n_tasks} tasks{note}"
         )
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Mean over seeds, sample standard deviation, and 95 % t interval of the mean; NaN but for the mean when n = 1.
-
-    >>> print(Spread(81.5, 0.5, 80.26, 82.74, 3), Spread(81.5, math.nan, math.nan, math.nan, 1), sep="; ")
-    81.5 ± 0.5 [80.26, 82.74] (n=3); 81.5 (n=1)
-    """
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    n: int
-
-    def __str__(self) -> str:
-        spread = f" ± {self.std:.2g} [{self.low:.4g}, {self.high:.4g}]" if self.n > 1 else ""
-        return f"{self.mean:.4g}{spread} (n={self.n})"
 
 
 def mantel(
@@ -183,30 +162,6 @@ def holm(p_values: Iterable[float]) -> Array:
     steps = np.arange(len(order), 0, -1) * adjusted[order]
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1)
     return adjusted
-
-
-def seed_interval(values: Iterable[float]) -> Spread:
-    """Mean, spread and 95 % t interval of one result over independent seeds, in the units of the values.
-
-    Raises `FsclError` for no values, or one that is not finite: leaving it out silently would make n a lie.
-
-    >>> print(seed_interval([81.0, 81.5, 82.0]))
-    81.5 ± 0.5 [80.26, 82.74] (n=3)
-    """
-    from scipy.special import stdtrit
-
-    sample = np.array([float(value) for value in values])
-    bad = sample[~np.isfinite(sample)]
-    if not sample.size or bad.size:
-        raise FsclError(
-            f"{f'a seed has value {bad[0]}' if bad.size else 'no values'}; give the finite value of each seed"
-        )
-    n, mean = len(sample), float(sample.mean())
-    if n == 1:
-        return Spread(mean, math.nan, math.nan, math.nan, 1)
-    std = float(sample.std(ddof=1))
-    half = float(stdtrit(n - 1, 0.975)) * std / math.sqrt(n)
-    return Spread(mean, std, mean - half, mean + half, n)
 
 
 def _check_option(what: str, value: str, known: Iterable[str]) -> None:

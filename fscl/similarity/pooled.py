@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fscl.errors import FsclError
-from fscl.similarity.correlation import as_square, check_finite, is_flat, mid_ranks, mirrored, seed_interval
+from fscl.estimate import seed_interval
+from fscl.similarity.correlation import as_square, check_finite, is_flat, mid_ranks, mirrored
 
 __all__ = ["PooledCorrelation", "pooled_mantel"]
 

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,12 +21,14 @@ from rich.console import Console
 from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
-from fscl.report.page import ReportPaths, SummaryRow, rich_table, summary_rows, write_report
+from fscl.report.page import ReportPaths, write_report
 from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.sections import build_section
-from fscl.report.summary import group_runs, human_bytes
+from fscl.report.summary import SummaryRow, group_runs, summary_rows
+from fscl.report.table import COLUMNS, rich_table
 from fscl.runs.recipe import load_strategy
-from fscl.runs.results import SimilarityResult, load_runs
+from fscl.runs.record import Similarity
+from fscl.runs.results import load_runs
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
 MakeRun = Callable[..., Path]
@@ -101,6 +102,14 @@ def report(folder: Path) -> tuple[ReportPaths, str, str]:
     return paths, paths.html.read_text(), paths.markdown.read_text()
 
 
+def table(folders: list[Path]) -> list[SummaryRow]:
+    return summary_rows(group_runs(load_runs(folders)))
+
+
+def cells(row: SummaryRow) -> list[str]:
+    return [column.cell(row) for column in COLUMNS.values()]
+
+
 class Page(HTMLParser):
     """Tags and visible text, as a browser would have them."""
 
@@ -125,7 +134,7 @@ def test_report_holds_the_numbers(make_run: MakeRun) -> None:
     flat = [[0.5, None], [0.25, 1.0]]
     for seed, last in enumerate((0.5, 0.75)):
         folder = make_run("fine_tuning", seed, 2, accuracy=[flat[0], [0.25, last]])
-    (row,) = summary_rows(load_runs([folder]))
+    (row,) = table([folder])
     assert row.seeds == (0, 1)
     assert row.accuracy is not None
     assert row.accuracy.mean == pytest.approx((0.375 + 0.5) / 2)
@@ -170,7 +179,7 @@ def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: Make
         for seed, value in enumerate(accuracies):
             strategy = {"name": name, "title": name, "bound": "upper" if name == "from_scratch" else None}
             folder = make_run(name, seed, 2, strategy=strategy, accuracy=[[value, None], [value, value]])
-    rows = {row.strategy: row for row in summary_rows(load_runs([folder]))}
+    rows = {row.strategy: row for row in table([folder])}
     assert list(rows) == ["from_scratch", "ewc", "lwf", "naive"]
     assert rows["ewc"].against_best is None, "the best learner; a bound is no learner"
     for name in ("from_scratch", "naive"):
@@ -182,9 +191,9 @@ def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: Make
     assert rows["naive"].against_best is not None
     below = ttest_rel(final["naive"], final["ewc"], alternative="less").pvalue
     assert rows["naive"].against_best.p_value == pytest.approx(2 * below), "of lwf there is but one seed"
-    assert rows["from_scratch"].cells()[4] == "–", "a bound is not asked whether it is the best learner"
-    assert rows["naive"].cells()[3] == "−10.33 [−14.13, −6.54]"
-    assert rows["lwf"].cells()[3:5] == ("−5.00", "–"), "one seed in common has no test"
+    assert cells(rows["from_scratch"])[4] == "–", "a bound is not asked whether it is the best learner"
+    assert cells(rows["naive"])[3] == "−10.33 [−14.13, −6.54]"
+    assert cells(rows["lwf"])[3:5] == ["−5.00", "–"], "one seed in common has no test"
 
 
 def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_path: Path) -> None:
@@ -195,7 +204,7 @@ def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_
     again = write_report(load_runs([paths.html.parent]), tmp_path / "again")
     assert again.markdown.read_text() == markdown
     both = load_runs([folder, paths.html.parent / "runs.json"])
-    assert [run.strategy["name"] for run in both] == ["atom_swapping", "fine_tuning"], "one run is read once"
+    assert [run.strategy.name for run in both] == ["atom_swapping", "fine_tuning"], "one run is read once"
     # a report below runs is not taken for runs: they may have been made again since
     write_report(load_runs([folder]), folder / "report")
     make_run("ewc", 0, 5)
@@ -219,7 +228,8 @@ def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: Make
     shutil.rmtree(next(folder.rglob("seed_0")))
     make_run("ewc", 0, 3, started="2026-01-02T00:00:00+00:00")
     (run,) = load_runs([folder])
-    assert run.record["started"].startswith("2026-01-02"), "made anew in the folder of its report"
+    assert run.started is not None
+    assert run.started.startswith("2026-01-02"), "made anew in the folder of its report"
 
 
 def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: MakeRun) -> None:
@@ -227,7 +237,7 @@ def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: Make
         make_run("naive", seed, 3)
     make_run("ewc", 100, 3, validation=0.1, recipe_hash="a" * 64)
     folder = make_run("lwf", 100, 3, validation=0.1, first=3, recipe_hash="b" * 64)
-    rows = summary_rows(load_runs([folder]))
+    rows = table([folder])
     assert {(row.strategy, row.benchmark.partition(", ")[2]) for row in rows} == {
         ("naive", ""),
         ("ewc", "10 % of the training images held out"),
@@ -250,16 +260,15 @@ def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRu
         half = rng.random((count, count)) / 2
         matrix = half + half.T
         np.fill_diagonal(matrix, 1)
-        similarity = SimilarityResult("cosine", "mean", ("one",), matrix[None])
-        provenance = "atoms" if run.strategy["name"] == "atom_swapping" else "filters"
+        similarity = Similarity(metric="cosine", aggregate="mean", layers=["one"], matrix=matrix[None])
+        provenance = "atoms" if run.strategy.name == "atom_swapping" else "filters"
         accuracy = np.where(np.triu(np.ones((count, count)), 1), np.nan, rng.random((count, count)))
         transfer = rng.random((count, count))
         changes = {"similarity": similarity, "provenance": provenance, "accuracy": accuracy, "transfer": transfer}
-        runs.append(replace(run, **changes))
+        runs.append(run.model_copy(update=changes))
     atoms, naive = runs
     assert atoms.similarity is not None
     assert naive.similarity is not None
-    assert naive.transfer is not None
     of_atoms, own = atoms.similarity.matrix[0], naive.similarity.matrix[0]
     accuracy = naive.accuracy
     forgotten = np.array([accuracy[i:t, i].max() - accuracy[t, i] for t, i in zip(*lower, strict=True)])
@@ -271,7 +280,7 @@ def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRu
         "transfer": spearmanr(own[off], naive.transfer.T[off]).statistic,
     }
     rows, _ = predictions(group_runs(runs))
-    found = {row.question: row.rho for row in rows if row.label == naive.strategy["title"]}
+    found = {row.question: row.rho for row in rows if row.label == naive.strategy.title}
     assert found == pytest.approx(expected)
 
 
@@ -532,7 +541,7 @@ def test_unfinished_runs_are_listed_and_not_counted(make_run: MakeRun) -> None:
     data = run_data("fine_tuning", 1, 4)
     half = {"status": "running", "accuracy": data["accuracy"][:2], "transfer": [], "similarity": None}
     folder = make_run("fine_tuning", 1, 4, **half)
-    (row,) = summary_rows(load_runs([folder]))
+    (row,) = table([folder])
     assert row.seeds == (0,)
     _, html, markdown = report(folder)
     for text in (html, markdown):
@@ -548,7 +557,7 @@ def test_only_unfinished_runs(make_run: MakeRun) -> None:
 def test_two_recipes_of_one_strategy_are_two_rows(make_run: MakeRun) -> None:
     make_run("ewc", 0, recipe_hash="aaaaaaa1111")
     folder = make_run("ewc", 0, recipe_hash="bbbbbbb2222")
-    assert sorted(row.label for row in summary_rows(load_runs([folder]))) == ["Ewc (aaaaaaa)", "Ewc (bbbbbbb)"]
+    assert sorted(row.label for row in table([folder])) == ["Ewc (aaaaaaa)", "Ewc (bbbbbbb)"]
     paths, html, _ = report(folder)
     assert "Ewc (aaaaaaa)" in html
     assert "Ewc (bbbbbbb)" in html
@@ -558,7 +567,7 @@ def test_two_recipes_of_one_strategy_are_two_rows(make_run: MakeRun) -> None:
 def test_two_strategies_with_one_title_are_told_apart(make_run: MakeRun) -> None:
     make_run("ewc", 0, strategy={"name": "ewc", "title": "EWC"})
     folder = make_run("ewc", 0, strategy={"name": "my_ewc", "title": "EWC"}, recipe_hash="f" * 9)
-    assert {row.label for row in summary_rows(load_runs([folder]))} == {"EWC [ewc]", "EWC [my_ewc]"}
+    assert {row.label for row in table([folder])} == {"EWC [ewc]", "EWC [my_ewc]"}
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 20])
@@ -570,7 +579,7 @@ def test_any_number_of_tasks_with_one_strategy(make_run: MakeRun, tasks: int) ->
 def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
     bare = {"similarity": None, "transfer": [], "untrained": [], "start": [], "memory": {}, "provenance": None}
     folder = make_run("fine_tuning", 0, 5, **bare)
-    (row,) = summary_rows(load_runs([folder]))
+    (row,) = table([folder])
     assert row.forward_transfer is None
     _, html, _ = report(folder)
     assert "Which tasks are alike" not in html
@@ -579,8 +588,8 @@ def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
 def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
     recipe = load_strategy("joint").model_dump(by_alias=True)
     folder = make_run("joint", 0, 4, strategy=recipe, accuracy=[[0.5, 0.75, 1.0, 0.75]] * 4, similarity=None)
-    (row,) = summary_rows(load_runs([folder]))
-    assert row.cells()[2:10] == ("75.00", *"–––––––")
+    (row,) = table([folder])
+    assert cells(row)[2:10] == ["75.00", *"–––––––"]
     report(make_run("fine_tuning", 0, 4))
 
 
@@ -656,17 +665,7 @@ def test_a_run_that_is_given_twice_counts_once_and_a_copy_is_refused(make_run: M
     assert len(load_runs([first, next(first.rglob("run.json"))])) == 1
     copy = make_run("ewc", 0, 3, folder="copy")
     with pytest.raises(FsclError, match="seed 0 of ewc on split_made_up is there twice"):
-        summary_rows(load_runs([first, copy]))
-
-
-def test_bytes_are_decimal() -> None:
-    assert [human_bytes(size) for size in (999, 1000, 1024, 999_960, 1e6)] == [
-        "999 B",
-        "1.0 kB",
-        "1.0 kB",
-        "1.0 MB",
-        "1.0 MB",
-    ]
+        table([first, copy])
 
 
 def test_how_far_similarity_is_the_order_of_tasks(make_run: MakeRun) -> None:

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from benchmarks.similarity.grounding_superclasses import SUPERCLASSES
+from fscl.continual.strategies import strategy_class
 from fscl.data.datasets import data_root
 from fscl.data.images import ImageSet, join_images
 from fscl.data.layouts import CORE50_OBJECTS
-from fscl.continual.strategies import strategy_class
 from fscl.errors import FsclError
+from fscl.report.page import write_report
+from fscl.report.summary import group_runs, summary_rows
 from fscl.runs.building import check_runnable, load_stream
 from fscl.runs.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
-from fscl.report.page import summary_rows, write_report
 from fscl.runs.results import load_runs
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
@@ -220,7 +221,7 @@ def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> Non
     assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5 and, of new classes, 0.25 at last
     assert accuracy[1][1] > 0.8
     runs = load_runs([tmp_path])
-    (row,) = summary_rows(runs)
+    (row,) = summary_rows(group_runs(runs))
     assert row.accuracy is not None
     assert row.accuracy.mean == pytest.approx(sum(accuracy[1]) / 2)
     page = write_report(runs, tmp_path / "report").html.read_text()

@@ -24,6 +24,7 @@ def make_spec(learner: str, seed: int) -> RunSpec:
     return RunSpec(*with_overrides(load_benchmark("split_digits"), load_strategy(learner), settings), seed)
 
 
+ALL_LEARNED = [[0.9] * count for count in range(1, 6)]
 GRID = [make_spec(learner, seed) for seed in (0, 1) for learner in LEARNERS]
 
 
@@ -31,7 +32,17 @@ def write(spec: RunSpec, out: Path, accuracy: list[list[float]], seconds: list[f
     """A record of five tasks, of which as many are learned as there are rows."""
     rows = [row + [None] * (5 - len(row)) for row in accuracy]
     times = {"train": [0.75 * s for s in seconds], "evaluate": [0.25 * s for s in seconds]}
-    record = {"recipe_hash": spec.hash, "status": "running", "tasks": [{}] * 5, "accuracy": rows, "seconds": times}
+    record = {
+        "format": 1,
+        "status": "running",
+        "benchmark": {"name": spec.benchmark.name},
+        "strategy": {"name": spec.strategy.name},
+        "recipe_hash": spec.hash,
+        "seed": spec.seed,
+        "tasks": [{"name": str(task), "classes": []} for task in range(5)],
+        "accuracy": rows,
+        "seconds": times,
+    }
     file = spec.folder(out) / "run.json"
     before = file.stat().st_mtime_ns if file.exists() else time.time_ns()
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +98,7 @@ def test_a_half_finished_grid(tmp_path: Path) -> None:
 
 def test_what_will_be_replaced_does_not_count(tmp_path: Path) -> None:
     (spec,) = specs = GRID[:1]
-    write(spec, tmp_path, [[0.9]] * 5, [1] * 5, status="finished")
+    write(spec, tmp_path, ALL_LEARNED, [1] * 5, status="finished")
     assert Grid(specs, tmp_path, False, 0.0).rows()[0].finished == 1
     grid = Grid(specs, tmp_path, True, 0.0)
     grid.look(1.0)
@@ -122,7 +133,7 @@ def test_torn_and_foreign_files_leave_what_is_known(tmp_path: Path, text: str) -
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in GRID:
-        write(spec, tmp_path, [[0.9]] * 5, [1] * 5, status="finished" if spec.seed else "running")
+        write(spec, tmp_path, ALL_LEARNED, [1] * 5, status="finished" if spec.seed else "running")
     read: list[str] = []
     read_text = Path.read_text
 

@@ -107,7 +107,7 @@ def test_no_other_damage_is_missed(out: Path, tmp_path: Path) -> None:
             read_checkpoint(path, spec)
     path.write_bytes(whole)
     record, state = read_checkpoint(path, spec)
-    assert (len(record["accuracy"]), state["done"]) == (1, 1)
+    assert (len(record.accuracy), state["done"]) == (1, 1)
 
 
 @pytest.mark.parametrize("other", ["seed", "recipe", "learner"])

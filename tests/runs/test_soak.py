@@ -255,7 +255,7 @@ def test_a_driver_that_is_killed_twenty_times(tmp_path: Path, reader: Reader) ->
     assert all((folder / "run.json").read_bytes() == content for folder, content in ended.items())
     left = {p.name for folder in folders(out) for p in folder.iterdir()}
     assert left <= {"run.json", "bank.safetensors", ".lock"}
-    runs = [(run.strategy["name"], run.seed) for run in load_runs([out])]
+    runs = [(run.strategy.name, run.seed) for run in load_runs([out])]
     assert sorted(runs) == sorted((learner, seed) for learner in TITLES for seed in range(SEEDS))
     page = (out / "split_digits/report/README.md").read_text()
     for title in TITLES.values():

@@ -1,0 +1,186 @@
+"""The summary table: its columns, each declared once, and how a page and a terminal write their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from rich import box
+from rich.table import Table
+
+from fscl.estimate import Estimate
+from fscl.report.summary import SummaryRow
+from fscl.text import DASH, human_bytes, human_seconds, interval, points, small_p
+
+__all__ = ["COLUMNS", "Column", "rich_table"]
+
+NARROW = 140  # columns of a terminal below which spreads go under their means, with one decimal
+
+
+@dataclass(frozen=True)
+class Column:
+    """Words or a count; other kinds of numbers are subclasses.
+
+    Attributes:
+        title: heading; ``unit`` is what stands small below it.
+        short: heading on a terminal.
+        value: what a row has in this column; None where it is not defined.
+    """
+
+    title: str
+    unit: str
+    short: str
+    value: Callable[[SummaryRow], object]
+
+    @property
+    def heading(self) -> str:
+        return f"{self.title} ({self.unit})" if self.unit else self.title
+
+    def number(self, row: SummaryRow) -> str:
+        """What stands first in a cell."""
+        return str(self.value(row))
+
+    def spread(self, row: SummaryRow) -> str:
+        """How much the number varies over seeds, which stands small in a cell; perhaps nothing."""
+        return ""
+
+    def cell(self, row: SummaryRow) -> str:
+        """All of a cell on one line."""
+        return f"{self.number(row)} {self.spread(row)}".rstrip()
+
+    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+        return self.number(row)
+
+
+@dataclass(frozen=True)
+class Points(Column):
+    """Accuracies in %, or their differences in points, with their standard deviation."""
+
+    value: Callable[[SummaryRow], Estimate | None]
+    sign: bool = False
+
+    def number(self, row: SummaryRow, places: int = 2) -> str:
+        value = self.value(row)
+        return points(None if value is None else value.mean, places, self.sign)
+
+    def spread(self, row: SummaryRow) -> str:
+        value = self.value(row)
+        return "" if value is None else f"{self.variation(value)} {_fewer(value, row)}".strip()
+
+    def variation(self, value: Estimate) -> str:
+        return f"± {points(value.std)}" if value.n > 1 else ""
+
+    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+        value = self.value(row)
+        if not narrow or value is None:
+            return self.cell(row)
+        below = f"\n±{points(value.std, 1)}" if value.n > 1 else ""
+        return f"{self.number(row, 1)}{below} {_fewer(value, row)}".rstrip()
+
+
+@dataclass(frozen=True)
+class PairedDifference(Points):
+    """A difference to the best, in points, with its interval, for which a terminal has no room."""
+
+    def variation(self, value: Estimate) -> str:
+        return interval(100 * value.low, 100 * value.high)
+
+    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+        return self.number(row, 1 if narrow else 2)
+
+
+@dataclass(frozen=True)
+class PValue(Column):
+    value: Callable[[SummaryRow], float | None]
+
+    def number(self, row: SummaryRow) -> str:
+        value = self.value(row)
+        return DASH if value is None else small_p(value)
+
+    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+        value = self.value(row)
+        return "<.001" if narrow and value is not None and value < 0.001 else self.number(row)
+
+
+@dataclass(frozen=True)
+class Amount(Column):
+    """Bytes or seconds, in the unit that suits them. Where all seeds agree to the byte there is no spread."""
+
+    value: Callable[[SummaryRow], Estimate | None]
+    write: Callable[[float], str]
+    write_short: Callable[[float], str]
+
+    def number(self, row: SummaryRow) -> str:
+        value = self.value(row)
+        return DASH if value is None else self.write(value.mean)
+
+    def spread(self, row: SummaryRow) -> str:
+        value = self.value(row)
+        return f"± {self.write(value.std)}" if value is not None and value.std > 0 else ""
+
+    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+        value = self.value(row)
+        if value is None:
+            return DASH
+        spread = f" ± {self.write_short(value.std)}" if value.std > 0 and not narrow else ""
+        return self.write_short(value.mean) + spread
+
+
+def _fewer(value: Estimate, row: SummaryRow) -> str:
+    """A number that some seeds lack must not pass for one over all of them."""
+    return "" if value.n == len(row.seeds) else f"(n = {value.n})"
+
+
+_whole_minutes = partial(human_seconds, whole_minutes=True)
+COLUMNS: dict[str, Column] = {
+    "strategy": Column("Strategy", "", "Strategy", lambda row: row.label),
+    "seeds": Column("Seeds", "", "n", lambda row: len(row.seeds)),
+    "accuracy": Points("Accuracy", "%", "ACC", lambda row: row.accuracy),
+    "against_best": PairedDifference("Against the best", "points", "best", lambda row: row.against_best, sign=True),
+    "p": PValue("p", "is the best", "p", lambda row: row.p_value),
+    "incremental_accuracy": Points("Incremental accuracy", "%", "AIA", lambda row: row.incremental_accuracy),
+    "learning_accuracy": Points("Learning accuracy", "%", "LA", lambda row: row.learning_accuracy),
+    "backward_transfer": Points("Backward transfer", "points", "BWT", lambda row: row.backward_transfer, sign=True),
+    "forgetting": Points("Forgetting", "points", "Forg.", lambda row: row.forgetting),
+    "forward_transfer": Points("Forward transfer", "points", "FWT", lambda row: row.forward_transfer, sign=True),
+    "bytes_per_task": Amount("Stored per task", "", "a task", lambda row: row.bytes_per_task, human_bytes, human_bytes),
+    "bytes_in_all": Amount("Stored in all", "", "in all", lambda row: row.bytes_in_all, human_bytes, human_bytes),
+    "seconds": Amount("Training per run", "", "time", lambda row: row.train_seconds, human_seconds, _whole_minutes),
+}
+
+
+def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int = 80) -> Table:
+    """The table for a terminal, of 80 columns or more; a benchmark column appears when rows are of several benchmarks.
+
+    In a narrow one the spread goes below the mean, and numbers have one decimal.
+    """
+    several = len({row.benchmark for row in rows}) > 1
+    narrow = width < NARROW
+    table = Table(
+        title=title,
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        padding=(0, 0 if narrow else 1),
+        header_style="bold",
+        caption="in % and points; mean ± sample standard deviation over n seeds; best: against the best learner, "
+        "p of being itself the best (paired t-tests)",
+        caption_justify="left",
+    )
+    if several:
+        table.add_column("Benchmark", no_wrap=True)
+    shown = [column for name, column in COLUMNS.items() if not (narrow and name == "bytes_per_task")]
+    for position, column in enumerate(shown):
+        table.add_column(
+            column.short,
+            justify="left" if position == 0 else "right",
+            no_wrap=position > 0,
+            min_width=11 if position == 0 else None,
+        )
+    for row in rows:
+        cells = [column.terminal_cell(row, narrow) for column in shown]
+        # labels come from recipes: square brackets in them are text, not markup
+        texts = [text.replace("[", r"\[") for text in ([row.benchmark] if several else []) + cells]
+        table.add_row(*texts)
+    return table
