@@ -5,11 +5,11 @@ from typing import Any
 
 import psutil
 
-from fscl.text import brief
 from fscl.errors import FsclError
 from fscl.runs.resume import line
 from fscl.runs.schema import SplitRecipe
 from fscl.runs.spec import Progress, RunSpec
+from fscl.text import brief
 
 __all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream"]
 
@@ -20,9 +20,9 @@ def load_stream(spec: RunSpec) -> Any:
     Raises:
         FsclError: its data is missing or damaged, or cannot be made into tasks as the recipe says.
     """
-    from fscl.data.datasets import load_images
     from fscl.continual.domains import permuted_stream, rotated_stream
     from fscl.continual.stream import split_classes
+    from fscl.data.datasets import load_images
 
     data, split, augment = spec.benchmark.data, spec.benchmark.split, spec.benchmark.augment
     train, test = load_images(data.name, spec.data, data.image_size)

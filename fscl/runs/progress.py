@@ -21,8 +21,8 @@ from fscl.errors import FsclError
 from fscl.plain import read_json
 from fscl.runs.record import RunRecord
 from fscl.runs.results import load_run
-from fscl.text import clock, points
 from fscl.runs.spec import RunSpec
+from fscl.text import clock, points
 
 __all__ = ['Finished', 'Grid', 'LiveTable', 'Row', 'draw']
 

@@ -11,10 +11,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from fscl.text import brief
 from fscl.errors import FsclError
 from fscl.plain import check_plain, check_size, name_fault
 from fscl.runs.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe, TrainingRecipe
+from fscl.text import brief
 
 __all__ = [
     "BenchmarkRecipe",

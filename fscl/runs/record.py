@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, cast
 
 import numpy as np
@@ -24,10 +24,10 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from fscl.text import brief
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.plain import LONGEST, check_plain
+from fscl.text import brief
 
 __all__ = [
     "FORMAT",

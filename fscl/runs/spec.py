@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from fscl.text import brief
 from fscl.errors import FsclError
 from fscl.plain import name_fault
 from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
+from fscl.text import brief
 
 __all__ = ["Progress", "RunSpec"]
 

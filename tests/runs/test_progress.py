@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fscl.runs.progress import LiveTable, draw
+from fscl.runs.progress import Finished, Grid, LiveTable, draw
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.spec import RunSpec
-from fscl.runs.progress import Finished, Grid
 
 LEARNERS = ("naive", "atom_swapping", "from_scratch")
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from benchmarks.hostile import recipes, records
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
-from fscl.factories import check_network, network_factory
 from fscl.errors import FsclError
+from fscl.factories import check_network, network_factory
 from fscl.runs.building import check_trusted
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.run import run_one

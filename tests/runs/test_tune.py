@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from fscl.cli import app as cli
+from fscl.continual.trainer import Trainer
 from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet
-from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
-from fscl.cli import app as cli
 from fscl.runs import tune as tuning
 from fscl.runs.building import load_stream
 from fscl.runs.recipe import load_benchmark, load_strategy, recipe_hash, with_overrides
