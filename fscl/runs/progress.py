@@ -1,4 +1,4 @@
-"""How far the runs of a grid are, whichever process does them, read from what they write; and the table that shows it."""
+"""How far the runs of a grid are, read from what they write, whichever process does them; and a table of it."""
 
 import contextlib
 import heapq

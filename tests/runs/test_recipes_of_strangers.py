@@ -142,7 +142,7 @@ def test_arguments_of_a_network_are_refused_before_memory_is_taken(
         "convnet", "torchvision:resnet18", "torchvision:MobileNetV2", "torchvision.models:resnet18",
         "torchvision.models.resnet:resnet34", "pytorchcv:resnet20_cifar10", "avalanche:SlimResNet18",
         "avalanche:SimpleMLP", "avalanche.models:IcarlNet", "avalanche:MobilenetV1", "fscl.networks:ConvNet",
-        "fscl.networks:ConvNet", "avalanche:make_icarl_net",
+        "avalanche:make_icarl_net",
     ],
 )  # fmt: skip
 def test_networks_of_libraries_may_be_named_by_anybody(name: str) -> None:
