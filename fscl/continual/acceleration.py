@@ -45,6 +45,7 @@ class Acceleration(SupervisedPlugin):
     """
 
     supports_distributed = False
+    transient = ("_scaler",)
 
     def __init__(self, precision: Precision = "auto", channels_last: bool = True, compile: bool = False) -> None:
         super().__init__()

@@ -61,6 +61,7 @@ class FeatureRecorder(SupervisedPlugin):
     """
 
     supports_distributed = False
+    transient = ("_kept", "_tap")
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +99,7 @@ class StartRecorder(SupervisedPlugin):
     """Measures the features with which a learner starts a task; comes after the plugin that prepares the network."""
 
     supports_distributed = False
+    transient = ("_tasks", "_device")
 
     def __init__(self, tasks: Sequence[tuple[Any, Any]], device: torch.device) -> None:
         super().__init__()

@@ -69,6 +69,7 @@ class LearningRateSchedule(SupervisedPlugin):
     """
 
     supports_distributed = True
+    transient = ("_scheduler",)
 
     def __init__(
         self,

@@ -143,6 +143,7 @@ class EWC(AvalancheEWC):
 
 
 class _EWCPlugin(EWCPlugin):
+    transient = ("_anchors",)
     _anchors: dict[str, tuple[Tensor, Tensor]]  # by parameter: importance, and where it is to stay; made a task
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training import DER, ER_ACE
 from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.compare.filter_history import FilterHistory
 from fscl.continual.acceleration import Acceleration, Precision
+from fscl.continual.declared import has_own_loss, scenarios_of
 from fscl.continual.evaluate import (
     AccuracyRecorder,
     FeatureRecorder,
@@ -35,18 +35,17 @@ from fscl.continual.learner_state import (
     stored_bytes,
     strategy_state,
 )
-from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
+from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.continual.loader import InMemoryLoader
 from fscl.continual.optimization import LearningRateSchedule, build_optimizer
 from fscl.continual.strategies import strategy_class
 from fscl.continual.stream import Stream
-from fscl.continual.task_switch import TaskSwitchPlugin, head_names
+from fscl.continual.task_switch import LabelSwitchPlugin, TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
 
 __all__ = ["Measured", "Trainer"]
 
 Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
-OWN_LOSS = (DER, ER_ACE)  # that do not take the criterion that they are given, or not always
 
 
 @dataclass(frozen=True)
@@ -121,15 +120,6 @@ class Trainer:
     ) -> None:
         self.stream, self.seed, self.device = stream, seed, torch.device(device)
         kind = strategy_class(class_path, arguments)
-        if stream.scenario not in (fits := getattr(kind, "scenarios", (stream.scenario,))):
-            raise FsclError(
-                f"{class_path} cannot learn a stream of scenario {stream.scenario!r}; use "
-                f"{' or '.join(f'split.scenario={name}' for name in fits)}"
-            )
-        if label_smoothing and issubclass(kind, OWN_LOSS):
-            raise FsclError(
-                f"{class_path} has a loss of its own without label smoothing; set training.label_smoothing=0"
-            )
         _seed_all(seed, 0)
         model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
         chosen = build_optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
@@ -158,10 +148,15 @@ class Trainer:
             ],
             **arguments,
         )
-        if stream.scenario != "task" and self._switches():
+        if stream.scenario not in (fits := scenarios_of(self.strategy)):
+            why = ", because it needs a test image's task label" if fits == ["task"] else ""
             raise FsclError(
-                f"{class_path} keeps something for each task and needs a test image's task label, and in scenario "
-                f"{stream.scenario!r} there is none; use split.scenario=task"
+                f"{class_path} cannot learn a stream of scenario {stream.scenario!r}{why}; use "
+                f"{' or '.join(f'split.scenario={name}' for name in fits)}"
+            )
+        if label_smoothing and has_own_loss(self.strategy):
+            raise FsclError(
+                f"{class_path} has a loss of its own without label smoothing; set training.label_smoothing=0"
             )
         self._codec = Codec(stream, lambda: self.strategy.model)
         self._kept_by_learner()  # refuses what could not be resumed before anything is trained
@@ -176,7 +171,7 @@ class Trainer:
     @property
     def bank(self) -> AtomBank | None:
         """The bank of a learner that has one."""
-        return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomSwappingPlugin)), None)
+        return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomBankPlugin)), None)
 
     @property
     def precision(self) -> str:
@@ -331,9 +326,9 @@ class Trainer:
                     "training.lr_next or penalty may help"
                 )
 
-    def _switches(self) -> list[TaskSwitchPlugin]:
+    def _switches(self) -> list[LabelSwitchPlugin]:
         """Those by which a test image is seen by the network of its own task, and by no other."""
-        return [p for p in self.strategy.plugins if isinstance(p, TaskSwitchPlugin) and p.needs_label]
+        return [p for p in self.strategy.plugins if isinstance(p, LabelSwitchPlugin)]
 
     def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
         """Nearest-class-mean accuracy on every task; of those in ``features`` the test images need no other pass."""
@@ -345,6 +340,7 @@ class Trainer:
 
 class _ProgressPlugin(SupervisedPlugin):
     supports_distributed = True
+    transient = ("_progress",)
 
     def __init__(self, progress: Progress | None) -> None:
         super().__init__()

@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 from fscl.atoms import AtomBank, atom_layers, decompose, freeze_coefficients
-from fscl.compare import moments
-from fscl.compare import moment_similarity
+from fscl.compare import moment_similarity, moments
 from fscl.compare.moment_steps import hermite
 from fscl.errors import FsclError
 from fscl.similarity import noise_images

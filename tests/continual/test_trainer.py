@@ -127,7 +127,7 @@ def test_memory_of_one_head_for_all_tasks_is_no_task_s(digits):
 @pytest.mark.parametrize("scenario", ["domain", "class"])
 def test_learners_that_keep_tasks_apart_need_their_labels(digits, kind, scenario):
     tasks = {"tasks": [["0", "1"], ["2", "3"]], "scenario": scenario}
-    with pytest.raises(FsclError, match=f"needs a test image's task label, and in scenario '{scenario}' there is none"):
+    with pytest.raises(FsclError, match=f"of scenario '{scenario}', because it needs a test image's task label"):
         trainer_of(split_classes(*digits, **tasks), kind)
 
 

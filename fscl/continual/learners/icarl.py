@@ -57,6 +57,7 @@ class ICaRL(SupervisedTemplate):
     """
 
     scenarios = ("class",)
+    own_loss = True
 
     def __init__(self, *, memory_size: int = 200, criterion: Any = None, **arguments: Any) -> None:
         super().__init__(**arguments)

@@ -197,5 +197,5 @@ def test_what_cannot_be_is_refused(digits):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), IncrementalClassifier(144, 2))
     with pytest.raises(FsclError, match="has one head that grows"):
         built(model=net)
-    with pytest.raises(FsclError, match=r"AtomSelection cannot learn.*'task'; use split\.scenario=class or split"):
+    with pytest.raises(FsclError, match=r"AtomSelection cannot learn.*'task'; use split\.scenario=domain or split"):
         Trainer(split_classes(*digits, tasks=TASKS), "fscl.continual.AtomSelection", {}, network_arguments=NETWORK)
