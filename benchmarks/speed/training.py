@@ -21,6 +21,7 @@ from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
 from fscl.continual.acceleration import channels_last
 from fscl.continual.loader import InMemoryBatches
+from fscl.continual.strategies import Learner
 from fscl.continual.stream import Stream
 from fscl.continual.trainer import Trainer
 from fscl.data.datasets import ImageSet, find_data
@@ -152,11 +153,9 @@ class _Ours:
     """What ``fscl run`` does."""
 
     def __init__(self, benchmark: BenchmarkRecipe, strategy: Any, stream: Stream, device: str) -> None:
-        options = benchmark.training.model_dump() | {"epochs": 1}
-        model = benchmark.model
-        self.trainer = Trainer(
-            stream, strategy.class_path, strategy.args, model.name, model.args, device=device, **options
-        )
+        training = benchmark.training.model_copy(update={"epochs": 1})
+        learner = Learner(strategy.class_path, strategy.args)
+        self.trainer = Trainer(stream, learner, training, benchmark.model, device=device)
         self.stream, self.epoch = stream, _Epoch()
         self.trainer.strategy.plugins.append(self.epoch)
         self.trainer.strategy.train(stream.train_stream[0])  # after which coefficients are frozen

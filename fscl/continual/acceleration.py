@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from fscl.continual.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
+from fscl.settings import Precision
 
-__all__ = ["Acceleration", "Precision", "channels_last"]
+__all__ = ["Acceleration", "channels_last"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Acceleration(SupervisedPlugin):
@@ -47,6 +47,7 @@ class Acceleration(SupervisedPlugin):
     supports_distributed = False
     transient = ("_scaler",)
 
+    # "auto", where a benchmark's training says float32: a benchmark's numbers are not to depend on the processor
     def __init__(self, precision: Precision = "auto", channels_last: bool = True, compile: bool = False) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):

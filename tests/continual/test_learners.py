@@ -14,11 +14,12 @@ import fscl.continual
 from fscl.continual.declared import AVALANCHE_TRANSIENT, has_own_loss, scenarios_of, transient_names
 from fscl.continual.learner import LearnerPlugin, PluginStrategy
 from fscl.continual.learner_state import Codec, plugin_state, strategy_state
-from fscl.continual.strategies import strategy_class
+from fscl.continual.strategies import Learner, strategy_class
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.runs.recipe import find_recipes, load_strategy
 from fscl.runs.results import AT_ONCE
+from fscl.settings import Network, Training
 
 RECIPES = {name: load_strategy(name) for name in find_recipes("strategies")}
 EXPORTED = [kind for kind in vars(fscl.continual).values() if isinstance(kind, type)]
@@ -28,7 +29,8 @@ SMALL = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
 
 def trained(name: str, stream: Any, tasks: int) -> Trainer:
     recipe = RECIPES[name]
-    trainer = Trainer(stream, recipe.class_path, recipe.args, network_arguments=SMALL, epochs=1, batch_size=16)
+    learner = Learner(recipe.class_path, recipe.args)
+    trainer = Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL))
     for _ in range(tasks):
         trainer.train_next()
     return trainer
