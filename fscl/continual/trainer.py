@@ -27,6 +27,7 @@ from fscl.continual.evaluate import (
     first_images,
 )
 from fscl.continual.heads import build_network
+from fscl.continual.learner import PluginStrategy
 from fscl.continual.learner_state import (
     Codec,
     plugin_state,
@@ -105,6 +106,8 @@ class Trainer:
         kind = strategy_class(learner.class_path, learner.arguments)
         _seed_all(seed, 0)
         model = build_network(network.name, stream.image_shape, stream.classes_per_task, network.args)
+        if issubclass(kind, PluginStrategy):
+            model = kind.prepare(model, **learner.arguments)  # so that the optimizer is made for the final parameters
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         pairs = zip(stream.train_stream, stream.test_stream, strict=True)
         self._tasks = [(first_images(a.dataset), b.dataset) for a, b in pairs]  # for class means, chosen once

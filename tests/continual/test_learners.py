@@ -144,3 +144,35 @@ def test_scenarios_and_losses_are_those_of_the_strategy_and_its_plugins() -> Non
 def test_what_reports_take_for_learning_at_once_is_joint_training() -> None:
     """Reports read run.json without Avalanche, and committed ones name nothing but the class."""
     assert strategy_class(AT_ONCE) is fscl.continual.Joint
+
+
+@pytest.mark.parametrize("name", ["AtomSwapping", "AtomEnsemble"])
+def test_a_network_prepared_before_its_optimizer_trains_to_the_same_numbers(
+    name: str, stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one that is decomposed, and its optimizer pointed at the new parameters, when the strategy is built."""
+
+    def numbers() -> tuple[Any, dict[str, torch.Tensor], list[tuple[int, ...]]]:
+        learner = Learner(f"fscl.continual.{name}", {"num_atoms": 6})
+        trainer = Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL))
+        shapes = [tuple(p.shape) for p in trainer.strategy.optimizer.param_groups[0]["params"]]
+        measured = [trainer.train_next() for _ in range(2)]
+        return [(m.accuracy, m.transfer, m.start) for m in measured], trainer.strategy.model.state_dict(), shapes
+
+    first = numbers()
+    monkeypatch.setattr(PluginStrategy, "prepare", classmethod(lambda kind, model, **_: model))
+    second = numbers()
+    assert (first[0], first[2]) == (second[0], second[2])
+    assert all(torch.equal(tensor, second[1][entry]) for entry, tensor in first[1].items())
+
+
+def test_a_trainer_decomposes_once_and_never_repoints_an_optimizer(
+    stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise AssertionError("an optimizer is pointed at other parameters")
+
+    monkeypatch.setattr("fscl.continual.learners.atoms._hand_over", refuse)
+    for name in ("AtomSwapping", "AtomEnsemble"):
+        learner = Learner(f"fscl.continual.{name}")
+        Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL)).train_next()
