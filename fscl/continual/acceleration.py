@@ -10,6 +10,7 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
+from fscl.continual.avalanche_private import skip_next_step, use_backward, use_own_backward
 from fscl.continual.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
 from fscl.settings import Precision
@@ -68,10 +69,10 @@ class Acceleration(SupervisedPlugin):
         if self.resolved(strategy.device) == "float16":
             self._scaler = torch.amp.GradScaler(strategy.device.type)
             # between what plugins do before and after backward: penalties are in the loss, and gradients are as ever
-            strategy.backward = lambda: self._scaled_backward(strategy)
+            use_backward(strategy, lambda: self._scaled_backward(strategy))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        vars(strategy).pop("backward", None)
+        use_own_backward(strategy)
         self._scaler = None
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -115,7 +116,7 @@ class Acceleration(SupervisedPlugin):
         if gradients and not bool(torch.stack([g.isfinite().all() for g in gradients]).all()):
             for gradient in gradients:
                 gradient.zero_()  # what plugins find is finite, and this one step is not made
-            strategy.optimizer_step = lambda: vars(strategy).pop("optimizer_step", None)
+            skip_next_step(strategy)
         self._scaler.update()
 
 

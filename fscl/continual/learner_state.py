@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from fscl.atoms.bank import AtomBank
+from fscl.continual.avalanche_private import attributes_of
 from fscl.continual.declared import transient_names
 from fscl.continual.loader import Unservable, samples_behind
 from fscl.continual.stream import Stream
@@ -236,7 +237,7 @@ def is_code(value: Any) -> bool:
 
 def _noted(data: AvalancheDataset) -> Iterator[tuple[str, Any]]:
     """What samples carry beside image, target and task label."""
-    for attribute in data._data_attributes.values():
+    for attribute in attributes_of(data).values():
         if attribute.use_in_getitem and attribute.name not in ("targets", "targets_task_labels"):
             yield attribute.name, attribute
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fscl.atoms.entries import point_entries, within
 from fscl.atoms.layers import AtomConv2d
+from fscl.continual.avalanche_private import head_entries
 from fscl.continual.learner import LearnerPlugin
 from fscl.continual.loader import task_of
 
@@ -152,7 +153,7 @@ def head_names(model: nn.Module, task: int | None = None) -> list[str] | None:
         return _growing_heads(model) or None
     if task is None:
         return list(heads)
-    return [f"{name}.{part}" for name in heads for part in (f"classifiers.{task}", f"active_units_T{task}")]
+    return [f"{name}.{part}" for name in heads for part in head_entries(task)]
 
 
 def multi_heads(model: nn.Module) -> dict[str, MultiHeadClassifier]:

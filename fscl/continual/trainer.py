@@ -2,7 +2,6 @@
 
 import random
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.compare.filter_history import FilterHistory
 from fscl.continual.acceleration import Acceleration
+from fscl.continual.avalanche_private import SilentEvaluator
 from fscl.continual.declared import has_own_loss, scenarios_of
 from fscl.continual.evaluate import (
     AccuracyRecorder,
@@ -121,7 +120,7 @@ class Trainer:
             train_epochs=training.epochs,
             eval_mb_size=512,
             device=self.device,
-            evaluator=_Silent(),
+            evaluator=SilentEvaluator(),
             plugins=[
                 InMemoryLoader(loader),  # type: ignore[arg-type]  # checked there
                 self._acceleration,
@@ -337,20 +336,6 @@ class _ProgressPlugin(SupervisedPlugin):
             # the clock, which comes last, has not counted this epoch yet
             epoch = strategy.clock.train_exp_epochs + 1
             self._progress(strategy.experience.current_experience, epoch, strategy.train_epochs)
-
-
-class _Silent(EvaluationPlugin):
-    """An evaluator without metrics that does nothing; Avalanche's own copies the experience at each event."""
-
-    def __init__(self) -> None:
-        with warnings.catch_warnings():  # that there is nothing to log to is meant
-            warnings.filterwarnings("ignore", "No loggers specified")
-            super().__init__()
-
-    __getattribute__ = object.__getattribute__  # without Avalanche's answer to every event
-
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        pass
 
 
 def _seed_all(seed: int, step: int) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from fscl.continual import AccuracyRecorder, InMemoryLoader, build_network, split_classes
 from fscl.continual.domains import permuted_stream, rotated_stream
-from fscl.continual.loader import InMemoryBatches
+from fscl.continual.loader import InMemoryBatches, samples_behind
 from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.data.class_split import share_out
@@ -32,10 +32,7 @@ def numbered(classes: int = 6, per_class: int = 5, first: int = 0) -> ImageSet:
 def samples(experience) -> dict[int, int]:
     """Target by grey value, through Avalanche's data set."""
     data = experience.dataset
-    flat = data._flat_data
-    while hasattr(flat, "_datasets"):
-        flat = flat._datasets[0]
-    greys = flat.images[:, 0, 0, 0].tolist()
+    greys = samples_behind(data)[0][0].images[:, 0, 0, 0].tolist()
     return dict(zip(greys, map(int, data.targets), strict=True))
 
 

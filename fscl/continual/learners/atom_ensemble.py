@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import point_entries, within
+from fscl.continual.avalanche_private import criterion_of
 from fscl.continual.evaluate import features_of
 from fscl.continual.learner import with_arguments_of
 from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
@@ -163,9 +164,11 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
             head, max_iter=self.head_epochs, max_eval=self.head_epochs, line_search_fn="strong_wolfe"
         )
 
+        criterion = criterion_of(strategy)
+
         def loss() -> Tensor:
             solver.zero_grad()
-            value = strategy._criterion(F.linear(features, *head), labels)
+            value = criterion(F.linear(features, *head), labels)
             value = value + self.head_decay / 2 * head[0].square().sum()
             value.backward()
             return value

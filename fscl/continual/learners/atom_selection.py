@@ -11,6 +11,7 @@ from avalanche.models.utils import avalanche_model_adaptation
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
+from fscl.continual.avalanche_private import criterion_of
 from fscl.continual.learner import with_arguments_of
 from fscl.continual.learners.atoms import AtomBankPlugin, BankStrategy
 from fscl.continual.task_switch import multi_heads
@@ -189,4 +190,4 @@ class AtomSelection(BankStrategy, atom_selection=AtomSelectionPlugin):
     def criterion(self) -> Tensor:
         if not self.is_training:
             return super().criterion()
-        return self._criterion(*self.atom_selection.own_part(self))
+        return criterion_of(self)(*self.atom_selection.own_part(self))
