@@ -89,31 +89,39 @@ class PluginStrategy(Naive):
         0.5
     """
 
-    _plugin_class: ClassVar[type[LearnerPlugin]]
+    _plugin_class: ClassVar[type[LearnerPlugin] | None] = None
+    _constructor: ClassVar[Callable[..., None]] = Naive.__init__  # the one that takes the plugin's arguments
 
     def __init_subclass__(cls, **plugin: type[LearnerPlugin]) -> None:
         super().__init_subclass__()
+        if len(plugin) > 1 or (plugin and cls._plugin_class is not None):
+            raise TypeError(f"{cls.__name__} has more than one plugin built in; give further ones as plugins=[...]")
         for name, kind in plugin.items():
             cls._plugin_class = kind
+            cls.__init__ = cls._constructor = _constructor_with(name, kind)  # type: ignore[method-assign]
             if scenarios := getattr(kind, "scenarios", ()):
                 cls.scenarios = scenarios
-            cls.__init__ = _constructor(name, kind)  # type: ignore[method-assign]
 
     @classmethod
     def prepare(cls, model: nn.Module, **arguments: Any) -> nn.Module:
         """The network that takes the place of another one, for whoever makes the optimizer before the strategy.
 
+        A strategy that is given a network which was not prepared prepares it, and points its optimizer at the new
+        parameters.
+
         Args:
             model: the network that the strategy is meant for.
-            **arguments: the plugin's.
+            **arguments: the strategy's own.
 
         Raises:
             FsclError: the network or an argument does not fit.
         """
+        if cls._plugin_class is None or cls.__init__ is not cls._constructor:
+            return model  # what the arguments of another constructor mean for the plugin is not known
         return cls._plugin_class(**arguments).prepare(model)
 
 
-def _constructor(name: str, kind: type[LearnerPlugin]) -> Callable[..., None]:
+def _constructor_with(name: str, kind: type[LearnerPlugin]) -> Callable[..., None]:
     own = inspect.signature(kind).parameters
 
     @with_arguments_of(kind, Naive)

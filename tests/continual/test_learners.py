@@ -1,7 +1,9 @@
 """Every learner declares itself: its arguments, its scenarios, and what it keeps for an experience alone."""
 
 import inspect
+import sys
 import typing
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from avalanche.training import Naive
 from torch import nn
 
 import fscl.continual
+from fscl.atoms import atom_layers
 from fscl.continual.declared import AVALANCHE_TRANSIENT, has_own_loss, scenarios_of, transient_names
 from fscl.continual.learner import LearnerPlugin, PluginStrategy
 from fscl.continual.learner_state import Codec, plugin_state, strategy_state
@@ -81,6 +84,28 @@ def test_a_strategy_of_a_users_own_may_have_a_constructor_of_its_own() -> None:
 
     assert list(inspect.signature(Halving).parameters) == ["share", "arguments"]
     assert Halving(**net_and_optimizer()).packnet.prune_proportion == 0.5
+
+
+def test_a_users_constructor_says_by_itself_what_its_arguments_mean(
+    stream: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Few(fscl.continual.AtomSwapping):
+        def __init__(self, *, share: int = 2, **arguments: Any) -> None:
+            super().__init__(num_atoms=9 // share, **arguments)
+
+    users = ModuleType("learners_of_a_user")
+    users.Few = Few  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, users.__name__, users)
+    learner = Learner("learners_of_a_user.Few", {"share": 3})
+    trainer = Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL))
+    assert {layer.num_atoms for layer in atom_layers(trainer.strategy.model).values()} == {3}
+
+
+def test_a_strategy_has_one_plugin_built_in() -> None:
+    with pytest.raises(TypeError, match=r"Two has more than one plugin built in; give further ones as plugins="):
+
+        class Two(fscl.continual.PackNet, wsn=fscl.continual.WSNPlugin):
+            pass
 
 
 @pytest.mark.parametrize("name", RECIPES)
