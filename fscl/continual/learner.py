@@ -8,7 +8,9 @@ from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
 from torch import nn
 
-__all__ = ["LearnerPlugin", "PluginStrategy", "with_arguments_of"]
+__all__ = ["UNSEEN", "LearnerPlugin", "PluginStrategy", "with_arguments_of"]
+
+UNSEEN = -1000.0  # a learner's answer for a class that it does not know (yet), as Avalanche's heads give it
 
 
 class LearnerPlugin(SupervisedPlugin):

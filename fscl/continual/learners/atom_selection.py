@@ -12,14 +12,12 @@ from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.continual.avalanche_private import criterion_of
-from fscl.continual.learner import with_arguments_of
+from fscl.continual.learner import UNSEEN, with_arguments_of
 from fscl.continual.learners.atoms import AtomBankPlugin, BankStrategy
 from fscl.continual.task_switch import multi_heads
 from fscl.errors import FsclError
 
 __all__ = ["AtomSelection", "AtomSelectionPlugin"]
-
-UNSEEN = -1000.0  # the answer for a class that the chosen task does not have, as Avalanche's heads give it
 
 
 class AtomSelectionPlugin(AtomBankPlugin):
