@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
 from avalanche.core import SupervisedPlugin
 from avalanche.training import Naive
 from PIL import Image
@@ -21,7 +20,8 @@ from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
 from fscl.continual.acceleration import channels_last
 from fscl.continual.loader import InMemoryBatches
-from fscl.continual.stream import Stream
+from fscl.continual.strategies import Learner
+from fscl.continual.stream import Stream, labelled
 from fscl.continual.trainer import Trainer
 from fscl.data.datasets import ImageSet, find_data
 from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, with_overrides
@@ -152,11 +152,9 @@ class _Ours:
     """What ``fscl run`` does."""
 
     def __init__(self, benchmark: BenchmarkRecipe, strategy: Any, stream: Stream, device: str) -> None:
-        options = benchmark.training.model_dump() | {"epochs": 1}
-        model = benchmark.model
-        self.trainer = Trainer(
-            stream, strategy.class_path, strategy.args, model.name, model.args, device=device, **options
-        )
+        training = benchmark.training.model_copy(update={"epochs": 1})
+        learner = Learner(strategy.class_path, strategy.args)
+        self.trainer = Trainer(stream, learner, training, benchmark.model, device=device)
         self.stream, self.epoch = stream, _Epoch()
         self.trainer.strategy.plugins.append(self.epoch)
         self.trainer.strategy.train(stream.train_stream[0])  # after which coefficients are frozen
@@ -177,15 +175,10 @@ class _Stock:
         if benchmark.augment.flip:
             steps.append(tv.RandomHorizontalFlip())
         steps += [tv.ToTensor(), tv.Normalize([0.5] * channels, [0.25] * channels)]
-        both = {"train": (tv.Compose(steps), None), "eval": (tv.Compose(steps[-2:]), None)}
         parts = []
         for label in (0, 1):
             data = _Pictures(_task(stream, label))
-            parts.append(
-                _make_taskaware_classification_dataset(
-                    data, targets=data.targets, task_labels=label, transform_groups=both
-                )
-            )
+            parts.append(labelled(data, data.targets, label, tv.Compose(steps), tv.Compose(steps[-2:])))
         made = with_task_labels(with_classes_timeline(benchmark_from_datasets(train=parts)))
         for experience in made.train_stream:
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "point_entries",
     "put_entries",
     "unkept_values",
+    "when_head_grows",
     "within",
 ]
 
@@ -99,6 +100,21 @@ def put_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
             _grow(model, name, tensor)
         elif target is not tensor:
             target.copy_(tensor)
+
+
+def when_head_grows(kind: type[nn.Module], tell: Callable[[Any, int], None]) -> None:
+    """Has a function told of each head that :func:`put_entries` makes or widens below a module of a class.
+
+    For modules that note how wide their heads are, so that what is noted goes on to be right.
+
+    Args:
+        kind: the class of modules.
+        tell: called with the module and the outputs of the head.
+    """
+    _WHEN_HEAD_GROWS.append((kind, tell))
+
+
+_WHEN_HEAD_GROWS: list[tuple[type[nn.Module], Callable[[Any, int], None]]] = []
 
 
 def point_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -184,9 +200,10 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
     if isinstance(owner, nn.Linear) and leaf in ("weight", "bias"):
         owner.out_features = tensor.shape[0]
         setattr(owner, leaf, nn.Parameter(value))
-        for module in above:  # Avalanche's multi-task modules keep the width of their widest head apart
-            if isinstance(getattr(module, "max_class_label", None), int):
-                module.max_class_label = max(module.max_class_label, owner.out_features)
+        for module in above:
+            for kind, tell in _WHEN_HEAD_GROWS:
+                if isinstance(module, kind):
+                    tell(module, owner.out_features)
     elif leaf in owner._buffers:
         owner._buffers[leaf] = value
     elif isinstance(vars(owner).get(leaf), Tensor):
@@ -204,8 +221,8 @@ def live_state(model: nn.Module) -> dict[str, Tensor]:
     """The live tensors that decide what a network computes, by dotted name.
 
     These are the tensors of its ``state_dict`` in the same order, buffers that are not saved (``persistent=False``),
-    and tensors that a module holds as plain attributes, as Avalanche's ``BatchRenorm2D`` does. A module that has two
-    names has its entries under the first, where ``state_dict`` has them under both.
+    and tensors that a module holds as plain attributes. A module that has two names has its entries under the first,
+    where ``state_dict`` has them under both.
     """
     state: dict[str, Tensor] = {}
     for path, module in model.named_modules():

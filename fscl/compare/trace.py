@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from fscl.atoms.layers import AtomConv2d
 from fscl.errors import FsclError
+from fscl.modes import evaluating
 
 __all__ = ["Event", "trace"]
 
@@ -51,13 +52,11 @@ def trace(
     ]
     hooks = [module.register_forward_pre_hook(recorder.enter) for _, module in modules]
     hooks += [module.register_forward_hook(recorder.leave(name, module)) for name, module in modules]
-    modes = [(module, module.training) for module in model.modules()]
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
     blank = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
     recorder.number(blank)
     try:
-        model.eval()
-        with torch.no_grad(), recorder:
+        with evaluating(model), torch.no_grad(), recorder:
             model(blank) if call is None else call(model, blank)
     except (RuntimeError, TypeError) as error:
         raise FsclError(
@@ -66,8 +65,6 @@ def trace(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return recorder.events
 
 

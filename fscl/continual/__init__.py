@@ -4,6 +4,7 @@ from fscl.continual.acceleration import Acceleration
 from fscl.continual.domains import permuted_stream, rotated_stream
 from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
 from fscl.continual.heads import build_network
+from fscl.continual.learner import LearnerPlugin, PluginStrategy
 from fscl.continual.learners.atom_ensemble import AtomEnsemble, AtomEnsemblePlugin
 from fscl.continual.learners.atom_selection import AtomSelection
 from fscl.continual.learners.atom_swapping import AtomSwapping, AtomSwappingPlugin
@@ -38,9 +39,11 @@ __all__ = [
     "ImageTransform",
     "InMemoryLoader",
     "Joint",
+    "LearnerPlugin",
     "PNNPlugin",
     "PackNet",
     "PackNetPlugin",
+    "PluginStrategy",
     "Stream",
     "SubspaceSimilarity",
     "WSNPlugin",

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
@@ -10,13 +10,14 @@ from avalanche.models import IncrementalClassifier, MultiHeadClassifier, MultiTa
 from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
+from fscl.continual.avalanche_private import skip_next_step, use_backward, use_own_backward
 from fscl.continual.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
+from fscl.settings import Precision
 
-__all__ = ["Acceleration", "Precision", "channels_last"]
+__all__ = ["Acceleration", "channels_last"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class Acceleration(SupervisedPlugin):
@@ -45,7 +46,9 @@ class Acceleration(SupervisedPlugin):
     """
 
     supports_distributed = False
+    transient = ("_scaler",)
 
+    # "auto", where a benchmark's training says float32: a benchmark's numbers are not to depend on the processor
     def __init__(self, precision: Precision = "auto", channels_last: bool = True, compile: bool = False) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):
@@ -66,10 +69,10 @@ class Acceleration(SupervisedPlugin):
         if self.resolved(strategy.device) == "float16":
             self._scaler = torch.amp.GradScaler(strategy.device.type)
             # between what plugins do before and after backward: penalties are in the loss, and gradients are as ever
-            strategy.backward = lambda: self._scaled_backward(strategy)
+            use_backward(strategy, lambda: self._scaled_backward(strategy))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        vars(strategy).pop("backward", None)
+        use_own_backward(strategy)
         self._scaler = None
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
@@ -113,7 +116,7 @@ class Acceleration(SupervisedPlugin):
         if gradients and not bool(torch.stack([g.isfinite().all() for g in gradients]).all()):
             for gradient in gradients:
                 gradient.zero_()  # what plugins find is finite, and this one step is not made
-            strategy.optimizer_step = lambda: vars(strategy).pop("optimizer_step", None)
+            skip_next_step(strategy)
         self._scaler.update()
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fscl.continual.loader import batches
 from fscl.continual.task_switch import TaskSwitchPlugin
 from fscl.errors import FsclError
+from fscl.modes import evaluating
 
 __all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy", "features_of", "first_images"]
 
@@ -61,6 +62,7 @@ class FeatureRecorder(SupervisedPlugin):
     """
 
     supports_distributed = False
+    transient = ("_kept", "_tap")
 
     def __init__(self) -> None:
         super().__init__()
@@ -98,6 +100,7 @@ class StartRecorder(SupervisedPlugin):
     """Measures the features with which a learner starts a task; comes after the plugin that prepares the network."""
 
     supports_distributed = False
+    transient = ("_tasks", "_device")
 
     def __init__(self, tasks: Sequence[tuple[Any, Any]], device: torch.device) -> None:
         super().__init__()
@@ -117,15 +120,13 @@ def features_of(model: nn.Module, images: Tensor) -> Tensor:
     Raises:
         FsclError: the model has neither heads nor a linear layer.
     """
-    modes, tap = [(m, m.training) for m in model.modules()], _Tap(model)
+    tap = _Tap(model)
     try:
-        model.eval()
-        avalanche_forward(model, images, torch.full((len(images),), tap.task, device=images.device))
+        with evaluating(model):
+            avalanche_forward(model, images, torch.full((len(images),), tap.task, device=images.device))
     finally:
-        found = tap.close()
-        for module, mode in modes:
-            module.training = mode
-    return found[0]
+        seen = tap.close()
+    return seen[0]
 
 
 @torch.no_grad()
@@ -157,18 +158,13 @@ def class_mean_accuracy(
     Raises:
         FsclError: the model has neither heads nor a linear layer.
     """
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
+    with evaluating(model):
         given, labels = _features(model, first_images(train, per_class).eval(), batch_size, device)
         classes = labels.unique()
         means = torch.stack([F.normalize(given[labels == c], dim=1).mean(0) for c in classes])
         given, labels = _features(model, test.eval(), batch_size, device) if features is None else features
         guess = classes[(F.normalize(given, dim=1) @ F.normalize(means, dim=1).T).argmax(1)]
         return float((guess == labels).double().mean())
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _features(model: nn.Module, dataset: Any, batch_size: int, device: Any) -> Features:

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from fscl.atoms.bank import AtomBank
+from fscl.continual.avalanche_private import attributes_of
+from fscl.continual.declared import transient_names
 from fscl.continual.loader import Unservable, samples_behind
 from fscl.continual.stream import Stream
 from fscl.errors import FsclError
@@ -235,31 +237,9 @@ def is_code(value: Any) -> bool:
 
 def _noted(data: AvalancheDataset) -> Iterator[tuple[str, Any]]:
     """What samples carry beside image, target and task label."""
-    for attribute in data._data_attributes.values():
+    for attribute in attributes_of(data).values():
         if attribute.use_in_getitem and attribute.name not in ("targets", "targets_task_labels"):
             yield attribute.name, attribute
-
-
-BATCH = ("replay_loader", "mb_buffer_x", "mb_buffer_y", "mb_buffer_tid", "mb_buffer_out", "batch_logits")
-# attributes that are made anew for each experience, or by whoever builds the strategy, by the class that has them
-TRANSIENT = {
-    "fscl.continual.acceleration.Acceleration": ("_scaler",),
-    "fscl.continual.evaluate.FeatureRecorder": ("_kept", "_tap"),
-    "fscl.continual.evaluate.StartRecorder": ("_tasks", "_device"),
-    "fscl.continual.learners.masks.MaskPlugin": ("_kept",),
-    "fscl.continual.repaired._EWCPlugin": ("_anchors",),
-    "fscl.continual.optimization.LearningRateSchedule": ("_scheduler",),
-    "fscl.continual.task_switch.TaskSwitchPlugin": ("_before", "_random", "_heads", "_shown"),
-    "fscl.continual.trainer._ProgressPlugin": ("_progress",),
-    "avalanche.training.plugins.agem.AGEMPlugin": ("buffer_dataloader", "buffer_dliter", "reference_gradients"),
-    "avalanche.training.plugins.gem.GEMPlugin": ("G",),
-    "avalanche.training.plugins.mir.MIRPlugin": BATCH,
-    "avalanche.training.plugins.rar.RARPlugin": BATCH,
-    "avalanche.training.supervised.der.DER": BATCH,
-    "avalanche.training.supervised.er_ace.ER_ACE": BATCH,
-    "avalanche.training.supervised.er_aml.ER_AML": BATCH,
-    "avalanche.training.supervised.feature_replay.FeatureReplay": BATCH,
-}
 
 
 def plugin_state(strategy: Any, codec: Codec) -> list[dict[str, Any]]:
@@ -296,8 +276,7 @@ def restore_strategy(strategy: Any, state: dict[str, Any], codec: Codec, device:
 
 
 def _attributes(owner: Any, left_out: frozenset[str], codec: Codec) -> dict[str, Any]:
-    classes = (f"{one.__module__}.{one.__qualname__}" for one in type(owner).__mro__)
-    left_out |= {name for one in classes for name in TRANSIENT.get(one, ())}
+    left_out |= transient_names(owner)
     return {
         name: codec.encode(value, f"{type(owner).__name__}.{name}")
         for name, value in vars(owner).items()

@@ -13,6 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+from fscl.continual.avalanche_private import (
+    attributes_of,
+    children_of,
+    images_of,
+    is_plain_multi_loader,
+    samplers_of,
+    transform_groups_of,
+)
 from fscl.continual.stream import TaskImages
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
@@ -183,26 +191,21 @@ def _as_wide_as_ever(module: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
 
 def _is_understood(loader: Any) -> bool:
     """Whether a loader goes through its data in a way that can be followed from outside."""
-    if isinstance(loader, MultiDatasetDataLoader):
-        inherited = ("__iter__", "_get_loader", "_create_samplers")
-        return all(getattr(type(loader), name) is getattr(MultiDatasetDataLoader, name) for name in inherited)
-    return type(loader) is DataLoader and loader.batch_sampler is not None
+    return is_plain_multi_loader(loader) or (type(loader) is DataLoader and loader.batch_sampler is not None)
 
 
 def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
     """The positions of each mini-batch in the concatenation of a loader's data sets, and where it draws them from."""
     if isinstance(loader, DataLoader):
         return loader.batch_sampler, loader.generator  # type: ignore[return-value]
-    options = loader.loader_kwargs
-    samplers = loader._create_samplers(loader.datasets, loader.batch_sizes, loader.distributed_sampling, options)
     sampler = MultiDatasetSampler(
         loader.datasets,
-        samplers,
+        samplers_of(loader),
         loader.termination_dataset,
         loader.oversample_small_datasets,
         loader.never_ending,
     )
-    return sampler, options.get("generator")
+    return sampler, loader.loader_kwargs.get("generator")
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
@@ -221,7 +224,7 @@ def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor
         Unservable: they are not those of our streams, their transforms differ or are none of ours, or they must be
             copied, into more than half of the free memory, and ``may_copy`` is false.
     """
-    leaves, source, index = _concatenated([_leaves(getattr(part, "_flat_data", part)) for part in parts])
+    leaves, source, index = _concatenated([_leaves(images_of(part)) for part in parts])
     transforms = [steps for _, steps in leaves]
     if any(len(steps) != 1 or not isinstance(steps[0], ImageTransform) for steps in transforms):
         raise Unservable("its transform is not an ImageTransform")
@@ -249,7 +252,7 @@ def samples_behind(data: Any) -> tuple[list[TaskImages], Tensor, Tensor]:
     Raises:
         Unservable: they are not those of our streams.
     """
-    leaves, source, index = _leaves(getattr(data, "_flat_data", data))
+    leaves, source, index = _leaves(images_of(data))
     return [images for images, _ in leaves], source, index
 
 
@@ -259,18 +262,19 @@ Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of eac
 def _leaves(data: Any, group: str | None = None) -> Leaves:
     """The images below Avalanche's wrappers, with the transforms on the way to them.
 
-    Which group of transforms is applied says the outermost wrapper, for all that are inside.
+    The outermost wrapper decides which group of transforms all that are inside apply.
     """
     if isinstance(data, TaskImages):
         return [(data, [])], torch.zeros(len(data), dtype=torch.int64), torch.arange(len(data))
-    if not hasattr(data, "_indices") or not hasattr(data, "_datasets"):
+    if (children := children_of(data)) is None:
         raise Unservable(f"{type(data).__name__} is not a stream of fscl")
-    groups = [g for g in (getattr(data, f"_{k}transform_groups", None) for k in ("frozen_", "")) if g is not None]
+    datasets, indices = children
+    groups = transform_groups_of(data)
     if group is None and groups:
         group = groups[-1].current_group
-    leaves, source, index = _concatenated([_leaves(child, group) for child in data._datasets])
-    if data._indices is not None:
-        chosen = torch.tensor(list(data._indices), dtype=torch.int64)
+    leaves, source, index = _concatenated([_leaves(child, group) for child in datasets])
+    if indices is not None:
+        chosen = torch.tensor(list(indices), dtype=torch.int64)
         source, index = source[chosen], index[chosen]
     steps = [step for g in groups for step in _steps(g.transform_groups.get(group))]
     return [(leaf, [*before, *steps]) for leaf, before in leaves], source, index
@@ -299,7 +303,7 @@ def _steps(transform: Any) -> list[Any]:
 
 def task_labels(part: Any) -> Tensor:
     """(N) task labels of an Avalanche data set."""
-    extra = {a.name: a for a in getattr(part, "_data_attributes", {}).values() if a.use_in_getitem}
+    extra = {a.name: a for a in attributes_of(part).values() if a.use_in_getitem}
     labels = extra.pop("targets_task_labels", None)
     if labels is None or extra:
         raise Unservable(f"its samples carry {', '.join(extra) or 'no task label'}")

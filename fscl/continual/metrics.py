@@ -12,7 +12,7 @@ from fscl.accuracy import forgetting_matrix
 from fscl.atoms.bank import AtomBank
 from fscl.compare.filter_history import FilterHistory
 from fscl.continual.evaluate import class_mean_accuracy
-from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
+from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.errors import FsclError
 from fscl.similarity.correlation import Correlation, mantel
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
@@ -147,7 +147,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             self._accuracy = {key: value for key, value in self._accuracy.items() if key[0] != number}
         self._order.append(number)
         self._names.append(getattr(experience, "task_name", f"task {number}"))
-        swapping = next((p for p in strategy.plugins if isinstance(p, AtomSwappingPlugin)), None)
+        swapping = next((p for p in strategy.plugins if isinstance(p, AtomBankPlugin)), None)
         self._bank = None if swapping is None else swapping.bank
         if swapping is None:
             self._history.add(strategy.model)

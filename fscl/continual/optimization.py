@@ -1,43 +1,38 @@
 """The optimizer that a recipe names, fused where the device can, and its learning rate by experience and by step."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from avalanche.core import SupervisedPlugin
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from fscl.errors import FsclError
+from fscl.settings import Training
 
 __all__ = ["LearningRateSchedule", "build_optimizer"]
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, momentum: float, weight_decay: float, device: torch.device
+    training: Training, parameters: Iterable[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer of a recipe.
+    """The optimizer of the first task.
 
     Args:
-        name: ``adam``, or ``sgd`` with Nesterov's momentum.
+        training: its ``optimizer`` is ``adam``, or ``sgd`` with Nesterov's momentum; its ``momentum`` is that of SGD,
+            or the decay of Adam's first moment.
         parameters: what it trains.
-        lr, weight_decay: as in PyTorch.
-        momentum: of SGD; the decay of Adam's first moment.
         device: where the parameters will be.
 
-    Raises:
-        FsclError: there is no optimizer of that name.
-
     Example:
-        >>> optimizer = build_optimizer("sgd", nn.Linear(2, 2).parameters(), 0.1, 0.9, 1e-3, torch.device("cpu"))
+        >>> optimizer = build_optimizer(Training(), nn.Linear(2, 2).parameters(), torch.device("cpu"))
         >>> optimizer.defaults["nesterov"]
         True
     """
+    lr, momentum, weight_decay = training.lr, training.momentum, training.weight_decay
     fused = device.type in ("cpu", "cuda")  # one pass over a parameter, in place of one an operation
-    if name == "adam":
+    if training.optimizer == "adam":
         return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
-    if name != "sgd":
-        raise FsclError(f"unknown optimizer {name!r}; known optimizers: adam, sgd")
     chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
     if momentum > 0:
         chosen.register_step_pre_hook(_begin_momentum)
@@ -59,50 +54,44 @@ class LearningRateSchedule(SupervisedPlugin):
     """Starts the optimizer afresh at each experience and follows a schedule, step by step, to the experience's end.
 
     Args:
-        lr: learning rate of the first experience; the peak of ``one-cycle``.
-        lr_next: of the others; the same by default.
-        schedule: ``one-cycle``, ``cosine`` to zero, or ``constant``.
-        momentum: of the optimizer; ``one-cycle`` moves it between 0.05 less and 0.05 more, against the learning rate.
+        training: its ``lr`` is the learning rate of the first experience and the peak of ``one-cycle``; its ``lr_next``
+            that of the others. Its ``schedule`` is ``one-cycle``, ``cosine`` to zero, or ``constant``. ``one-cycle``
+            moves the ``momentum`` between 0.05 less and 0.05 more, against the learning rate.
 
     Example:
-        >>> plugins = [LearningRateSchedule(0.05, lr_next=0.02)]  # Naive(..., plugins=plugins)
+        >>> plugins = [LearningRateSchedule(Training(lr=0.05, lr_next=0.02))]  # Naive(..., plugins=plugins)
     """
 
     supports_distributed = True
+    transient = ("_training", "_scheduler")
 
-    def __init__(
-        self,
-        lr: float,
-        lr_next: float | None = None,
-        schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle",
-        momentum: float = 0.9,
-    ) -> None:
+    def __init__(self, training: Training) -> None:
         super().__init__()
-        self.lr = lr
-        self.lr_next = lr if lr_next is None else lr_next
-        self.schedule = schedule
-        self.momentum = momentum
+        self._training = training
         self._scheduler: LRScheduler | None = None
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         optimizer = strategy.optimizer
         optimizer.state.clear()
-        lr = self.lr if strategy.clock.train_exp_counter == 0 else self.lr_next
+        training = self._training
+        first = strategy.clock.train_exp_counter == 0
+        lr = training.lr if first or training.lr_next is None else training.lr_next
         for group in optimizer.param_groups:
             group["lr"] = group["initial_lr"] = lr
         steps = strategy.train_epochs * len(strategy.dataloader)
-        if self.schedule == "one-cycle":
+        if training.schedule == "one-cycle":
             # one step more than there are: the scheduler's constructor takes the first
-            low, high = round(max(self.momentum - 0.05, 0), 6), round(min(self.momentum + 0.05, 0.999), 6)
+            momentum = training.momentum
+            low, high = round(max(momentum - 0.05, 0), 6), round(min(momentum + 0.05, 0.999), 6)
             self._scheduler = OneCycleLR(
                 optimizer,
                 lr,
                 total_steps=steps + 1,
-                cycle_momentum=self.momentum > 0,
+                cycle_momentum=momentum > 0,
                 base_momentum=low,
                 max_momentum=high,
             )
-        elif self.schedule == "cosine":
+        elif training.schedule == "cosine":
             self._scheduler = CosineAnnealingLR(optimizer, steps)
         else:
             self._scheduler = None

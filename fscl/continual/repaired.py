@@ -19,6 +19,7 @@ from avalanche.training.supervised.der import ClassBalancedBufferWithLogits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fscl.continual.avalanche_private import weights_after_task, weights_before_step, weights_importance
 from fscl.continual.evaluate import features_of
 
 __all__ = ["AGEM", "DER", "EWC", "LFL", "MAS", "SynapticIntelligence"]
@@ -143,6 +144,7 @@ class EWC(AvalancheEWC):
 
 
 class _EWCPlugin(EWCPlugin):
+    transient = ("_anchors",)
     _anchors: dict[str, tuple[Tensor, Tensor]]  # by parameter: importance, and where it is to stay; made a task
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -247,17 +249,17 @@ class SynapticIntelligence(AvalancheSI):
     def _before_training_exp(self, **kwargs: Any) -> None:
         super()._before_training_exp(**kwargs)
         for plugin in self._si():
-            _detach(plugin.ewc_data[0])
+            _detach(weights_after_task(plugin))
 
     def _before_training_iteration(self, **kwargs: Any) -> None:
         super()._before_training_iteration(**kwargs)
         for plugin in self._si():
-            _detach(plugin.syn_data["old_theta"])
+            _detach(weights_before_step(plugin))
 
     def _after_training_exp(self, **kwargs: Any) -> None:
         super()._after_training_exp(**kwargs)
         for plugin in self._si():
-            for importance in plugin.ewc_data[1].values():
+            for importance in weights_importance(plugin).values():
                 importance.data.clamp_(min=0)
 
     def _si(self) -> list[SynapticIntelligencePlugin]:

@@ -3,6 +3,7 @@
 import inspect
 import typing
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
@@ -10,11 +11,19 @@ from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from fscl.errors import FsclError
 from fscl.factories import NotTrustedError, check_arguments, import_named, is_within
 
-__all__ = ["check_learner", "learner_class", "strategy_class"]
+__all__ = ["Learner", "check_learner", "learner_class", "strategy_class"]
 
 LEARNERS = ("avalanche.training", "fscl.continual")
 
 PLAIN = {int, float, bool, str, type(None)}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A strategy by the dotted path of its class, and its own arguments."""
+
+    class_path: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
 
 
 def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) -> type[BaseSGDTemplate]:

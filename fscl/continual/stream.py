@@ -1,12 +1,13 @@
 """Streams: a data set cut into tasks, as an Avalanche benchmark whose images stay in memory as uint8."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from avalanche.benchmarks import benchmark_from_datasets, with_classes_timeline, with_task_labels
-from avalanche.benchmarks.utils import _make_taskaware_classification_dataset
+from avalanche.benchmarks.utils import DataAttribute, TaskAwareSupervisedClassificationDataset, TransformGroups
+from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -15,7 +16,7 @@ from fscl.data.images import ImageSet
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 
-__all__ = ["Scenario", "Stream", "Task", "TaskImages", "assemble", "same_classes", "split_classes"]
+__all__ = ["Scenario", "Stream", "Task", "TaskImages", "assemble", "labelled", "same_classes", "split_classes"]
 
 Scenario = Literal["task", "domain", "class"]
 
@@ -189,10 +190,7 @@ def assemble(
     if scenario == "domain" and len(set(sizes)) > 1:
         raise FsclError(f"scenario is 'domain', so all tasks have the same classes; these have {sizes} classes")
     mean, std = _statistics(seen)
-    transforms = {
-        "train": (ImageTransform(mean, std, crop_padding, flip), None),
-        "eval": (ImageTransform(mean, std), None),
-    }
+    augmented, plain = ImageTransform(mean, std, crop_padding, flip), ImageTransform(mean, std)
     streams: dict[str, list[Any]] = {"train": [], "test": []}
     for number, task in enumerate(tasks):
         label = number if scenario == "task" else 0
@@ -202,14 +200,30 @@ def assemble(
             if not len(images):
                 raise FsclError(f"task {number} ({task.name}) has no {split} images")
             images = TaskImages(images.images, images.targets + first)
-            data = _make_taskaware_classification_dataset(
-                images, targets=images.targets.tolist(), task_labels=label, transform_groups=transforms
-            )
-            streams[split].append(data)
+            streams[split].append(labelled(images, images.targets.tolist(), label, augmented, plain))
     names = [task.name for task in tasks]
     channels, height, width = seen.shape[1:]
     shape = (channels, height, width)
     return Stream(_benchmark(streams, names), [task.classes for task in tasks], shape, scenario, names)
+
+
+def labelled(
+    images: Any, targets: list[int], label: int, train: Callable[[Any], Any], test: Callable[[Any], Any]
+) -> Any:
+    """Images of one task as an Avalanche data set.
+
+    Args:
+        images: a data set of (image, target).
+        targets: of each image.
+        label: the task's.
+        train, test: the transforms of images in training and in evaluation.
+    """
+    attributes = [
+        DataAttribute(targets, "targets"),
+        DataAttribute(ConstantSequence(label, len(images)), "targets_task_labels", use_in_getitem=True),
+    ]
+    groups = TransformGroups({"train": (train, None), "eval": (test, None)})
+    return TaskAwareSupervisedClassificationDataset([images], data_attributes=attributes, transform_groups=groups)
 
 
 def _benchmark(streams: dict[str, list[Any]], names: Sequence[str]) -> Any:

@@ -1,30 +1,29 @@
-"""What the learners that keep a network a task have in common: each sample is evaluated by its own task's network."""
+"""What the learners that keep a network a task have in common: in evaluation the network points at the stored ones."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.models import DynamicModule, MultiHeadClassifier, avalanche_forward
 from torch import Tensor, nn
 
 from fscl.atoms.entries import point_entries, within
 from fscl.atoms.layers import AtomConv2d
+from fscl.continual.avalanche_private import head_entries
+from fscl.continual.learner import LearnerPlugin
 from fscl.continual.loader import task_of
 
-__all__ = ["TaskSwitchPlugin", "head_names", "multi_heads"]
+__all__ = ["LabelSwitchPlugin", "TaskSwitchPlugin", "head_names", "multi_heads"]
 
 
-class TaskSwitchPlugin(SupervisedPlugin):
-    """Base of plugins that store a network, or part of one, for each task.
+class TaskSwitchPlugin(LearnerPlugin):
+    """Base of plugins that store a network, or part of one, for each task, and evaluate with the stored ones.
 
-    During evaluation the network points at the stored tensors of the mini-batch's task. A task in training is
-    evaluated as it stands; one that was never learned, with what is in the network. Mini-batches may mix tasks.
-    Evaluation leaves no trace: not in the network, not in the heads, not in the random number generators.
+    A task in training is evaluated as it stands; one that was never learned, with what is in the network. Evaluation
+    leaves no trace: not in the network, not in the heads, not in the random number generators.
     """
 
-    supports_distributed = False
-    needs_label = True  # of a test image: it is what picks the network
+    transient: ClassVar[tuple[str, ...]] = ("_before", "_random", "_heads", "_shown")
 
     def __init__(self) -> None:
         super().__init__()
@@ -68,21 +67,6 @@ class TaskSwitchPlugin(SupervisedPlugin):
     def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
         self._show(strategy.model, None)  # a head that Avalanche grows next must be the network's own
 
-    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        labels = self._labels(strategy)
-        if len(labels) == 1:
-            self._show(strategy.model, labels[0])
-
-    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        labels = self._labels(strategy)
-        if len(labels) < 2:
-            return
-        for label in labels:  # the outputs so far are of one network for all tasks: take each from its own
-            self._show(strategy.model, label)
-            mask = strategy.mb_task_id == label
-            part = avalanche_forward(strategy.model, strategy.mb_x[mask], strategy.mb_task_id[mask])
-            strategy.mb_output[mask, : part.shape[1]] = part
-
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         self._show(strategy.model, None)
         for module, before in self._heads:  # Avalanche grew them for tasks and classes that were only evaluated
@@ -100,27 +84,10 @@ class TaskSwitchPlugin(SupervisedPlugin):
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._training = set(self.tasks_of(strategy.experience))
 
-    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Leaves out samples of other tasks that are already stored (a replay plugin's): nothing may change there."""
-        if len(self._labels(strategy)) > 1:
-            task_ids = strategy.mb_task_id
-            ours = torch.tensor([int(t) in self._training or self.stored(int(t)) is None for t in task_ids])
-            if bool(ours.any()) and not bool(ours.all()):
-                keep = ours.to(task_ids.device)
-                strategy.mbatch = [part[keep] for part in strategy.mbatch]
-
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._training = set()
 
     # inside
-
-    def _labels(self, strategy: Any) -> list[int]:
-        """Task labels of the mini-batch; of an experience with one task without looking at the device."""
-        task = task_of(strategy.mb_task_id)
-        labels = list(strategy.experience.task_labels) if task is None else [task]
-        if len(labels) == 1 and (task is not None or not strategy.is_training):
-            return labels
-        return [int(t) for t in torch.unique(strategy.mb_task_id)]
 
     def _show(self, model: nn.Module, task: int | None) -> None:
         """Points the network at a task's tensors; None, or a task in training or unknown, at its own."""
@@ -137,6 +104,44 @@ class TaskSwitchPlugin(SupervisedPlugin):
         self._shown = task
 
 
+class LabelSwitchPlugin(TaskSwitchPlugin):
+    """Base of plugins that evaluate each sample with the network of its task label; mini-batches may mix tasks."""
+
+    scenarios = ("task",)
+
+    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        labels = self._labels(strategy)
+        if len(labels) == 1:
+            self._show(strategy.model, labels[0])
+
+    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
+        labels = self._labels(strategy)
+        if len(labels) < 2:
+            return
+        for label in labels:  # the outputs so far are of one network for all tasks: take each from its own
+            self._show(strategy.model, label)
+            mask = strategy.mb_task_id == label
+            part = avalanche_forward(strategy.model, strategy.mb_x[mask], strategy.mb_task_id[mask])
+            strategy.mb_output[mask, : part.shape[1]] = part
+
+    def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
+        """Leaves out samples of other tasks that are already stored (a replay plugin's): nothing may change there."""
+        if len(self._labels(strategy)) > 1:
+            task_ids = strategy.mb_task_id
+            ours = torch.tensor([int(t) in self._training or self.stored(int(t)) is None for t in task_ids])
+            if bool(ours.any()) and not bool(ours.all()):
+                keep = ours.to(task_ids.device)
+                strategy.mbatch = [part[keep] for part in strategy.mbatch]
+
+    def _labels(self, strategy: Any) -> list[int]:
+        """Task labels of the mini-batch; of an experience with one task without looking at the device."""
+        task = task_of(strategy.mb_task_id)
+        labels = list(strategy.experience.task_labels) if task is None else [task]
+        if len(labels) == 1 and (task is not None or not strategy.is_training):
+            return labels
+        return [int(t) for t in torch.unique(strategy.mb_task_id)]
+
+
 def head_names(model: nn.Module, task: int | None = None) -> list[str] | None:
     """State entries, or modules, that are heads: of one task, or all; None if no head is told by its class.
 
@@ -148,7 +153,7 @@ def head_names(model: nn.Module, task: int | None = None) -> list[str] | None:
         return _growing_heads(model) or None
     if task is None:
         return list(heads)
-    return [f"{name}.{part}" for name in heads for part in (f"classifiers.{task}", f"active_units_T{task}")]
+    return [f"{name}.{part}" for name in heads for part in head_entries(task)]
 
 
 def multi_heads(model: nn.Module) -> dict[str, MultiHeadClassifier]:

@@ -2,7 +2,6 @@
 
 import random
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -10,14 +9,14 @@ from typing import Any
 import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
-from avalanche.training import DER, ER_ACE
-from avalanche.training.plugins import EvaluationPlugin
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.compare.filter_history import FilterHistory
-from fscl.continual.acceleration import Acceleration, Precision
+from fscl.continual.acceleration import Acceleration
+from fscl.continual.avalanche_private import SilentEvaluator
+from fscl.continual.declared import has_own_loss, scenarios_of
 from fscl.continual.evaluate import (
     AccuracyRecorder,
     FeatureRecorder,
@@ -27,6 +26,7 @@ from fscl.continual.evaluate import (
     first_images,
 )
 from fscl.continual.heads import build_network
+from fscl.continual.learner import PluginStrategy
 from fscl.continual.learner_state import (
     Codec,
     plugin_state,
@@ -35,18 +35,18 @@ from fscl.continual.learner_state import (
     stored_bytes,
     strategy_state,
 )
-from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
+from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.continual.loader import InMemoryLoader
 from fscl.continual.optimization import LearningRateSchedule, build_optimizer
-from fscl.continual.strategies import strategy_class
+from fscl.continual.strategies import Learner, strategy_class
 from fscl.continual.stream import Stream
-from fscl.continual.task_switch import TaskSwitchPlugin, head_names
+from fscl.continual.task_switch import LabelSwitchPlugin, TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 __all__ = ["Measured", "Trainer"]
 
 Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
-OWN_LOSS = (DER, ER_ACE)  # that do not take the criterion that they are given, or not always
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,9 @@ class Trainer:
 
     Args:
         stream: the tasks.
-        class_path: dotted path of an Avalanche strategy.
-        arguments: its own arguments.
-        network, network_arguments: see :func:`fscl.continual.build_network`.
-        epochs, epochs_next, batch_size, drop_last, optimizer, lr, lr_next, momentum, weight_decay, schedule,
-            label_smoothing, precision, channels_last, compile: how a task is trained, see
-            ``fscl.runs.recipe.TrainingRecipe``.
+        learner: an Avalanche strategy and its own arguments.
+        training: how a task is trained.
+        network: what is trained.
         seed: of the initial weights and of all that is drawn later.
         device: where to train.
         loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.
@@ -95,80 +92,62 @@ class Trainer:
     def __init__(
         self,
         stream: Stream,
-        class_path: str,
-        arguments: Mapping[str, Any],
-        network: str = "convnet",
-        network_arguments: Mapping[str, Any] | None = None,
+        learner: Learner,
+        training: Training,
+        network: Network,
         *,
-        epochs: int = 10,
-        epochs_next: int | None = None,
-        batch_size: int = 64,
-        drop_last: bool = False,
-        optimizer: str = "sgd",
-        lr: float = 0.05,
-        lr_next: float | None = None,
-        momentum: float = 0.9,
-        weight_decay: float = 1e-3,
-        schedule: Any = "one-cycle",
-        label_smoothing: float = 0.0,
-        precision: Precision = "float32",
-        channels_last: bool = True,
-        compile: bool = False,
-        loader: str = "auto",
         seed: int = 0,
         device: str | torch.device = "cpu",
+        loader: str = "auto",
         progress: Progress | None = None,
     ) -> None:
-        self.stream, self.seed, self.device = stream, seed, torch.device(device)
-        kind = strategy_class(class_path, arguments)
-        if stream.scenario not in (fits := getattr(kind, "scenarios", (stream.scenario,))):
-            raise FsclError(
-                f"{class_path} cannot learn a stream of scenario {stream.scenario!r}; use "
-                f"{' or '.join(f'split.scenario={name}' for name in fits)}"
-            )
-        if label_smoothing and issubclass(kind, OWN_LOSS):
-            raise FsclError(
-                f"{class_path} has a loss of its own without label smoothing; set training.label_smoothing=0"
-            )
+        self.stream, self.training, self.seed, self.device = stream, training, seed, torch.device(device)
+        kind = strategy_class(learner.class_path, learner.arguments)
         _seed_all(seed, 0)
-        model = build_network(network, stream.image_shape, stream.classes_per_task, network_arguments)
-        chosen = build_optimizer(optimizer, model.parameters(), lr, momentum, weight_decay, self.device)
+        model = build_network(network.name, stream.image_shape, stream.classes_per_task, network.args)
+        if issubclass(kind, PluginStrategy):
+            model = kind.prepare(model, **learner.arguments)  # so that the optimizer is made for the final parameters
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         pairs = zip(stream.train_stream, stream.test_stream, strict=True)
         self._tasks = [(first_images(a.dataset), b.dataset) for a, b in pairs]  # for class means, chosen once
         self._start = StartRecorder(self._tasks, self.device)
-        self._acceleration = Acceleration(precision, channels_last, compile)
+        self._acceleration = Acceleration(training.precision, training.channels_last, training.compile)
         self.strategy = kind(
             model=model,
-            optimizer=chosen,
-            criterion=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
-            train_mb_size=batch_size,
-            train_epochs=epochs,
+            optimizer=build_optimizer(training, model.parameters(), self.device),
+            criterion=nn.CrossEntropyLoss(label_smoothing=training.label_smoothing),
+            train_mb_size=training.batch_size,
+            train_epochs=training.epochs,
             eval_mb_size=512,
             device=self.device,
-            evaluator=_Silent(),
+            evaluator=SilentEvaluator(),
             plugins=[
                 InMemoryLoader(loader),  # type: ignore[arg-type]  # checked there
                 self._acceleration,
-                LearningRateSchedule(lr, lr_next, schedule, momentum),
+                LearningRateSchedule(training),
                 self._start,
                 self._accuracy,
                 self._features,
                 _ProgressPlugin(progress),
             ],
-            **arguments,
+            **learner.arguments,
         )
-        if stream.scenario != "task" and self._switches():
+        if stream.scenario not in (fits := scenarios_of(self.strategy)):
+            why = ", because it needs a test image's task label" if fits == ["task"] else ""
             raise FsclError(
-                f"{class_path} keeps something for each task and needs a test image's task label, and in scenario "
-                f"{stream.scenario!r} there is none; use split.scenario=task"
+                f"{learner.class_path} cannot learn a stream of scenario {stream.scenario!r}{why}; use "
+                f"{' or '.join(f'split.scenario={name}' for name in fits)}"
+            )
+        if training.label_smoothing and has_own_loss(self.strategy):
+            raise FsclError(
+                f"{learner.class_path} has a loss of its own without label smoothing; set training.label_smoothing=0"
             )
         self._codec = Codec(stream, lambda: self.strategy.model)
         self._kept_by_learner()  # refuses what could not be resumed before anything is trained
-        if drop_last and (small := min(len(e.dataset) for e in stream.train_stream)) < batch_size:
-            raise FsclError(f"drop_last leaves nothing of a task of {small} images in batches of {batch_size}")
+        small = min(len(e.dataset) for e in stream.train_stream)
+        if training.drop_last and small < training.batch_size:
+            raise FsclError(f"drop_last leaves nothing of a task of {small} images in batches of {training.batch_size}")
         self.done = 0
-        self._epochs, self._epochs_next, self._drop_last = epochs, epochs_next or epochs, drop_last
         self._known: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}  # by task: a network, and its accuracy
         self._history = FilterHistory()
         self._stored: list[int] = []
@@ -176,7 +155,7 @@ class Trainer:
     @property
     def bank(self) -> AtomBank | None:
         """The bank of a learner that has one."""
-        return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomSwappingPlugin)), None)
+        return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomBankPlugin)), None)
 
     @property
     def precision(self) -> str:
@@ -198,9 +177,10 @@ class Trainer:
         t = self.done
         _seed_all(self.seed, t + 1)
         began = time.perf_counter()
-        self.strategy.train_epochs = self._epochs if t == 0 else self._epochs_next
+        if t > 0 and self.training.epochs_next is not None:
+            self.strategy.train_epochs = self.training.epochs_next
         try:
-            self.strategy.train(self.stream.train_stream[t], drop_last=self._drop_last)
+            self.strategy.train(self.stream.train_stream[t], drop_last=self.training.drop_last)
         except Exception:
             self._check_finite()  # which is then why, whatever a learner says of it
             raise
@@ -331,9 +311,9 @@ class Trainer:
                     "training.lr_next or penalty may help"
                 )
 
-    def _switches(self) -> list[TaskSwitchPlugin]:
+    def _switches(self) -> list[LabelSwitchPlugin]:
         """Those by which a test image is seen by the network of its own task, and by no other."""
-        return [p for p in self.strategy.plugins if isinstance(p, TaskSwitchPlugin) and p.needs_label]
+        return [p for p in self.strategy.plugins if isinstance(p, LabelSwitchPlugin)]
 
     def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
         """Nearest-class-mean accuracy on every task; of those in ``features`` the test images need no other pass."""
@@ -345,6 +325,7 @@ class Trainer:
 
 class _ProgressPlugin(SupervisedPlugin):
     supports_distributed = True
+    transient = ("_progress",)
 
     def __init__(self, progress: Progress | None) -> None:
         super().__init__()
@@ -355,20 +336,6 @@ class _ProgressPlugin(SupervisedPlugin):
             # the clock, which comes last, has not counted this epoch yet
             epoch = strategy.clock.train_exp_epochs + 1
             self._progress(strategy.experience.current_experience, epoch, strategy.train_epochs)
-
-
-class _Silent(EvaluationPlugin):
-    """An evaluator without metrics that does nothing; Avalanche's own copies the experience at each event."""
-
-    def __init__(self) -> None:
-        with warnings.catch_warnings():  # that there is nothing to log to is meant
-            warnings.filterwarnings("ignore", "No loggers specified")
-            super().__init__()
-
-    __getattribute__ = object.__getattribute__  # without Avalanche's answer to every event
-
-    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        pass
 
 
 def _seed_all(seed: int, step: int) -> None:

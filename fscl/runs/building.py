@@ -99,22 +99,20 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
 
 def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
     check_trusted(spec)
+    from fscl.continual.strategies import Learner
     from fscl.continual.trainer import Trainer
 
-    b = spec.benchmark
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No loggers specified")  # the record is ours
         return Trainer(
             stream,
-            spec.strategy.class_path,
-            spec.strategy.args,
-            b.model.name,
-            b.model.args,
+            Learner(spec.strategy.class_path, spec.strategy.args),
+            spec.benchmark.training,
+            spec.benchmark.model,
             seed=spec.seed,
             device=spec.device,
             loader=spec.loader,
             progress=progress,
-            **b.training.model_dump(),
         )
 
 

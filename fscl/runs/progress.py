@@ -24,7 +24,7 @@ from fscl.runs.results import load_run
 from fscl.runs.spec import RunSpec
 from fscl.text import clock, points
 
-__all__ = ['Finished', 'Grid', 'LiveTable', 'Row', 'draw']
+__all__ = ["Finished", "Grid", "LiveTable", "Row", "draw"]
 
 
 @dataclass(frozen=True)

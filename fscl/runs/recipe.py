@@ -13,13 +13,13 @@ from pydantic import BaseModel, ValidationError
 
 from fscl.errors import FsclError
 from fscl.plain import check_plain, check_size, name_fault
-from fscl.runs.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe, TrainingRecipe
+from fscl.runs.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe
+from fscl.settings import Settings, Training
 from fscl.text import brief
 
 __all__ = [
     "BenchmarkRecipe",
     "StrategyRecipe",
-    "TrainingRecipe",
     "find_recipe",
     "find_recipes",
     "load_benchmark",
@@ -36,6 +36,7 @@ STRINGS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])
 LONG_KEY = re.compile(r"(?:\.[ \t]*[\w-]+[ \t]*){16}")
 
 R = TypeVar("R", bound=Recipe)
+S = TypeVar("S", bound=Settings)
 
 
 def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
@@ -69,7 +70,7 @@ def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRe
     """
     where, recipe = _load("benchmarks", name_or_path, BenchmarkRecipe, trust)
     for strategy, override in recipe.strategies.items():
-        _validate(f"{where}: strategies.{strategy}.training", override.training, TrainingRecipe)
+        _validate(f"{where}: strategies.{strategy}.training", override.training, Training)
     return recipe
 
 
@@ -88,10 +89,10 @@ def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyReci
         'fscl.continual.repaired.EWC'
     """
     where, recipe = _load("strategies", name_or_path, StrategyRecipe, trust)
-    _validate(f"{where}: training", recipe.training, TrainingRecipe)
+    _validate(f"{where}: training", recipe.training, Training)
     for key, values in recipe.tune.training.items():
         for value in values:
-            _validate(f"{where}: tune.training", {key: value}, TrainingRecipe)
+            _validate(f"{where}: tune.training", {key: value}, Training)
     # a key that is not there could be no argument at all; and what it is by default would not be known
     if strange := next((key for key in recipe.tune.args if key not in recipe.args), None):
         known = ", ".join(recipe.args) or "none"
@@ -211,7 +212,7 @@ def _load(
     return where, recipe
 
 
-def _validate(where: str, data: dict[str, Any], model: type[R]) -> R:
+def _validate(where: str, data: dict[str, Any], model: type[S]) -> S:
     check_plain(where, data)
     try:
         return model.model_validate(data)

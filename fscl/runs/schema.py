@@ -4,8 +4,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Discriminator,
     Field,
     PrivateAttr,
@@ -16,6 +14,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from fscl.plain import name_fault
+from fscl.settings import Network, Settings, Text, Training
 
 __all__ = [
     "TAGS",
@@ -25,7 +24,6 @@ __all__ = [
     "Recipe",
     "SplitRecipe",
     "StrategyRecipe",
-    "TrainingRecipe",
     "TuneRecipe",
 ]
 
@@ -48,13 +46,8 @@ def _printable(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_one_folder)]
 TaskName = Annotated[str, AfterValidator(_printable)]
-Text = Annotated[str, Field(max_length=1000)]
-# no number is so large that what is made of it is: sizes are counted in integers of 32 bits
-Positive = Annotated[int, Field(ge=1, le=10**9)]
 Tasks = Annotated[int, Field(ge=1, le=MOST_TASKS)]
-BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Side = Annotated[int, Field(ge=1, le=4096)]
-Share = Annotated[float, Field(ge=0, lt=1)]
 Angle = Annotated[float, Field(allow_inf_nan=False)]
 Values = Annotated[list[Any], Field(min_length=1)]
 WRONG_SPLIT = "wrong_split"
@@ -62,11 +55,7 @@ WAYS = ("tasks", "rotations", "permutations")  # of making tasks; a split has on
 TAGS = ("number", "numbers", "classes", "named")  # of split.tasks
 
 
-class Recipe(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
+class Recipe(Settings):
     # the file of a stranger, whose constructors are held against the list of those that a file may name
     _stranger: str = PrivateAttr("")
 
@@ -137,40 +126,6 @@ class AugmentRecipe(Recipe):
     """Whether half of the images are mirrored."""
 
 
-class ModelRecipe(Recipe):
-    """The network, see ``fscl.continual.build_network``."""
-
-    name: Text = "convnet"
-    """``convnet``, a name of ``torchvision:``, ``timm:``, ``pytorchcv:`` or ``avalanche:``, or ``module:callable``."""
-    args: dict[str, Any] = {}
-    """Its keyword arguments."""
-
-
-class TrainingRecipe(Recipe):
-    """How a task is trained."""
-
-    epochs: Positive = 10
-    epochs_next: Positive | None = None
-    """From the second task on; by default as on the first."""
-    batch_size: BatchSize = 64
-    drop_last: bool = False
-    """Whether an epoch's last batch is left out where it is smaller than the others."""
-    optimizer: Literal["sgd", "adam"] = "sgd"
-    lr: Annotated[float, Field(gt=0)] = 0.05
-    lr_next: Annotated[float, Field(gt=0)] | None = None
-    """From the second task on; by default as on the first."""
-    momentum: Share = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-3
-    schedule: Literal["one-cycle", "cosine", "constant"] = "one-cycle"
-    label_smoothing: Share = 0.0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
-    """Of products; ``auto`` is bfloat16 where the processor multiplies in it. See ``fscl.continual.Acceleration``."""
-    channels_last: bool = True
-    """Whether images and filters lie in memory as convolutions take them fastest."""
-    compile: bool = False
-    """Whether ``torch.compile`` is used."""
-
-
 class Override(Recipe):
     """What a benchmark changes for one strategy."""
 
@@ -190,8 +145,8 @@ class BenchmarkRecipe(Recipe):
     data: DataRecipe
     split: SplitRecipe
     augment: AugmentRecipe = AugmentRecipe()
-    model: ModelRecipe = ModelRecipe()
-    training: TrainingRecipe = TrainingRecipe()
+    model: Network = Network()
+    training: Training = Training()
     strategies: dict[Name, Override] = {}
     """By strategy, what is changed for it."""
 

@@ -3,7 +3,7 @@
 import contextlib
 import difflib
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from fscl.errors import FsclError
+from fscl.modes import evaluating
 from fscl.similarity.matrices import MAPS, Maps, flatten_maps
 
 __all__ = ["collect_features"]
@@ -78,8 +79,7 @@ def collect_features(
         if progress and console.is_terminal:  # rich before 14.3 writes a line even for a bar that is disabled
             stack.enter_context(bar)
         task = bar.add_task("features", total=samples or operator.length_hint(loader) or None)
-        stack.callback(_put_back, [(module, module.training) for module in model.modules()])
-        model.eval()
+        stack.enter_context(evaluating(model))
         for name, tap in taps.items():
             tap.handle = modules[name].register_forward_hook(tap)
             stack.callback(tap.handle.remove)
@@ -208,11 +208,6 @@ def _ill_called(name: str, calls: int) -> str:
 
 def _device_of(model: nn.Module) -> torch.device:
     return next((values.device for values in (*model.parameters(), *model.buffers())), torch.device("cpu"))
-
-
-def _put_back(modes: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, training in modes:
-        module.training = training
 
 
 def _tensors(batch: object) -> Iterator[Tensor]:

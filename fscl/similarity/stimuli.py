@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from fscl.errors import FsclError
+from fscl.modes import evaluating
 
 __all__ = ["dead_leaves", "noise_images", "recall_images"]
 
@@ -134,12 +135,9 @@ def recall_images(
     place = next(networks[0].parameters()).device
     found_images = images.detach().to(place, torch.float32, copy=True).requires_grad_()
     optimizer = torch.optim.Adam([found_images], lr=rate)
-    modes = [(module, module.training) for net in networks for module in net.modules()]
     hooks = [layer.register_forward_hook(compare) for found in layers for layer in found]
     try:
-        for net in networks:
-            net.eval()
-        with torch.enable_grad():
+        with evaluating(*networks), torch.enable_grad():
             for step in range(steps):
                 misfits.clear()
                 network = networks[step % len(networks)]
@@ -150,8 +148,6 @@ def recall_images(
     finally:
         for hook in hooks:
             hook.remove()
-        for module, training in modes:
-            module.training = training
     return found_images.detach()
 
 

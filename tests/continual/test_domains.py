@@ -9,6 +9,7 @@ from PIL import Image
 from scipy import ndimage
 
 from fscl.continual.domains import permuted, permuted_stream, pixel_orders, rotated, rotated_stream
+from fscl.continual.loader import samples_behind
 from fscl.data.datasets import find_data, load_images
 from fscl.data.images import ImageSet
 from fscl.errors import FsclError
@@ -24,10 +25,7 @@ def some(count: int = 40, classes: int = 4, **shape: int) -> tuple[ImageSet, Ima
 
 
 def images_of(experience) -> torch.Tensor:
-    flat = experience.dataset._flat_data
-    while hasattr(flat, "_datasets"):
-        flat = flat._datasets[0]
-    return flat.images
+    return samples_behind(experience.dataset)[0][0].images
 
 
 def labels_of(experience) -> list[int]:

@@ -8,13 +8,15 @@ from torch import nn
 from fscl.continual import build_network
 from fscl.continual.evaluate import features_of
 from fscl.continual.repaired import LFL
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 
 def trainer_of(stream, class_path, **arguments):
     network = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
-    return Trainer(stream, class_path, arguments, network_arguments=network, epochs=2, batch_size=16)
+    return Trainer(stream, Learner(class_path, arguments), Training(epochs=2, batch_size=16), Network(args=network))
 
 
 def learned(stream, class_path, **arguments):

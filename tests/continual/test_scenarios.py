@@ -8,13 +8,16 @@ from torch import nn
 
 from fscl.continual import AccuracyRecorder, InMemoryLoader, build_network, split_classes
 from fscl.continual.domains import permuted_stream, rotated_stream
-from fscl.continual.loader import InMemoryBatches
+from fscl.continual.loader import InMemoryBatches, samples_behind
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.data.class_split import share_out
 from fscl.data.images import ImageSet, join_images
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 SMALL = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
+NAIVE = Learner("avalanche.training.Naive")
 PAIRS = [["0", "1"], ["4", "7"], ["3", "2"]]
 
 
@@ -29,10 +32,7 @@ def numbered(classes: int = 6, per_class: int = 5, first: int = 0) -> ImageSet:
 def samples(experience) -> dict[int, int]:
     """Target by grey value, through Avalanche's data set."""
     data = experience.dataset
-    flat = data._flat_data
-    while hasattr(flat, "_datasets"):
-        flat = flat._datasets[0]
-    greys = flat.images[:, 0, 0, 0].tolist()
+    greys = samples_behind(data)[0][0].images[:, 0, 0, 0].tolist()
     return dict(zip(greys, map(int, data.targets), strict=True))
 
 
@@ -211,7 +211,7 @@ def test_a_class_learner_forgets_where_one_with_task_labels_is_asked_less(digits
     ends = {}
     for scenario in ("task", "class"):
         stream = split_classes(*digits, PAIRS, scenario=scenario)
-        trainer = Trainer(stream, "avalanche.training.Naive", {}, "convnet", SMALL, epochs=6, batch_size=16)
+        trainer = Trainer(stream, NAIVE, Training(epochs=6, batch_size=16), Network(args=SMALL))
         while trainer.done < 3:
             measured = trainer.train_next()
         ends[scenario] = measured.accuracy
@@ -223,7 +223,7 @@ def test_a_head_that_grew_is_resumed(digits) -> None:
     stream = split_classes(*digits, PAIRS, scenario="class")
 
     def fresh() -> Trainer:
-        return Trainer(stream, "avalanche.training.Naive", {}, "convnet", SMALL, epochs=1, batch_size=16)
+        return Trainer(stream, NAIVE, Training(epochs=1, batch_size=16), Network(args=SMALL))
 
     whole, first, second = fresh(), fresh(), fresh()
     expected = [whole.train_next().accuracy for _ in range(3)]

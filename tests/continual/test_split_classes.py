@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from fscl.continual import split_classes
+from fscl.continual.loader import samples_behind
 from fscl.data.datasets import ImageSet
 from fscl.errors import FsclError
 
@@ -20,10 +21,7 @@ def numbers(experience):
 
 
 def source(experience):
-    flat = experience.dataset._flat_data
-    while hasattr(flat, "_datasets"):
-        flat = flat._datasets[0]
-    return flat
+    return samples_behind(experience.dataset)[0][0]
 
 
 def test_classes_are_disjoint_and_complete():

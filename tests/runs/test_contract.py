@@ -23,11 +23,6 @@ from fscl.runs.spec import RunSpec
 
 BENCHMARKS = list(find_recipes("benchmarks"))
 STRATEGIES = list(find_recipes("strategies"))
-# are told a test image's task
-APART = ("AtomEnsemble", "AtomSwapping", "FromScratch", "PackNet", "PNN", "WSN")
-KEEP_TASKS_APART = [name for name in STRATEGIES if load_strategy(name).class_path.split(".")[-1] in APART]
-NEW_CLASSES = ("icarl",)  # learn nothing but new classes, all told apart by one head
-NO_LABELS = ("atom_selection",)  # find a test image's task by themselves, and are for streams that do not tell it
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
@@ -58,6 +53,12 @@ def made_up(benchmark: BenchmarkRecipe) -> tuple[ImageSet, ImageSet]:
     return join_images(sets) if len(sets) > 1 else next(iter(sets.values()))
 
 
+def scenarios_of_class(strategy: str) -> list[str]:
+    """The scenarios that a strategy's class declares; all if it declares none."""
+    declared = getattr(strategy_class(load_strategy(strategy).class_path), "scenarios", SCENARIOS)
+    return [scenario for scenario in SCENARIOS if scenario in declared]
+
+
 def stop_in_the_second(experience: int, *_: int) -> None:
     if experience == 1:
         raise KeyboardInterrupt
@@ -74,6 +75,15 @@ def test_it_says_what_it_is_in_one_line(name: str) -> None:
     assert len(recipe.description) < 100
 
 
+def test_learners_fit_the_scenarios_of_their_papers() -> None:
+    need_labels = {"AtomEnsemble", "AtomSwapping", "FromScratch", "PackNet", "PNN", "WSN"}
+    for name in STRATEGIES:
+        kind = load_strategy(name).class_path.rpartition(".")[2]
+        expected = ["task"] if kind in need_labels else list(SCENARIOS)
+        expected = {"ICaRL": ["class"], "AtomSelection": ["domain", "class"]}.get(kind, expected)
+        assert scenarios_of_class(name) == expected, name
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     benchmark = load_benchmark(name)
@@ -82,14 +92,9 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
     for strategy in STRATEGIES:
         recipes = with_overrides(benchmark, load_strategy(strategy), ["training.drop_last=false"])  # of two images
         spec = RunSpec(*recipes, 0)
-        if strategy in KEEP_TASKS_APART and benchmark.split.scenario != "task":
-            with pytest.raises(FsclError, match="needs a test image's task label"):
-                check_runnable(spec, load_stream(spec))
-        elif strategy in NEW_CLASSES and benchmark.split.scenario != "class":
-            with pytest.raises(FsclError, match=r"use split\.scenario=class"):
-                check_runnable(spec, load_stream(spec))
-        elif strategy in NO_LABELS and benchmark.split.scenario == "task":
-            with pytest.raises(FsclError, match=r"use split\.scenario=class or split\.scenario=domain"):
+        fits = scenarios_of_class(strategy)
+        if benchmark.split.scenario not in fits:
+            with pytest.raises(FsclError, match=" or ".join(rf"split\.scenario={fit}" for fit in fits) + "$"):
                 check_runnable(spec, load_stream(spec))
         else:
             check_runnable(spec, load_stream(spec))
@@ -204,7 +209,7 @@ def test_a_benchmark_has_words_only_for_strategies_that_there_are(name: str) -> 
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
-    settings += ["training.epochs=6", f"split.scenario={'class' if name in NEW_CLASSES + NO_LABELS else 'task'}"]
+    settings += ["training.epochs=6", f"split.scenario={'task' if 'task' in scenarios_of_class(name) else 'class'}"]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
     spec = RunSpec(*pair, 0)
 

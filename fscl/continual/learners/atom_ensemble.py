@@ -1,19 +1,20 @@
 """Atom swapping with an ensemble across tasks: the atoms of similar former tasks answer too, under new heads."""
 
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.models import avalanche_forward
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import point_entries, within
+from fscl.continual.avalanche_private import criterion_of
 from fscl.continual.evaluate import features_of
+from fscl.continual.learner import with_arguments_of
 from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
+from fscl.continual.learners.atoms import BankStrategy
 from fscl.continual.loader import batches
 from fscl.continual.task_switch import head_names, multi_heads
 from fscl.errors import FsclError
@@ -56,17 +57,16 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
         {}
     """
 
+    @with_arguments_of(AtomSwappingPlugin)
     def __init__(
         self,
         members: int = 3,
         head_epochs: int = 100,
         head_decay: float = 1e-3,
         metric: str = "cosine",
-        num_atoms: int = 9,
-        warm_start: Literal["previous", "first"] = "previous",
-        skip: Collection[str] = (),
+        **atoms: Any,
     ) -> None:
-        super().__init__(num_atoms, warm_start, skip)
+        super().__init__(**atoms)
         for name, value in (("members", members), ("head_epochs", head_epochs)):
             if value < 1:
                 raise FsclError(f"{name} is {value}; it must be at least 1")
@@ -164,9 +164,11 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
             head, max_iter=self.head_epochs, max_eval=self.head_epochs, line_search_fn="strong_wolfe"
         )
 
+        criterion = criterion_of(strategy)
+
         def loss() -> Tensor:
             solver.zero_grad()
-            value = strategy._criterion(F.linear(features, *head), labels)
+            value = criterion(F.linear(features, *head), labels)
             value = value + self.head_decay / 2 * head[0].square().sum()
             value.backward()
             return value
@@ -198,7 +200,7 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
         return [f"{owner}.weight", f"{owner}.bias"]
 
 
-class AtomEnsemble(SupervisedTemplate):
+class AtomEnsemble(BankStrategy, atom_ensemble=AtomEnsemblePlugin):
     """Filter atom swapping with an ensemble across tasks: an Avalanche strategy with :class:`AtomEnsemblePlugin` in it.
 
     Args:
@@ -216,24 +218,4 @@ class AtomEnsemble(SupervisedTemplate):
         (True, 3)
     """
 
-    def __init__(
-        self,
-        *,
-        members: int = 3,
-        head_epochs: int = 100,
-        head_decay: float = 1e-3,
-        metric: str = "cosine",
-        num_atoms: int = 9,
-        warm_start: Literal["previous", "first"] = "previous",
-        skip: Collection[str] = (),
-        plugins: Sequence[SupervisedPlugin] | None = None,
-        **arguments: Any,
-    ) -> None:
-        self.atom_ensemble = AtomEnsemblePlugin(members, head_epochs, head_decay, metric, num_atoms, warm_start, skip)
-        super().__init__(plugins=[self.atom_ensemble, *(plugins or [])], **arguments)
-        self.atom_ensemble.attach(self)
-
-    @property
-    def bank(self) -> AtomBank | None:
-        """The bank of the tasks learned so far, as without members; None before the first experience has ended."""
-        return self.atom_ensemble.bank
+    atom_ensemble: AtomEnsemblePlugin

@@ -1,28 +1,26 @@
 """Atom swapping where a test image comes without the label of its task: the atoms that are surest of it answer."""
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from avalanche.models import IncrementalClassifier, avalanche_forward
 from avalanche.models.utils import avalanche_model_adaptation
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
-from fscl.continual.learners.atom_swapping import AtomSwappingPlugin
+from fscl.continual.avalanche_private import criterion_of
+from fscl.continual.learner import UNSEEN, with_arguments_of
+from fscl.continual.learners.atoms import AtomBankPlugin, BankStrategy
 from fscl.continual.task_switch import multi_heads
 from fscl.errors import FsclError
 
 __all__ = ["AtomSelection", "AtomSelectionPlugin"]
 
-UNSEEN = -1000.0  # the answer for a class that the chosen task does not have, as Avalanche's heads give it
 
-
-class AtomSelectionPlugin(AtomSwappingPlugin):
+class AtomSelectionPlugin(AtomBankPlugin):
     """What :class:`AtomSelection` keeps of each experience, and how it chooses among them; no use to other strategies.
 
     Args:
@@ -33,15 +31,11 @@ class AtomSelectionPlugin(AtomSwappingPlugin):
         classes: the classes of each experience, in the order of its answers.
     """
 
-    needs_label = False
+    scenarios = ("class", "domain")
 
-    def __init__(
-        self,
-        num_atoms: int = 9,
-        warm_start: Literal["previous", "first"] = "previous",
-        skip: Collection[str] = (),
-    ) -> None:
-        super().__init__(num_atoms, warm_start, skip)
+    @with_arguments_of(AtomBankPlugin)
+    def __init__(self, **atoms: Any) -> None:
+        super().__init__(**atoms)
         self.classes: dict[int, list[int]] = {}
         self._headed = False
 
@@ -106,12 +100,6 @@ class AtomSelectionPlugin(AtomSwappingPlugin):
 
     # answering
 
-    def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Nothing: there is no label to go by."""
-
-    def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        """Nothing: :meth:`answers` has chosen."""
-
     def answers(self, strategy: Any) -> Tensor:
         """(n, classes so far): in training the network's own answers; in evaluation those of the surest experience.
 
@@ -155,7 +143,7 @@ class AtomSelectionPlugin(AtomSwappingPlugin):
         return output
 
 
-class AtomSelection(SupervisedTemplate):
+class AtomSelection(BankStrategy, atom_selection=AtomSelectionPlugin):
     """Filter atom swapping without task labels at test time: for streams of new classes, or of the same in new domains.
 
     Each experience learns atoms, normalisation and a head of its own, over coefficients frozen after the first, by the
@@ -185,25 +173,7 @@ class AtomSelection(SupervisedTemplate):
         (True, AtomConv2d(1, 8, kernel_size=(3, 3), num_atoms=8))
     """
 
-    scenarios = ("class", "domain")
-
-    def __init__(
-        self,
-        *,
-        num_atoms: int = 9,
-        warm_start: Literal["previous", "first"] = "previous",
-        skip: Collection[str] = (),
-        plugins: Sequence[SupervisedPlugin] | None = None,
-        **arguments: Any,
-    ) -> None:
-        self.atom_selection = AtomSelectionPlugin(num_atoms, warm_start, skip)
-        super().__init__(plugins=[self.atom_selection, *(plugins or [])], **arguments)
-        self.atom_selection.attach(self)
-
-    @property
-    def bank(self) -> AtomBank | None:
-        """The bank of the experiences learned so far; None before the first has ended."""
-        return self.atom_selection.bank
+    atom_selection: AtomSelectionPlugin
 
     def model_adaptation(self, model: Any = None) -> Any:
         """Gives the network a head for the experience; in evaluation it stays as it is."""
@@ -218,4 +188,4 @@ class AtomSelection(SupervisedTemplate):
     def criterion(self) -> Tensor:
         if not self.is_training:
             return super().criterion()
-        return self._criterion(*self.atom_selection.own_part(self))
+        return criterion_of(self)(*self.atom_selection.own_part(self))

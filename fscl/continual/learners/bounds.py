@@ -1,16 +1,15 @@
 """Bounds of what continual learning can reach: from above all tasks at once, from below the first task's features."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from avalanche.benchmarks.utils.utils import concat_datasets
-from avalanche.core import SupervisedPlugin
 from avalanche.models.utils import avalanche_model_adaptation
 from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from fscl.atoms.entries import within
+from fscl.continual.learner import LearnerPlugin, PluginStrategy
 from fscl.continual.task_switch import head_names
 
 __all__ = ["FrozenFeatures", "FrozenFeaturesPlugin", "Joint"]
@@ -54,7 +53,7 @@ class Joint(SupervisedTemplate):
             super()._train_exp(experience, eval_streams, **kwargs)
 
 
-class FrozenFeaturesPlugin(SupervisedPlugin):
+class FrozenFeaturesPlugin(LearnerPlugin):
     """After the first experience nothing but heads learns; normalisation keeps its statistics.
 
     Example:
@@ -63,8 +62,6 @@ class FrozenFeaturesPlugin(SupervisedPlugin):
         >>> plugin.frozen
         False
     """
-
-    supports_distributed = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -87,7 +84,7 @@ class FrozenFeaturesPlugin(SupervisedPlugin):
         self.frozen = True
 
 
-class FrozenFeatures(SupervisedTemplate):
+class FrozenFeatures(PluginStrategy, frozen_features=FrozenFeaturesPlugin):
     """The first task's features with a head a task: the lower bound of learners that train features on later tasks.
 
     An Avalanche strategy with :class:`FrozenFeaturesPlugin` built in.
@@ -104,8 +101,7 @@ class FrozenFeatures(SupervisedTemplate):
         1
     """
 
-    def __init__(self, *, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any) -> None:
-        super().__init__(plugins=[FrozenFeaturesPlugin(), *(plugins or [])], **arguments)
+    frozen_features: FrozenFeaturesPlugin
 
 
 def _last_linear(model: nn.Module) -> list[str]:

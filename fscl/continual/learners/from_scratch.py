@@ -1,20 +1,19 @@
 """Independent networks: the upper bound of what a learner that keeps tasks apart can reach without transfer."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 
 from fscl.atoms.entries import copied, live_state, within
-from fscl.continual.task_switch import TaskSwitchPlugin, head_names
+from fscl.continual.learner import PluginStrategy
+from fscl.continual.task_switch import LabelSwitchPlugin, head_names
 
 __all__ = ["FromScratch", "FromScratchPlugin"]
 
 
-class FromScratchPlugin(TaskSwitchPlugin):
+class FromScratchPlugin(LabelSwitchPlugin):
     """Trains a network of its own for each task, all from the same initial weights, and keeps every one.
 
     Unlike ``avalanche.training.FromScratchTraining``, which keeps the last network only, each task is evaluated with
@@ -62,7 +61,7 @@ class FromScratchPlugin(TaskSwitchPlugin):
         return {}
 
 
-class FromScratch(SupervisedTemplate):
+class FromScratch(PluginStrategy, from_scratch=FromScratchPlugin):
     """An independent network a task: an Avalanche strategy with :class:`FromScratchPlugin` built in.
 
     Args:
@@ -76,9 +75,7 @@ class FromScratch(SupervisedTemplate):
         {}
     """
 
-    def __init__(self, *, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any) -> None:
-        self.from_scratch = FromScratchPlugin()
-        super().__init__(plugins=[self.from_scratch, *(plugins or [])], **arguments)
+    from_scratch: FromScratchPlugin
 
 
 def _network(model: nn.Module, task: int | None) -> dict[str, Tensor]:

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.continual.evaluate import features_of
+from fscl.continual.learner import UNSEEN
 from fscl.continual.loader import batches
 from fscl.errors import FsclError
 
 __all__ = ["ICaRL", "herd"]
-
-UNSEEN = -1000.0  # the answer for a class that is yet to come, as Avalanche's heads give it
 
 
 class ICaRL(SupervisedTemplate):
@@ -57,6 +56,7 @@ class ICaRL(SupervisedTemplate):
     """
 
     scenarios = ("class",)
+    own_loss = True
 
     def __init__(self, *, memory_size: int = 200, criterion: Any = None, **arguments: Any) -> None:
         super().__init__(**arguments)

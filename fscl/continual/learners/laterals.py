@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fscl.atoms.entries import point_entries
 from fscl.continual.loader import task_of
+from fscl.modes import evaluating
 
 __all__ = ["Lateral", "connect"]
 
@@ -109,9 +110,7 @@ class _Feeding:
         count = len(self.laterals[0].scale)
         if not count or not _of_one_task(inputs):
             return
-        modes = [(module, module.training) for module in model.modules()]
-        model.eval()
-        try:
+        with evaluating(model):
             for network in self.former()[:count]:
                 before = point_entries(model, network)
                 self.waiting = len(self.laterals)
@@ -122,9 +121,6 @@ class _Feeding:
                 finally:
                     self.waiting = 0
                     point_entries(model, before)
-        finally:
-            for module, mode in modes:
-                module.training = mode
 
     def collect(self, lateral: Lateral, convolution: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         if self.waiting:

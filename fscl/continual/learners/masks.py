@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms.entries import copied, entry_kinds, live_state, put_entries, within
-from fscl.continual.task_switch import TaskSwitchPlugin, head_names
+from fscl.continual.task_switch import LabelSwitchPlugin, head_names
 
 __all__ = ["MaskPlugin", "pack_bits", "top_share", "unpack_bits"]
 
@@ -47,7 +47,7 @@ def top_share(values: Tensor, share: float) -> Tensor:
     return values >= values.flatten().kthvalue(values.numel() - count + 1).values
 
 
-class MaskPlugin(TaskSwitchPlugin):
+class MaskPlugin(LabelSwitchPlugin):
     """Base of plugins whose tasks share one set of weights, of which each uses those that its mask lets through.
 
     Weights are the parameters with two dimensions or more, heads and normalisation apart. A task's network is the
@@ -63,6 +63,8 @@ class MaskPlugin(TaskSwitchPlugin):
         masks: by task and weight, the packed bits.
         own: by task, the entries of its network that are its own.
     """
+
+    transient = ("_kept",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,13 +1,11 @@
 """PackNet: tasks packed into one network by pruning, each trained in the weights that earlier ones left free."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor
 
+from fscl.continual.learner import PluginStrategy
 from fscl.continual.learners.masks import MaskPlugin, top_share
 from fscl.errors import FsclError
 
@@ -105,7 +103,7 @@ class PackNetPlugin(MaskPlugin):
         self._pruned = True
 
 
-class PackNet(SupervisedTemplate):
+class PackNet(PluginStrategy, packnet=PackNetPlugin):
     """PackNet: an Avalanche strategy with :class:`PackNetPlugin` built in.
 
     Args:
@@ -121,13 +119,4 @@ class PackNet(SupervisedTemplate):
         0.75
     """
 
-    def __init__(
-        self,
-        *,
-        prune_proportion: float = 0.75,
-        post_prune_share: float = 0.3,
-        plugins: Sequence[SupervisedPlugin] | None = None,
-        **arguments: Any,
-    ) -> None:
-        self.packnet = PackNetPlugin(prune_proportion, post_prune_share)
-        super().__init__(plugins=[self.packnet, *(plugins or [])], **arguments)
+    packnet: PackNetPlugin

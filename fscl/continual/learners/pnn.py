@@ -1,13 +1,11 @@
 """Progressive neural networks: a column a task, fed by the frozen columns of the tasks before."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from avalanche.core import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import nn
 
 from fscl.atoms.entries import entry_kinds
+from fscl.continual.learner import PluginStrategy
 from fscl.continual.learners.from_scratch import FromScratchPlugin
 from fscl.continual.learners.laterals import Lateral, connect
 from fscl.continual.task_switch import head_names
@@ -104,7 +102,7 @@ class PNNPlugin(FromScratchPlugin):
         return {kind: round(size / len(self.networks)) for kind, size in sizes.items()}
 
 
-class PNN(SupervisedTemplate):
+class PNN(PluginStrategy, pnn=PNNPlugin):
     """Progressive neural networks: an Avalanche strategy with :class:`PNNPlugin` built in.
 
     ``avalanche.models.PNN`` is a network of linear layers; this takes any feed-forward network with convolutions.
@@ -125,9 +123,4 @@ class PNN(SupervisedTemplate):
         {}
     """
 
-    def __init__(
-        self, *, columns: int | None = None, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any
-    ) -> None:
-        self.pnn = PNNPlugin(columns)
-        super().__init__(plugins=[self.pnn, *(plugins or [])], **arguments)
-        self.pnn.attach(self)
+    pnn: PNNPlugin

@@ -1,15 +1,13 @@
 """Winning subnetworks: a task learns which weights it uses, its own and earlier tasks', along with the weights."""
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
-from avalanche.training.templates import SupervisedTemplate
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from fscl.continual.learner import PluginStrategy
 from fscl.continual.learners.masks import MaskPlugin, top_share
 from fscl.errors import FsclError
 
@@ -114,7 +112,7 @@ class WSNPlugin(MaskPlugin):
             torch.mul(self._latent[name], self._mask[name], out=weight)
 
 
-class WSN(SupervisedTemplate):
+class WSN(PluginStrategy, wsn=WSNPlugin):
     """Winning subnetworks: an Avalanche strategy with :class:`WSNPlugin` built in.
 
     Args:
@@ -129,8 +127,4 @@ class WSN(SupervisedTemplate):
         0.5
     """
 
-    def __init__(
-        self, *, capacity: float = 0.3, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any
-    ) -> None:
-        self.wsn = WSNPlugin(capacity)
-        super().__init__(plugins=[self.wsn, *(plugins or [])], **arguments)
+    wsn: WSNPlugin

@@ -20,8 +20,10 @@ from fscl.continual import (
     split_classes,
 )
 from fscl.continual.evaluate import features_of
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 NETWORK = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
 TASKS = [["0", "1"], ["2", "3", "8"], ["4", "5", "9"], ["6", "7"]]
@@ -150,7 +152,7 @@ def test_a_mini_batch_may_mix_tasks(learned, tasks):
 def test_atom_ensemble_resumes_to_the_bit(tasks):
     def trainer():
         path = "fscl.continual.AtomEnsemble"
-        return Trainer(tasks, path, {"members": 2}, network_arguments=NETWORK, epochs=1, batch_size=16)
+        return Trainer(tasks, Learner(path, {"members": 2}), Training(epochs=1, batch_size=16), Network(args=NETWORK))
 
     through = trainer()
     for _ in range(3):

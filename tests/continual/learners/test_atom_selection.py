@@ -12,8 +12,10 @@ from fscl.atoms import AtomBank
 from fscl.continual import AtomSelection, AtomSwapping, InMemoryLoader, build_network, split_classes
 from fscl.continual.domains import rotated_stream
 from fscl.continual.metrics import SubspaceSimilarity
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 NETWORK = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
 TASKS = [["0", "1"], ["4", "7", "2"], ["3", "6"]]
@@ -94,7 +96,7 @@ def test_the_surest_network_answers_and_in_the_places_of_its_classes(pair, outpu
 def test_atom_selection_tells_tasks_apart_better_than_chance(digits):
     stream = split_classes(*digits, tasks=TASKS, scenario="class")
     for class_path, least, most in (("fscl.continual.AtomSelection", 0.6, 1.0), ("avalanche.training.Naive", 0.0, 0.4)):
-        trainer = Trainer(stream, class_path, {}, network_arguments=NETWORK, epochs=6, batch_size=16)
+        trainer = Trainer(stream, Learner(class_path), Training(epochs=6, batch_size=16), Network(args=NETWORK))
         while trainer.done < 3:
             measured = trainer.train_next()
         assert least < sum(measured.accuracy) / 3 < most, class_path
@@ -132,7 +134,7 @@ def test_atom_selection_resumes_to_the_bit(digits, scenario, same_bank):
 
     def trainer():
         path = "fscl.continual.AtomSelection"
-        return Trainer(stream, path, {}, network_arguments=NETWORK, epochs=1, batch_size=16)
+        return Trainer(stream, Learner(path), Training(epochs=1, batch_size=16), Network(args=NETWORK))
 
     through = trainer()
     for _ in range(2):
@@ -197,5 +199,10 @@ def test_what_cannot_be_is_refused(digits):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), IncrementalClassifier(144, 2))
     with pytest.raises(FsclError, match="has one head that grows"):
         built(model=net)
-    with pytest.raises(FsclError, match=r"AtomSelection cannot learn.*'task'; use split\.scenario=class or split"):
-        Trainer(split_classes(*digits, tasks=TASKS), "fscl.continual.AtomSelection", {}, network_arguments=NETWORK)
+    with pytest.raises(FsclError, match=r"AtomSelection cannot learn.*'task'; use split\.scenario=domain or split"):
+        Trainer(
+            split_classes(*digits, tasks=TASKS),
+            Learner("fscl.continual.AtomSelection"),
+            Training(),
+            Network(args=NETWORK),
+        )

@@ -1,7 +1,9 @@
 import torch
 from avalanche.core import SupervisedPlugin
 
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
+from fscl.settings import Network, Training
 
 
 class Seen(SupervisedPlugin):
@@ -23,7 +25,8 @@ class Seen(SupervisedPlugin):
 
 def trainer_of(stream, class_path, **options):
     network = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
-    trainer = Trainer(stream, class_path, {}, network_arguments=network, **{"epochs": 2, "batch_size": 24, **options})
+    training = Training(**{"epochs": 2, "batch_size": 24, **options})
+    trainer = Trainer(stream, Learner(class_path), training, Network(args=network))
     seen = Seen()
     trainer.strategy.plugins.append(seen)
     return trainer, seen

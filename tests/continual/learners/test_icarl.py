@@ -12,9 +12,11 @@ from fscl.continual import ICaRL, build_network, split_classes
 from fscl.continual.evaluate import features_of
 from fscl.continual.learners.icarl import herd
 from fscl.continual.loader import samples_behind
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.networks import ConvNet
+from fscl.settings import Network, Training
 
 NETWORK = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
 TASKS = [["0", "1"], ["2", "3", "4"], ["5", "6"]]
@@ -27,7 +29,7 @@ def growing(digits):
 
 
 def trainer_of(stream, class_path="fscl.continual.ICaRL", **arguments):
-    return Trainer(stream, class_path, arguments, network_arguments=NETWORK, epochs=4, batch_size=16)
+    return Trainer(stream, Learner(class_path, arguments), Training(epochs=4, batch_size=16), Network(args=NETWORK))
 
 
 @pytest.fixture(scope="module")

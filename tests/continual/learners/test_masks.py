@@ -6,8 +6,10 @@ import torch
 
 from fscl.continual import PackNet, PackNetPlugin, WSNPlugin
 from fscl.continual.learners.masks import MaskPlugin, pack_bits, top_share, unpack_bits
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 CLASSES = {"packnet": "fscl.continual.PackNet", "wsn": "fscl.continual.WSN"}
 PLUGINS = {"packnet": lambda: PackNetPlugin(0.6, 0.4), "wsn": lambda: WSNPlugin(0.4)}
@@ -191,7 +193,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, prec
     def trainer():
         network = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
         options = {"epochs": 2, "batch_size": 16, "precision": precision}
-        return Trainer(stream, CLASSES[kind], {}, network_arguments=network, **options)
+        return Trainer(stream, Learner(CLASSES[kind]), Training(**options), Network(args=network))
 
     def taken_up(former):
         torch.save(former.state_dict(), tmp_path / "checkpoint.pt")

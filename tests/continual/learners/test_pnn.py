@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from fscl.continual import PNN, FromScratch, PNNPlugin, build_network
 from fscl.continual.learners.laterals import Lateral
+from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
+from fscl.settings import Network, Training
 
 NETWORK = {"widths": [6, 8, 4], "pool_after": [0], "dropout": 0.1}
 
@@ -174,7 +176,7 @@ def test_a_mini_batch_may_mix_tasks(three, stream, outputs):
 
 def test_pnn_resumes_to_the_bit(stream):
     def trainer():
-        return Trainer(stream, "fscl.continual.PNN", {}, network_arguments=NETWORK, epochs=1, batch_size=16)
+        return Trainer(stream, Learner("fscl.continual.PNN"), Training(epochs=1, batch_size=16), Network(args=NETWORK))
 
     through = trainer()
     states = []

@@ -1,0 +1,168 @@
+"""What the learners with a set of atoms a task have in common: decomposition, the bank, and how a task begins."""
+
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from fscl.atoms.bank import AtomBank
+from fscl.atoms.decompose import decompose
+from fscl.atoms.entries import put_entries
+from fscl.atoms.layers import atom_layers
+from fscl.continual.learner import PluginStrategy
+from fscl.continual.task_switch import TaskSwitchPlugin, head_names
+from fscl.errors import FsclError
+
+__all__ = ["AtomBankPlugin", "BankStrategy"]
+
+WARM_STARTS = ("previous", "first")
+
+
+class AtomBankPlugin(TaskSwitchPlugin):
+    """Base of plugins that learn a new set of atoms a task over coefficients frozen after the first.
+
+    On the first experience the whole network is trained. Then the coefficients' gauge is fixed, everything shared is
+    frozen, and each later task trains its own atoms, normalisation, biases and head, which end up in :attr:`bank`.
+
+    The strategy's model is decomposed (:func:`fscl.decompose`) if it is not already; its optimizer is pointed at the
+    new parameters, group by group.
+
+    Args:
+        num_atoms: atoms of a 3x3 layer, if the model is to be decomposed, see :func:`fscl.decompose`.
+        warm_start: a new task starts from the ``"previous"`` task's atoms or from the ``"first"`` task's. Heads of
+            Avalanche's multi-head modules always start fresh.
+        skip: modules that are not decomposed, by dotted name.
+
+    Attributes:
+        bank: the :class:`~fscl.atoms.AtomBank`, or None before the first experience has ended.
+
+    Raises:
+        FsclError: an argument does not fit.
+    """
+
+    def __init__(
+        self,
+        num_atoms: int = 9,
+        warm_start: Literal["previous", "first"] = "previous",
+        skip: Collection[str] = (),
+    ) -> None:
+        super().__init__()
+        if warm_start not in WARM_STARTS:
+            raise FsclError(f"warm_start is {warm_start!r}; known: {', '.join(WARM_STARTS)}")
+        if num_atoms < 1:
+            raise FsclError(f"num_atoms is {num_atoms}; it must be at least 1")
+        self.num_atoms = num_atoms
+        self.warm_start = warm_start
+        self.skip = tuple(skip)
+        self.bank: AtomBank | None = None
+        self._last: int | None = None
+        self._owners: dict[int, int] = {}  # task -> the experience that trained it last
+
+    def stored(self, task: int) -> Mapping[str, Tensor] | None:
+        return self.bank.entries(task) if self.bank is not None and task in self.bank else None
+
+    def memory(self) -> dict[str, int]:
+        return {} if self.bank is None else self.bank.memory()
+
+    def shared_memory(self) -> dict[str, int]:
+        return {} if self.bank is None else self.bank.shared_memory()
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        """The network's decomposition; a network that has atom layers stays as it is."""
+        return model if atom_layers(model) else decompose(model, self.num_atoms, self.skip).model
+
+    def attach(self, strategy: Any) -> None:
+        """Decomposes the strategy's model, once, and hands its new parameters to the optimizer."""
+        model = self.prepare(strategy.model)
+        if model is not strategy.model:
+            _hand_over(strategy.optimizer, dict(strategy.model.named_parameters()), dict(model.named_parameters()))
+            strategy.model = model
+
+    def before_training(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training(strategy, **kwargs)
+        self.attach(strategy)
+
+    def before_eval(self, strategy: Any, **kwargs: Any) -> None:
+        self.attach(strategy)
+        super().before_eval(strategy, **kwargs)
+
+    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        super().before_training_exp(strategy, **kwargs)
+        if self.bank is None:
+            return
+        tasks = self.tasks_of(strategy.experience)
+        known = [t for t in tasks if t in self.bank]
+        number = strategy.experience.current_experience
+        if known and self._owners.get(known[0], number) != number:
+            warnings.warn(
+                f"experience {number} has task label {known[0]}, which experience {self._owners[known[0]]} had: it "
+                "trains that task's atoms further, and what they did before is gone. For atoms of its own give each "
+                "experience a task label of its own, as with return_task_id=True or task_incremental_benchmark",
+                stacklevel=2,
+            )
+        heads = head_names(strategy.model)
+        mine = None if heads is None else [name for task in tasks for name in head_names(strategy.model, task) or []]
+        start = None
+        if known:  # trained before: it is taken up where it ended
+            start = known[0]
+        elif self.bank.tasks:
+            start = self.bank.tasks[0] if self.warm_start == "first" or self._last is None else self._last
+        self.bank.begin(strategy.model, start, mine, fresh_head=False)
+        if start is not None and (known or heads is None):  # the head that start had goes on, too
+            put_entries(strategy.model, self.bank.entries(start))
+        strategy.optimizer.state.clear()  # momentum of another task's atoms
+
+    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        model, experience = strategy.model, strategy.experience
+        heads = head_names(model)
+        if self.bank is None:
+            self.bank = AtomBank(model, heads)
+        for task in self.tasks_of(experience):
+            name = getattr(experience, "task_name", None)
+            self.bank.store(model, task, name, None if heads is None else head_names(model, task))
+            self._last, self._owners[task] = task, experience.current_experience
+        super().after_training_exp(strategy, **kwargs)
+
+    def resume(self, strategy: Any, bank: AtomBank) -> None:
+        """Takes up a saved bank: the next experience is trained as if all its tasks had just been learned here.
+
+        Args:
+            strategy: the strategy, with a network built as the bank's was.
+            bank: the bank, whose last task becomes the network's present one; it is not changed.
+        """
+        self.attach(strategy)
+        self.bank, self._last = bank.to(strategy.device), bank.tasks[-1]
+        for task in bank.tasks:
+            bank.restore(strategy.model, task)
+        strategy.model.to(strategy.device)
+
+
+class BankStrategy(PluginStrategy):
+    """Base of strategies whose built-in plugin has a bank."""
+
+    @property
+    def bank(self) -> AtomBank | None:
+        """The bank of the tasks learned so far; None before the first experience has ended."""
+        return next(plugin.bank for plugin in self.plugins if isinstance(plugin, AtomBankPlugin))
+
+
+def _hand_over(optimizer: Optimizer, old: dict[str, nn.Parameter], new: dict[str, nn.Parameter]) -> None:
+    """Points each parameter group at the new network's parameters in place of the old ones'.
+
+    Coefficients and atoms go where their filters were; a parameter that was in no group goes into none.
+    """
+    group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
+    groups: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
+    ours = {id(p) for p in old.values()}
+    for i, group in enumerate(optimizer.param_groups):
+        groups[i] = [p for p in group["params"] if id(p) not in ours]  # of another network: a criterion's, say
+    for name, parameter in new.items():
+        owner, _, leaf = name.rpartition(".")
+        source = old.get(name) if leaf not in ("coefficients", "atoms") else old.get(f"{owner}.weight", old.get(name))
+        if source is not None and id(source) in group_of:
+            groups[group_of[id(source)]].append(parameter)
+    for group, parameters in zip(optimizer.param_groups, groups, strict=True):
+        group["params"] = parameters
+    optimizer.state.clear()
