@@ -1,4 +1,4 @@
-"""How tasks compare: by their filter atoms, by features on data, and how one task-by-task matrix goes with another."""
+"""Compares tasks by their filter atoms or by features on data, and correlates task-by-task matrices."""
 
 from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca
 from fscl.similarity.correlation import Correlation, Spread, holm, mantel, seed_interval
