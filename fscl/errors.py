@@ -1,4 +1,4 @@
-"""The one base class of every error that fscl raises on purpose, and how text of strangers is shown."""
+"""The base class of all errors that fscl raises on purpose, and how text from strangers is shown."""
 
 import re
 import unicodedata
@@ -7,9 +7,9 @@ __all__ = ["FsclError", "printable"]
 
 
 class FsclError(ValueError):
-    """A mistake that the user can mend; the message carries the offending value and the values that would do.
+    """An error that the user can correct. The message has the wrong value, and the values that would do.
 
-    The message is one line of printable text, whatever the names and the errors of libraries that it quotes.
+    The message is one line of printable text, also if it quotes odd names or the errors of libraries.
     """
 
     def __init__(self, message: object) -> None:
@@ -17,14 +17,14 @@ class FsclError(ValueError):
 
 
 def printable(name: str) -> str:
-    r"""A name as text that can be printed and written anywhere; bytes that are no UTF-8 and control characters escaped.
+    r"""A name as text that can be printed and written anywhere. Control characters and invalid UTF-8 are escaped.
 
-    Names of files and folders may hold both, and most of what writes text fails on the former.
+    Names of files and folders may contain both, and most functions that write text fail on invalid UTF-8.
 
     >>> printable("caf\udce9"), printable("a\nb"), printable("Käfer")
     ('caf\\xe9', 'a\\nb', 'Käfer')
     """
-    escaped = ("Cc", "Cs", "Zl", "Zp")  # control, bytes that are no UTF-8, line and paragraph separators
+    escaped = ("Cc", "Cs", "Zl", "Zp")  # control characters, invalid UTF-8, line and paragraph separators
     return "".join(
         c.encode("unicode_escape").decode().replace(r"\udc", r"\x") if unicodedata.category(c) in escaped else c
         for c in name
