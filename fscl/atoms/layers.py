@@ -379,9 +379,8 @@ def check_finite(entries: Mapping[str, Tensor]) -> None:
     for name, tensor in entries.items():
         if not tensor.is_floating_point():
             continue
-        is_good = (
-            tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()
-        )  # buffers may be masks of -inf
+        # buffers may be masks of -inf
+        is_good = tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()
         if not bool(is_good.all()):
             raise FsclError(
                 f"{name} is not finite: training has diverged; a smaller learning rate or clipped gradients may help"

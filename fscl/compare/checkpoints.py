@@ -164,9 +164,8 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         )
         raise FsclError(f"{file}: not the state of a network, but {type(content).__name__}{keys}")
     check_claims(path, state)
-    compiled = {
-        key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()
-    }  # torch.compile adds it at any depth
+    # torch.compile adds this prefix at any depth
+    compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
     if len(compiled) < len(state):
         raise FsclError(f"{file}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
     return compiled
@@ -195,9 +194,8 @@ def _names(files: Sequence[Path]) -> list[str]:
         names = list(map(printable, candidates))
         if len(set(names)) == len(names):
             return names
-    return [
-        f"{name} ({number})" for number, name in enumerate(names, 1)
-    ]  # two differ only in characters that are escaped alike
+    # two names differ only in characters that are escaped alike
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _commonest(networks: Mapping[Path, _Network]) -> Path:
@@ -247,9 +245,8 @@ def _without_prefixes(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tens
             return
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
         # entries of known wrappers that lack the prefix belong to a loss, or count averaged models
-        has_names = all(
-            "." in key.removeprefix(prefix) for key in filters
-        )  # False for a single layer, which keeps its name
+        # false for a single layer, which keeps its name
+        has_names = all("." in key.removeprefix(prefix) for key in filters)
         is_whole = is_whole and (prefix in PREFIXES or (len(inside) == len(state) and has_names))
         state = inside
 

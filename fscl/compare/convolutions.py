@@ -65,9 +65,8 @@ def convolutions(name: str, state: State) -> Convolutions:
         which = "that can be compared" if why else "(4-D weights with a kernel larger than 1x1)"
         raise FsclError(f"{name}: no spatial convolutions {which}{why}")
     for layer, filters in result.filters.items():
-        if not all(
-            extreme.isfinite() for extreme in torch.aminmax(filters)
-        ):  # aminmax returns NaN if there is one, and copies nothing
+        # aminmax returns NaN if there is one, and copies nothing
+        if not all(extreme.isfinite() for extreme in torch.aminmax(filters)):
             raise FsclError(f"{name}: the filters of layer {layer!r} are not all finite")
     return result
 
@@ -179,9 +178,8 @@ def _of_module(name: str, model: nn.Module) -> Convolutions:
     result = _of_entries({key: t for key, t in state.items() if key.rpartition(".")[0] not in again})
     for layer, module in modules.items():
         if layer in result.left_out and hasattr(module, "parametrizations"):
-            weight = (
-                copy.deepcopy(module).eval().weight
-            )  # a copy, for in training mode computing the weight may change the module
+            # a copy, because computing the weight in training mode may change the module
+            weight = copy.deepcopy(module).eval().weight
             if isinstance(weight, Tensor) and weight.ndim == 4:
                 del result.left_out[layer]
                 result.filters[layer] = weight.detach()

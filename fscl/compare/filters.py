@@ -118,9 +118,8 @@ class LayerFilters:
         """
         count = len(self.filters)
         values, vectors = torch.linalg.eigh(self._own_gram())
-        real = values > 1e-10 * values[:, -1:].clamp(
-            min=1e-300
-        )  # the square of 1e-5: smaller directions are negligible
+        # directions below 1e-5 of the largest are negligible; values are squares
+        real = values > 1e-10 * values[:, -1:].clamp(min=1e-300)
         whiten = vectors * (torch.where(real, values, 1.0).rsqrt() * real)[:, None]
         share = torch.empty(count, count, dtype=torch.float64)
         for start, gram in self._gram_rows():

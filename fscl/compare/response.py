@@ -186,9 +186,8 @@ def tangent_similarity(
         flat = (values - values.mean(1, keepdim=True)).double().flatten(1)
         strength, directions = torch.linalg.eigh(flat @ flat.mT)
         vectors = weights @ (directions * strength.clamp(min=0).sqrt())
-        matrices_by_layer.append(
-            similarity_matrix([vectors[:, :, None, None]], "cosine", "product")
-        )  # the product of one layer is the squared cosine
+        # the product over one layer is the squared cosine
+        matrices_by_layer.append(similarity_matrix([vectors[:, :, None, None]], "cosine", "product"))
     matrices = torch.stack(matrices_by_layer)
     return matrices if per_layer else matrices.mean(0)
 
@@ -223,9 +222,8 @@ def _tangent(
     reference_values = {
         name: value.to(device)
         for name, value in task_values[bank.tasks.index(task)].items()
-        if all(
-            name in values and values[name].shape == value.shape for values in task_values
-        )  # some tasks may lack a head
+        # some tasks may lack a head
+        if all(name in values and values[name].shape == value.shape for values in task_values)
     }
     points = torch.stack(
         [torch.cat([values[name].cpu().double().flatten() for name in reference_values]) for values in task_values]

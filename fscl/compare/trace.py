@@ -114,9 +114,8 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        shapes = [
-            values.shape for values in args if isinstance(values, Tensor)
-        ]  # taken before the call, which may change them in place
+        # taken before the call, which may change them in place
+        shapes = [values.shape for values in args if isinstance(values, Tensor)]
         output = func(*args, **(kwargs or {}))
         if self.inside or not isinstance(output, Tensor) or output.ndim != 4:
             return output

@@ -216,9 +216,8 @@ def _unit_gaussian(named: Named, bandwidth: float) -> Tensor:
     """The centred Gaussian kernel (n, n) of unit Frobenius norm."""
     features = centred_and_scaled(named)
     kernel, median = _distances(features, "use_mm_for_euclid_dist")
-    if (
-        median**2 < 1e-8 * features.square().sum(1).max()
-    ):  # so small distances are lost in the rounding of a matrix product
+    # such small distances are lost in the rounding of a matrix product
+    if median**2 < 1e-8 * features.square().sum(1).max():
         kernel, median = _distances(features, "donot_use_mm_for_euclid_dist")
     if median == 0:
         raise FsclError(
@@ -245,9 +244,8 @@ def _batches(named: Sequence[Named], batch_size: int) -> Iterator[list[Named]]:
     if batch_size < 4 or n < 4:
         raise FsclError(f"batch_size {batch_size} for {n} samples; HSIC_1 needs 4 samples or more in a batch")
     count = min(math.ceil(n / batch_size), n // 4)
-    parts = [
-        values.tensor_split(count) for _, values in named
-    ]  # nearly equal sizes: a short last batch would be mostly noise
+    # nearly equal sizes: a short last batch would be mostly noise
+    parts = [values.tensor_split(count) for _, values in named]
     return ([(name, part[i]) for (name, _), part in zip(named, parts, strict=True)] for i in range(count))
 
 
