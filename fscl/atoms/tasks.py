@@ -119,7 +119,7 @@ class TaskFile:
 
     def _damaged(self, part: str) -> FsclError:
         return FsclError(
-            f"{self.path}: damaged, {part} is not what was saved; restore the file from a copy, or train again"
+            f"{self.path}: damaged, {part} differs from what was saved; restore the file from a copy, or train again"
         )
 
     def _rows_from(self, stack: Stack, first: int, rows: int) -> bytearray:

@@ -76,7 +76,7 @@ class CorrelationPath:
         Args:
             first: correlation of the images, by lag.
             u, v: the tasks of each pair.
-            alone: the variances of each task by step, from a call for the pairs (t, t); None makes that call.
+            alone: the variance of each task by step, which a call with the pairs (t, t) and None returns.
 
         Returns:
             By step, (P,): the correlation at distance zero, or the variance if ``alone`` is None.

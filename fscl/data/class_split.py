@@ -29,7 +29,7 @@ def share_out(
         tasks: the number of tasks, each with the same number of classes; or, for a joined data set, the number of such
             tasks for each part, with the tasks of one part after those of another; or the class names of each task; or
             the class names by name of the task. Named classes keep the given order.
-        seed: seed of the order of classes. Numbers for parts shuffle within each part.
+        seed: seed of the order of classes. With a number for each part, classes are shuffled within each part.
         shuffle: False keeps the order of the data set.
         parts: for a joined data set, the number of classes of each part.
 

@@ -103,7 +103,7 @@ def mantel(
     alternative: str = "two-sided",
     names: tuple[str, str] = ("x", "y"),
 ) -> Correlation:
-    """Correlate two task-by-task matrices, permuting tasks: rows and columns of `x` together (Mantel 1967).
+    """Correlates two task-by-task matrices; the test permutes tasks, rows and columns of `x` together (Mantel 1967).
 
     Diagonals are never read. The 95 % interval is a jackknife over tasks for T <= 10. For more tasks it has the
     percentiles of a bootstrap of tasks, without the pairs of a task with itself that resampling makes.
