@@ -88,7 +88,7 @@ def test_a_damaged_task_is_refused_and_the_other_tasks_can_be_read(bank, saved, 
     assert torch.equal(loaded.entries(2)["0.atoms"], bank.entries(2)["0.atoms"])
     with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, task 1 differs from what was saved"):
         loaded.entries(1)
-    with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, '0\.atoms' of the tasks differs from what was saved"):
+    with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, '0\.atoms' of the tasks differs from what was"):
         AtomBank.load(path).similarity()
     with pytest.raises(FsclError, match="task 1 differs from what was saved"):
         AtomBank.load(path).save(tmp_path / "copy.safetensors")  # damage is not copied under a new digest
