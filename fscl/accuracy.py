@@ -1,4 +1,4 @@
-"""Accuracy matrix -> the numbers a continual learner is judged by. Pure functions on numpy arrays.
+"""The measures of a continual learner, from its accuracy matrix. Pure functions on NumPy arrays.
 
 Throughout, ``R[t, i]`` is the accuracy (a fraction, 0 to 1) on task ``i`` after training on task ``t``, shape
 (T, T). Only the lower triangle is read, so entries ``i > t`` may be NaN.
@@ -36,7 +36,7 @@ def average_accuracy(accuracy: ArrayLike) -> float:
 
 
 def backward_transfer(accuracy: ArrayLike) -> float:
-    """BWT: ``mean_{i<T-1} (R[T-1, i] - R[i, i])``; negative when later tasks hurt earlier ones. Needs T >= 2.
+    """BWT: ``mean_{i<T-1} (R[T-1, i] - R[i, i])``; negative if later tasks harm earlier ones. Needs T >= 2.
 
     >>> round(backward_transfer([[0.9, np.nan], [0.7, 0.8]]), 3)
     -0.2
@@ -46,9 +46,9 @@ def backward_transfer(accuracy: ArrayLike) -> float:
 
 
 def forgetting(accuracy: ArrayLike) -> float:
-    """Drop from the best accuracy a task ever had to its last: ``mean_{i<T-1} (max_{i<=t<T-1} R[t, i] - R[T-1, i])``.
+    """Drop from the best accuracy on a task to the last: ``mean_{i<T-1} (max_{i<=t<T-1} R[t, i] - R[T-1, i])``.
 
-    Chaudhry et al. 2018. It is below 0 when tasks end better than they ever were before. Needs T >= 2.
+    Chaudhry et al. 2018. It is below 0 if the last accuracies are better than all earlier ones. Needs T >= 2.
 
     >>> round(forgetting([[0.9, np.nan], [0.7, 0.8]]), 3)
     0.2
@@ -59,7 +59,7 @@ def forgetting(accuracy: ArrayLike) -> float:
 def forgetting_matrix(accuracy: ArrayLike) -> Array:
     """How much of task ``i`` is lost after task ``t``: ``F[t, i] = max_{i<=s<t} R[s, i] - R[t, i]``, shape (T, T).
 
-    NaN on and above the diagonal, where nothing can have been forgotten yet.
+    It is NaN on and above the diagonal, where nothing can be forgotten yet.
 
     >>> forgetting_matrix([[0.5, np.nan], [0.25, 1.0]])
     array([[ nan,  nan],
@@ -74,9 +74,9 @@ def forgetting_matrix(accuracy: ArrayLike) -> Array:
 
 
 def drop_matrix(accuracy: ArrayLike) -> Array:
-    """What learning task ``t`` alone took from task ``i``: ``L[t, i] = R[t-1, i] - R[t, i]``, shape (T, T), ``i < t``.
+    """How much accuracy on task ``i`` learning task ``t`` cost: ``L[t, i] = R[t-1, i] - R[t, i]``, (T, T), ``i < t``.
 
-    Unlike forgetting it does not add up along the stream. NaN on and above the diagonal.
+    Unlike forgetting, it does not add up along the stream. It is NaN on and above the diagonal.
 
     >>> drop_matrix([[0.5, np.nan], [0.25, 1.0]])
     array([[ nan,  nan],
@@ -90,7 +90,7 @@ def drop_matrix(accuracy: ArrayLike) -> Array:
 
 
 def learning_accuracy(accuracy: ArrayLike) -> float:
-    """Mean accuracy on each task right after it was learned, ``mean_i R[i, i]``: plasticity, whatever is lost later.
+    """Mean accuracy on each task right after it was learned, ``mean_i R[i, i]``: plasticity, without later losses.
 
     >>> round(learning_accuracy([[0.9, np.nan], [0.7, 0.8]]), 3)
     0.85
@@ -118,11 +118,12 @@ def average_incremental_accuracy(accuracy: ArrayLike) -> float:
 
 
 def forward_transfer(start: ArrayLike, untrained: ArrayLike) -> float:
-    """What earlier tasks give the features before task ``i`` is trained: ``mean_{i>=1} (start[i] - untrained[i])``.
+    """How much earlier tasks improve the features for task ``i``: ``mean_{i>=1} (start[i] - untrained[i])``.
 
-    ``start[i]`` is the nearest-class-mean accuracy on task ``i`` of the features the learner has just before training
-    on it; ``untrained[i]`` the same for the network before any training. Both (T,), fractions. No head takes part, so
-    it is defined for task-incremental learners too. Needs T >= 2; entry 0 is not read, since nothing precedes it.
+    ``start[i]`` is the nearest-class-mean accuracy on task ``i``, with the learner's features just before it is trained
+    on this task. ``untrained[i]`` is this accuracy for the network before any training. Both are fractions, (T,). No
+    head is used, so it is defined for task-incremental learners, too. Needs T >= 2. Entry 0 is not read, as no task is
+    before it.
 
     >>> round(forward_transfer([0.25, 0.5, 0.75], [0.25, 0.25, 0.5]), 3)
     0.25
@@ -149,9 +150,9 @@ def _checked(accuracy: ArrayLike, at_least: int = 1) -> Array:
     return matrix
 
 
-def _in_range(what: str, values: Array, where: str = "") -> None:
+def _in_range(name: str, values: Array, where: str = "") -> None:
     if np.isnan(values).any():
-        raise FsclError(f"{what} has {int(np.isnan(values).sum())} missing value(s) {where}".rstrip())
+        raise FsclError(f"{name} has {int(np.isnan(values).sum())} missing value(s) {where}".rstrip())
     if values.size and (values.min() < 0 or values.max() > 1):
         worst = values.max() if values.max() > 1 else values.min()
-        raise FsclError(f"{what} holds {worst:g}; accuracies are fractions from 0 to 1, not per cent")
+        raise FsclError(f"{name} holds {worst:g}; accuracies are fractions from 0 to 1, not per cent")

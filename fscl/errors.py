@@ -1,4 +1,4 @@
-"""The one base class of every error that fscl raises on purpose."""
+"""The base class of all errors that fscl raises on purpose."""
 
 import re
 
@@ -8,9 +8,9 @@ __all__ = ["FsclError"]
 
 
 class FsclError(ValueError):
-    """A mistake that the user can mend; the message carries the offending value and the values that would do.
+    """An error that the user can correct. The message has the wrong value, and the values that would do.
 
-    The message is one line of printable text, whatever the names and the errors of libraries that it quotes.
+    The message is one line of printable text, also if it quotes odd names or the errors of libraries.
     """
 
     def __init__(self, message: object) -> None:

@@ -1,7 +1,7 @@
-"""What makes a network, by its name; and which names the recipe of a stranger may use.
+"""Finds the callable that builds a network by name, and checks which names a stranger's recipe may use.
 
-An installed library does more than build networks: ``torch.hub:load`` runs code from anywhere. So a recipe that nobody
-vouches for may name networks of libraries of networks, and nothing else.
+Installed libraries do more than build networks: ``torch.hub:load`` runs code from anywhere. So a recipe that is not
+trusted may name networks of libraries of networks, and nothing else.
 """
 
 import importlib
@@ -30,7 +30,7 @@ __all__ = [
     "network_factory",
 ]
 
-# what a network's name begins with, and the module in which a library has its networks
+# the prefix of a network's name, and the module that has the library's networks
 LIBRARIES = {
     "torchvision": "torchvision.models",
     "pytorchcv": "pytorchcv.models",
@@ -38,23 +38,24 @@ LIBRARIES = {
     "timm": "timm.models",
 }
 CLASSES = ("num_classes", "nclasses", "n_classes")  # how libraries call the number of classes
-OTHERS = ("name", "model_name")  # of what a function would look up and call
+OTHERS = ("name", "model_name")  # names of arguments that a function looks up and calls
 KNOWN = f"convnet, {', '.join(f'{library}:NAME' for library in LIBRARIES)}"
 
 
 class NotTrustedError(FsclError):
-    """A recipe that nobody vouches for names what it may not."""
+    """A recipe that is not trusted names something that it may not name."""
 
 
 def network_factory(name: str) -> Callable[..., Any]:
-    """What makes a network.
+    """The callable that builds a network.
 
     Args:
         name: ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``, ``timm:NAME``; or
-            ``package.module:callable`` or ``folder/file.py:callable`` of your own, installed or in the current folder.
+            ``package.module:callable`` or ``folder/file.py:callable``: your own callable, installed or in the current
+            folder.
 
     Raises:
-        FsclError: there is none of that name.
+        FsclError: no callable has this name.
 
     Example:
         >>> network_factory("torchvision:resnet18").__name__
@@ -63,59 +64,60 @@ def network_factory(name: str) -> Callable[..., Any]:
     library, _, attribute = name.partition(":")
     if not library or not attribute:
         raise FsclError(f"unknown network {name!r}; known: {KNOWN}, or package.module:callable")
-    if library in ("pytorchcv", "timm"):  # which look their networks up by name
+    if library in ("pytorchcv", "timm"):  # these look up their networks by name
         return _registered(library, attribute)
     known = f"known: {KNOWN}, or package.module:callable"
-    made = import_named(
+    factory = import_named(
         LIBRARIES.get(library, _module_of(library)), attribute, f"network {name!r}", known, tuple(LIBRARIES.values())
     )
-    if not callable(made):
+    if not callable(factory):
         raise FsclError(
-            f"network {name!r} is {type(made).__name__}; a callable that returns a torch.nn.Module would do"
+            f"network {name!r} is {type(factory).__name__}; a callable that returns a torch.nn.Module would do"
         )
-    return made
+    return factory
 
 
 def is_users(name: str) -> bool:
-    """Whether a network is of a module of the user's own, not of a library's."""
+    """Whether a network is from a user's own module, not from a library."""
     library = name.partition(":")[0]
     return name != "convnet" and not is_within(LIBRARIES.get(library, library), tuple(LIBRARIES.values()))
 
 
 def fresh(make: Callable[..., Any]) -> dict[str, Any]:
-    """The arguments by which a factory is told to download no weights.
+    """The arguments that tell a factory not to download weights.
 
     Example:
         >>> fresh(network_factory("avalanche:MobilenetV1"))
         {'pretrained': False}
     """
-    would = [p.name for p in inspect.signature(make).parameters.values() if p.default is not p.empty and p.default]
-    return {name: None if name.startswith("weights") else False for name in would if _is_weights(name)}
+    enabled = [p.name for p in inspect.signature(make).parameters.values() if p.default is not p.empty and p.default]
+    return {name: None if name.startswith("weights") else False for name in enabled if _is_weights(name)}
 
 
 def check_network(name: str, arguments: Mapping[str, Any]) -> None:
-    """Refuses a network that is not of a library of networks, or ours, or that would be given weights to download.
+    """Refuses a network that is neither fscl's nor from a library of networks, or whose arguments load weights.
 
-    Nothing but such a library is imported for it.
+    Only such libraries are imported for the check.
 
     Raises:
-        FsclError: it is refused.
+        NotTrustedError: the network or its arguments are refused.
+        FsclError: the network does not exist.
     """
-    known = f"a recipe may name {KNOWN}"
+    allowed = f"a recipe may name {KNOWN}"
     if name != "convnet":
         library, _, attribute = name.partition(":")
         module = LIBRARIES.get(library, library)
         if not is_within(module, (*LIBRARIES.values(), "fscl.networks")):
-            raise NotTrustedError(f"model.name = {name!r}: {known}")
-        made = network_factory(name)
-        if library not in ("pytorchcv", "timm") and not _is_constructor(made, attribute):
-            raise NotTrustedError(f"model.name = {name!r} is no network: {known}")
+            raise NotTrustedError(f"model.name = {name!r}: {allowed}")
+        factory = network_factory(name)
+        if library not in ("pytorchcv", "timm") and not _is_constructor(factory, attribute):
+            raise NotTrustedError(f"model.name = {name!r} is no network: {allowed}")
     check_arguments("model.args", arguments)
 
 
 @contextmanager
 def current_folder() -> Iterator[None]:
-    """Modules are found there, too, as ``python`` itself finds them; an installed command does not look there."""
+    """Within the block, modules in the current folder can be imported: an installed command otherwise cannot."""
     sys.path.insert(0, "")
     importlib.invalidate_caches()
     try:
@@ -125,7 +127,7 @@ def current_folder() -> Iterator[None]:
 
 
 def _module_of(library: str) -> str:
-    """A file is a module by another name."""
+    """The module of a name that may be a path: ``folder/file.py`` is ``folder.file``."""
     return library.removesuffix(".py").replace("/", ".") if library.endswith(".py") else library
 
 
@@ -133,32 +135,34 @@ def import_named(module: str, attribute: str, what: str, known: str, trusted: tu
     """An attribute of a module. A module outside the trusted packages may be in the current folder.
 
     Args:
-        what: what is asked for, and ``known`` what would do; for messages.
+        what: what the attribute is, for messages.
+        known: which names would do, for messages.
+        trusted: packages that are imported only as installed.
 
     Raises:
         FsclError: the module cannot be imported, or has no such attribute.
     """
-    ours = is_within(module, trusted)
+    is_trusted = is_within(module, trusted)
     try:
-        if ours:
-            found = importlib.import_module(module)
+        if is_trusted:
+            imported = importlib.import_module(module)
         else:
             with current_folder():
-                found = importlib.import_module(module)
+                imported = importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name and f"{module}.".startswith(f"{error.name}."):
-            where = "installed" if ours else "in the current folder, nor installed"
+            where = "installed" if is_trusted else "in the current folder, nor installed"
             raise FsclError(f"unknown {what}: there is no module {error.name!r} {where}") from error
         raise FsclError(f"{what}: {module} cannot be imported: {in_words(error)}") from error
     except Exception as error:  # a user's own module can fail in any way
         raise FsclError(f"{what}: {module} cannot be imported: {in_words(error)}") from error
-    made = getattr(found, attribute, None)
-    if made is None:
-        has = [name for name, item in vars(found).items() if getattr(item, "__module__", "") == module]
+    named = getattr(imported, attribute, None)
+    if named is None:
+        has = [name for name, item in vars(imported).items() if getattr(item, "__module__", "") == module]
         raise FsclError(
-            f"unknown {what}; {known if ours else f'{module} has ' + (', '.join(has[:8]) or 'no callables')}"
+            f"unknown {what}; {known if is_trusted else f'{module} has ' + (', '.join(has[:8]) or 'no callables')}"
         )
-    return made
+    return named
 
 
 def _registered(library: str, attribute: str) -> Callable[..., Any]:
@@ -166,36 +170,41 @@ def _registered(library: str, attribute: str) -> Callable[..., Any]:
         if library == "pytorchcv":
             from pytorchcv.model_provider import _models, get_model
 
-            known, make = attribute.lower() in _models, get_model
+            is_known, make = attribute.lower() in _models, get_model
         else:
             import timm
 
-            known, make = timm.is_model(attribute), partial(timm.create_model, pretrained=False)
+            is_known, make = timm.is_model(attribute), partial(timm.create_model, pretrained=False)
     except ImportError as error:
         raise FsclError(f"unknown network '{library}:{attribute}': {library} is not installed") from error
-    if not known:
+    if not is_known:
         raise FsclError(f"unknown network '{library}:{attribute}'; {library} has none of that name; known: {KNOWN}")
     return partial(make, attribute)
 
 
-def _is_constructor(made: Any, name: str) -> bool:
-    """Whether it is a class of networks, or a function that makes one, which says so by what it must be given."""
-    if name.startswith("_") or not is_within(getattr(made, "__module__", ""), (*LIBRARIES.values(), "fscl.networks")):
+def _is_constructor(candidate: Any, name: str) -> bool:
+    """Whether an attribute is a class of networks, or a function that builds one.
+
+    A function counts if the number of classes is all that it requires, and no argument names something to call.
+    """
+    if name.startswith("_") or not is_within(
+        getattr(candidate, "__module__", ""), (*LIBRARIES.values(), "fscl.networks")
+    ):
         return False
-    if isinstance(made, type):
-        return issubclass(made, nn.Module)
-    if not inspect.isfunction(made) or is_within(made.__module__, ("fscl.networks",)):
+    if isinstance(candidate, type):
+        return issubclass(candidate, nn.Module)
+    if not inspect.isfunction(candidate) or is_within(candidate.__module__, ("fscl.networks",)):
         return False
-    parameters = inspect.signature(made).parameters.values()
-    needed = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
-    return needed <= set(CLASSES) and not any(p.name in OTHERS for p in parameters)
+    parameters = inspect.signature(candidate).parameters.values()
+    required = {p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)}
+    return required <= set(CLASSES) and not any(p.name in OTHERS for p in parameters)
 
 
 def check_arguments(section: str, arguments: Mapping[str, Any]) -> None:
     """Refuses arguments that would load weights.
 
     Raises:
-        NotTrustedError: one does.
+        NotTrustedError: an argument would.
     """
     for name, value in arguments.items():
         if _is_weights(name) and value:
@@ -205,7 +214,7 @@ def check_arguments(section: str, arguments: Mapping[str, Any]) -> None:
 
 
 def _is_weights(name: str) -> bool:
-    """What libraries call weights that they would download or read, and where they would put them."""
+    """Whether an argument of a library's function names weights to load, or a folder to put them into."""
     return "pretrained" in name or name in ("weights", "weights_backbone", "checkpoint_path", "cache_dir", "root")
 
 
@@ -215,7 +224,8 @@ def is_within(path: str, packages: tuple[str, ...]) -> bool:
 
 
 def in_words(error: Exception) -> str:
-    """
+    """The type and the message of an error.
+
     >>> in_words(KeyError("width")), in_words(ValueError("odd width")), in_words(AssertionError())
     ("KeyError: 'width'", 'ValueError: odd width', 'AssertionError')
     """

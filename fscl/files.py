@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a kill or a full disk leaves the old file whole, and nothing half-made for long."""
+"""Writes files so that a crash, a kill or a full disk leaves the old file whole. Temporary files are removed later."""
 
 import contextlib
 import errno
@@ -28,10 +28,10 @@ REASONS = {
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], object]) -> None:
     """Calls ``write`` with a temporary path, flushes what it wrote to disk and renames it to ``path``.
 
-    What killed processes left beside ``path`` is removed.
+    Temporary files that killed processes left beside ``path`` are removed.
 
     Raises:
-        FsclError: the folder cannot be written or the disk is full; what stood at ``path`` is untouched.
+        FsclError: the folder cannot be written or the disk is full. A file at ``path`` is then unchanged.
 
     Example:
         >>> import tempfile
@@ -48,7 +48,7 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], objec
 
 
 def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
-    """Writes UTF-8 text as :func:`write_atomically` does, which says what it raises.
+    """Writes text in UTF-8 as :func:`write_atomically` does, and raises the same errors.
 
     Example:
         >>> import tempfile
@@ -62,7 +62,7 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 @contextlib.contextmanager
 def written_together() -> Iterator[None]:
-    """Files that are written in this block appear at its end, in the order of writing; or none, if it fails.
+    """Files written within the block appear at its end, in the order of writing. If the block fails, none appears.
 
     Raises:
         FsclError: as :func:`write_atomically`.
@@ -78,7 +78,7 @@ def written_together() -> Iterator[None]:
         >>> sorted(os.listdir(folder))
         ['table.csv', 'table.md']
     """
-    if _drafts.get() is not None:  # a part of what the caller writes together
+    if _drafts.get() is not None:  # the outer block publishes the files
         yield
         return
     drafts: list[_Draft] = []
@@ -94,7 +94,7 @@ def written_together() -> Iterator[None]:
 
 
 def remove_stale(folder: Path) -> None:
-    """Removes temporary files that killed processes left in a folder, and none that a living one writes."""
+    """Removes temporary files that killed processes left in a folder. Files of living processes are kept."""
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if TEMPORARY.fullmatch(name):
@@ -103,11 +103,16 @@ def remove_stale(folder: Path) -> None:
 
 
 def _remove(stale: Path) -> None:
-    """Removes a temporary file or folder, unless its writer lives, which raises Timeout, or it is none of ours."""
+    """Removes a temporary file or folder.
+
+    Raises:
+        Timeout: the process that writes it is alive.
+        OSError: it is a folder with files but without a lock, which fscl did not make.
+    """
     if not stale.is_dir() or stale.is_symlink():
         stale.unlink()
     elif not (stale / LOCK).exists():
-        stale.rmdir()  # if it is empty
+        stale.rmdir()  # fails unless it is empty
     else:
         lock = FileLock(stale / LOCK)
         lock.acquire(blocking=False)
@@ -116,9 +121,9 @@ def _remove(stale: Path) -> None:
 
 
 class _Draft:
-    """A file that is being written, in a folder of its own beside ``target``, where libraries may put more files.
+    """A file that is being written, in its own folder beside ``target``. Libraries may put further files there.
 
-    The folder holds a lock while its process lives, by which :func:`remove_stale` knows that it does.
+    The folder has a lock as long as its process lives, so that :func:`remove_stale` does not remove it.
     """
 
     def __init__(self, target: Path) -> None:
@@ -134,8 +139,8 @@ class _Draft:
             write(file)
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
-            file.chmod(mode)  # safetensors lets nobody else read what it writes
-            if self.target.is_dir():  # found now, not when other files are in place already
+            file.chmod(mode)  # safetensors makes its files unreadable for others
+            if self.target.is_dir():  # checked before any file of the block is published
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         except FsclError:
             raise
@@ -160,23 +165,23 @@ class _Draft:
             folder = self.target.with_name(f".{self.target.stem[:40]}.{secrets.token_hex(4)}.tmp")
             folder.mkdir()
             self.lock = FileLock(folder / LOCK)
-            # another process may have taken the folder for a stale one before it was locked
+            # another process may have removed the folder as stale before it was locked
             with contextlib.suppress(Timeout, FileNotFoundError):
                 self.lock.acquire(blocking=False)
                 self.folder = folder
-        # not the target's name, for which folders are searched; its suffix, by which libraries choose a format
+        # not the target's name, which searches look for; but its suffix, by which libraries choose a format
         self._file = self.folder / f".half{self.target.suffix}"
         self._file.touch()
         return self._file
 
     def _reason(self, error: Exception) -> str | None:
-        """Why the system refused to write; None if it did not, and the error is another."""
+        """Why the system refused to write; None if it did not refuse, and the error has another cause."""
         if isinstance(error, OSError) and error.errno:
             return _words(error)
-        if number := re.search(r"\(os error (\d+)\)", str(error)):  # as safetensors says it
+        if number := re.search(r"\(os error (\d+)\)", str(error)):  # the wording of safetensors
             return _words(OSError(int(number[1]), os.strerror(int(number[1]))))
         if self.folder is not None:
-            try:  # torch and numpy do not say that a disk is full, so it is asked
+            try:  # torch and numpy do not report a full disk, so try to write
                 with open(self._file, "ab") as file:
                     file.write(bytes(2**16))
                     file.flush()
@@ -190,5 +195,5 @@ _drafts: ContextVar[list[_Draft] | None] = ContextVar("drafts", default=None)
 
 
 def _words(error: OSError) -> str:
-    said = error.strerror or str(error)
-    return f"{REASONS[error.errno]} ({said})" if error.errno in REASONS else said
+    text = error.strerror or str(error)
+    return f"{REASONS[error.errno]} ({text})" if error.errno in REASONS else text

@@ -1,4 +1,4 @@
-"""Networks by name: ours, another library's or your own."""
+"""Builds networks by name: fscl's, those of libraries, and your own."""
 
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,16 +14,17 @@ from fscl.factories import current_folder, fresh, in_words, is_users, network_fa
 
 __all__ = ["ConvNet", "argument_names", "make_network"]
 
-MOST_BYTES = 2**31  # of the parameters of a library's network, which a recipe of a stranger may ask for at any size
-MOST_TENSORS = 20_000  # that they are
+# limits for networks of libraries, as a stranger's recipe may ask for any size
+MOST_BYTES = 2**31  # of all parameters
+MOST_TENSORS = 20_000  # number of parameters
 
 
 class ConvNet(nn.Module):
-    """3x3 convolutions with batch normalisation and ReLU, some followed by max-pooling, and a linear classifier.
+    """3x3 convolutions with batch normalisation and ReLU, some with max-pooling, and a linear classifier.
 
     Args:
         in_channels: channels of the images.
-        num_classes: outputs.
+        num_classes: number of outputs.
         widths: output channels of each convolution.
         pool_after: indices of the convolutions that are followed by 2x2 max-pooling.
         grid: side of the average-pooled map that the classifier sees.
@@ -51,7 +52,7 @@ class ConvNet(nn.Module):
             layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)]
             if i in pool_after:
                 layers.append(nn.MaxPool2d(2))
-            layers.append(nn.ReLU())  # after pooling it does the same to a quarter of the values
+            layers.append(nn.ReLU())  # after pooling the result is the same, for a quarter of the values
             channels = width
         self.features = nn.Sequential(*layers)
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(grid), nn.Flatten(), nn.Dropout(dropout))
@@ -67,15 +68,15 @@ def make_network(
     """A freshly initialised network.
 
     Args:
-        name: ``convnet`` (ours), ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``,
-            ``timm:NAME``, or ``package.module:callable`` of your own, installed or in the current folder, that returns
-            a module and takes ``num_classes``.
+        name: ``convnet``, which is :class:`ConvNet`; ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``,
+            ``avalanche:SlimResNet18`` or ``timm:NAME``; or ``package.module:callable``, your own callable, installed or
+            in the current folder, that takes ``num_classes`` and returns a module.
         image_shape: (C, H, W) of the images.
-        num_classes: outputs.
-        arguments: further keyword arguments of the network. Libraries load no weights unless these say so.
+        num_classes: number of outputs.
+        arguments: further keyword arguments of the network. Libraries load weights only if these say so.
 
     Raises:
-        FsclError: there is no such network, or it does not take the arguments.
+        FsclError: the network does not exist, or does not accept the arguments.
 
     Example:
         >>> import torch
@@ -97,9 +98,9 @@ def make_network(
     except FsclError:
         raise
     except Exception as error:  # a library's function, or a user's own, can fail in any way
-        said = " ".join(in_words(error).split())[:300]
+        reason = " ".join(in_words(error).split())[:300]
         shown = {key: value for key, value in options.items() if key in (arguments or {})}
-        raise FsclError(f"network {name!r} cannot be built with {reprlib.repr(shown)}: {said}") from error
+        raise FsclError(f"network {name!r} cannot be built with {reprlib.repr(shown)}: {reason}") from error
     if not isinstance(model, nn.Module):
         raise FsclError(f"network {name!r} is {type(model).__name__}; a torch.nn.Module would do")
     return model
@@ -107,7 +108,7 @@ def make_network(
 
 @contextmanager
 def _of_bounded_size(trusted: bool) -> Iterator[None]:
-    """Ends the building of a network that memory could not hold, before there is anything in its tensors."""
+    """Stops the building of a network that does not fit into memory, before its tensors are filled."""
     most = psutil.virtual_memory().available / 2  # gradients take as much again
     most = most if trusted else min(MOST_BYTES, most)
     size = count = 0
@@ -129,7 +130,7 @@ def _of_bounded_size(trusted: bool) -> Iterator[None]:
 
 
 def argument_names(name: str, num_classes: int, image_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """How each library calls the number of classes."""
+    """The number of classes, and what else of the images a library needs, as its keyword arguments."""
     if name.startswith("avalanche:"):
         return {"nclasses": num_classes} if name.endswith("SlimResNet18") else {"num_classes": num_classes}
     if name.startswith("pytorchcv:"):

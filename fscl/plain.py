@@ -1,4 +1,4 @@
-"""Files of strangers: names that are safe as a folder's, and values that are plain data of bounded size."""
+"""Checks of files from strangers: names that are safe for folders, and values that are plain data of bounded size."""
 
 import json
 import math
@@ -14,13 +14,13 @@ __all__ = ["LONGEST", "check_plain", "check_size", "name_fault", "read_json"]
 
 DEEPEST = 16  # levels of tables and lists
 LONGEST = 10_000  # characters of a text
-NAME = 100  # characters of a name; twice as many bytes stay below the 255 of a file system
-DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # what Windows takes for no file
+NAME = 100  # characters of a name, in at most twice as many bytes: file systems allow 255
+DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # Windows reserves these names for devices
 FORBIDDEN = '<>:"/\\|?*'
 
 
 def name_fault(name: str) -> str:
-    """Why a name cannot be the name of one folder on every system, as the end of a sentence; empty if it can.
+    """Why a name cannot be the name of a folder on every system, as the end of a sentence; empty if it can be.
 
     >>> name_fault("split_digits"), name_fault("../x")
     ('', "it contains '/'")
@@ -39,26 +39,28 @@ def name_fault(name: str) -> str:
 
 
 def check_plain(where: object, data: Any, but: Collection[str] = ()) -> None:
-    """Refuses what is no text, finite number, truth value, list or table of them, is nested deeply, or is huge.
+    """Refuses values that are not plain data, are nested too deeply, or are too large.
+
+    Plain data are texts, finite numbers, truth values, None, and lists and tables of plain data.
 
     Args:
-        where: what the data is of, for the message.
+        where: the name of the data, for the message.
         data: the values.
-        but: keys of ``data`` that are not looked at.
+        but: keys of ``data`` that are not checked.
 
     Raises:
-        FsclError: the first place of such a value.
+        FsclError: a value is refused; the message names its place.
     """
-    left: list[tuple[tuple[object, ...], Any]] = [((), data)]
-    while left:
-        place, value = left.pop()
+    unchecked: list[tuple[tuple[object, ...], Any]] = [((), data)]
+    while unchecked:
+        place, value = unchecked.pop()
         fault = ""
         if isinstance(value, dict):
             strange = next((key for key in value if not isinstance(key, str) or _text_fault(key)), None)
             fault = "" if strange is None else f"it has the key {brief(strange)}"
-            left += [((*place, key), item) for key, item in value.items() if place or key not in but]
+            unchecked += [((*place, key), item) for key, item in value.items() if place or key not in but]
         elif isinstance(value, list):
-            left += [((*place, number), item) for number, item in enumerate(value)]
+            unchecked += [((*place, number), item) for number, item in enumerate(value)]
         elif isinstance(value, str):
             fault = _text_fault(value)
         elif isinstance(value, float):
@@ -75,21 +77,21 @@ def check_plain(where: object, data: Any, but: Collection[str] = ()) -> None:
 
 
 def check_size(path: Path, most: int) -> None:
-    """Refuses a file of more bytes than a file of its kind has.
+    """Refuses a file of more than ``most`` bytes.
 
     Raises:
         FsclError: it is larger.
-        OSError: there is none.
+        OSError: it does not exist.
     """
     if (size := path.stat().st_size) > most:
         raise FsclError(f"{path}: {size} bytes are too many for a file of its kind; at most {most} would do")
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+    """The content of a JSON file.
 
     Raises:
-        FsclError: it cannot be read, or is no JSON.
+        FsclError: the file cannot be read, or is not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

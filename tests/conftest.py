@@ -1,4 +1,4 @@
-"""What every test may use: one thread and a fixed seed; the command line in this process; small fine-tuned networks."""
+"""Fixtures of all tests: one thread and a fixed seed, the command line in this process, small fine-tuned networks."""
 
 import atexit
 import os
@@ -6,7 +6,7 @@ import shutil
 import tempfile
 
 os.environ.setdefault("MPLBACKEND", "Agg")
-# decoded images go where nothing of the user's is
+# decoded images do not go into the user's cache
 os.environ["FSCL_CACHE"] = tempfile.mkdtemp(prefix="fscl-cache-")
 atexit.register(shutil.rmtree, os.environ["FSCL_CACHE"], ignore_errors=True)
 
@@ -45,7 +45,7 @@ Fscl = Callable[..., Ended]
 
 @pytest.fixture
 def fscl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Fscl:
-    """Runs the command line in this process, in an empty folder, without data, 80 columns wide."""
+    """Runs the command line in this process, in an empty folder without data, 80 columns wide."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("FSCL_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -103,7 +103,7 @@ def fine_tuned() -> dict[str, nn.Module]:
 
 @pytest.fixture(scope="session")
 def from_scratch() -> dict[str, nn.Module]:
-    """Twelve that share a random initialisation at most: three of them, each trained to four tasks at full rate."""
+    """Twelve networks: three random initialisations, each trained on four tasks with the full learning rate."""
     images, labels = digits()
     found: dict[str, nn.Module] = {}
     for s in range(3):
@@ -124,7 +124,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture
 def folder(fine_tuned: dict[str, nn.Module], tmp_path: Path) -> Path:
-    """Their checkpoints."""
+    """A folder with checkpoints of the fine-tuned networks."""
     (tmp_path / "nets").mkdir()
     for name, model in fine_tuned.items():
         torch.save(model.state_dict(), tmp_path / "nets" / f"{name}.pt")

@@ -1,4 +1,4 @@
-"""What the README and the documentation show runs as written."""
+"""The code and commands in the README and the documentation run as written."""
 
 import re
 import shlex
@@ -29,7 +29,7 @@ def name(page: Path) -> str:
 
 
 def of_a_user() -> dict[str, object]:
-    """What README's loop takes for granted."""
+    """The names that the code of README assumes."""
 
     def fit(model: nn.Module, task: tuple[torch.Tensor, torch.Tensor], parameters) -> None:
         optimizer = torch.optim.SGD(parameters, lr=0.1)
@@ -43,9 +43,7 @@ def of_a_user() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
-def test_the_python_of_a_page_runs_from_top_to_bottom(
-    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_python_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports").symlink_to(ROOT / "reports")
     code = "\n\n".join(blocks(page, "python"))
@@ -53,7 +51,7 @@ def test_the_python_of_a_page_runs_from_top_to_bottom(
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_command_line_of_a_page_is_one_that_fscl_takes(page: Path) -> None:
+def test_every_command_line_of_a_page_is_valid(page: Path) -> None:
     shown = "\n".join(blocks(page, "", "sh")).replace("\\\n", " ")
     for call in re.findall(r"(?:^|&& uv run |\")fscl ([a-z]+[^\"#\n]*)", shown, re.MULTILINE):
         command, *arguments = shlex.split(call)
@@ -75,7 +73,7 @@ def test_every_recipe_of_a_page_is_valid(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_every_file_that_a_page_links_is_there(page: Path) -> None:
+def test_every_file_that_a_page_links_exists(page: Path) -> None:
     text = BLOCK.sub("", page.read_text(encoding="utf-8"))
     made = ("cli.md", "recipes.md")  # when the site is built
     for link in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
@@ -95,7 +93,7 @@ def test_the_readme_is_short_and_begins_with_two_commands() -> None:
 
 
 @pytest.mark.slow
-def test_the_first_command_prints_the_table_that_is_shown(tmp_path: Path) -> None:
+def test_the_first_command_of_the_readme_prints_the_table_that_it_shows(tmp_path: Path) -> None:
     import subprocess
 
     command = [sys.executable, "-c", "from fscl.cli.app import main; main()", "run", "--out", str(tmp_path)]

@@ -1,4 +1,4 @@
-"""Messages and names are one line of text that can be printed, whatever strangers put into them."""
+"""Messages and names are one printable line, whatever strangers put into them."""
 
 import json
 import os
@@ -23,30 +23,30 @@ from fscl.text import printable
         ("\ud83d", "\\ud83d"),
     ],
 )
-def test_a_name_is_shown_as_one_line_of_text(name: str, text: str) -> None:
+def test_printable_shows_a_name_as_one_line(name: str, text: str) -> None:
     assert printable(name) == text
     assert printable(text) == text
     printable(name).encode("utf-8")
     json.dumps(printable(name), ensure_ascii=False).encode("utf-8")
 
 
-def test_names_of_different_bytes_are_shown_differently() -> None:
+def test_printable_shows_names_of_different_bytes_differently() -> None:
     names = [os.fsdecode(bytes([97, byte])) for byte in range(1, 256) if byte != 47]
     assert len({printable(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("name", [os.fsdecode(b"caf\xe9.png"), "a\nb.png", "\x1b[2J.png", "\ud800.png"])
-def test_a_message_can_be_printed_whatever_it_quotes(name: str) -> None:
+def test_an_error_message_can_be_printed_whatever_it_quotes(name: str) -> None:
     message = str(FsclError(f"{name}: not a readable image"))
     message.encode("utf-8")
     assert message.isprintable()
     assert message.endswith(".png: not a readable image")
 
 
-def test_the_lines_of_a_librarys_error_become_one() -> None:
+def test_an_error_message_of_several_lines_becomes_one_line() -> None:
     assert str(FsclError("failed:\n\tmissing keys\n\n  unexpected keys\n")) == "failed: missing keys unexpected keys"
 
 
-def test_a_mistake_is_a_value_error_too():
+def test_an_fscl_error_is_a_value_error():
     with pytest.raises(ValueError, match=r"num_atoms is 0"):
         raise FsclError("num_atoms is 0")

@@ -1,4 +1,4 @@
-"""Atomic writing: whatever goes wrong, the old file stays whole and nothing is left beside it."""
+"""Atomic writing: after any failure the old file is whole, and no temporary file is left."""
 
 import errno
 import glob
@@ -23,7 +23,7 @@ def text(content: str):
     return lambda path: path.write_text(content)
 
 
-def test_writes_replaces_and_makes_folders(tmp_path: Path) -> None:
+def test_write_atomically_writes_replaces_and_makes_folders(tmp_path: Path) -> None:
     target = tmp_path / "a" / "b" / "note.txt"
     write_atomically(target, text("one"))
     write_atomically(str(target), text("two"))
@@ -31,7 +31,7 @@ def test_writes_replaces_and_makes_folders(tmp_path: Path) -> None:
     assert os.listdir(target.parent) == ["note.txt"]
 
 
-def test_no_search_for_a_file_finds_what_is_half_written(tmp_path: Path) -> None:
+def test_searches_for_a_file_do_not_find_a_half_written_one(tmp_path: Path) -> None:
     found: list[list[Path]] = []
     seen: list[Path] = []
 
@@ -47,7 +47,7 @@ def test_no_search_for_a_file_finds_what_is_half_written(tmp_path: Path) -> None
     assert seen[0].parent.parent == tmp_path  # so that renaming stays within one file system
 
 
-def test_a_written_file_is_readable_as_far_as_the_umask_says(tmp_path: Path) -> None:
+def test_a_written_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         write_atomically(tmp_path / "note.txt", text("x"))
@@ -88,7 +88,7 @@ def test_a_disk_that_fills_up_at_the_flush_leaves_the_old_file(tmp_path: Path, m
     assert os.listdir(tmp_path) == ["note.txt"]
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_a_path_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(FsclError, match=r"cannot write .*file/note.txt: (Not a directory|File exists)"):
         write_atomically(tmp_path / "file" / "note.txt", text("x"))
@@ -123,7 +123,7 @@ def test_a_really_full_disk_leaves_the_old_file(small_disk: Path) -> None:
     assert os.listdir(small_disk) == ["data.bin"]
 
 
-def test_a_bank_survives_a_really_full_disk(small_disk: Path) -> None:
+def test_a_bank_file_survives_a_really_full_disk(small_disk: Path) -> None:
     import torch
     from torch import nn
 
@@ -196,7 +196,7 @@ WRITERS = [_text, _torch, _numpy, _safetensors, _matplotlib, _pillow, _json]
 
 @contextmanager
 def small_files() -> Iterator[None]:
-    """No file may be larger than 8 kB; the system refuses as it does on a full disk, and needs no permission.
+    """Limits files to 8 kB. The system then refuses to write as on a full disk, and the limit needs no permission.
 
     Not a fixture: pytest prints its progress before a fixture ends, perhaps into a file that is larger already.
     """
@@ -209,9 +209,7 @@ def small_files() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_whatever_library_writes_a_limit_of_the_system_is_called_one(
-    tmp_path: Path, write: Callable[[Path], None]
-) -> None:
+def test_a_file_size_limit_is_reported_whichever_library_writes(tmp_path: Path, write: Callable[[Path], None]) -> None:
     says = r"^cannot write .*data.bin: it is larger than a file may be here \(File too"
     with small_files(), pytest.raises(FsclError, match=says):
         write_atomically(tmp_path / "data.bin", write)
@@ -219,7 +217,7 @@ def test_whatever_library_writes_a_limit_of_the_system_is_called_one(
 
 
 @pytest.mark.parametrize("write", WRITERS)
-def test_whatever_library_writes_a_full_disk_is_called_one(small_disk: Path, write: Callable[[Path], None]) -> None:
+def test_a_full_disk_is_reported_whichever_library_writes(small_disk: Path, write: Callable[[Path], None]) -> None:
     with pytest.raises(FsclError, match=r"^cannot write .*data.bin: the disk is full \(No space left on device\)$"):
         write_atomically(small_disk / "data.bin", write)
     assert os.listdir(small_disk) == []
@@ -237,7 +235,7 @@ def test_whatever_library_writes_a_full_disk_is_called_one(small_disk: Path, wri
     ],
 )
 @pytest.mark.parametrize("where", ["mkdir", "fsync", "replace"])
-def test_the_systems_reason_is_told_with_the_file(
+def test_the_systems_reason_is_reported_with_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, says: str, where: str
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
@@ -248,7 +246,7 @@ def test_the_systems_reason_is_told_with_the_file(
         write_atomically(tmp_path / "note.txt", text("x"))
 
 
-def test_an_error_that_is_not_the_systems_stays_what_it_is(tmp_path: Path) -> None:
+def test_an_error_of_the_writer_itself_is_passed_on(tmp_path: Path) -> None:
     def fail(path: Path) -> None:
         path.write_text("half")
         raise RuntimeError("a shape is wrong")
@@ -257,7 +255,7 @@ def test_an_error_that_is_not_the_systems_stays_what_it_is(tmp_path: Path) -> No
         write_atomically(tmp_path / "note.txt", fail)
 
 
-def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
+def test_a_folder_removed_while_writing_is_named(tmp_path: Path) -> None:
     target = tmp_path / "folder" / "note.txt"
     with pytest.raises(FsclError, match=r"cannot write .*folder/note.txt: No such file or directory"):
         write_atomically(target, lambda path: (path.write_text("x"), shutil.rmtree(target.parent)))
@@ -266,12 +264,12 @@ def test_a_folder_that_is_removed_meanwhile_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "name", ["x" * 251 + ".txt", os.fsdecode(b"caf\xe9.txt"), "a\nb.txt", " .txt", ".hidden", "no suffix", "花" * 80]
 )
-def test_names_of_any_kind_are_written(tmp_path: Path, name: str) -> None:
+def test_files_with_any_name_are_written(tmp_path: Path, name: str) -> None:
     write_atomically(tmp_path / name, text("x"))
     assert os.listdir(tmp_path) == [name]
 
 
-def test_text_with_what_is_no_utf8_is_written_escaped(tmp_path: Path) -> None:
+def test_invalid_utf8_in_text_is_written_escaped(tmp_path: Path) -> None:
     write_text_atomically(tmp_path / "note.txt", os.fsdecode(b"caf\xe9 \xc3\xa9"))
     assert (tmp_path / "note.txt").read_text(encoding="utf-8") == "caf\\udce9 é"
 
@@ -279,7 +277,7 @@ def test_text_with_what_is_no_utf8_is_written_escaped(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "failure", [OSError(errno.ENOSPC, "No space"), ValueError("no"), FsclError("no"), SystemExit()]
 )
-def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path, failure: BaseException) -> None:
+def test_files_written_together_appear_together_or_not_at_all(tmp_path: Path, failure: BaseException) -> None:
     def fail(_: Path) -> None:
         raise failure
 
@@ -299,7 +297,7 @@ def test_files_that_belong_together_appear_together_or_not_at_all(tmp_path: Path
     assert os.listdir(tmp_path / "figures") == []
 
 
-def test_a_folder_in_the_place_of_one_file_keeps_back_all(tmp_path: Path) -> None:
+def test_files_written_together_do_not_appear_if_a_folder_is_in_the_way_of_one(tmp_path: Path) -> None:
     (tmp_path / "b.txt").mkdir()
 
     @written_together()
@@ -312,7 +310,7 @@ def test_a_folder_in_the_place_of_one_file_keeps_back_all(tmp_path: Path) -> Non
     assert os.listdir(tmp_path) == ["b.txt"]
 
 
-def test_a_group_within_a_group_waits_for_the_outer_one(tmp_path: Path) -> None:
+def test_nested_files_written_together_appear_with_the_outer_ones(tmp_path: Path) -> None:
     with written_together():
         with written_together():
             write_text_atomically(tmp_path / "a.txt", "1")
@@ -330,7 +328,7 @@ def killed_while_writing(target: Path) -> None:
     os.waitpid(child, 0)
 
 
-def test_what_killed_processes_left_is_removed_by_the_next_to_write(tmp_path: Path) -> None:
+def test_files_left_by_killed_processes_are_removed_by_the_next_writer(tmp_path: Path) -> None:
     killed_while_writing(tmp_path / "table.csv")
     assert len(os.listdir(tmp_path)) == 1
     killed_while_writing(tmp_path / "bank.safetensors")
@@ -341,7 +339,7 @@ def test_what_killed_processes_left_is_removed_by_the_next_to_write(tmp_path: Pa
     assert os.listdir(tmp_path) == ["note.txt"]
 
 
-def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+def test_temporary_files_of_a_living_process_are_kept(tmp_path: Path) -> None:
     def write(path: Path) -> None:
         path.write_text("slowly")
         theirs = f"from fscl.files import *; write_text_atomically({str(tmp_path / 'theirs.txt')!r}, 'fast')"
@@ -353,7 +351,7 @@ def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["also ours.txt", "ours.txt", "theirs.txt"]
 
 
-def test_other_files_than_ours_are_no_stale_ones(tmp_path: Path) -> None:
+def test_files_of_other_programs_are_not_removed_as_stale(tmp_path: Path) -> None:
     (tmp_path / ".full.12345678.tmp").mkdir()
     for name in (".full.12345678.tmp/mine.txt", "a.tmp", ".a.swp", ".tmp", "notes.abc.tmp.txt", ".tmpfile"):
         (tmp_path / name).write_text("kept")

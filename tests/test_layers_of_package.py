@@ -1,4 +1,4 @@
-"""The folders of the package may import downwards only; the contracts are in pyproject.toml."""
+"""The folders of the package import only downwards. The contracts are in pyproject.toml."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import torch
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 
-def test_imports_point_down():
+def test_imports_of_the_package_point_down():
     root = Path(__file__).parents[1]
     status = lint_imports(config_filename=str(root / "pyproject.toml"), no_cache=True)
     assert status == EXIT_STATUS_SUCCESS
@@ -51,7 +51,7 @@ main()
 """
 
 
-def test_atoms_banks_comparison_and_plots_need_no_avalanche(tmp_path):
+def test_atoms_banks_comparison_and_plots_work_without_avalanche(tmp_path):
     for name in ("a", "b"):
         net = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(144, 2))
         torch.save(net.state_dict(), tmp_path / f"{name}.pth")
@@ -65,8 +65,8 @@ def test_atoms_banks_comparison_and_plots_need_no_avalanche(tmp_path):
         assert (tmp_path / written).is_file()
 
 
-def test_heavy_packages_are_not_imported_with_the_package():
-    """``import fscl`` and the command line answer at once: torch and Avalanche come with what needs them."""
+def test_import_fscl_does_not_import_heavy_packages():
+    """``import fscl`` and the command line answer at once: torch and Avalanche are imported when they are needed."""
     code = "import sys, fscl, fscl.files; print(sorted({'torch', 'avalanche', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

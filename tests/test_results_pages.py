@@ -1,4 +1,4 @@
-"""What README.md and docs/results/ show of the committed reports is what these say."""
+"""Results in README.md and docs/results/ agree with the committed reports."""
 
 import json
 from collections import defaultdict
@@ -19,26 +19,26 @@ SHOWN = [(page, mark) for page in pages() for mark in MARKED.findall(page.read_t
 
 
 @pytest.mark.parametrize(("page", "mark"), SHOWN, ids=[f"{page.stem}-{mark}" for page, mark in SHOWN])
-def test_a_part_of_a_page_is_what_the_committed_reports_say(page: Path, mark: str) -> None:
+def test_a_generated_part_of_a_page_agrees_with_the_committed_reports(page: Path, mark: str) -> None:
     """`uv run python benchmarks/leaderboards.py` makes it so."""
     text = page.read_text(encoding="utf-8")
     assert text.split(f"<!-- {mark} -->\n")[1].split(f"\n<!-- /{mark} -->")[0] == PARTS[mark]()
 
 
-def test_each_part_is_shown_once() -> None:
+def test_each_generated_part_is_on_one_page() -> None:
     assert sorted(mark for _, mark in SHOWN) == sorted(PARTS)
 
 
 @pytest.mark.parametrize("benchmark", BENCHMARKS)
-def test_a_benchmark_with_runs_has_a_page_of_its_own(benchmark: str) -> None:
+def test_every_benchmark_with_runs_has_a_page(benchmark: str) -> None:
     assert (RESULTS / f"{benchmark}.md", benchmark) in SHOWN
 
 
-def test_every_report_with_runs_is_shown() -> None:
+def test_every_report_with_runs_is_on_a_page() -> None:
     assert {file.parent.name for file in (ROOT / "reports").glob("*/runs.json")} == set(BENCHMARKS)
 
 
-def test_the_index_lists_every_page() -> None:
+def test_the_index_of_results_lists_every_page() -> None:
     index = (RESULTS / "index.md").read_text(encoding="utf-8")
     listed = index.split("```{toctree}")[1].split("```")[0].split("\n\n")[1].split()
     assert sorted([*listed, "index"]) == sorted(page.stem for page in RESULTS.glob("*.md"))
@@ -48,8 +48,8 @@ def test_the_index_lists_every_page() -> None:
     ("name", "learners", "seeds"),
     [("split_digits", 21, 5), ("split_fmnist", 21, 3), ("split_cifar100", 10, 3), ("rotated_fmnist", 5, 3)],
 )
-def test_committed_runs_are_of_the_recipes_as_they_are(name: str, learners: int, seeds: int) -> None:
-    """So that the command beside each table gives these numbers again."""
+def test_committed_runs_were_made_with_the_present_recipes(name: str, learners: int, seeds: int) -> None:
+    """The command beside each table then gives these numbers again."""
     found = defaultdict(set)
     for run in load_runs([ROOT / "reports" / name]):
         pair = with_overrides(load_benchmark(run.benchmark.name), load_strategy(run.strategy.name))
@@ -60,7 +60,7 @@ def test_committed_runs_are_of_the_recipes_as_they_are(name: str, learners: int,
 
 
 @pytest.mark.parametrize("name", ["split_cifar100", "rotated_fmnist", "split_digits_class"])
-def test_recipes_have_the_settings_that_tuning_found(name: str) -> None:
+def test_recipes_have_the_settings_found_by_tuning(name: str) -> None:
     tuned = json.loads((ROOT / "reports" / name / "tune.json").read_text(encoding="utf-8"))
     for strategy, found in tuned["strategies"].items():
         benchmark, learner = with_overrides(load_benchmark(name), load_strategy(strategy))
@@ -71,7 +71,7 @@ def test_recipes_have_the_settings_that_tuning_found(name: str) -> None:
             assert now[part][setting] == value, (strategy, key)
 
 
-def test_the_reports_say_what_their_committed_runs_say():
+def test_committed_reports_agree_with_their_committed_runs():
     kept = sorted((ROOT / "reports").glob("*/runs.json"))
     assert len(kept) >= 2
     for file in kept:

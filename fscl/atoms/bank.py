@@ -1,4 +1,4 @@
-"""AtomBank: what is stored of each task, kept apart from what all tasks share."""
+"""AtomBank: stores what belongs to each task, apart from what all tasks share."""
 
 import copy
 import operator
@@ -18,7 +18,6 @@ from fscl.atoms.entries import (
     fingerprint_of,
     head_owners,
     live_state,
-    point_entries,
     put_entries,
     unkept_values,
     within,
@@ -28,6 +27,7 @@ from fscl.atoms.layers import atom_layers, check_finite, freeze_coefficients
 from fscl.atoms.learning import (
     check_head,
     check_names,
+    check_shared,
     check_ties,
     freeze,
     own_parameters,
@@ -36,6 +36,7 @@ from fscl.atoms.learning import (
     train_only,
 )
 from fscl.atoms.references import references
+from fscl.atoms.swapping import pointed_at
 from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
 from fscl.errors import FsclError
 from fscl.similarity.subspace import gram_matrix, similarity_matrix
@@ -44,7 +45,7 @@ __all__ = ["KINDS", "AtomBank"]
 
 
 class AtomBank:
-    """The atoms of each task, with the normalisation, biases and head that belong to them, over shared coefficients.
+    """The atoms, normalisation, biases and head of each task, over coefficients that all tasks share.
 
     Make it from a network that has learned its first task. The bank then freezes what all tasks share: it fixes the
     gauge of the coefficients (:func:`fscl.atoms.freeze_coefficients`), which changes no output, and sets
@@ -53,18 +54,18 @@ class AtomBank:
     what they were.
 
     A task owns its atoms, its normalisation layers (affine and running statistics), the biases of convolutions, the
-    head, and the buffers and plain tensors of any other module. All other parameters, 1x1 convolutions and hidden
-    linear layers among them, are shared and kept once, unless ``own`` names them. :meth:`store` refuses a network in
-    which a shared parameter has moved.
+    head, and the buffers and plain tensors of any other module. All other parameters are shared and stored once,
+    1x1 convolutions and hidden linear layers included. ``own`` names exceptions. :meth:`store` refuses a network in
+    which a shared parameter has changed.
 
     Args:
         model: a network with atom layers.
         heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``.
-        own: dotted names of further modules or entries that differ from task to task, as 1x1 convolutions do between
-            networks that were trained whole.
+        own: dotted names of further modules or entries that each task keeps for itself. Examples are the 1x1
+            convolutions of networks whose every parameter was trained.
 
     Raises:
-        FsclError: the network has no atom layers, a parameter is not finite, or a name is of none of its entries.
+        FsclError: the network has no atom layers, a parameter is not finite, or a name matches no entry.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -94,8 +95,8 @@ class AtomBank:
         self._heads = head_owners(model, heads)
         if not self._heads and heads is None:
             warnings.warn(
-                f"{type(model).__name__} has no nn.Linear that could be a task's head, so tasks share whatever is at "
-                "its end; name the heads (heads=[...]), or say that there are none (heads=[])",
+                f"{type(model).__name__} has no nn.Linear that could be a task's head, so tasks share its last "
+                "layers; name the heads (heads=[...]), or pass heads=[] if there are none",
                 stacklevel=2,
             )
         self._kinds = entry_kinds(model, self._heads, own)
@@ -112,7 +113,7 @@ class AtomBank:
         self._tasks: dict[int, Task] = {}
         self._fingerprint = _fingerprint(self._layers, self._shared)
 
-    # what is in it
+    # contents
 
     @property
     def tasks(self) -> list[int]:
@@ -126,17 +127,17 @@ class AtomBank:
 
     @property
     def names(self) -> list[str]:
-        """What each task is called, in the order of :attr:`tasks`."""
+        """The name of each task, in the order of :attr:`tasks`."""
         return [task.name for task in self._tasks.values()]
 
     @property
     def shared(self) -> dict[str, Tensor]:
-        """What all tasks share: coefficients and every other frozen entry of the network."""
+        """The tensors that all tasks share: coefficients and every other frozen entry of the network."""
         return dict(self._shared)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the shared coefficients: atoms of two banks can be compared only where it is the same."""
+        """SHA-256 of the shared coefficients. Atoms of two banks can be compared only if it is equal."""
         return self._fingerprint
 
     def __len__(self) -> int:
@@ -175,23 +176,23 @@ class AtomBank:
     def begin(
         self, model: nn.Module, start: int | None = None, head: Sequence[str] | None = None, fresh_head: bool = True
     ) -> None:
-        """Makes a network ready to learn a task: all that is the task's own is then trained, and nothing else.
+        """Prepares a network to learn a task: everything that belongs to the task is trained, all else is frozen.
 
-        Make the optimizer, of :meth:`parameters`, after it. Gradients are dropped, and whatever of the task's own was
-        frozen before is not any more.
+        Make the optimizer afterwards, from :meth:`parameters`. All gradients are dropped. Parameters of the task that
+        were frozen before are trained again.
 
         Args:
             model: the network.
-            start: the task from whose atoms, normalisation and biases the new one starts; None leaves the network's.
+            start: the task whose atoms, normalisation and biases the new task starts from; None keeps the network's.
             head: as in :meth:`store`.
-            fresh_head: whether to initialise the head anew; otherwise it is left as it is.
+            fresh_head: True initialises the head anew, False leaves it as it is.
 
         Raises:
-            FsclError: a shared parameter of the network is not the bank's, the task or the head is unknown, or the head
-                cannot be initialised. The network is then as it was.
+            FsclError: a shared parameter of the network differs from the bank's, the task or the head is unknown, or
+                the head cannot be initialised. The network is then unchanged.
         """
         trained = own_parameters(model, self._shared, self._heads, head)
-        self._check_shared(live_state(model))
+        check_shared(live_state(model), self._shared, self._layers)
         fresh = resettable(model, self._heads if head is None else head) if fresh_head else []
         if start is not None:
             put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, self._heads)})
@@ -199,31 +200,31 @@ class AtomBank:
         train_only(model, trained)
 
     def parameters(self, model: nn.Module, head: Sequence[str] | None = None) -> list[nn.Parameter]:
-        """What a task trains of a network: all parameters that are not shared, for the optimizer.
+        """The parameters that a task trains, for the optimizer: all that are not shared.
 
         Args:
             model: the network.
             head: as in :meth:`store`.
 
         Raises:
-            FsclError: it is not the network that the bank was made with, or the head is unknown.
+            FsclError: the network lacks a shared entry of the bank, or the head is unknown.
         """
         return own_parameters(model, self._shared, self._heads, head)
 
     def network(self, model: nn.Module, task: int) -> nn.Module:
-        """A network of its own for a task, in evaluation mode; ``model`` is copied and stays as it is.
+        """A separate network for a task, in evaluation mode. ``model`` is copied and does not change.
 
         Raises:
-            FsclError: the task is unknown, the network has no place for an entry, or it cannot be copied: a function of
-                it, such as a hook, holds one of its modules.
+            FsclError: the task is unknown, the network has no place for an entry, or the network cannot be copied. It
+                cannot be copied if a function in it, such as a hook, holds one of its modules.
         """
         network = copy.deepcopy(model)
         originals = {id(part) for part in (*model.modules(), *model.parameters())}
         for reference in references(network):
-            if id(reference.target) in originals:  # functions are not copied
+            if id(reference.target) in originals:  # deepcopy does not copy functions
                 raise FsclError(
                     f"{reference.path} holds a part of the network, which a copy would share with it; use `restore` or "
-                    "`swapped`"
+                    "`swapped` instead of a copy"
                 )
         self.restore(network, task)
         return network.eval()
@@ -231,84 +232,69 @@ class AtomBank:
     # storing and restoring
 
     def store(self, model: nn.Module, task: int, name: str | None = None, head: Sequence[str] | None = None) -> None:
-        """Keeps the network's present state as a task; a task stored before is replaced.
+        """Stores the network's present state as a task. A task that has this label already is replaced.
 
-        A warning names what can decide the network's outputs and is no tensor that can be kept: a floating-point number
-        or a NumPy array that a module holds as a plain attribute, where it has moved since the bank was made.
+        Warns of values that may decide the network's outputs but cannot be stored: floating-point numbers and NumPy
+        arrays that a module holds as plain attributes, if they have changed since the bank was made.
 
         Args:
             model: the network, with the shared parameters that the bank was made with.
-            task: its label, an integer.
-            name: what to call it on axes; the label by default.
-            head: names of the modules or entries that are this task's head, where the heads of several tasks live in
-                one network (multi-head); all heads by default.
+            task: the label of the task, an integer.
+            name: the name of the task in figures; the label by default.
+            head: names of the modules or entries that are this task's head, for a network that holds the heads of
+                several tasks (multi-head); all heads by default.
 
         Raises:
-            FsclError: a shared parameter of the network is not the bank's, an entry is not finite, the network has a
-                parameter that the bank does not know, or the label is no integer.
+            FsclError: a shared parameter of the network differs from the bank's, an entry is not finite, the network
+                has a parameter that the bank does not know, or the label is not an integer.
         """
         label = as_label(task)
         state = live_state(model)
-        self._check_shared(state)
+        check_shared(state, self._shared, self._layers)
         check_head(model, self._heads, head)
-        kinds = entry_kinds(model, self._heads if head is None else head, self._of_kind("other"))
-        ours = {n: k for n, k in kinds.items() if k == "head" or not within(n, self._heads)}
+        all_kinds = entry_kinds(model, self._heads if head is None else head, self._of_kind("other"))
+        task_kinds = {n: k for n, k in all_kinds.items() if k == "head" or not within(n, self._heads)}
         for entry in state:
-            if entry not in self._shared and entry not in ours and not within(entry, self._heads):
+            if entry not in self._shared and entry not in task_kinds and not within(entry, self._heads):
                 raise FsclError(
                     f"{entry} of this network was not there when the bank was made, so it would be lost; make a new "
-                    "bank, or name it in `own` when you do"
+                    "bank of this network, and name the entry in `own` if each task has its own"
                 )
-        stored = {entry: copied(state[entry]) for entry in ours}
+        stored = {entry: copied(state[entry]) for entry in task_kinds}
         check_finite(stored)
         self._warn_of_unkept(model)
-        self._tasks[label] = HeldTask(str(label) if name is None else str(name), ours, stored)
+        self._tasks[label] = HeldTask(str(label) if name is None else str(name), task_kinds, stored)
 
     @torch.no_grad()
     def restore(self, model: nn.Module, task: int) -> None:
-        """Puts a task and the shared entries into a network in place; its outputs are then as they were when stored.
+        """Copies a task and the shared entries into a network, in place. Outputs are then what they were when stored.
 
-        A head that the network lacks (``ModuleDict`` heads made as tasks arrive) is made after a sibling.
+        The network may lack the task's head, as with ``ModuleDict`` heads that are added when tasks arrive. The head is
+        then made as a copy of another task's head.
 
         Raises:
-            FsclError: the task is unknown, the network has no place for an entry, or a parameter or another type of
-                numbers than the bank.
+            FsclError: the task is unknown, the network has no place for an entry, it has a parameter that the task did
+                not have, or its numbers are of another type than the bank's.
         """
         put_entries(model, fitting_entries(model, self._shared, self._task(task).tensors, self._heads))
 
     @contextmanager
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
-        """Within the block the network is a task's, and after it all is as before.
+        """Within the block the network computes what it did when the task was stored; after it, all is as before.
 
-        The network's own tensors are not touched: it points at the bank's, the shared ones included, so that a network
-        that was trained on since shows the task as it was stored. What is written within the block to tensors of the
-        task is undone in the bank at its end. A bank on another device is copied there each time; :meth:`to` moves it
-        once.
+        The network's own tensors are not touched: within the block it uses the bank's tensors, the shared ones
+        included. So it shows the task as it was stored, even if the network was trained further. What the block writes
+        to tensors of the task is undone at its end. A bank on another device is copied in each call; :meth:`to` moves
+        it once.
 
         Raises:
-            FsclError: the task is unknown, the network lacks one of its entries, has another one or another type of
-                numbers; or, at the end, something shared was written to within the block.
+            FsclError: the task is unknown, the network lacks one of its entries, the network has a parameter that the
+                task did not have, its numbers are of another type, or the block wrote to a shared tensor.
         """
-        own = self._task(task).tensors
-        kept = [(tensor, _mark(tensor), tensor.detach().clone()) for tensor in own.values()]
-        shared = {name: _mark(tensor) for name, tensor in self._shared.items()}
-        before = point_entries(model, fitting_entries(model, self._shared, own, self._heads))
-        try:
+        tensors = self._task(task).tensors
+        entries = fitting_entries(model, self._shared, tensors, self._heads)
+        with pointed_at(model, entries, tensors, self._shared):
             yield model
-        finally:
-            point_entries(model, before)
-            for tensor, mark, values in kept:
-                # normalisation writes its statistics, which are no parameters, without counting it
-                statistics = not isinstance(tensor, nn.Parameter)
-                if _is_written(tensor, mark) or (statistics and not torch.equal(tensor, values)):
-                    tensor.data = values
-                if isinstance(tensor, nn.Parameter):
-                    freeze(tensor)
-        if moved := next((name for name, tensor in self._shared.items() if _is_written(tensor, shared[name])), None):
-            raise FsclError(
-                f"{moved} was written to while the network was swapped: it is the bank's, and all tasks share it, so "
-                "that they may be damaged; load the bank again, and use `restore` to change a network"
-            )
 
     # comparing
 
@@ -320,7 +306,7 @@ class AtomBank:
         """The k tasks most similar to a task, most similar first.
 
         Raises:
-            FsclError: the task is unknown, or there are not k others.
+            FsclError: the task is unknown, or the bank holds fewer than k other tasks.
         """
         self._task(task)
         if not 1 <= k < len(self):
@@ -332,7 +318,7 @@ class AtomBank:
     def memory(self, task: int | None = None) -> dict[str, int]:
         """Bytes stored for one task by kind (atoms, normalisation, head, other); the mean over tasks by default.
 
-        What the tasks share is not in it: :meth:`shared_memory`.
+        Shared entries are not counted; see :meth:`shared_memory`.
         """
         chosen = self.tasks if task is None else [task]
         total = dict.fromkeys(KINDS, 0)
@@ -350,12 +336,13 @@ class AtomBank:
         return sizes
 
     def merge(self, *others: "AtomBank") -> "AtomBank":
-        """A bank with the tasks of this one and of others that were learned over the same coefficients.
+        """A bank with the tasks of this bank and of further banks over the same coefficients.
 
-        Tasks of the others whose labels are taken get the next free ones.
+        A task whose label is already taken gets the next free label.
 
         Raises:
-            FsclError: the coefficients differ, so that their atoms cannot be compared, or anything else that is shared.
+            FsclError: the banks differ in their coefficients, so that their atoms cannot be compared, or in another
+                shared entry.
         """
         merged = self._blank()
         merged._fill(self)
@@ -367,17 +354,17 @@ class AtomBank:
                     "train the second from the first one's network"
                 )
             for name in {**self._shared, **other._shared}:
-                ours, theirs = self._shared.get(name), other._shared.get(name)
-                if ours is None or theirs is None or not torch.equal(theirs.to(ours.device), ours):
+                expected, actual = self._shared.get(name), other._shared.get(name)
+                if expected is None or actual is None or not torch.equal(actual.to(expected.device), expected):
                     raise FsclError(
-                        f"{name!r} differs between these banks although their tasks share it, so one network cannot "
-                        "serve them all; their atoms can still be compared with fscl.similarity_matrix"
+                        f"{name!r} differs between these banks although their tasks share it, so no network can serve "
+                        "all of them; their atoms can still be compared with fscl.similarity_matrix"
                     )
             merged._fill(other)
         return merged
 
     def to(self, device: str | torch.device) -> "AtomBank":
-        """A bank with the same tasks whose tensors are on a device; tensors that are there already are not copied."""
+        """The same bank on another device. Tensors that are on that device already are not copied."""
         moved = self._blank()
         moved._shared = {name: moved_to(t, device) for name, t in self._shared.items()}
         moved._tasks = {label: task.to(device) for label, task in self._tasks.items()}
@@ -386,25 +373,24 @@ class AtomBank:
     # on disk
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes one safetensors file: to a temporary name first, so that a failure leaves the old file whole.
+        """Writes one safetensors file. It has a temporary name first, so that a failure leaves the old file whole.
 
         Raises:
-            FsclError: it cannot be written.
+            FsclError: the file cannot be written.
         """
         write_bank(path, Contents(self._layers, self._kinds, self._heads, self._shared, self._tasks))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
-        """Reads a bank that :meth:`save` wrote; a task's tensors only once they are asked for. No code is executed.
+        """Reads a bank that :meth:`save` wrote. A task's tensors are read when they are first used.
 
-        (On Windows all at once, for an open file could not be replaced there.)
-
-        The file is kept open, so it may be replaced (by :meth:`save` too), renamed or deleted, but not written to in
-        place: tasks that were not read yet are then refused. Copies and pickles hold all tasks.
+        No code is executed. The file stays open: it may be renamed, deleted or replaced, also by :meth:`save`. It must
+        not be written to in place: tasks that were not read before are then refused. On Windows, where an open file
+        cannot be replaced, all tasks are read at once. Copies and pickles of the bank hold all tasks.
 
         Raises:
-            FsclError: there is no such file, it is damaged, not a bank, or of another format. A task's tensors are
-                checked when they are read, so a damaged task is refused then; the others can be used.
+            FsclError: the file does not exist, is damaged, is not a bank, or has another format. A task's tensors are
+                checked when they are read: a damaged task is refused then, and the other tasks can still be used.
         """
         contents = read_bank(path, device)
         bank = cls.__new__(cls)
@@ -413,11 +399,11 @@ class AtomBank:
         bank._fingerprint = _fingerprint(bank._layers, bank._shared)
         return bank
 
-    # inside
+    # private
 
-    def __getstate__(self) -> dict[str, Any]:  # plain data, that torch.load(weights_only=True) takes
-        held = {label: task.held() for label, task in self._tasks.items()}
-        return {**self.__dict__, "_tasks": {label: (t.name, dict(t.kinds), t.tensors) for label, t in held.items()}}
+    def __getstate__(self) -> dict[str, Any]:  # plain data, which torch.load(weights_only=True) accepts
+        tasks = {label: task.held() for label, task in self._tasks.items()}
+        return {**self.__dict__, "_tasks": {label: (t.name, dict(t.kinds), t.tensors) for label, t in tasks.items()}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         tasks = {label: HeldTask(*task) for label, task in state["_tasks"].items()}
@@ -426,46 +412,29 @@ class AtomBank:
     def _task(self, task: int) -> Task:
         label = as_label(task)
         if label not in self._tasks:
-            known = ", ".join(map(str, self.tasks)) or "none yet"
-            raise FsclError(f"task {label} is not in the bank; tasks: {known}")
+            labels = ", ".join(map(str, self.tasks)) or "none yet"
+            raise FsclError(f"task {label} is not in the bank; tasks: {labels}")
         return self._tasks[label]
 
     def _check_layer(self, layer: str) -> None:
         if layer not in self._layers:
             raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._layers)}")
 
-    def _check_shared(self, state: dict[str, Tensor]) -> None:
-        """Refuses a network in which anything has moved that the stored tasks rely on."""
-        coefficients = {f"{layer}.coefficients" for layer in self._layers}
-        for name in sorted(self._shared, key=lambda name: name not in coefficients):
-            ours, theirs = self._shared[name], state.get(name)
-            if theirs is not None and ours.dtype == theirs.dtype and torch.equal(theirs, ours.to(theirs.device)):
-                continue
-            raise FsclError(
-                f"{name} of this network differs from the bank's, and all tasks share it: train bank.parameters(model) "
-                "alone, "
-                + (
-                    "and make a new bank for a network with other coefficients"
-                    if name in coefficients
-                    else "or name it in the bank's `own`, so that each task keeps its own"
-                )
-            )
-
     def _warn_of_unkept(self, model: nn.Module) -> None:
-        now = unkept_values(model)
-        moved = [name for name, digest in now.items() if (self._unkept or now).get(name) != digest]
-        self._unkept = now
-        if moved:
-            module = model.get_submodule(moved[0].rpartition(".")[0])
+        digests = unkept_values(model)
+        changed = [name for name, digest in digests.items() if (self._unkept or digests).get(name) != digest]
+        self._unkept = digests
+        if changed:
+            module = model.get_submodule(changed[0].rpartition(".")[0])
             warnings.warn(
-                f"{', '.join(moved[:3])} changed since the bank was made and cannot be kept: {type(module).__name__} "
+                f"{', '.join(changed[:3])} changed since the bank was made and cannot be kept: {type(module).__name__} "
                 "holds it as a plain value. If outputs depend on it, a restored task will differ; "
                 "make it a buffer (register_buffer)",
                 stacklevel=3,
             )
 
-    def _of_kind(self, wanted: str) -> list[str]:
-        return [name for name, kind in self._kinds.items() if kind == wanted]
+    def _of_kind(self, kind: str) -> list[str]:
+        return [name for name, k in self._kinds.items() if k == kind]
 
     def _blank(self) -> "AtomBank":
         bank = AtomBank.__new__(AtomBank)
@@ -478,19 +447,8 @@ class AtomBank:
             self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
 
 
-def _mark(tensor: Tensor) -> tuple[Tensor, int]:
-    """By which :func:`_is_written` tells later; it holds the memory, so that no other tensor takes its place."""
-    return tensor.detach(), 0 if tensor.is_inference() else tensor._version
-
-
-def _is_written(tensor: Tensor, mark: tuple[Tensor, int]) -> bool:
-    """Whether a tensor was written to, or given other memory, since it was marked."""
-    held, version = mark
-    return tensor.data_ptr() != held.data_ptr() or (not tensor.is_inference() and tensor._version != version)
-
-
 def as_label(task: object) -> int:
-    """A task's label as a plain integer: NumPy's and torch's are taken, too."""
+    """A task's label as a plain integer; integers of NumPy and torch are accepted."""
     try:
         return int(operator.index(task))  # type: ignore[arg-type]  # anything else raises
     except (TypeError, RuntimeError, ValueError) as error:

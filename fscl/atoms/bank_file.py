@@ -1,10 +1,12 @@
-"""A bank on disk: one safetensors file that holds, for each entry, the tensors of all tasks as one; read task by task.
+"""A bank on disk: one safetensors file. It holds one tensor for each entry, with a row for each task.
 
-``shared/<entry>`` is kept as it is. ``tasks/<entry>`` has shape (tasks, ...); where tasks differ in the shape of an
-entry there are several, ``tasks/<entry>@1`` and so on, and ``tasks`` of its description says whose tensor each row is.
-The metadata ``bank`` is JSON that describes all of it, with digests of what is shared, of each task and of each entry;
-``digest`` is that of the JSON itself. So a flipped bit is told wherever it is: in the description when the bank is
-loaded, in a task's tensors when they are read.
+``shared/<entry>`` holds a shared tensor. ``tasks/<entry>`` holds the tensors of all tasks, (tasks, ...). Tasks in which
+the entry has another shape are in further tensors, ``tasks/<entry>@1`` and so on; ``tasks`` in the description of such
+a tensor lists the task of each row.
+
+The metadata ``bank`` is JSON. It describes all tensors, and has digests of the shared tensors, of each task and of each
+entry. The metadata ``digest`` is the digest of this JSON. So every flipped bit is noticed: a bit of the description or
+of a shared tensor when the bank is loaded, a bit of a task when the task is read.
 """
 
 import json
@@ -31,7 +33,7 @@ KINDS = ("atoms", "normalisation", "head", "other")
 
 @dataclass(frozen=True)
 class Contents:
-    """All of a bank."""
+    """All that a bank consists of."""
 
     layers: list[str]
     kinds: dict[str, str]
@@ -41,13 +43,17 @@ class Contents:
 
 
 def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
-    """Writes a bank; :class:`FsclError` if it cannot be written, and the old file is whole then."""
+    """Writes a bank.
+
+    Raises:
+        FsclError: the file cannot be written. The old file is then whole.
+    """
     rows: dict[tuple[Any, ...], tuple[list[int], list[Tensor]]] = {}
-    held = [task.held() for task in bank.tasks.values()]
-    for number, task in enumerate(held):
+    tasks = [task.held() for task in bank.tasks.values()]
+    for number, task in enumerate(tasks):
         for entry, tensor in task.tensors.items():
-            same = (entry, task.kinds[entry], isinstance(tensor, nn.Parameter), tensor.dtype, tensor.shape)
-            numbers, tensors = rows.setdefault(same, ([], []))
+            stack_key = (entry, task.kinds[entry], isinstance(tensor, nn.Parameter), tensor.dtype, tensor.shape)
+            numbers, tensors = rows.setdefault(stack_key, ([], []))
             numbers.append(number)
             tensors.append(tensor.detach().cpu())
     file = {f"shared/{name}": t.detach().cpu().contiguous() for name, t in bank.shared.items()}
@@ -71,7 +77,7 @@ def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
         {
             "tasks": list(bank.tasks),
             "names": [task.name for task in bank.tasks.values()],
-            "digests": "".join(_digest_of_task(task.tensors) for task in held),
+            "digests": "".join(_digest_of_task(task.tensors) for task in tasks),
             "layers": bank.layers,
             "kinds": bank.kinds,
             "heads": bank.heads,
@@ -90,22 +96,24 @@ def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
     def write(temporary: os.PathLike[str]) -> None:
         try:
             save_file(file, temporary, header)
-        except SafetensorError as error:  # a full disk arrives wrapped
+        except SafetensorError as error:  # safetensors wraps the OSError of a full disk
             raise OSError(None, str(error)) from error
 
     write_atomically(path, write)
 
 
 def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> Contents:
-    """Reads a bank without its tasks' tensors.
+    """Reads a bank, but not yet the tensors of its tasks.
 
     Raises:
-        FsclError: there is no such file, it is damaged, not a bank, or of another format.
+        FsclError: the file does not exist, is damaged, is not a bank, or has another format.
     """
     if not os.path.isfile(path):
         raise FsclError(f"{path}: no such bank")
     try:
-        with safe_open(path, framework="pt", device="cpu") as file:  # refuses a file that is not as long as it says
+        with safe_open(
+            path, framework="pt", device="cpu"
+        ) as file:  # refuses a file of another length than its header says
             header = file.metadata() or {}
             if header.get("format") != "fscl.AtomBank":
                 raise FsclError(f"{path}: a safetensors file, but not an atom bank")
@@ -115,19 +123,19 @@ def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> Conte
                     "use the fscl that wrote it, or train the bank again"
                 )
             if digest_of(header["bank"].encode()) != header["digest"]:
-                raise ValueError("its description is not what was saved")
+                raise ValueError("its description differs from what was saved")
             meta = _checked(json.loads(header["bank"]))
             shared = {
                 key.removeprefix("shared/"): file.get_tensor(key)
                 for key in file.keys()  # noqa: SIM118 - not a dict
                 if key.startswith("shared/")
             }
-        # not the mapped file itself, which could be cut short
+        # copied, for `get_tensor` maps the file: it could be cut short later
         shared = {name: nn.Parameter(t.to(device, copy=True), requires_grad=False) for name, t in shared.items()}
         if fingerprint_of(dict(sorted(shared.items()))) != meta["shared"]:
-            raise ValueError("what the tasks share is not what was saved")
+            raise ValueError("the shared tensors differ from what was saved")
         if missing := next((layer for layer in meta["layers"] if f"{layer}.coefficients" not in shared), None):
-            raise ValueError(f"there are no coefficients of layer {missing!r}")
+            raise ValueError(f"the coefficients of layer {missing!r} are missing")
         tasks = _filed_tasks(path, header, meta, device)
     except FsclError:
         raise
@@ -147,7 +155,7 @@ def _filed_tasks(
     file.read_into(text := bytearray(int.from_bytes(size, "little")), 8)
     header = json.loads(text)
     if header["__metadata__"] != metadata:
-        raise ValueError("replaced while it was read")
+        raise ValueError("the file was replaced while it was read")
     data = 8 + len(text)
     for key, about in meta["stacks"].items():
         start, end = header[key]["data_offsets"]
@@ -158,7 +166,7 @@ def _filed_tasks(
             about["entry"], about["kind"], about["parameter"], dtype, shape, data + start, tasks, about["digest"]
         )
         if header[key]["shape"] != [len(tasks), *shape] or stack.nbytes * len(tasks) != end - start:
-            raise ValueError(f"{key} has another size than it should have")
+            raise ValueError(f"the size of {key} differs from its description")
         file.add(stack, len(labels))
     for number, label in enumerate(labels):
         entries = [stack.entry for stack, _ in file.rows_of(number)]
@@ -168,7 +176,7 @@ def _filed_tasks(
         label: FiledTask(name, file, number, torch.device(device))
         for number, (label, name) in enumerate(zip(labels, meta["names"], strict=True))
     }
-    if os.name == "nt":  # where an open file can be neither replaced nor deleted
+    if os.name == "nt":  # Windows can neither replace nor delete an open file
         return {label: task.held() for label, task in filed.items()}
     return dict(filed)
 
@@ -178,14 +186,16 @@ def _digest_of_task(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _checked(meta: Any) -> dict[str, Any]:
-    """The description, if it is one: a stranger's may hold anything, and its digest proves nothing.
+    """The description, once every part has the type that it should have.
+
+    A file from a stranger may hold anything: its digest tells damage, but not forgery.
 
     Raises:
-        ValueError: a part is missing, or is of another type than it should be.
+        ValueError: a part is missing or has a wrong type.
     """
 
-    def check(part: str, right: bool) -> None:
-        if not right:
+    def check(part: str, is_right: bool) -> None:
+        if not is_right:
             raise ValueError(f"its description has no proper {part}")
 
     check("form", isinstance(meta, dict))
@@ -211,5 +221,5 @@ def _checked(meta: Any) -> dict[str, Any]:
     return meta
 
 
-def _all_of(kind: type, values: Any) -> bool:
-    return isinstance(values, list) and all(type(value) is kind for value in values)
+def _all_of(type_of_value: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is type_of_value for value in values)

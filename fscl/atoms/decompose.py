@@ -1,4 +1,4 @@
-"""Any convolutional network as a network of atom layers, and back."""
+"""Turns any convolutional network into a network of atom layers, and back."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ __all__ = ["Decomposition", "decompose", "recompose"]
 
 @dataclass(frozen=True)
 class Decomposition:
-    """A network of atom layers and how well it stands for the original.
+    """A network of atom layers, and how well it approximates the original.
 
     Attributes:
         model: a copy of the original whose spatial convolutions are :class:`AtomConv2d`.
@@ -35,26 +35,26 @@ class Decomposition:
 
 
 def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) -> Decomposition:
-    """Writes every spatial convolution of a network as coefficients times atoms; the original is left as it was.
+    """Writes every spatial convolution of a network as coefficients times atoms, in a copy of the network.
 
-    Stride, padding, dilation, groups, bias, device and dtype are kept. ``num_atoms`` is meant for a 3x3 kernel; a
-    larger one gets in proportion, ``ceil(num_atoms * height * width / 9)``. So the network is exact to float precision
-    from 9 atoms on, whatever its kernels. 1x1 convolutions have no spatial part and stay as they are.
+    Stride, padding, dilation, groups, bias, device and dtype are kept. ``num_atoms`` is for a 3x3 kernel; a larger
+    kernel gets more in proportion, ``ceil(num_atoms * height * width / 9)``. So from 9 atoms on the network is exact to
+    float precision, whatever its kernels. 1x1 convolutions have no spatial part and stay as they are.
 
-    What belongs to a convolution goes along: hooks and attributes of its own. Convolutions that share one weight share
-    coefficients and atoms. Where the network also holds a convolution in a list, a dict or a plain attribute, the atom
+    The atom layer keeps the hooks and the attributes of its convolution. Convolutions that share one weight share
+    coefficients and atoms. If the network also holds a convolution in a list, a dict or a plain attribute, the atom
     layer is put there as well.
 
     Args:
         model: any module with ``nn.Conv2d`` layers.
-        num_atoms: atoms of a layer with 3x3 kernels, or smaller ones.
-        skip: dotted names of modules to leave as they are, with all below them.
+        num_atoms: atoms of a layer whose kernels are 3x3 or smaller.
+        skip: dotted names of modules to leave as they are, with everything below them.
 
     Raises:
         FsclError: there is nothing to decompose, a name in ``skip`` is unknown, the network cannot be copied, filters
-            are not finite real numbers, or a convolution cannot be replaced: its class overrides ``forward``, it is
-            lazy, its weight is parametrised or is used by another kind of module, or the network also reaches it in a
-            way that cannot be followed, such as a tuple or a function.
+            are not finite real numbers, or a convolution cannot be replaced. It cannot be replaced if its class
+            overrides ``forward``, if it is lazy, if its weight is parametrised or another kind of module uses it, or if
+            the network also holds it where it cannot be exchanged, as in a tuple or a function.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -74,7 +74,7 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
     _check_filters(model, convolutions)
     result = _copied(model)
     errors: dict[str, float] = {}
-    layers: dict[int, AtomConv2d] = {}  # by the weight that they stand for
+    layers: dict[int, AtomConv2d] = {}  # by the id of the weight that they replace
 
     def atoms_of(name: str, conv: nn.Module) -> nn.Module | None:
         if name not in convolutions:
@@ -99,7 +99,7 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
 
 
 def recompose(model: nn.Module) -> nn.Module:
-    """A copy of the model with ordinary convolutions in place of atom layers; the same function.
+    """A copy of the model with ordinary convolutions in place of atom layers. It computes the same function.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(1, 8, 3))
@@ -110,7 +110,7 @@ def recompose(model: nn.Module) -> nn.Module:
     """
     if isinstance(model, AtomConv2d):
         return model.to_conv()
-    convolutions: dict[tuple[int, int], nn.Conv2d] = {}  # by the parameters that they stand for
+    convolutions: dict[tuple[int, int], nn.Conv2d] = {}  # by the ids of the parameters that they replace
 
     def conv_of(_: str, layer: nn.Module) -> nn.Module | None:
         if not isinstance(layer, AtomConv2d):
@@ -132,22 +132,22 @@ def is_spatial(name: str, module: nn.Module) -> bool:
         return False
     if module.kernel_size == (1, 1):
         return False
-    # spectral norm, weight norm and pruning, old and new, all take the weight out of the parameters
+    # spectral norm, weight norm and pruning, in their old and new forms, remove `weight` from the parameters
     if hasattr(module, "parametrizations") or "weight" not in module._parameters:
         raise FsclError(f"{name}: its weight is parametrised; remove the parametrisation first, or add it to skip")
-    kind = type(module)
+    cls = type(module)
     ordinary = (
-        kind.forward is nn.Conv2d.forward
-        and kind._conv_forward is nn.Conv2d._conv_forward
-        and kind.__call__ is nn.Module.__call__
+        cls.forward is nn.Conv2d.forward
+        and cls._conv_forward is nn.Conv2d._conv_forward
+        and cls.__call__ is nn.Module.__call__
     )
     if not ordinary or not {"forward", "_conv_forward"}.isdisjoint(vars(module)):
-        raise FsclError(f"{name}: {kind.__name__} overrides nn.Conv2d's forward; add it to skip")
+        raise FsclError(f"{name}: {cls.__name__} overrides nn.Conv2d's forward; add it to skip")
     return True
 
 
 def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
-    """Refuses filters that are no finite real numbers, and those that another kind of module uses, too."""
+    """Refuses filters that are not finite real numbers, and filters that another kind of module also uses."""
     places: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         places.setdefault(parameter.data_ptr(), []).append(name)
@@ -156,32 +156,32 @@ def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
         weight = model.get_submodule(name).weight
         assert isinstance(weight, nn.Parameter)
         if weight.is_meta or not weight.is_floating_point():
-            kind = "on the meta device, without values" if weight.is_meta else str(weight.dtype)
-            raise FsclError(f"{name}: its filters are {kind}; floating-point values would do")
+            numbers = "on the meta device, without values" if weight.is_meta else str(weight.dtype)
+            raise FsclError(f"{name}: its filters are {numbers}; they must be floating-point values")
         if not bool(weight.isfinite().all()):
-            raise FsclError(f"{name}: its filters are not all finite; mend the network, or add the layer to skip")
+            raise FsclError(f"{name}: its filters are not all finite; repair the network, or add the layer to skip")
         for place in places[weight.data_ptr()] if weight.numel() else []:
             owner, _, leaf = place.rpartition(".")
             alias = getattr(model.get_submodule(owner), leaf)
             if alias is not weight:
                 raise FsclError(
-                    f"{name}: its weight and {place} are two parameters in the same memory; tie them as one"
+                    f"{name}: its weight and {place} are two parameters in the same memory; make them one parameter"
                 )
             if place not in weights and not _other_name(model, place, weights):
                 raise FsclError(f"{name}: {place} is the same parameter as its weight; add {name!r} to skip")
 
 
 def _other_name(model: nn.Module, place: str, weights: Collection[str]) -> bool:
-    """Whether this is a second name of a module whose weight is among the given ones."""
+    """Whether ``place`` is the weight of a module that is in ``weights`` under another name."""
     module = model.get_submodule(place.rpartition(".")[0])
     return any(model.get_submodule(name.rpartition(".")[0]) is module for name in weights) and place.endswith("weight")
 
 
 def _copied(model: nn.Module) -> nn.Module:
-    """A copy of a network that reaches no module of the network that it was copied from.
+    """A copy of a network that does not use any module of the original.
 
     Raises:
-        FsclError: there is no such copy: tensors that cannot be copied, or functions that hold the original's modules.
+        FsclError: a tensor cannot be copied, or a function in the copy still holds a module of the original.
     """
     try:
         result = copy.deepcopy(model)
@@ -192,14 +192,17 @@ def _copied(model: nn.Module) -> nn.Module:
         if (name := names.get(id(reference.target))) is not None:
             raise FsclError(
                 f"{reference.path} of {type(model).__name__} goes on using {name or 'the network itself'!r} of the "
-                "original in a copy; give the copy that function or hook afterwards, or use a method of the module"
+                "original in a copy; add this function or hook after the copy, or use a method of the module instead"
             )
     return result
 
 
 @torch.no_grad()
 def _relative_error(approximation: Tensor, filters: Tensor) -> float:
-    """Of Frobenius norms in float64, over the largest value: squares of tiny and of huge filters are no numbers."""
+    """``|approximation - filters| / |filters|``, Frobenius norms in float64.
+
+    Values are divided by the largest first, as the squares of tiny or huge filters are outside the range of float64.
+    """
     filters, approximation = filters.double(), approximation.double()
     largest = float(filters.abs().max()) if filters.numel() else 0.0
     if largest == 0:
@@ -208,17 +211,17 @@ def _relative_error(approximation: Tensor, filters: Tensor) -> float:
 
 
 def _replace(model: nn.Module, new: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Puts ``new(name, module)`` in place of each module for which it is not None, once for modules used twice.
+    """Replaces each module by ``new(name, module)``, unless that is None. A module used twice gets one replacement.
 
     Raises:
-        FsclError: a module is also reached from where it cannot be replaced.
+        FsclError: a module is also held where it cannot be replaced.
     """
     replaced: dict[int, nn.Module | None] = {}
-    old: list[nn.Module] = []  # kept alive, so that no other object has the id of one
+    old: list[nn.Module] = []  # kept alive, so that their ids are not used again
     parameters: dict[int, str] = {}
     places: list[tuple[nn.Module, str, nn.Module]] = []
     for path, parent in list(model.named_modules(remove_duplicate=True)):
-        for key, child in list(parent._modules.items()):  # named_children() would leave out a second name
+        for key, child in list(parent._modules.items()):  # named_children() leaves out second names
             if child is None:
                 continue
             if id(child) not in replaced:
@@ -259,20 +262,22 @@ PARAMETERS = ("weight", "bias", "coefficients", "atoms")
 
 
 def _carry_over(name: str, source: nn.Module, target: nn.Module) -> None:
-    """Gives a module that takes another's place its hooks, and whatever else was attached to that one."""
+    """Gives the replacement of a module the hooks, attributes and children that were attached to the module."""
     if hooked := next((hooks for hooks in STATE_HOOKS if getattr(source, hooks, None)), None):
-        raise FsclError(f"{name}: has {hooked}, which know its entries by other names; remove them, or add it to skip")
+        raise FsclError(
+            f"{name}: has {hooked}, which refer to entries by their old names; remove them, or add it to skip"
+        )
     for attribute in HOOKS:
         if attribute in vars(source):
             vars(target)[attribute] = vars(source)[attribute]
     ordinary = ORDINARY_LAYER if isinstance(source, AtomConv2d) else ORDINARY_CONV
-    own = {n: v for n, v in vars(source).items() if n not in ordinary}
+    attributes = {n: v for n, v in vars(source).items() if n not in ordinary}
     tables = ("_parameters", "_buffers", "_modules")
-    more = {t: {n: v for n, v in vars(source)[t].items() if n not in PARAMETERS} for t in tables}
-    for attribute in [*own, *(n for table in more.values() for n in table)]:
+    additions = {t: {n: v for n, v in vars(source)[t].items() if n not in PARAMETERS} for t in tables}
+    for attribute in [*attributes, *(n for table in additions.values() for n in table)]:
         if hasattr(target, attribute):
             raise FsclError(f"{name}: has an attribute {attribute!r}, which an atom layer needs; add it to skip")
-    vars(target).update(own)
-    for table, values in more.items():
+    vars(target).update(attributes)
+    for table, values in additions.items():
         vars(target)[table].update(values)
     target._non_persistent_buffers_set |= source._non_persistent_buffers_set

@@ -1,4 +1,4 @@
-"""The entries of a network's state: which belong to a task, and how a task's are put back."""
+"""The entries of a network's state: which of them belong to a task, and how they are put back."""
 
 import copy
 import hashlib
@@ -33,23 +33,24 @@ NORMALISATION = (_NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 def within(name: str, owners: Collection[str]) -> bool:
-    """Whether an entry, or module, is one of the owners or lies below one."""
+    """Whether an entry or module is one of the owners, or lies below one of them."""
     return any(name == owner or name.startswith(f"{owner}.") for owner in owners)
 
 
 def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> dict[str, str]:
-    """The per-task entries of a network with their kinds; an entry that is not in it is shared.
+    """The entries of a network that belong to each task, with their kinds. All other entries are shared.
 
-    Parameters can be frozen, so most are shared. Buffers, and tensors that a module holds as plain attributes, move in
-    every forward pass in training, as the statistics of a normalisation do: they belong to each task, in any module.
+    Most parameters are shared, because they can be frozen. Buffers, and tensors that a module holds as plain
+    attributes, belong to each task in any module: like the statistics of a normalisation, they may change in every
+    forward pass in training.
 
     Args:
         model: a network with atom layers.
         heads: modules or entries that are heads; None takes the last ``nn.Linear``.
-        own: further modules or entries that belong to each task; of kind "other" where they are of no other kind.
+        own: further modules or entries that belong to each task. Their kind is "other", if no other kind applies.
 
     Raises:
-        FsclError: one of them is neither a module nor an entry of the network, or ``own`` names coefficients.
+        FsclError: a name is neither a module nor an entry of the network, or ``own`` names coefficients.
     """
     modules = dict(model.named_modules())
     state = live_state(model)
@@ -72,15 +73,15 @@ def entry_kinds(model: nn.Module, heads: Sequence[str] | None = None, own: Colle
             if isinstance(module, AtomConv2d):
                 raise FsclError(f"{name} cannot be a task's own: coefficients are what tasks share")
             kinds[name] = "other"
-    for what, owners in (("head", heads), ("own entry", own)):
+    for role, owners in (("head", heads), ("own entry", own)):
         for owner in owners:
             if not any(within(name, [owner]) for name in state):
-                raise FsclError(f"{what} {owner!r} is no module or entry of {type(model).__name__}")
+                raise FsclError(f"{role} {owner!r} is no module or entry of {type(model).__name__}")
     return kinds
 
 
 def head_owners(model: nn.Module, heads: Sequence[str] | None = None) -> list[str]:
-    """The modules or entries that are heads: those that are named, or else the last ``nn.Linear``."""
+    """The modules or entries that are heads: ``heads``, or the last ``nn.Linear`` if that is None."""
     if heads is not None:
         return list(heads)
     return [name for name, module in model.named_modules() if isinstance(module, nn.Linear)][-1:]
@@ -88,7 +89,7 @@ def head_owners(model: nn.Module, heads: Sequence[str] | None = None) -> list[st
 
 @torch.no_grad()
 def put_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> None:
-    """Copies entries into a network in place, making heads that it lacks.
+    """Copies entries into a network, in place. Heads that the network lacks are made.
 
     Raises:
         FsclError: the network has no place for an entry.
@@ -118,23 +119,24 @@ _WHEN_HEAD_GROWS: list[tuple[type[nn.Module], Callable[[Any, int], None]]] = []
 
 
 def point_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Makes a network use other tensors, without copying, and returns those it used; giving them back undoes it.
+    """Makes a network use other tensors, without a copy, and returns the tensors that it used before.
 
-    The network's own parameters keep their identity, so that an optimizer that holds them is not disturbed.
+    A second call with the returned tensors undoes the first. The network's own parameters keep their identity, so an
+    optimizer that holds them is not disturbed.
 
     Raises:
-        FsclError: the network has no such entry.
+        FsclError: the network lacks an entry.
     """
     steps, groups = _route(tuple(entries))
     before: dict[str, Tensor] = {}
     places: list[tuple[dict[str, Any], str, Tensor]] = []
-    try:  # all of them are found before any is changed, and afresh each time: modules may have been replaced
+    try:  # all places are looked up before any is changed, and in every call: modules may have been replaced
         modules = [model]
         for above, key in steps:
-            modules.append(modules[above]._modules[key])  # type: ignore[arg-type]  # None fails below
-        for number, wanted in groups:
+            modules.append(modules[above]._modules[key])  # type: ignore[arg-type]  # None raises AttributeError below
+        for number, leaves in groups:
             module = modules[number]
-            for leaf, name in wanted:
+            for leaf, name in leaves:
                 table = _table(module, leaf)
                 old, tensor = table[leaf], entries[name]
                 if tensor.device != old.device:
@@ -146,7 +148,7 @@ def point_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, 
     except (KeyError, AttributeError):
         name = next(name for name in entries if not _has_entry(model, name))
         raise FsclError(
-            f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?"
+            f"{type(model).__name__} has no entry {name!r}; is it the network that the task was stored from?"
         ) from None
     for table, leaf, tensor in places:
         table[leaf] = tensor
@@ -155,10 +157,11 @@ def point_entries(model: nn.Module, entries: Mapping[str, Tensor]) -> dict[str, 
 
 @lru_cache(maxsize=64)
 def _route(names: tuple[str, ...]) -> tuple[list[tuple[int, str]], list[tuple[int, list[tuple[str, str]]]]]:
-    """How to walk from a network, module 0, to its entries.
+    """How to walk from a network to its entries. Modules are numbered as they are reached; the network is number 0.
 
     Returns:
-        Steps (module so far, its child), each of which finds the next module; and (module, [(leaf, entry)]).
+        The steps (number of a module, name of its child), each to the next module; and, for each module that has
+        entries, (number, [(leaf, entry)]).
     """
     numbers = {"": 0}
     steps: list[tuple[int, str]] = []
@@ -182,7 +185,7 @@ def _has_entry(model: nn.Module, name: str) -> bool:
 
 
 def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Makes a place for an entry of a head that was created, or grew, as tasks arrived."""
+    """Makes a place for an entry of a head that was added, or grew, when a task arrived."""
     *path, leaf = name.split(".")
     owner: nn.Module = model
     above: list[Any] = [model]
@@ -192,7 +195,9 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
             child = copy.deepcopy(next(iter(owner.values())))
             owner[key] = child
         if child is None:
-            raise FsclError(f"{type(model).__name__} has no entry {name!r}; is it the network that it was stored from?")
+            raise FsclError(
+                f"{type(model).__name__} has no entry {name!r}; is it the network that the task was stored from?"
+            )
         owner = child
         above.append(owner)
     device = next((t.device for t in live_state(model).values()), tensor.device)
@@ -213,16 +218,16 @@ def _grow(model: nn.Module, name: str, tensor: Tensor) -> None:
     else:
         raise FsclError(
             f"{name} of {type(model).__name__} has no place for a tensor of shape {tuple(tensor.shape)}; "
-            "is it the network that it was stored from?"
+            "is it the network that the task was stored from?"
         )
 
 
 def live_state(model: nn.Module) -> dict[str, Tensor]:
     """The live tensors that decide what a network computes, by dotted name.
 
-    These are the tensors of its ``state_dict`` in the same order, buffers that are not saved (``persistent=False``),
-    and tensors that a module holds as plain attributes. A module that has two names has its entries under the first,
-    where ``state_dict`` has them under both.
+    These are the tensors of its ``state_dict``, in the same order; buffers that are not saved (``persistent=False``);
+    and tensors that a module holds as plain attributes. If a module has two names, its entries are listed under the
+    first; ``state_dict`` lists them under both.
     """
     state: dict[str, Tensor] = {}
     for path, module in model.named_modules():
@@ -232,14 +237,14 @@ def live_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _table(module: nn.Module, leaf: str) -> dict[str, Any]:
-    """Where a module keeps a tensor of that name."""
+    """The dict in which a module keeps the tensor of this name."""
     if leaf in module._parameters:
         return module._parameters
     return module._buffers if leaf in module._buffers else vars(module)
 
 
 def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Tensors that a module holds as plain attributes, without those that a pass computes from parameters.
+    """Tensors that a module holds as plain attributes, except for those that are computed from parameters.
 
     Pruning, weight norm and spectral norm compute ``weight`` anew in each pass, from ``weight_orig`` or ``weight_v``.
     """
@@ -253,19 +258,20 @@ def _plain_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def unkept_values(model: nn.Module) -> dict[str, str]:
-    """Digests of the values that may decide what a network computes and are no entries of it, by dotted name.
+    """Digests of values that may decide what a network computes but are not among its entries, by dotted name.
 
-    Floating-point numbers, NumPy arrays and containers of them or of tensors, as plain attributes of modules, and what
-    ``get_extra_state`` gives. Integers are left out: they count, and hardly ever scale.
+    These are floating-point numbers, NumPy arrays, and containers of them or of tensors, where a module holds them as
+    plain attributes; and what ``get_extra_state`` returns. Integers are left out, because they are nearly always
+    counters or sizes and do not change outputs.
     """
     values: dict[str, str] = {}
     for path, module in model.named_modules():
-        if isinstance(module, AtomConv2d):  # keeps filters that it composed
+        if isinstance(module, AtomConv2d):  # its plain values are filters composed from entries
             continue
-        held = {name: value for name, value in vars(module).items() if name not in _TORCH_ATTRIBUTES}
+        attributes = {name: value for name, value in vars(module).items() if name not in _TORCH_ATTRIBUTES}
         if type(module).get_extra_state is not nn.Module.get_extra_state:
-            held["get_extra_state()"] = module.get_extra_state()
-        for name, value in held.items():
+            attributes["get_extra_state()"] = module.get_extra_state()
+        for name, value in attributes.items():
             if not isinstance(value, Tensor) and (parts := list(_numbers_in(value))):
                 digest = hashlib.sha256()
                 for part in parts:
@@ -292,9 +298,9 @@ def _numbers_in(value: Any, depth: int = 0) -> Iterator[bytes]:
 
 
 def copied(tensor: Tensor) -> Tensor:
-    """A copy that nothing trains; of a parameter it is one, so that a network can be pointed at it as it is."""
-    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
-    return nn.Parameter(copy, requires_grad=False) if isinstance(tensor, nn.Parameter) else copy
+    """A frozen copy. The copy of a parameter is a parameter, so that a network can use it without conversion."""
+    values = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return nn.Parameter(values, requires_grad=False) if isinstance(tensor, nn.Parameter) else values
 
 
 def fingerprint_of(coefficients: dict[str, Tensor]) -> str:

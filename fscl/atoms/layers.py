@@ -1,4 +1,4 @@
-"""A convolution whose filters are a product of shared coefficients and a few spatial atoms."""
+"""A convolution whose filters are the product of shared coefficients and a few spatial atoms."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -18,11 +18,11 @@ PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
 class _Composed(NamedTuple):
-    """Filters, and all that they were composed of: while it is kept, neither can be taken for something newer."""
+    """Composed filters, and the state of the parameters that they were composed from."""
 
     filters: Tensor
     parameters: tuple[nn.Parameter, nn.Parameter]
-    memory: tuple[Tensor, Tensor]  # aliases: `parameter.data = ...` cannot be given the address that was freed
+    memory: tuple[Tensor, Tensor]  # aliases keep the addresses in use, so that no newer tensor can get them
     mark: tuple[Any, ...]
 
 
@@ -32,18 +32,18 @@ class AtomConv2d(nn.Module):
     Takes what ``torch.nn.Conv2d`` takes, gives the same output shapes, and adds ``num_atoms``. The coefficients mix
     channels and are meant to be shared by all tasks; the atoms do the spatial filtering and are a few hundred numbers.
 
-    Filters are composed in every forward pass in training. In evaluation, where no gradient to them is needed, they
-    are kept from one pass to the next, until a parameter is written in place, replaced, loaded, moved or cast, a pass
-    needs a gradient, or :meth:`train` or :meth:`eval` is called. PyTorch does not count some writes: through
-    ``parameter.data``, through a NumPy view, from another process, by a fused optimizer. Between two passes in
-    evaluation these go unnoticed; call :meth:`eval` after them, as is usual after training. Filters are composed in the
-    parameters' precision, also under autocast, which then casts them for the convolution as it does any weight.
+    In training, filters are composed in every forward pass. In evaluation they are kept from pass to pass. They are
+    composed again after a parameter was written in place, replaced, loaded, moved or cast, after a pass that needs
+    their gradient, and after :meth:`train` or :meth:`eval`. PyTorch does not count some writes: through
+    ``parameter.data``, through a NumPy view, from another process, by a fused optimizer. Such a write between two
+    passes in evaluation goes unnoticed; call :meth:`eval` after it, as is usual after training. Filters are composed in
+    the precision of the parameters, also under autocast, which casts them for the convolution as it does any weight.
 
     Args:
         in_channels: channels of the input (N, in_channels, H, W).
         out_channels: channels of the output.
         kernel_size: side of the filters in pixels, or (height, width).
-        num_atoms: number m of atoms; with ``m >= kernel height x width`` every filter bank can be written.
+        num_atoms: number m of atoms; ``m >= kernel height x width`` can represent every filter bank.
         stride, padding, dilation, groups, bias, padding_mode, device, dtype: as in ``torch.nn.Conv2d``.
 
     Attributes:
@@ -66,7 +66,7 @@ class AtomConv2d(nn.Module):
     """
 
     _composed: _Composed | None = None
-    _may_change = False  # trained in evaluation mode, perhaps by an optimizer whose steps are not counted
+    _may_change = False  # True once trained in evaluation mode: a fused optimizer's steps would go unnoticed
 
     def __init__(
         self,
@@ -84,9 +84,9 @@ class AtomConv2d(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        for what, size in (("num_atoms", num_atoms), ("in_channels", in_channels), ("out_channels", out_channels)):
+        for argument, size in (("num_atoms", num_atoms), ("in_channels", in_channels), ("out_channels", out_channels)):
             if size < 1:
-                raise FsclError(f"{what} is {size}; it must be at least 1")
+                raise FsclError(f"{argument} is {size}; it must be at least 1")
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise FsclError(f"groups is {groups}; it must divide in_channels={in_channels} and {out_channels=}")
         if padding_mode not in PADDING_MODES:
@@ -117,7 +117,7 @@ class AtomConv2d(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws filters with the variance that ``torch.nn.Conv2d`` starts from, the same in both factors' gauge."""
+        """Draws orthonormal atoms, and coefficients that give filters the initial variance of ``nn.Conv2d``."""
         pixels = math.prod(self.kernel_size)
         fan_in = self.in_channels // self.groups * pixels
         # orthogonal matrices cannot be drawn in half precision
@@ -133,11 +133,11 @@ class AtomConv2d(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The composed filters (out_channels, in_channels / groups, height, width)."""
-        kind = self.atoms.device.type
-        # asked of a device without autocast, is_autocast_enabled raises; PyTorch 2.6 cannot compile the first question
-        can_be_on = torch.compiler.is_compiling() or torch.amp.is_autocast_available(kind)
-        if can_be_on and torch.is_autocast_enabled(kind):
-            with torch.autocast(kind, enabled=False):
+        device_type = self.atoms.device.type
+        # is_autocast_enabled raises for a device without autocast; PyTorch 2.6 cannot compile is_autocast_available
+        can_be_on = torch.compiler.is_compiling() or torch.amp.is_autocast_available(device_type)
+        if can_be_on and torch.is_autocast_enabled(device_type):
+            with torch.autocast(device_type, enabled=False):
                 return self._compose()
         return self._compose()
 
@@ -145,7 +145,7 @@ class AtomConv2d(nn.Module):
         coefficients, atoms = self.coefficients.flatten(0, 1), self.atoms.flatten(1)
         shape = self.out_channels, self.in_channels // self.groups, *self.kernel_size
         if math.prod(self.kernel_size) < 12 and shape[0] * shape[1] % 2 == 0 and atoms.device.type == "cpu":
-            # two filters a row: so narrow a product, and its gradients, take the CPU twice as long as one twice as wide
+            # two filters in one row: the CPU takes half the time for a product, and its gradients, of twice the width
             coefficients, atoms = coefficients.reshape(-1, 2 * self.num_atoms), torch.block_diag(atoms, atoms)
         return (coefficients @ atoms).view(shape)
 
@@ -158,14 +158,19 @@ class AtomConv2d(nn.Module):
             self._composed, self._may_change = None, True
         if self._may_change:
             return self.weight
-        stream = torch.cuda.current_stream(atoms.device) if atoms.is_cuda else None  # another one would have to wait
+        stream = torch.cuda.current_stream(atoms.device) if atoms.is_cuda else None  # another stream would have to wait
         mark = coefficients._version, atoms._version, coefficients.data_ptr(), atoms.data_ptr(), stream
-        kept = self._composed
-        if kept and kept.parameters[0] is coefficients and kept.parameters[1] is atoms and kept.mark == mark:
-            return kept.filters
+        composed = self._composed
+        if (
+            composed
+            and composed.parameters[0] is coefficients
+            and composed.parameters[1] is atoms
+            and composed.mark == mark
+        ):
+            return composed.filters
         with torch.inference_mode(False), torch.no_grad():  # autograd may need these filters after inference mode
             filters = self.weight
-            if type(filters) is Tensor:  # not a fake one, nor any that lives only as long as some mode
+            if type(filters) is Tensor:  # a fake tensor, or another subclass, may be valid only within some mode
                 memory = coefficients.detach(), atoms.detach()
                 self._composed = _Composed(filters, (coefficients, atoms), memory, mark)
         return filters
@@ -175,18 +180,18 @@ class AtomConv2d(nn.Module):
         return super().train(mode)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Self:
-        self._composed = None  # or the memory that is left would stay in use
+        self._composed = None  # it would keep the old memory in use
         return super()._apply(fn, recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_composed"}
 
     def gram(self) -> Tensor:
-        """The (m, m) matrix ``sum_oi coefficients[o, i] coefficients[o, i]^T``: inner products of atoms as filters."""
+        """The Gram matrix of the coefficients, (m, m): ``sum_oi coefficients[o, i] coefficients[o, i]^T``."""
         return gram_matrix(self.coefficients.detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, in_channels, H, W) -> (N, out_channels, H', W'), H' and W' as ``torch.nn.Conv2d`` has them."""
+        """(N, in_channels, H, W) -> (N, out_channels, H', W'), H' and W' as in ``torch.nn.Conv2d``."""
         padding: str | tuple[int, int] = self.padding
         if self.padding_mode != "zeros" and padding != "valid":
             x = F.pad(x, self._border(), mode=self.padding_mode)
@@ -194,7 +199,7 @@ class AtomConv2d(nn.Module):
         return F.conv2d(x, self._filters(), self.bias, self.stride, padding, self.dilation, self.groups)
 
     def _border(self) -> tuple[int, ...]:
-        """Pixels to add (left, right, top, bottom); "same" puts the odd one right and below, as torch does."""
+        """Pixels to add (left, right, top, bottom). "same" adds an odd pixel right and below, as torch does."""
         if isinstance(self.padding, str):
             totals = [d * (k - 1) for d, k in zip(self.dilation, self.kernel_size, strict=True)]
             return tuple(side for total in reversed(totals) for side in (total // 2, total - total // 2))
@@ -205,17 +210,17 @@ class AtomConv2d(nn.Module):
         """Makes the coefficients orthogonal to one common scale without changing the filters.
 
         ``(coefficients @ inv(M), M @ atoms)`` is the same layer for every invertible M, so atoms can be compared only
-        once M is fixed. Here ``coefficients^T coefficients`` becomes ``s^2 I`` with the mean square norm s^2 that the
-        coefficients had; then the plain cosine of two atom sets *is* the cosine of their filters. Where there are
+        once M is fixed. Here ``coefficients^T coefficients`` becomes ``s^2 I``, where s^2 is the mean square norm that
+        the coefficients had. Then the plain cosine of two atom sets *is* the cosine of their filters. If there are
         fewer filters than atoms, the surplus atoms and their coefficients become zero. A layer whose gauge is fixed
-        stays as it is, to the bit.
+        already does not change by a bit.
         """
         if self._gauge_is_fixed():
             return
         flat, atoms = self.coefficients.flatten(0, 1).double(), self.atoms.flatten(1).double()
         q, r = torch.linalg.qr(flat)
         scale = float(flat.norm()) / math.sqrt(q.shape[1]) or 1.0
-        # QR leaves the signs free; a positive diagonal makes the gauge unique, so that it is the same on every machine
+        # QR does not determine the signs; a positive diagonal makes the gauge unique, so all machines get the same
         signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
         new_coefficients, new_atoms = torch.zeros_like(flat), torch.zeros_like(atoms)
         new_coefficients[:, : q.shape[1]] = q * signs * scale
@@ -226,7 +231,7 @@ class AtomConv2d(nn.Module):
     def _gauge_is_fixed(self) -> bool:
         gram = gram_matrix(self.coefficients.detach().double())
         squares = gram.diagonal()
-        rows = self.coefficients[..., 0].numel()  # inner products of more numbers have less rounding for their size
+        rows = self.coefficients[..., 0].numel()  # relative rounding of an inner product falls with its length
         rounding = max(1e-13, 8 * torch.finfo(self.coefficients.dtype).eps / math.sqrt(rows)) * float(squares.max())
         common = (squares - squares.max()).abs() <= rounding
         unused = (squares == 0) & (self.atoms.detach().flatten(1) == 0).all(1)
@@ -236,11 +241,11 @@ class AtomConv2d(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_conv(cls, conv: nn.Conv2d, num_atoms: int = 9) -> Self:
-        """The atom layer nearest to an ordinary convolution, by truncated SVD of its filters (out * in, k * k).
+        """The atom layer that is nearest to an ordinary convolution, by truncated SVD of its filters (out * in, k * k).
 
-        Exact to float precision when ``num_atoms >= k * k``. A layer with fewer filters than ``num_atoms`` gets as
-        many atoms as it has filters: more would be surplus. Atoms beyond ``k * k`` start at random with coefficients
-        zero, so that they change nothing until they are trained.
+        It is exact to float precision if ``num_atoms >= k * k``. A layer with fewer filters than ``num_atoms`` gets one
+        atom for each filter, as more atoms could not improve it. Atoms beyond ``k * k`` start at random and their
+        coefficients at zero, so they change nothing until they are trained.
 
         Example:
             >>> conv = nn.Conv2d(3, 8, 3, padding=1)
@@ -266,15 +271,19 @@ class AtomConv2d(nn.Module):
         flat = conv.weight.flatten(2).flatten(0, 1)
         u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
         rank = min(layer.num_atoms, len(s))
-        # orthonormal atoms: an SGD step on the coefficients is then one on the filters, as in the original network
+        # with orthonormal atoms, an SGD step on the coefficients changes the filters as in the original network
         layer.atoms.view(layer.num_atoms, -1)[:rank] = vh[:rank].to(flat.dtype)
         layer.coefficients.zero_()
         layer.coefficients.view(-1, layer.num_atoms)[:, :rank] = (u[:, :rank] * s[:rank]).to(flat.dtype)
         if layer.bias is not None and conv.bias is not None:
             layer.bias.copy_(conv.bias)
-        for mine, theirs in ((layer.coefficients, conv.weight), (layer.atoms, conv.weight), (layer.bias, conv.bias)):
-            if mine is not None and theirs is not None:
-                mine.requires_grad_(theirs.requires_grad)
+        for parameter, source in (
+            (layer.coefficients, conv.weight),
+            (layer.atoms, conv.weight),
+            (layer.bias, conv.bias),
+        ):
+            if parameter is not None and source is not None:
+                parameter.requires_grad_(source.requires_grad)
         return layer.train(conv.training)
 
     @torch.no_grad()
@@ -306,7 +315,7 @@ class AtomConv2d(nn.Module):
 
 
 def _can_be_kept(coefficients: Tensor, atoms: Tensor) -> bool:
-    """Whether what is composed of two tensors now may be used in a later pass, and changes to them would be noticed."""
+    """Whether filters composed now may be used in a later pass, because later changes to both tensors are noticed."""
     return not (
         torch.compiler.is_compiling()
         or type(coefficients) is not nn.Parameter
@@ -320,18 +329,18 @@ def _can_be_kept(coefficients: Tensor, atoms: Tensor) -> bool:
 
 
 def atom_layers(model: nn.Module) -> dict[str, AtomConv2d]:
-    """The atom convolutions of a model by their dotted names, in the order in which they are registered."""
+    """The atom convolutions of a model by dotted name, in the order in which they are registered."""
     return {name: module for name, module in model.named_modules() if isinstance(module, AtomConv2d)}
 
 
 def freeze_coefficients(model: nn.Module) -> None:
     """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
 
-    :class:`fscl.AtomBank` does it, and freezes all else that tasks share.
+    :class:`fscl.AtomBank` calls it, and also freezes all else that tasks share.
 
     Raises:
         FsclError: the model has no atom layers, a parameter is not finite, coefficients or atoms are computed from
-            other parameters, or two layers share one of them but not both.
+            other parameters, or two layers share their coefficients but not their atoms, or the reverse.
 
     Example:
         >>> model = nn.Sequential(AtomConv2d(1, 8, 3, num_atoms=4))
@@ -353,8 +362,8 @@ def freeze_coefficients(model: nn.Module) -> None:
                     "parametrize.remove_parametrizations)"
                 )
             pair = (id(layer.coefficients), id(layer.atoms))
-            other, theirs = used.setdefault(id(factor), (name, pair))
-            if theirs != pair:
+            other, other_pair = used.setdefault(id(factor), (name, pair))
+            if other_pair != pair:
                 raise FsclError(
                     f"{other} and {name} share {part} but not their other factor, so that no gauge fits both; give "
                     "each its own"
@@ -366,12 +375,13 @@ def freeze_coefficients(model: nn.Module) -> None:
 
 
 def check_finite(entries: Mapping[str, Tensor]) -> None:
-    """Raises :class:`FsclError` for an entry that training which diverged has left: a NaN, or an infinite parameter."""
+    """Raises :class:`FsclError` for a NaN or an infinite parameter, which training leaves when it diverges."""
     for name, tensor in entries.items():
         if not tensor.is_floating_point():
             continue
-        good = tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()  # masks are of -inf
-        if not bool(good.all()):
+        # buffers may be masks of -inf
+        is_good = tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()
+        if not bool(is_good.all()):
             raise FsclError(
                 f"{name} is not finite: training has diverged; a smaller learning rate or clipped gradients may help"
             )

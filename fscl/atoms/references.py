@@ -1,4 +1,4 @@
-"""Where a network reaches modules and parameters other than as registered ones: lists, plain attributes, functions."""
+"""Finds modules and parameters that a network also holds outside its registry: in lists, attributes, functions."""
 
 import functools
 import weakref
@@ -12,17 +12,17 @@ from torch import nn
 __all__ = ["Reference", "references"]
 
 REGISTERED = ("_parameters", "_buffers", "_modules")
-DEPTH = 8  # of containers in one another
+DEPTH = 8  # of nested containers
 
 
 class Reference(NamedTuple):
-    """A module or parameter that is reached from elsewhere than its place in the network.
+    """A module or parameter that is held in a second place, besides the one where it is registered.
 
     Attributes:
-        path: where it is held, for people: ``blocks.order[0]``.
+        path: this second place, as a reader would write it: ``blocks.order[0]``.
         target: the module or parameter.
-        holder: the list or dict in which it can be replaced; None where it cannot: in a tuple, a function, ...
-        key: its index or key there.
+        holder: the list or dict in which it can be replaced; None if it cannot be, as in a tuple or a function.
+        key: its index or key in ``holder``.
     """
 
     path: str
@@ -32,7 +32,7 @@ class Reference(NamedTuple):
 
 
 def references(model: nn.Module) -> Iterator[Reference]:
-    """All of them, from any module's plain attributes and hooks.
+    """All references from the plain attributes and hooks of a network's modules.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 1, 3))
     >>> net.order = [net[0]]
@@ -56,16 +56,16 @@ def _within(value: Any, path: str, holder: Any, key: Any, seen: set[int], depth:
     if depth == 0 or id(value) in seen:
         return
     seen.add(id(value))
-    inside: Iterator[tuple[Any, str, Any, Any]]
+    items: Iterator[tuple[Any, str, Any, Any]]
     if isinstance(value, list | deque):
-        inside = ((item, f"{path}[{i}]", value, i) for i, item in enumerate(value))
+        items = ((item, f"{path}[{i}]", value, i) for i, item in enumerate(value))
     elif isinstance(value, dict):
-        inside = ((item, f"{path}[{k!r:.40}]", value, k) for k, item in value.items())
+        items = ((item, f"{path}[{k!r:.40}]", value, k) for k, item in value.items())
     elif isinstance(value, Mapping):
-        inside = ((item, f"{path}[{k!r:.40}]", None, None) for k, item in value.items())
+        items = ((item, f"{path}[{k!r:.40}]", None, None) for k, item in value.items())
     else:
-        inside = ((item, f"{path}{place}", None, None) for item, place in _fixed(value))
-    for item in list(inside):
+        items = ((item, f"{path}{place}", None, None) for item, place in _fixed(value))
+    for item in list(items):
         yield from _within(*item, seen, depth - 1)
     if isinstance(value, Mapping):
         for k in value:
@@ -73,7 +73,7 @@ def _within(value: Any, path: str, holder: Any, key: Any, seen: set[int], depth:
 
 
 def _fixed(value: Any) -> Iterator[tuple[Any, str]]:
-    """What an object holds that cannot be replaced there, with its place."""
+    """What an object holds but cannot have replaced, each with its place in the object."""
     if isinstance(value, tuple):
         yield from ((item, f"[{i}]") for i, item in enumerate(value))
     elif isinstance(value, set | frozenset):

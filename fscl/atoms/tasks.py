@@ -1,4 +1,4 @@
-"""The tasks of a bank: held in memory, or in a file and read when they are asked for."""
+"""The tasks of a bank: in memory, or in a file from which each is read when it is first used."""
 
 import hashlib
 import math
@@ -15,7 +15,7 @@ from fscl.errors import FsclError
 
 __all__ = ["DIGITS", "FiledTask", "HeldTask", "Stack", "Task", "TaskFile", "digest_of", "entry_of_all", "moved_to"]
 
-DIGITS = 16  # of a digest
+DIGITS = 16  # of a digest, hexadecimal
 
 
 @dataclass(frozen=True)
@@ -41,35 +41,35 @@ class HeldTask:
 
 @dataclass(frozen=True)
 class Stack:
-    """One entry of many tasks in the file: a row each."""
+    """One entry of several tasks in the file, with a row for each task."""
 
     entry: str
     kind: str
     parameter: bool
     dtype: torch.dtype
-    shape: tuple[int, ...]  # of a row
-    start: int  # in the file
-    tasks: Sequence[int]  # number of the task of each row
+    shape: tuple[int, ...]  # of one row
+    start: int  # position in the file, in bytes
+    tasks: Sequence[int]  # for each row, the number of its task
     digest: str  # of the bytes of all rows
 
     @property
     def nbytes(self) -> int:
-        """Of one row."""
+        """Bytes of one row."""
         return self.dtype.itemsize * math.prod(self.shape)
 
 
 class TaskFile:
-    """The tasks of a bank file, which stays open: renaming, replacing or deleting it does not matter.
+    """The tasks of a bank file. The file stays open, so it may be renamed, replaced or deleted.
 
-    It is read, never mapped: a mapped file that is cut short ends the process.
+    It is read and never mapped into memory: a mapped file that is cut short kills the process.
     """
 
     def __init__(self, path: str | os.PathLike[str], labels: Sequence[int], digests: Sequence[str]) -> None:
         self.path, self.labels, self.digests = path, labels, digests
         self.stacks: list[Stack] = []
-        self._rows: dict[int, list[tuple[Stack, int]]] = {}  # of the stacks that are not of all tasks
-        self._whole: list[Stack] = []
-        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - closed with the last task that may need it
+        self._rows: dict[int, list[tuple[Stack, int]]] = {}  # by task, of stacks that only some tasks have
+        self._whole: list[Stack] = []  # of stacks that all tasks have
+        self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - __del__ closes it, after the last task that needs it
         self._lock = threading.Lock()
         self._written = self._stamp()
 
@@ -86,7 +86,7 @@ class TaskFile:
 
     @cached_property
     def whole_sizes(self) -> dict[str, int]:
-        """Bytes by kind of what every task has."""
+        """Bytes of each kind, for the entries that every task has."""
         return _sizes(self._whole)
 
     def sizes(self, task: int) -> dict[str, int]:
@@ -119,7 +119,7 @@ class TaskFile:
 
     def _damaged(self, part: str) -> FsclError:
         return FsclError(
-            f"{self.path}: damaged, {part} is not what was saved; take the file from a copy, or train anew"
+            f"{self.path}: damaged, {part} differs from what was saved; restore the file from a copy, or train again"
         )
 
     def _rows_from(self, stack: Stack, first: int, rows: int) -> bytearray:
@@ -131,22 +131,22 @@ class TaskFile:
         done = 0
         try:
             while done < len(data):
-                if not (got := self._read_at(start + done, len(data) - done)):
-                    raise FsclError(f"{self.path}: damaged or truncated, it ends too early")
-                data[done : done + len(got)] = got
-                done += len(got)
+                if not (chunk := self._read_at(start + done, len(data) - done)):
+                    raise FsclError(f"{self.path}: damaged or truncated, it ends after {start + done} bytes")
+                data[done : done + len(chunk)] = chunk
+                done += len(chunk)
         except OSError as error:
             raise FsclError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
     def _read_at(self, start: int, size: int) -> bytes:
-        if hasattr(os, "pread"):  # forked processes share the position in the file
+        if hasattr(os, "pread"):  # seek and read would not do: forked processes share the position
             return os.pread(self._file.fileno(), size, start)
         with self._lock:
             self._file.seek(start)
             return self._file.read(size)
 
     def check(self) -> None:
-        """Raises :class:`FsclError` if the file was written to since it was loaded, or is out of reach."""
+        """Raises :class:`FsclError` if the file was written to since it was loaded, or cannot be read."""
         try:
             changed = self._stamp() != self._written
         except OSError as error:
@@ -155,16 +155,16 @@ class TaskFile:
             raise FsclError(f"{self.path}: written to since it was loaded; load it again")
 
     def _stamp(self) -> tuple[int, int]:
-        found = os.fstat(self._file.fileno())
-        return found.st_size, found.st_mtime_ns
+        status = os.fstat(self._file.fileno())
+        return status.st_size, status.st_mtime_ns
 
     def __del__(self) -> None:
-        if "_file" in self.__dict__:  # it could be opened
+        if "_file" in self.__dict__:  # missing if the file could not be opened
             self._file.close()
 
 
 class FiledTask:
-    """A task whose tensors are read when they are first asked for."""
+    """A task whose tensors are read when they are first used."""
 
     def __init__(self, name: str, file: TaskFile, number: int, device: torch.device) -> None:
         self.name = name
@@ -202,7 +202,7 @@ Task = HeldTask | FiledTask
 
 
 def digest_of(*parts: bytes | bytearray) -> str:
-    """Hexadecimal digits that tell these bytes from damaged ones; no seal against forgery."""
+    """Hexadecimal digits that tell these bytes from damaged ones. They do not protect against forgery."""
     digest = hashlib.blake2b(digest_size=DIGITS // 2)
     for part in parts:
         digest.update(part)
@@ -215,19 +215,19 @@ def _as_tensor(data: bytearray, stack: Stack, rows: int) -> Tensor:
 
 
 def entry_of_all(tasks: Iterable[Task], entry: str) -> list[Tensor]:
-    """One entry of each task; of those that are still on disk all at once, and not kept."""
-    found: list[Tensor] = []
+    """One entry of each task. For tasks that are still on disk it is read for all of them at once, and not kept."""
+    tensors: list[Tensor] = []
     read: dict[TaskFile, dict[int, Tensor]] = {}
     for task in tasks:
         if not isinstance(task, FiledTask) or "tensors" in task.__dict__:
-            found.append(task.tensors[entry])
+            tensors.append(task.tensors[entry])
             continue
         if task.file not in read:
             task.file.check()
             stacks = [stack for stack in task.file.stacks if stack.entry == entry]
             read[task.file] = {n: row for s in stacks for n, row in zip(s.tasks, task.file.read(s), strict=True)}
-        found.append(read[task.file][task.number].to(task.device))
-    return found
+        tensors.append(read[task.file][task.number].to(task.device))
+    return tensors
 
 
 def moved_to(tensor: Tensor, device: str | torch.device) -> Tensor:

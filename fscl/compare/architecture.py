@@ -1,4 +1,4 @@
-"""A network by name that checkpoints are held against: whether a state fits it, and the order of its layers."""
+"""A network by name, against which checkpoints are checked: whether a state fits, and the order of its layers."""
 
 import copy
 import inspect
@@ -18,33 +18,33 @@ __all__ = ["Architecture"]
 
 
 class Architecture:
-    """A network that is built once it is known for how many classes and channels: those of the first state.
+    """A network by name. It is built with the classes and channels of the first state that it is checked with.
 
     Args:
         name: ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``, ``convnet``, or
-            ``package.module:callable`` or ``folder/file.py:callable`` of your own that returns a module, installed or
-            in the current folder.
+            ``package.module:callable`` or ``folder/file.py:callable``: your own function that returns a module,
+            installed or in the current folder.
 
     Raises:
-        FsclError: there is no such network, or it cannot be built.
+        FsclError: the network does not exist, or cannot be built.
     """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self._make = ConvNet if name == "convnet" else network_factory(name)
         self._network: nn.Module | None = None
-        self._found: Convolutions | None = None
+        self._result: Convolutions | None = None
         self._default = self._call()
 
     @property
     def network(self) -> nn.Module:
-        """The network, with values of its own that mean nothing.
+        """The network. Its values are arbitrary.
 
         Raises:
-            FsclError: no state was held against it yet.
+            FsclError: no state was checked against it yet.
         """
         if self._network is None:
-            raise FsclError(f"{self.name}: not built yet; hold a state against it first")
+            raise FsclError(f"{self.name}: not built yet; check a state against it first")
         return self._network
 
     @property
@@ -54,32 +54,32 @@ class Architecture:
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
-        """The spatial convolutions that cannot, and why."""
+        """The spatial convolutions that cannot be compared, and why."""
         return self._convolutions.left_out
 
     @property
     def _convolutions(self) -> Convolutions:
-        if self._found is None:
-            self._found = convolutions(self.name, self.network)
-        return self._found
+        if self._result is None:
+            self._result = convolutions(self.name, self.network)
+        return self._result
 
     def computed_filters(self, state: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:
-        """The filters of layers whose parametrisations only the network knows, as these compute them in evaluation."""
-        found: dict[str, Tensor] = {}
+        """The filters of parametrised layers, as the network computes them in evaluation from a state."""
+        filters: dict[str, Tensor] = {}
         for layer in layers:
             module = copy.deepcopy(self.network.get_submodule(layer)).eval()
-            own = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
+            entries = {name.removeprefix(f"{layer}."): t for name, t in state.items() if name.startswith(f"{layer}.")}
             try:
-                module.load_state_dict(own)
-                found[layer] = module.weight.detach()  # type: ignore[operator]
+                module.load_state_dict(entries)
+                filters[layer] = module.weight.detach()  # type: ignore[operator]
             except Exception as error:  # a user's own parametrisation can fail in any way
                 raise FsclError(f"layer {layer!r} of {self.name} cannot be computed: {in_words(error)}") from error
-        return found
+        return filters
 
     def misfit(self, state: Mapping[str, Tensor]) -> str:
-        """Why a state does not fit, in a phrase; empty if it does. Heads may differ in size.
+        """Why a state does not fit the network, in a phrase; empty if it fits. Heads may differ in size.
 
-        Both are held against each other as :func:`effective_state` has them.
+        Both are compared after :func:`effective_state`.
         """
         network = self._network or self._built(state)
         expected = self._entries(network)
@@ -87,19 +87,21 @@ class Architecture:
         for name, tensor in expected.items():
             shape = tuple(tensor.shape)
             if name not in state:
-                if not name.endswith("num_batches_tracked"):  # which old files lack
+                if not name.endswith("num_batches_tracked"):  # old files lack these
                     return f"entry {name!r} {shape} of {self.name} is missing"
-            elif (found := tuple(state[name].shape)) != shape and not (within(name, [head]) and found[1:] == shape[1:]):
-                return f"entry {name!r} has shape {found}, and {shape} in {self.name}"
+            elif (found_shape := tuple(state[name].shape)) != shape and not (
+                within(name, [head]) and found_shape[1:] == shape[1:]
+            ):
+                return f"entry {name!r} has shape {found_shape}, and {shape} in {self.name}"
             elif why := misfit_of_kind(state[name], tensor):
                 return f"entry {name!r} {why} in {self.name}"
         if strange := next((name for name in state if name not in expected), None):
-            return f"entry {strange!r} {tuple(state[strange].shape)} is none of {self.name}"
+            return f"entry {strange!r} {tuple(state[strange].shape)} is not an entry of {self.name}"
         self._network = network
         return ""
 
     def entries_in_common(self, state: Mapping[str, Tensor]) -> int:
-        """How many entries a state and the network have by the same names."""
+        """How many entry names a state and the network have in common."""
         return len(self._entries(self._network or self._default).keys() & state.keys())
 
     @staticmethod
@@ -107,30 +109,32 @@ class Architecture:
         return effective_state({name: t for name, t in network.state_dict().items() if isinstance(t, Tensor)})
 
     def _built(self, state: Mapping[str, Tensor]) -> nn.Module:
-        """The network for as many classes and channels as the state's ends have, where these can be found."""
+        """The network with the classes and channels of the state's last and first layer, if these can be told."""
         network = self._default
         stem = next((n for n, module in network.named_modules() if isinstance(module, nn.Conv2d)), "")
         first, last = state.get(f"{stem}.weight"), state.get(f"{_head(network)}.weight")
         if first is None or first.ndim != 4 or last is None:
-            return network  # it will not fit
+            return network  # `misfit` then says why the state does not fit
         try:
-            return self._call(len(last), first.shape[1])  # images come ungrouped
-        except FsclError:  # some are for so many classes only; heads may differ in size
+            return self._call(len(last), first.shape[1])  # the first convolution has no groups
+        except FsclError:  # some networks have a fixed number of classes; heads may differ in size
             return network
 
     def _call(self, classes: int | None = None, channels: int | None = None) -> nn.Module:
-        """The network, with its own numbers of classes and channels, or any where it has none, by default."""
-        taken = inspect.signature(self._make).parameters
+        """Builds the network. None takes its default for classes or channels, or 10 and 3 if it has no default."""
+        parameters = inspect.signature(self._make).parameters
         options: dict[str, Any] = argument_names(self.name, classes or 10, (channels or 3, 0, 0))
-        options.pop("in_size", None)  # pytorchcv's networks know the size that they are for
-        options |= {key: channels or 3 for key in ("in_channels", "in_chans") if key in taken}
+        options.pop("in_size", None)  # pytorchcv's networks have their input size by default
+        options |= {key: channels or 3 for key in ("in_channels", "in_chans") if key in parameters}
         if classes is None:
-            options = {k: v for k, v in options.items() if k in taken and taken[k].default is inspect.Parameter.empty}
-        elif not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in taken.values()):
-            options = {key: value for key, value in options.items() if key in taken}
+            options = {
+                k: v for k, v in options.items() if k in parameters and parameters[k].default is inspect.Parameter.empty
+            }
+        elif not any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+            options = {key: value for key, value in options.items() if key in parameters}
         options |= fresh(self._make)
         try:
-            with current_folder():  # it may import more of them
+            with current_folder():  # the callable may import further modules from it
                 network = self._make(**options)
         except Exception as error:  # a user's own callable can fail in any way
             raise FsclError(f"network {self.name!r} cannot be built with {options}: {in_words(error)}") from error
@@ -140,6 +144,6 @@ class Architecture:
 
 
 def _head(network: nn.Module) -> str:
-    """The last linear layer; or the owner of the last entry, for networks that end in a convolution."""
+    """The last linear layer, or the owner of the last entry for networks without linear layers."""
     linear = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     return linear[-1] if linear else list(network.state_dict())[-1].rpartition(".")[0]

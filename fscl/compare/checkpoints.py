@@ -1,4 +1,4 @@
-"""Reading checkpoint files: a network's state, whatever it is nested in and however its entries are prefixed."""
+"""Reads networks from checkpoint files: finds the state in what contains it, and removes prefixes of wrappers."""
 
 import glob
 import os
@@ -21,7 +21,7 @@ __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoi
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors")
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
-# of DataParallel, and of what a Lightning module calls its network: entries without them are no part of the network
+# of DataParallel and Lightning modules: if all filters have one, entries without it are not part of the network
 PREFIXES = ("module.", "model.")
 
 
@@ -30,10 +30,10 @@ class Checkpoints:
     """The states of the networks that can be compared, by name.
 
     Attributes:
-        states: every network's entries, as :func:`fscl.compare.effective.effective_state` has them.
-        files: where each was read from.
+        states: each network's entries, after :func:`fscl.compare.effective.effective_state`.
+        files: the file that each network was read from.
         layers: the convolutions to compare, in order.
-        left_out: files that could not be used, with the reason.
+        left_out: files that cannot be used, with the reason.
         not_compared: spatial convolutions that cannot be compared in some network, with the reason.
     """
 
@@ -46,7 +46,7 @@ class Checkpoints:
 
 @dataclass
 class _Network:
-    """A file's state, its filters, and the spatial convolutions that cannot be compared."""
+    """The state in a file, its filters, and the spatial convolutions that cannot be compared."""
 
     state: dict[str, Tensor]
     filters: dict[str, Tensor]
@@ -59,13 +59,13 @@ def load_checkpoints(
     """Reads files, and folders of files, that hold networks of one architecture.
 
     Args:
-        paths: checkpoint files; a folder stands for all of them in it, sorted.
-        architecture: what they must fit, and what gives the layers their order; by default they must have the spatial
-            convolutions that most of them have, which are compared in the order of the first of those.
-        skip_broken: leave out files that cannot be used, where otherwise the first is an error.
+        paths: checkpoint files. A folder stands for all checkpoint files in it, sorted by name.
+        architecture: the network that all must fit; its order of layers is used. By default all files must have the
+            spatial convolutions that most of them have, and the first of these files gives the order.
+        skip_broken: leave out files that cannot be used. If False, the first such file is an error.
 
     Raises:
-        FsclError: a file cannot be used, is given twice, or fewer than two are left.
+        FsclError: a file cannot be used or is given twice, or fewer than two files are left.
     """
     files = list(find_checkpoints(paths).values())
     usable: dict[Path, _Network] = {}
@@ -105,13 +105,14 @@ def load_checkpoints(
 
 
 def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
-    """The files that are meant, by short names that differ: the file's, or with folders and suffix where they must be.
+    """The checkpoint files, by short names: file names, with suffix and folders only where they are needed to differ.
 
     Raises:
-        FsclError: there is no such file, a folder holds none, a suffix is unknown, or a file is given twice.
+        FsclError: a file does not exist, a folder has no checkpoint files, a suffix is unknown, or a file is given
+            twice.
     """
     files: list[Path] = []
-    for path in (each for given in paths for each in _expanded(given)):
+    for path in (expanded for given in paths for expanded in _expanded(given)):
         try:
             inside = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
         except OSError as error:
@@ -132,23 +133,23 @@ def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All tensors of the network in a file, by the names under which they lie there. No code is executed.
+    """All tensors of the network in a file, by their names in the file. No code is executed.
 
     Raises:
-        FsclError: there is no such file, it is damaged, holds no state of a network, or more than tensors and plain
-            values.
+        FsclError: the file does not exist, is damaged, holds no state of a network, or holds more than tensors and
+            plain values.
     """
-    found = read_container(path, safetensors=_kind(path) == ".safetensors")
+    content = read_container(path, safetensors=_kind(path) == ".safetensors")
     file = printable(str(path))
-    has_tensors: dict[int, bool] = {}  # a mapping may be in many others
-    nested: Any = found
+    has_tensors: dict[int, bool] = {}  # by id, as one mapping may be held by many
+    nested: Any = content
     passed: set[int] = set()
     while isinstance(nested, Mapping):
         if id(nested) in passed:
             raise FsclError(f"{file}: not the state of a network, but a mapping that holds itself")
         passed.add(id(nested))
         inner = [nested[key] for key in NESTED if isinstance(nested.get(key), Mapping)]
-        if not inner and not _tensors(nested):  # under a name of its own, if there is but one
+        if not inner and not _tensors(nested):  # an unknown name will do, if only one mapping holds tensors
             for value in nested.values():
                 if isinstance(value, Mapping) and id(value) not in has_tensors:
                     has_tensors[id(value)] = bool(_tensors(value))
@@ -159,106 +160,113 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         nested = inner[0]
     state = _tensors(nested) if isinstance(nested, Mapping) else {}
     if not state:
-        keys = f" with {printable(', '.join(map(str, list(found)[:6])))[:200]}" if isinstance(found, Mapping) else ""
-        raise FsclError(f"{file}: not the state of a network, but {type(found).__name__}{keys}")
+        keys = (
+            f" with {printable(', '.join(map(str, list(content)[:6])))[:200]}" if isinstance(content, Mapping) else ""
+        )
+        raise FsclError(f"{file}: not the state of a network, but {type(content).__name__}{keys}")
     check_claims(path, state)
-    compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}  # at any depth
+    # torch.compile adds this prefix at any depth
+    compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
     if len(compiled) < len(state):
         raise FsclError(f"{file}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
     return compiled
 
 
 def _expanded(path: Path) -> list[Path]:
-    """The path itself, or what matches it where no shell has looked: in quotes, or on Windows."""
+    """The path, or the files that match it as a pattern: quotes and Windows leave patterns unexpanded."""
     return [path] if path.exists() else sorted(map(Path, glob.glob(str(path)))) or [path]
 
 
 def _kind(path: Path) -> str:
-    """The known suffix of a file, in small letters; empty if it has none of them."""
+    """The longest of ``SUFFIXES`` that a file name ends with; empty if there is none."""
     return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
 
 
 def _names(files: Sequence[Path]) -> list[str]:
-    whole = [Path(os.path.abspath(file)) for file in files]
-    bare = [p.with_name(p.name[: -len(_kind(p))] or p.name) for p in whole]
-    common = Path(os.path.commonpath([p.parent for p in whole])) if whole else Path()
-    for given in (
-        [p.name for p in bare],
-        [p.name for p in whole],
-        [p.relative_to(common).as_posix() for p in bare],
-        [p.relative_to(common).as_posix() for p in whole],
+    full = [Path(os.path.abspath(file)) for file in files]
+    without_suffix = [p.with_name(p.name[: -len(_kind(p))] or p.name) for p in full]
+    common = Path(os.path.commonpath([p.parent for p in full])) if full else Path()
+    for candidates in (
+        [p.name for p in without_suffix],
+        [p.name for p in full],
+        [p.relative_to(common).as_posix() for p in without_suffix],
+        [p.relative_to(common).as_posix() for p in full],
     ):
-        names = list(map(printable, given))
+        names = list(map(printable, candidates))
         if len(set(names)) == len(names):
             return names
-    return [f"{name} ({number})" for number, name in enumerate(names, 1)]  # one has what another's escapes look like
+    # two names differ only in characters that are escaped alike
+    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
 
 
 def _commonest(networks: Mapping[Path, _Network]) -> Path:
-    """The first of the files whose layers most of them have: one stranger is left out, wherever in the row it is."""
-    kinds = {path: frozenset((n, t.shape) for n, t in network.filters.items()) for path, network in networks.items()}
-    most = Counter(kinds.values()).most_common(1)
-    return next((path for path, kind in kinds.items() if kind == most[0][0]), Path())
+    """The first file of the largest group with the same layers, so that the order of files does not matter."""
+    shapes_by_path = {
+        path: frozenset((n, t.shape) for n, t in network.filters.items()) for path, network in networks.items()
+    }
+    most = Counter(shapes_by_path.values()).most_common(1)
+    return next((path for path, shapes in shapes_by_path.items() if shapes == most[0][0]), Path())
 
 
 def _read_network(path: Path, architecture: Architecture | None) -> _Network:
-    """A file's network, without the prefixes of wrappers."""
+    """The network in a file, without prefixes of wrappers."""
     states = list(_without_prefixes(effective_state(read_checkpoint(path))))
     if architecture is None:
-        state = [state for state, whole in states if whole][-1]
-        found = convolutions(printable(str(path)), state)
-        return _Network(state, found.filters, found.left_out)
+        state = [state for state, is_whole in states if is_whole][-1]
+        result = convolutions(printable(str(path)), state)
+        return _Network(state, result.filters, result.left_out)
     fitting = [state for state, _ in states if not architecture.misfit(state)]
     if not fitting:
-        # the message is about the prefix with which most fits
+        # the message is about the prefix with which most entries fit
         nearest = max((state for state, _ in states), key=architecture.entries_in_common)
         raise FsclError(f"{printable(str(path))}: {architecture.misfit(nearest)}")
     state = fitting[0]
-    found = convolutions(printable(str(path)), state)
-    computed = architecture.computed_filters(state, [n for n in architecture.layers if n in found.left_out])
-    for layer, filters in computed.items():  # in the place of what they are computed from
+    result = convolutions(printable(str(path)), state)
+    computed = architecture.computed_filters(state, [n for n in architecture.layers if n in result.left_out])
+    for layer, filters in computed.items():  # they replace the entries that they are computed from
         state = {key: t for key, t in state.items() if not key.startswith(f"{layer}.parametrizations.weight.")}
         state[f"{layer}.weight"] = filters
-    known = {**found.filters, **computed}
-    left_out = {layer: why for layer, why in found.left_out.items() if layer not in computed}
-    compared = {layer: known[layer] for layer in architecture.layers if layer in known}
+    filters_by_layer = {**result.filters, **computed}
+    left_out = {layer: why for layer, why in result.left_out.items() if layer not in computed}
+    compared = {layer: filters_by_layer[layer] for layer in architecture.layers if layer in filters_by_layer}
     return _Network(state, compared, {**left_out, **architecture.left_out})
 
 
 def _without_prefixes(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:
-    """The state, and what is left of it as the prefixes that all its filters have are taken off, one after another.
+    """The state, then the state without each prefix that all its filters have, one prefix after another.
 
-    Each comes with whether it is still the whole network, for all that is known without its architecture.
+    Each comes with whether it is still the whole network, as far as this can be told without the architecture.
     """
-    whole = True
+    is_whole = True
     while True:
-        yield state, whole
+        yield state, is_whole
         filters = [key for key, tensor in state.items() if tensor.ndim == 4] or list(state)
         prefix = "".join(filters[0].partition(".")[:2])
         if not prefix.endswith(".") or not all(key.startswith(prefix) for key in filters):
             return
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        # of the known wrappers, what has no prefix is a loss, or a counter of averaged models
-        named = all("." in key.removeprefix(prefix) for key in filters)  # a single layer keeps its name
-        whole = whole and (prefix in PREFIXES or (len(inside) == len(state) and named))
+        # entries of known wrappers that lack the prefix belong to a loss, or count averaged models
+        # false for a single layer, which keeps its name
+        has_names = all("." in key.removeprefix(prefix) for key in filters)
+        is_whole = is_whole and (prefix in PREFIXES or (len(inside) == len(state) and has_names))
         state = inside
 
 
 def _align(network: _Network, other: _Network) -> None:
-    """Takes off, or puts before all entries, the one prefix by which a network's layers differ from another's."""
-    mine, theirs = ({f"{layer}.weight" for layer in each.filters} for each in (network, other))
-    more, less = _prefix(mine, theirs), _prefix(theirs, mine)
-    if not more and not less:
+    """Renames the entries of a network to those of another, if all names differ by one and the same prefix."""
+    names, other_names = ({f"{layer}.weight" for layer in n.filters} for n in (network, other))
+    to_remove, to_add = _prefix(names, other_names), _prefix(other_names, names)
+    if not to_remove and not to_add:
         return
     tables: tuple[dict[str, Any], ...] = (network.state, network.filters, network.left_out)
     for entries in tables:
-        kept = [(key, entry) for key, entry in entries.items() if f"{key}.".startswith(more)]
+        part = [(key, entry) for key, entry in entries.items() if f"{key}.".startswith(to_remove)]
         entries.clear()
-        entries.update((less + key[len(more) :], entry) for key, entry in kept)
+        entries.update((to_add + key[len(to_remove) :], entry) for key, entry in part)
 
 
 def _prefix(names: Collection[str], others: Collection[str]) -> str:
-    """What all names have before the others, which else are the same; empty if they are not.
+    """The prefix that turns ``others`` into ``names``; empty if there is none.
 
     >>> _prefix({"net.0.weight", "net.2.weight"}, {"0.weight", "2.weight"}), _prefix({"a.0.weight"}, {"2.weight"})
     ('net.', '')
@@ -267,5 +275,5 @@ def _prefix(names: Collection[str], others: Collection[str]) -> str:
     return prefix if prefix.endswith(".") and {prefix + name for name in others} == set(names) else ""
 
 
-def _tensors(found: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in found.items() if isinstance(key, str) and isinstance(value, Tensor)}
+def _tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}

@@ -1,4 +1,4 @@
-"""Which checkpoints are alike, which of them share a start, and so how far the numbers can be trusted."""
+"""Compares checkpoints: which are alike, which share a start, and how far the similarities can be trusted."""
 
 import csv
 import gc
@@ -39,25 +39,31 @@ __all__ = [
     "write_comparison",
 ]
 
-# Mean relatedness at which clusters of networks are joined as of one start. Measured on sets of three starts with four
-# tasks each: digits in 63 settings (networks of two or three layers, 4 to 64 channels, plain, normalised and depthwise,
-# 3x3 and 5x5; nine ways of training), Fashion-MNIST in 8, and with ResNet-18 in 4. Clusters of one start joined at
-#   0.69 and more  after fine-tuning at no more than the rate of training (ResNet-18: 0.97),
-#   0.20 and more  at four times that rate,
-#   0.19 and more  where only the random initialisation was shared (ResNet-18: 0.94); but once at 0.13;
-# clusters of different starts at 0.11 or less: 0.04 with 3x3 kernels and 8 channels or more (ResNet-18: 0.02), the rest
-# with depthwise or 5x5 kernels of few channels. At higher rates yet, starts are lost (0.02 to 0.09), and networks that
-# training has ruined lie anywhere up to 0.36. To miss a start withholds trust, to see one that is not there lends it:
-# so the threshold is nearer to what starts have in common than it might be.
+# Clusters of networks are joined, as networks of one start, if their mean relatedness is at least this. Measured on
+# sets of three starts with four tasks each: digits in 63 settings (networks of two or three layers, 4 to 64 channels,
+# plain, normalised and depthwise, 3x3 and 5x5; nine ways of training), Fashion-MNIST in 8, and ResNet-18 in 4.
+# Mean relatedness of clusters of one start was
+#   0.69 and more  after fine-tuning with at most the learning rate of training (ResNet-18: 0.97),
+#   0.20 and more  with four times that learning rate,
+#   0.19 and more  if only the random initialisation was shared (ResNet-18: 0.94), with one exception at 0.13.
+# Mean relatedness of clusters of different starts was
+#   0.04 or less   with 3x3 kernels and 8 channels or more (ResNet-18: 0.02),
+#   0.11 or less   with depthwise kernels, or 5x5 kernels of few channels.
+# With still higher learning rates a common start is lost (0.02 to 0.09). Networks ruined by training reach up to 0.36.
+# A missed start only withholds trust, but a wrongly assumed one lends trust. So the threshold is rather high.
 SHARED_START = 0.15
-# Share from which on similarities are said to hold. What is not explained is missing from both networks, so that the
-# cosines of atoms exceed those of the filters, by about 1 - share. Measured within starts: by at most 0.016 where 0.99
-# and more was explained, by 0.04 to 0.065 at 0.95 to 0.98, by 0.18 to 0.22 at 0.68 to 0.84. Nine atoms explained 0.97
-# and more after fine-tuning by SGD at no more than the rate of training (0.92 with strong weight decay), 0.89 and more
-# by Adam, 0.65 to 0.99 at four times the rate or from the random initialisation alone.
+# Similarities are trusted if at least this share is explained. The unexplained part is missing from both networks, so
+# cosines of atoms exceed cosines of filters by about 1 - share. Measured within starts, the excess was
+#   at most 0.016   with 0.99 and more explained,
+#   0.04 to 0.065   with 0.95 to 0.98,
+#   0.18 to 0.22    with 0.68 to 0.84.
+# Nine atoms explained
+#   0.97 and more   after fine-tuning by SGD with at most the learning rate of training (0.92 with strong weight decay),
+#   0.89 and more   by Adam,
+#   0.65 to 0.99    with four times the learning rate, or from the random initialisation alone.
 WELL_EXPLAINED = 0.9
 
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # with which spreadsheets take text for a formula
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet takes text that begins so for a formula
 NAMED = 8  # members of a group that a terminal shows by name
 
 Array = NDArray[np.float64]
@@ -65,7 +71,13 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Group:
-    """Networks that share a start, how much of their filters coefficients of their own explain, and of the least."""
+    """Networks that share a start.
+
+    Attributes:
+        members: their names.
+        share: share of their filters that coefficients fitted to this group explain.
+        least: this share for the member that is explained least.
+    """
 
     members: tuple[str, ...]
     share: float
@@ -74,15 +86,15 @@ class Group:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """What is known of the likeness of T networks.
+    """The similarity of T networks, and how far it can be trusted.
 
     Attributes:
-        joint: the networks over the coefficients by which they were compared.
+        joint: the networks over the coefficients with which they were compared.
         matrix: their similarity, (T, T).
         metric, aggregate: how it was measured, see :func:`fscl.similarity.similarity_matrix`.
         num_atoms: atoms of a 3x3 layer for each start.
-        share: of the filters' energy, what ``num_atoms`` atoms explain; near 1 where all share a start.
-        related: how far each two share coefficients, (T, T); :meth:`JointDecomposition.relatedness`.
+        share: share of the filters' energy that ``num_atoms`` atoms explain; near 1 if all networks share a start.
+        related: how far each pair shares coefficients, (T, T); see :meth:`JointDecomposition.relatedness`.
         groups: networks that share a start, in the order of their first members.
         not_compared: spatial convolutions that could not be compared, and why.
     """
@@ -99,18 +111,18 @@ class Comparison:
 
     @property
     def compared_share(self) -> float:
-        """The share of a network's spatial filters, by values, that was compared."""
+        """The share of a network's spatial filters that was compared, by number of values."""
         compared = sum(stack.rows * stack.pixels for stack in self.joint.filters.values())
         return compared / (compared + sum(why.values for why in self.not_compared.values()))
 
     @property
     def trusted(self) -> bool:
-        """Whether all the numbers may be compared with one another."""
+        """Whether all similarities may be compared with one another."""
         return len(self.groups) == 1 and self.groups[0].least >= WELL_EXPLAINED and not self.not_compared
 
     @property
     def verdict(self) -> str:
-        """The same in words."""
+        """What :attr:`trusted` says, in words and with the reason."""
         explain = f"{self.num_atoms} atoms explain {percent(self.share)} of their filters"
         text = f"these networks share a start, and {explain}"
         if self.trusted:
@@ -124,7 +136,7 @@ class Comparison:
         if self.not_compared:
             missing, layers = len(self.not_compared), len(self.joint.layers) + len(self.not_compared)
             text += (
-                f"; {missing} of {layers} spatial convolutions could not be compared, so that all this is about "
+                f"; {missing} of {layers} spatial convolutions could not be compared, so this is about "
                 f"{percent(self.compared_share)} of the filters"
             )
         return f"{'not to be trusted as a whole' if len(self.groups) > 1 else 'to be read with care'}: {text}"
@@ -149,7 +161,7 @@ class Comparison:
         return self.joint.names[int(row.argmax())], float(row.max())
 
     def as_data(self, rows: Callable[[Array], Any] = np.ndarray.tolist) -> dict[str, Any]:
-        """All of it for other programs, in plain values; ``rows`` makes them of a matrix."""
+        """All results as plain values, for other programs. ``rows`` converts a matrix."""
         names, joint = self.joint.names, self.joint
         return {
             "fscl": fscl.__version__,
@@ -186,34 +198,34 @@ def compare(
     aggregate: str = "mean",
     not_compared: Mapping[str, LeftOut] | None = None,
 ) -> Comparison:
-    """Compares networks by their atoms, with as many of them for each start as the decomposition has.
+    """Compares networks by their atoms, with ``joint.num_atoms`` atoms for each start.
 
-    Networks of one start have the coefficients of one network, or nearly. Where there are several starts, coefficients
-    that are shared out among them explain a part of each and compare the rest with nothing: so the networks are
-    compared over ``num_atoms`` coefficients for each group that is found.
+    Networks of one start have the coefficients of one network, or nearly. If there are several starts, a fixed number
+    of coefficients explains only a part of each start, and the rest is not compared. So the networks are compared over
+    ``num_atoms`` coefficients for each group of networks with one start.
 
     Args:
         joint: the networks over coefficients that they share.
         metric, aggregate: see :func:`fscl.similarity.similarity_matrix`.
-        not_compared: spatial convolutions that are no part of it, and why; by default those that it left out.
+        not_compared: spatial convolutions that are not in ``joint``, and why; by default ``joint.left_out``.
 
     Raises:
-        FsclError: the metric or the aggregate is unknown, or does not apply.
+        FsclError: the metric or the aggregate is unknown or does not apply.
 
     Example:
         >>> import torch
         >>> from fscl.compare import joint_decompose
         >>> start, other = torch.randn(2, 16, 16, 3, 3)
         >>> weights = {"a": start, "b": start + 0.1 * torch.randn(16, 16, 3, 3), "c": other}
-        >>> found = compare(joint_decompose({name: {"conv.weight": w} for name, w in weights.items()}))
-        >>> [group.members for group in found.groups], found.trusted, found.nearest("a")[0]
+        >>> comparison = compare(joint_decompose({name: {"conv.weight": w} for name, w in weights.items()}))
+        >>> [group.members for group in comparison.groups], comparison.trusted, comparison.nearest("a")[0]
         ([('a', 'b'), ('c',)], False, 'b')
     """
     related = joint.relatedness().numpy()
     members = find_groups(related, joint.names)
     compared = joint if len(members) == 1 else joint.refit(joint.num_atoms * len(members))
     groups = []
-    for names in members:  # each of which is let go before the next
+    for names in members:  # one fit in memory at a time
         fit = joint if len(members) == 1 else joint.refit(names=names)
         groups.append(Group(names, fit.share, float(fit.shares.min())))
     matrix = similarity_matrix(compared, metric=metric, aggregate=aggregate).double().numpy()
@@ -224,14 +236,14 @@ def compare(
 
 
 def check_measure(metric: str, aggregate: str) -> None:
-    """Raises :class:`FsclError` for a metric or an aggregate that is unknown, before anything is read."""
-    for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
-        if value not in known:
-            raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+    """Raises :class:`FsclError` for an unknown metric or aggregate. To be called before files are read."""
+    for argument, value, allowed in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
+        if value not in allowed:
+            raise FsclError(f"unknown {argument} {value!r}; known: {', '.join(allowed)}")
 
 
 def find_groups(related: Array, names: Sequence[str]) -> list[tuple[str, ...]]:
-    """The networks that share a start: clusters whose mean relatedness is at least ``SHARED_START``.
+    """Groups of networks that share a start: clusters whose mean relatedness is at least ``SHARED_START``.
 
     >>> find_groups(np.array([[1, 0.1, 0.9], [0.1, 1, 0.0], [0.9, 0.0, 1]]), ["a", "b", "c"])
     [('a', 'c'), ('b',)]
@@ -245,102 +257,102 @@ def find_groups(related: Array, names: Sequence[str]) -> list[tuple[str, ...]]:
     ]
 
 
-def write_comparison(found: Comparison, folder: Path, more: dict[str, Any]) -> list[Path]:
-    """Writes ``similarity.csv``, ``similarity.json`` (with ``more``), ``similarity.png`` and ``clustered.png``.
+def write_comparison(comparison: Comparison, folder: Path, extra: dict[str, Any]) -> list[Path]:
+    """Writes ``similarity.csv``, ``similarity.json`` (with ``extra``), ``similarity.png`` and ``clustered.png``.
 
     Raises:
         FsclError: the folder cannot be written.
     """
-    names = found.joint.names
-    written = [folder / f"similarity.{kind}" for kind in ("csv", "json", "png")] + [folder / "clustered.png"]
-    label = similarity_label(found.metric, found.aggregate)
-    # unrelated networks differ by chance alone, which should not fill the range of colours
-    limits = (min(0.0, float(found.matrix.min())), 1.0) if len(found.groups) == len(names) else None
+    names = comparison.joint.names
+    written = [folder / f"similarity.{suffix}" for suffix in ("csv", "json", "png")] + [folder / "clustered.png"]
+    label = similarity_label(comparison.metric, comparison.aggregate)
+    # unrelated networks differ only by chance, and the range of colours should not show chance
+    limits = (min(0.0, float(comparison.matrix.min())), 1.0) if len(comparison.groups) == len(names) else None
     with written_together():
-        write_atomically(written[0], lambda temporary: _write_table(found, temporary))
-        write_atomically(written[1], lambda temporary: _write_data({**found.as_data(list), **more}, temporary))
-        axes = similarity_heatmap(found.matrix, short_names(names), limits=limits, label=label)
+        write_atomically(written[0], lambda temporary: _write_table(comparison, temporary))
+        write_atomically(written[1], lambda temporary: _write_data({**comparison.as_data(list), **extra}, temporary))
+        axes = similarity_heatmap(comparison.matrix, short_names(names), limits=limits, label=label)
         axes.set(xlabel="checkpoint", ylabel="checkpoint")
         figure = axes.figure
-        assert isinstance(figure, Figure)  # the axes are not in a part of one
+        assert isinstance(figure, Figure)  # not a SubFigure
         save_png(figure, written[2])
         del axes, figure
-        gc.collect()  # a figure refers to itself: tens of megabytes where there are many networks
-        numbers = [found.group_of(name) for name in names]
-        save_png(clustered_heatmap(found.matrix, names, groups=numbers, limits=limits, label=label), written[3])
+        gc.collect()  # figures are reference cycles, of tens of megabytes for many networks
+        numbers = [comparison.group_of(name) for name in names]
+        save_png(clustered_heatmap(comparison.matrix, names, groups=numbers, limits=limits, label=label), written[3])
     return written
 
 
-def _write_table(found: Comparison, file: Path) -> None:
-    names = map(printable, found.joint.names)
+def _write_table(comparison: Comparison, file: Path) -> None:
+    names = map(printable, comparison.joint.names)
     cells = [f"'{name}" if name.startswith(FORMULA) else name for name in names]
     with file.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["", *cells])
-        table.writerows([cell, *map(repr, row.tolist())] for cell, row in zip(cells, found.matrix, strict=True))
+        table.writerows([cell, *map(repr, row.tolist())] for cell, row in zip(cells, comparison.matrix, strict=True))
 
 
 def _write_data(data: dict[str, Any], file: Path) -> None:
-    with file.open("w", encoding="utf-8") as text:  # row by row: of 1,000 networks it is 45 MB
+    with file.open("w", encoding="utf-8") as text:  # written in parts: for 1,000 networks it is 45 MB
         json.dump(data, text, indent=1, default=np.ndarray.tolist)
 
 
-def lines(found: Comparison) -> list[str]:
-    """What a terminal shows: a line for each network, the verdict, the groups."""
-    joint, several = found.joint, len(found.groups) > 1
+def lines(comparison: Comparison) -> list[str]:
+    """The lines for a terminal: one for each network, the verdict, the groups."""
+    joint, several = comparison.joint, len(comparison.groups) > 1
     names = dict(zip(joint.names, short_names(joint.names, 26), strict=True))
     width = max(10, *map(len, names.values()))
     shares = dict(zip(joint.names, joint.shares.tolist(), strict=True))
-    said = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
-    alone = {group.members[0] for group in found.groups if len(group.members) == 1}
-    alike = {name: found.nearest(name) for name in names if name not in alone}
-    # the closest but for copies shows two digits of what it lacks to 1
+    text = [f"{'checkpoint':<{width}} {'group ' if several else ''}explained  most alike"]
+    alone = {group.members[0] for group in comparison.groups if len(group.members) == 1}
+    alike = {name: comparison.nearest(name) for name in names if name not in alone}
+    # the closest pair, copies aside, shows two digits of its distance from 1
     places = decimals(min((1 - s for _, s in alike.values() if 1 - s > 1e-7), default=1.0), least=3, most=6)
     for name, short in names.items():
-        of = f"{found.group_of(name):>5} " if several else ""
+        of = f"{comparison.group_of(name):>5} " if several else ""
         nearest, similarity = alike.get(name, ("", 0.0))
         most = f"{names[nearest]} ({similarity:.{places}f})" if nearest else "none of its start"
-        said.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {most}")
-    of_each = f", {found.num_atoms} for each of {len(found.groups)} starts" if several else ""
-    said += [
+        text.append(f"{short:<{width}} {of}{percent(shares[name]):>9}  {most}")
+    of_each = f", {comparison.num_atoms} for each of {len(comparison.groups)} starts" if several else ""
+    text += [
         "",
-        f"{len(names)} checkpoints, {len(joint.layers)} layers, {found.metric} ({found.aggregate} over layers) of "
-        f"{joint.num_atoms} atoms{of_each}",
-        *_not_compared(found),
-        found.verdict[0].upper() + found.verdict[1:],
+        f"{len(names)} checkpoints, {len(joint.layers)} layers, {comparison.metric} ({comparison.aggregate} over "
+        f"layers) of {joint.num_atoms} atoms{of_each}",
+        *_not_compared(comparison),
+        comparison.verdict[0].upper() + comparison.verdict[1:],
     ]
-    for number, group in enumerate(found.groups if several else [], 1):
+    for number, group in enumerate(comparison.groups if several else [], 1):
         if len(group.members) > 1:
             shown = [names[name] for name in group.members[:NAMED]]
-            rest = f" and {len(group.members) - NAMED} more" * (len(group.members) > NAMED)
-            explained = f"{percent(group.share)} explained by {found.num_atoms} atoms of its own"
+            omitted = f" and {len(group.members) - NAMED} more" * (len(group.members) > NAMED)
+            explained = f"{percent(group.share)} explained by {comparison.num_atoms} atoms of its own"
             if group.least < WELL_EXPLAINED:
                 explained += f", as little as {percent(group.least)} in one"
-            said.append(f"  group {number}: {', '.join(shown)}{rest} ({explained})")
-    return said
+            text.append(f"  group {number}: {', '.join(shown)}{omitted} ({explained})")
+    return text
 
 
-def _not_compared(found: Comparison) -> list[str]:
-    """A line for each kind of layer that is left out of the comparison."""
-    said = []
-    if count := len(found.joint.pointwise):
-        said.append(f"Not compared: {count} convolution{'s' * (count > 1)} of 1x1, which have no spatial part")
+def _not_compared(comparison: Comparison) -> list[str]:
+    """The lines for a terminal about layers that were not compared, one for each reason."""
+    text = []
+    if count := len(comparison.joint.pointwise):
+        text.append(f"Not compared: {count} convolution{'s' * (count > 1)} of 1x1, which have no spatial part")
     layers: dict[str, list[str]] = {}
-    for layer, (reason, _) in found.not_compared.items():
+    for layer, (reason, _) in comparison.not_compared.items():
         layers.setdefault(reason.replace(layer, "..."), []).append(layer)
     for reason, names in layers.items():
-        rest = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
-        said.append(printable(f"Not compared: {', '.join(names[:NAMED])}{rest} ({reason})"))
-    return said
+        omitted = f" and {len(names) - NAMED} more" * (len(names) > NAMED)
+        text.append(printable(f"Not compared: {', '.join(names[:NAMED])}{omitted} ({reason})"))
+    return text
 
 
-def bank_note(found: Comparison) -> str:
-    """How near to the checkpoints the networks of a bank are, and what would make them the same; empty if they are."""
-    off = math.sqrt(max(0.0, 1 - float(found.joint.shares.min())))
-    if off < 1e-5:  # float32
+def bank_note(comparison: Comparison) -> str:
+    """How far the networks of a bank are from the checkpoints, and how to get equal ones; empty if they are equal."""
+    off = math.sqrt(max(0.0, 1 - float(comparison.joint.shares.min())))
+    if off < 1e-5:  # rounding of float32
         return ""
-    enough = math.ceil(9 * len(found.joint.names) / len(found.groups))
+    enough = math.ceil(9 * len(comparison.joint.names) / len(comparison.groups))
     return (
-        f"the bank gives filters back to within {100 * off:.2g} % of their norm, and networks that compute something "
-        f"else; --atoms {enough} gives both back exactly"
+        f"the bank restores filters only to within {100 * off:.2g} % of their norm, so its networks compute something "
+        f"else; --atoms {enough} restores filters and networks exactly"
     )

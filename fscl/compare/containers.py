@@ -1,6 +1,6 @@
-"""What a checkpoint file holds, as ``torch.load`` reads it; or one line that says why it is not read.
+"""Reads checkpoint files as ``torch.load`` does, or refuses them with a one-line reason.
 
-No code in a file is run, and no more memory is taken than the file may need, whatever it says.
+No code in a file is run. Memory is bounded by the size of the file, whatever sizes the file claims.
 """
 
 import errno
@@ -25,36 +25,37 @@ from fscl.text import printable
 
 __all__ = ["check_claims", "check_regular", "read_container"]
 
-ROOM = 2**28  # bytes that any file may unpack to, 256 MiB, beside EXPANSION times its own size
+# a file may unpack to ROOM bytes (256 MiB) plus EXPANSION times its own size
+ROOM = 2**28
 EXPANSION = 8
-PICKLE_ROOM = 2**23  # the same for a pickle alone, which takes a microsecond a byte
+PICKLE_ROOM = 2**23  # the limit in place of ROOM for a pickle, which takes a microsecond per byte
 ALIGNMENT = 64  # of tensors in the files of torch.save
 
 
 def read_container(path: Path, safetensors: bool) -> Any:
-    """All that lies in a file, as ``torch.load(path, weights_only=True)`` has it.
+    """The content of a file, as ``torch.load(path, weights_only=True)`` returns it.
 
-    Tensors lie in the mapped file where it keeps them as they are, so that what is not used is not read into memory.
+    If the file stores tensors uncompressed, it is mapped, so that unused tensors are not read into memory.
 
     Raises:
-        FsclError: it cannot be opened, is damaged, or holds more than tensors and plain values.
+        FsclError: the file cannot be opened, is damaged, or holds more than tensors and plain values.
     """
     check_regular(path)
     try:
         return _read_safetensors(path) if safetensors else _read_pickle(path)
     except MemoryError as error:
-        raise FsclError(f"{printable(str(path))}: takes more memory than there is") from error
+        raise FsclError(f"{printable(str(path))}: takes more memory than is available") from error
 
 
 def check_regular(path: Path) -> None:
-    """Raises :class:`FsclError` for what is no file that can be read, without waiting for what may never come."""
+    """Raises :class:`FsclError` for anything but a readable file. A pipe is not opened: that could block for ever."""
     file = printable(str(path))
     try:
-        found = os.stat(path)
-        if not stat.S_ISREG(found.st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
             kinds = (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a pipe"), (stat.S_ISSOCK, "a socket")
-            kind = next((name for is_kind, name in kinds if is_kind(found.st_mode)), "a device")
-            raise FsclError(f"{file}: {kind}, not a file")
+            kind_name = next((name for is_kind, name in kinds if is_kind(status.st_mode)), "a device")
+            raise FsclError(f"{file}: {kind_name}, not a file")
         with open(path, "rb"):
             pass
     except FsclError:
@@ -64,23 +65,23 @@ def check_regular(path: Path) -> None:
     except OSError as error:
         missing = error.errno in (errno.ENOENT, errno.ELOOP)
         if missing and path.is_symlink():
-            raise FsclError(f"{file}: a link to a file that is not there") from error
+            raise FsclError(f"{file}: a link to a file that does not exist") from error
         raise FsclError(f"{file}: {'no such file' if missing else error.strerror}") from error
 
 
 def check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Raises :class:`FsclError` where tensors stand for far more values than a file of its size keeps.
+    """Raises :class:`FsclError` if tensors have far more values than a file of this size can store.
 
-    A tensor may repeat the values that it has, or have few that are not zero.
+    Strides can repeat values, and a sparse tensor stores only values that are not zero.
     """
     allowed = ROOM + EXPANSION * path.stat().st_size
     for name, tensor in state.items():
-        # what is narrower than float32 may have to become it
+        # counted as float32 at least, because narrower values may be converted to it
         allowed -= 0 if tensor.is_meta else tensor.numel() * max(4, tensor.element_size())
         if allowed < 0:
             raise FsclError(
-                f"{printable(str(path))}: entry {printable(name)!r} {tuple(tensor.shape)} stands for more values than "
-                f"a file of {path.stat().st_size} bytes may have"
+                f"{printable(str(path))}: entry {printable(name)!r} {tuple(tensor.shape)} claims more values than a "
+                f"file of {path.stat().st_size} bytes may have"
             )
 
 
@@ -95,7 +96,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     except FsclError:
         raise
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        why = _strange_beginning(path) or _first_sentence(error)
+        why = _content_by_first_bytes(path) or _first_sentence(error)
         raise FsclError(f"{printable(str(path))}: damaged or truncated, not readable as safetensors ({why})") from error
 
 
@@ -105,19 +106,19 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
                 archive = file.read(4) == b"PK\3\4"
-                # mapped, so that an optimizer's state beside the network is not read
+                # a mapped file spares reading an optimizer's state beside the network
                 mapped = archive and _is_mappable(file, path.stat().st_size) and _is_utf8(path)
                 file.seek(0)
-                found = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
+                content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
                 if not archive:
                     file.seek(0)
                     _check_data_is_there(file)
-            return found
+            return content
     except pickle.UnpicklingError as error:
         if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise FsclError(
-                f"{printable(str(path))}: holds {refused[1]}, which is not loaded, for that could run code; save the "
-                "state alone, with torch.save(model.state_dict(), ...)"
+                f"{printable(str(path))}: holds {refused[1]}, which is not loaded, because that could run code; save "
+                "only the state, with torch.save(model.state_dict(), ...)"
             ) from error
         raise _damaged(path, error) from error
     except MemoryError:
@@ -127,35 +128,35 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _is_mappable(file: BinaryIO, size: int) -> bool:
-    """Whether tensors can be used where they lie in an archive, which is found whole.
+    """Whether an archive can be mapped, because its tensors are uncompressed and aligned. Checks it for damage first.
 
-    ``torch.load`` looks at no checksum, and in a mapped file neither at compression nor at the size of a record.
+    ``torch.load`` does not verify checksums; in a mapped file it checks neither compression nor sizes of records.
 
     Raises:
-        ValueError, zipfile.BadZipFile: it is damaged, or unpacks to more than its size allows.
+        ValueError, zipfile.BadZipFile: the archive is damaged, or unpacks to more than its size allows.
     """
     archive = zipfile.ZipFile(file)
     records = archive.infolist()
     if len({record.filename.lower() for record in records}) < len(records):
-        raise ValueError("two records of one name")
+        raise ValueError("two records have one name")
     root = records[0].filename.partition("/")[0]
     data = archive.getinfo(f"{root}/data.pkl")
     unpacked = sum(record.file_size for record in records)
     if unpacked > ROOM + EXPANSION * size or data.file_size > PICKLE_ROOM + EXPANSION * data.compress_size:
         raise ValueError(f"records that unpack to {unpacked} bytes, far more than its own {size}")
-    checked = any(record.CRC for record in records)  # there are none after torch.serialization.set_crc32_options(False)
+    checked = any(record.CRC for record in records)  # False after torch.serialization.set_crc32_options(False)
     for record in records:
         if not checked:
-            del record.CRC  # with which it would be compared
+            del record.CRC  # or zipfile would compare the content with it
             continue
         with archive.open(record) as content:
             while content.read(2**20):
-                pass  # it is compared at the end
+                pass  # zipfile compares the checksum at the end
     sizes = {record.filename: record.file_size for record in records}
     for key, claimed in _references(io.BytesIO(archive.read(data))).sizes.items():
         if sizes.get(f"{root}/data/{key}") != claimed:
-            raise ValueError(f"{claimed} bytes of tensor data {key!r} are not there")
-    return all(_lies_open(record, file) for record in records if record.filename.startswith(f"{root}/data/"))
+            raise ValueError(f"{claimed} bytes of tensor data {key!r} are missing")
+    return all(_is_stored_aligned(record, file) for record in records if record.filename.startswith(f"{root}/data/"))
 
 
 def _is_utf8(path: Path) -> bool:
@@ -168,29 +169,29 @@ def _is_utf8(path: Path) -> bool:
 
 
 def _check_data_is_there(file: BinaryIO) -> None:
-    """Raises ValueError if a file of the older format leaves the values of a tensor as memory happens to be."""
+    """Raises ValueError if a file of the older format lacks values of a tensor: torch leaves them uninitialised."""
     *_, state, keys = [_references(file) for _ in range(5)]  # after the format, its version and the machine
     if set(state.sizes) - set(keys.value):
-        raise ValueError("tensor data that is not there")
+        raise ValueError("tensor data is missing")
 
 
-def _lies_open(record: zipfile.ZipInfo, file: BinaryIO) -> bool:
+def _is_stored_aligned(record: zipfile.ZipInfo, file: BinaryIO) -> bool:
     file.seek(record.header_offset + 26)
     name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
     return record.compress_type == zipfile.ZIP_STORED and not (record.header_offset + 30 + name + extra) % ALIGNMENT
 
 
 def _references(file: BinaryIO) -> "_References":
-    """The tensor data that a pickle refers to; of what else is in it, only plain values are made."""
+    """Reads which tensor data a pickle refers to. Of its other content, only plain values are created."""
     reader = _References(file, encoding="utf-8")
     reader.value = reader.load()
     return reader
 
 
-class _Nothing:
-    """Whatever a pickle asks for."""
+class _Placeholder:
+    """Stands in for any class that a pickle names."""
 
-    def __new__(cls, *_: Any, **__: Any) -> "_Nothing":
+    def __new__(cls, *_: Any, **__: Any) -> "_Placeholder":
         return super().__new__(cls)
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
@@ -205,11 +206,11 @@ class _Nothing:
 
 
 class _References(pickle._Unpickler):
-    """The unpickler in C would allocate whatever a hostile index asks for.
+    """The unpickler in Python: the one in C allocates any size that a hostile index names.
 
     Attributes:
-        value: what is in the pickle, but for objects.
-        sizes: bytes of the tensor data by key, as the pickle says.
+        value: the content of the pickle, without objects.
+        sizes: by key, the bytes of tensor data that the pickle claims.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -219,36 +220,36 @@ class _References(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if not (module in ("torch", "torch.storage") and name.endswith("Storage")):
-            return _Nothing
+            return _Placeholder
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the typed ones are deprecated
-            kind = getattr(torch, name)
-            return getattr(kind, "dtype", None) or torch.uint8
+            warnings.simplefilter("ignore")  # typed storages are deprecated
+            storage = getattr(torch, name)
+            return getattr(storage, "dtype", None) or torch.uint8
 
-    def persistent_load(self, reference: Any) -> _Nothing:
+    def persistent_load(self, reference: Any) -> _Placeholder:
         _, dtype, key, _, values, *_ = reference
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"tensor data of type {type(dtype).__name__}")
         size = values * dtype.itemsize
         if self.sizes.setdefault(str(key), size) != size:
-            raise ValueError(f"tensor data {key!r} of two sizes")
-        return _Nothing()
+            raise ValueError(f"tensor data {key!r} has two sizes")
+        return _Placeholder()
 
 
 def _damaged(path: Path, error: Exception) -> FsclError:
-    why = _strange_beginning(path) or _first_sentence(error)
+    why = _content_by_first_bytes(path) or _first_sentence(error)
     return FsclError(f"{printable(str(path))}: damaged or truncated, or not a checkpoint of torch.save ({why})")
 
 
 def _first_sentence(error: Exception) -> str:
-    # torch says much else besides when it refuses a pickle
+    # torch surrounds the reason with other text when it refuses a pickle
     text = re.sub(r".*?WeightsUnpickler error:|PytorchStreamReader", "", str(error), count=1, flags=re.DOTALL).strip()
     reason = text.splitlines()[0].split(". ")[0] if re.search("[a-z]", text) else type(error).__name__
     return printable(reason)[:120]
 
 
-def _strange_beginning(path: Path) -> str:
-    """What a file is that could not be read, where its first bytes tell; in a phrase."""
+def _content_by_first_bytes(path: Path) -> str:
+    """What an unreadable file is, in a phrase, if its first bytes tell; otherwise empty."""
     try:
         with path.open("rb") as file:
             head = file.read(100)
@@ -257,9 +258,9 @@ def _strange_beginning(path: Path) -> str:
     if not head:
         return "the file is empty"
     if head.startswith(b"version https://git-lfs"):
-        return "a pointer of Git LFS in the place of the file, which `git lfs pull` fetches"
-    if head[0] == 0x80 and head[1:2] > b"\2":  # torch.save writes protocol 2, if it does not write a zip archive
-        return "a plain pickle, which is not loaded, for that could run code"
+        return "a pointer of Git LFS in place of the file, which `git lfs pull` fetches"
+    if head[0] == 0x80 and head[1:2] > b"\2":  # torch.save writes a zip archive, or pickles of protocol 2
+        return "a plain pickle, which is not loaded, because that could run code"
     line = head.strip().split(b"\n")[0].strip()
     text = line.isascii() and line.decode("ascii").isprintable() and len(line) > 3
     return f"it begins with the text {line[:40].decode('ascii')!r}" if text else ""

@@ -27,12 +27,12 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Convolutions:
-    """What a network's entries are to a comparison of filters.
+    """The entries of a network, sorted for a comparison of filters.
 
     Attributes:
         filters: (out, in / groups, kh, kw) of each spatial convolution that can be compared, in the state's order.
-        left_out: the spatial convolutions that cannot.
-        pointwise: convolutions of 1x1, which have no spatial part.
+        left_out: the spatial convolutions that cannot be compared.
+        pointwise: 1x1 convolutions, which have no spatial part.
     """
 
     filters: dict[str, Tensor] = field(default_factory=dict)
@@ -44,29 +44,31 @@ class Convolutions:
 def convolutions(name: str, state: State) -> Convolutions:
     """Sorts the entries of a network's :func:`effective state <fscl.compare.effective.effective_state>`.
 
-    Filters are the entries called ``weight`` of four dimensions with a kernel larger than 1x1. Other entries that may
-    be those of a spatial convolution are left out by name: integers, whose scale is not known, complex numbers, tensors
-    without values, weights that are computed from entries in a way that is not known, convolutions of three dimensions.
-    Of a module, any parametrisation's weight is known, and a convolution with another forward pass is left out.
+    Filters are four-dimensional entries called ``weight`` with a kernel larger than 1x1. Other entries that may belong
+    to a spatial convolution are listed as left out: integers, whose scale is not known; complex numbers; tensors
+    without values; weights computed from entries in an unknown way; convolutions of three dimensions. A module tells
+    more than a state: its parametrised weights can be computed, and a convolution with another forward pass is left
+    out.
 
     Raises:
-        FsclError: there are no filters that can be compared, one is not finite, or a module is lazy; the message begins
-            with ``name``.
+        FsclError: there are no filters that can be compared, a filter is not finite, or a module is lazy. The message
+            begins with ``name``.
     """
     if isinstance(state, nn.Module):
-        found = _of_module(name, state)
+        result = _of_module(name, state)
     elif isinstance(state, Mapping):
-        found = _of_entries({k: t for k, t in state.items() if isinstance(k, str) and isinstance(t, Tensor)})
+        result = _of_entries({k: t for k, t in state.items() if isinstance(k, str) and isinstance(t, Tensor)})
     else:
         raise FsclError(f"{name}: {type(state).__name__}; a state_dict or a module would do")
-    if not found.filters:
-        why = "".join(f"; layer {layer!r}: {reason}" for layer, (reason, _) in list(found.left_out.items())[:1])
+    if not result.filters:
+        why = "".join(f"; layer {layer!r}: {reason}" for layer, (reason, _) in list(result.left_out.items())[:1])
         which = "that can be compared" if why else "(4-D weights with a kernel larger than 1x1)"
         raise FsclError(f"{name}: no spatial convolutions {which}{why}")
-    for layer, filters in found.filters.items():
-        if not all(extreme.isfinite() for extreme in torch.aminmax(filters)):  # they pass NaN on, and copy nothing
+    for layer, filters in result.filters.items():
+        # aminmax returns NaN if there is one, and copies nothing
+        if not all(extreme.isfinite() for extreme in torch.aminmax(filters)):
             raise FsclError(f"{name}: the filters of layer {layer!r} are not all finite")
-    return found
+    return result
 
 
 def same_layers(
@@ -76,22 +78,23 @@ def same_layers(
     others: Mapping[str, Tensor],
     left_out: Mapping[str, LeftOut] | None = None,
 ) -> None:
-    """Raises :class:`FsclError` with the first layer in which two networks differ, and both shapes.
+    """Raises :class:`FsclError` if the layers of two networks differ; the message names the first such layer.
 
-    ``left_out`` are the layers of the first network that cannot be compared, for the message.
+    ``left_out`` are the layers of the first network that cannot be compared; the message gives the reason.
     """
     for layer in {**others, **filters}:
-        mine, theirs = (tuple(f[layer].shape) if layer in f else None for f in (filters, others))
-        if mine != theirs:
+        shape, other_shape = (tuple(f[layer].shape) if layer in f else None for f in (filters, others))
+        if shape != other_shape:
             why = f" ({left_out[layer].reason})" if left_out and layer in left_out else ""
             raise FsclError(
-                f"{name}: layer {layer!r} has {f'filters {mine}' if mine else 'no filters'} here{why} and "
-                f"{f'filters {theirs}' if theirs else 'none'} in {other}; networks of one architecture can be compared"
+                f"{name}: layer {layer!r} has {f'filters {shape}' if shape else 'no filters'} here{why} and "
+                f"{f'filters {other_shape}' if other_shape else 'none'} in {other}; only networks of one architecture "
+                "can be compared"
             )
 
 
 def misfit_of_kind(tensor: Tensor, expected: Tensor) -> str:
-    """Why an entry's values cannot be taken for those of another, in a phrase; empty if they can.
+    """Why ``tensor`` cannot take the place of ``expected``, in a phrase; empty if it can.
 
     >>> misfit_of_kind(torch.zeros(2, dtype=torch.int8), torch.zeros(2))
     'holds int8 values, and float32'
@@ -110,25 +113,25 @@ def _kind(tensor: Tensor) -> str:
 def _of_entries(state: Mapping[str, Tensor]) -> Convolutions:
     entries = effective_state(state)
     beside = _beside(entries)
-    found = Convolutions()
+    result = Convolutions()
     for key, tensor in entries.items():
         layer, _, leaf = key.rpartition(".")
         if tensor.ndim not in (4, 5) or not tensor.numel():
             continue
         if all(size == 1 for size in tensor.shape[2:]):
-            found.pointwise.extend([layer] * (leaf == "weight"))
+            result.pointwise.extend([layer] * (leaf == "weight"))
             continue
         place = layer if leaf == "weight" else _owner(key)
         if reason := _hindrance(key, tensor, beside.get(place, "")):
-            values = max(tensor.numel(), found.left_out[place].values if place in found.left_out else 0)
-            found.left_out[place] = LeftOut(reason, values)
+            values = max(tensor.numel(), result.left_out[place].values if place in result.left_out else 0)
+            result.left_out[place] = LeftOut(reason, values)
         else:
-            found.filters[layer] = tensor.detach()
-    return found
+            result.filters[layer] = tensor.detach()
+    return result
 
 
 def _owner(key: str) -> str:
-    """The layer of an entry that is a part of a weight; the entry itself, if it is none."""
+    """The layer whose weight the entry is a part of; the entry's own name if it is not a part of a weight."""
     layer, parametrised, _ = key.partition("parametrizations.weight.")
     if parametrised:
         return layer.removesuffix(".")
@@ -137,22 +140,22 @@ def _owner(key: str) -> str:
 
 
 def _beside(entries: Mapping[str, Tensor]) -> dict[str, str]:
-    """By layer, an entry from which its weight is computed in a way that is not known."""
-    found: dict[str, str] = {}
+    """By layer, an entry from which the layer's weight is computed in an unknown way."""
+    by_layer: dict[str, str] = {}
     for key in entries:
         for mark in (".parametrizations.weight.", ".weight_"):
             layer, marked, _ = f".{key}".partition(mark)
             if marked:
-                found[layer.removeprefix(".")] = key
-    return found
+                by_layer[layer.removeprefix(".")] = key
+    return by_layer
 
 
 def _hindrance(key: str, tensor: Tensor, beside: str) -> str:
-    """Why a tensor of four or five dimensions cannot be compared as filters; empty if it can."""
+    """Why a tensor of four or five dimensions cannot be compared as filters; empty if it can be."""
     if beside:
-        return f"its weight is computed by {beside!r}, in a way that is not known"
+        return f"its weight is computed by {beside!r}, in an unknown way"
     if key.rpartition(".")[2] != "weight":
-        return "an entry of no known kind of layer"
+        return "an entry of an unknown kind of layer"
     if tensor.ndim == 5:
         return "a convolution of three dimensions"
     if tensor.is_meta:
@@ -165,27 +168,28 @@ def _hindrance(key: str, tensor: Tensor, beside: str) -> str:
 
 
 def _of_module(name: str, model: nn.Module) -> Convolutions:
-    """Those of a module, which tells more than its state: other forward passes, and any parametrisation's weight."""
+    """The convolutions of a module. It tells more than its state: other forward passes, and parametrised weights."""
     for layer, module in model.named_modules():
         if any(nn.parameter.is_lazy(parameter) for parameter in module._parameters.values()):
             raise FsclError(f"{name}: {layer} is lazy and has no filters yet; run the model once")
     modules = dict(model.named_modules())
-    again = {n for n, _ in model.named_modules(remove_duplicate=False)} - modules.keys()  # used twice under two names
+    again = {n for n, _ in model.named_modules(remove_duplicate=False)} - modules.keys()  # second names of modules
     state = {key: t for key, t in model.state_dict().items() if isinstance(t, Tensor)}
-    found = _of_entries({key: t for key, t in state.items() if key.rpartition(".")[0] not in again})
+    result = _of_entries({key: t for key, t in state.items() if key.rpartition(".")[0] not in again})
     for layer, module in modules.items():
-        if layer in found.left_out and hasattr(module, "parametrizations"):
-            weight = copy.deepcopy(module).eval().weight  # in training, to compute it may change the module
+        if layer in result.left_out and hasattr(module, "parametrizations"):
+            # a copy, because computing the weight in training mode may change the module
+            weight = copy.deepcopy(module).eval().weight
             if isinstance(weight, Tensor) and weight.ndim == 4:
-                del found.left_out[layer]
-                found.filters[layer] = weight.detach()
-        if layer in found.filters and isinstance(module, nn.Conv2d) and not _is_plain(type(module)):
+                del result.left_out[layer]
+                result.filters[layer] = weight.detach()
+        if layer in result.filters and isinstance(module, nn.Conv2d) and not _is_plain(type(module)):
             reason = f"{type(module).__name__} overrides nn.Conv2d's forward"
-            found.left_out[layer] = LeftOut(reason, found.filters.pop(layer).numel())
+            result.left_out[layer] = LeftOut(reason, result.filters.pop(layer).numel())
     order = {layer: place for place, layer in enumerate(modules)}
-    filters = dict(sorted(found.filters.items(), key=lambda item: order.get(item[0], len(order))))
-    return replace(found, filters=filters)
+    filters = dict(sorted(result.filters.items(), key=lambda item: order.get(item[0], len(order))))
+    return replace(result, filters=filters)
 
 
-def _is_plain(kind: type[nn.Conv2d]) -> bool:
-    return kind.forward is nn.Conv2d.forward and kind._conv_forward is nn.Conv2d._conv_forward
+def _is_plain(cls: type[nn.Conv2d]) -> bool:
+    return cls.forward is nn.Conv2d.forward and cls._conv_forward is nn.Conv2d._conv_forward

@@ -1,4 +1,4 @@
-"""The weights that a network computes with, where its state keeps what they are computed from."""
+"""The weights that a network computes with, when its state holds only the entries that they are computed from."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -15,11 +15,12 @@ ATOMS = re.compile(r"(?P<owner>(?:.*\.)?)(?P<part>coefficients|atoms)")
 
 @torch.no_grad()
 def effective_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A network's state in which each weight that other entries determine stands in the place of these entries.
+    """A network's state with computed weights in place of the entries that they are computed from.
 
-    Such are pruned weights (``weight_orig``, ``weight_mask``), weights under weight or spectral normalisation, by hooks
-    or by parametrisations, as PyTorch computes them in evaluation, and coefficients times atoms. Sparse, quantised and
-    8-bit floating point entries become ordinary ones of the same values. All else is left as it is.
+    Computed are pruned weights (``weight_orig``, ``weight_mask``), weights under weight or spectral normalisation (by
+    hooks or by parametrisations, as PyTorch computes them in evaluation), and coefficients times atoms. Sparse,
+    quantised and 8-bit floating-point entries become ordinary tensors of the same values. All other entries stay as
+    they are.
 
     Example:
         >>> state = {"0.weight_orig": torch.ones(1, 1, 3, 3), "0.weight_mask": torch.eye(3).view(1, 1, 3, 3)}
@@ -27,22 +28,22 @@ def effective_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         tensor(3.)
     """
     entries = {name: _ordinary(tensor) for name, tensor in state.items()}
-    parts: dict[str, dict[str, str]] = {}  # by the name of a weight, the entries that it may have in its place
+    parts: dict[str, dict[str, str]] = {}  # by weight, the entries that it may be computed from: part -> entry
     for name in entries:
         if (place := _place(name)) is not None:
             parts.setdefault(place[0], {})[place[1]] = name
-    weights: dict[str, tuple[str, Tensor] | None] = {}  # by entry; None for all but the first of a weight's entries
+    weights: dict[str, tuple[str, Tensor] | None] = {}  # what takes the place of an entry; None drops it
     for weight, names in parts.items():
         compute = WEIGHTS.get(frozenset(names))
         value = compute({part: entries[name] for part, name in names.items()}) if compute else None
         if value is not None and weight not in entries:
-            first, *others = names.values()
-            weights |= {first: (weight, value), **dict.fromkeys(others)}
+            first, *further = names.values()
+            weights |= {first: (weight, value), **dict.fromkeys(further)}
     return dict(item for name, tensor in entries.items() if (item := weights.get(name, (name, tensor))) is not None)
 
 
 def _place(name: str) -> tuple[str, str] | None:
-    """The weight that an entry may be a part of, and which part."""
+    """The weight that an entry may be a part of, and the name of the part."""
     if match := PARAMETRISED.fullmatch(name) or RENAMED.fullmatch(name):
         return match["owner"] + match["leaf"], match["part"]
     if match := ATOMS.fullmatch(name):
@@ -67,23 +68,25 @@ def _pruned(original: Tensor, mask: Tensor) -> Tensor | None:
 
 
 def _of_weight_norm(length: Tensor, direction: Tensor) -> Tensor | None:
-    """One length for each index of one dimension, or one for all."""
+    """``length`` has a value for each index of one dimension, or a single value."""
     shape = length.shape or (1,) * direction.ndim
-    kept = [d for d, size in enumerate(shape) if size > 1]
+    kept_dims = [d for d, size in enumerate(shape) if size > 1]
     if (
         direction.ndim < 2
         or len(shape) != direction.ndim
-        or len(kept) > 1
-        or any(shape[d] != direction.shape[d] for d in kept)
+        or len(kept_dims) > 1
+        or any(shape[d] != direction.shape[d] for d in kept_dims)
     ):
         return None
-    others = [d for d in range(direction.ndim) if d not in kept]
-    return direction * (length / torch.linalg.vector_norm(direction, dim=others, keepdim=True))
+    norm_dims = [d for d in range(direction.ndim) if d not in kept_dims]
+    return direction * (length / torch.linalg.vector_norm(direction, dim=norm_dims, keepdim=True))
 
 
 def _of_spectral_norm(original: Tensor, left: Tensor, right: Tensor) -> Tensor | None:
-    """By the singular vectors that training has kept; rows are the first dimension, in transposed convolutions the
-    second."""
+    """Uses the singular vectors that training has stored.
+
+    Rows are the first dimension of the weight, or the second dimension in transposed convolutions.
+    """
     for dimension in range(min(2, original.ndim)):
         matrix = original.movedim(dimension, 0).flatten(1)
         if (left.shape, right.shape) == (matrix.shape[:1], matrix.shape[1:]):
@@ -98,21 +101,21 @@ def _composed(coefficients: Tensor, atoms: Tensor) -> Tensor | None:
 
 
 def _of(compute: Callable[..., Tensor | None], *parts: str) -> Callable[[Mapping[str, Tensor]], Tensor | None]:
-    """Computes a weight of entries in this order, where they hold numbers for it."""
+    """A function that computes a weight from these entries, or returns None if their values do not allow it."""
 
     def weight(entries: Mapping[str, Tensor]) -> Tensor | None:
-        given = [entries[part] for part in parts]
-        if not given[0].is_floating_point() or any(t.is_meta or t.layout != torch.strided for t in given):
+        tensors = [entries[part] for part in parts]
+        if not tensors[0].is_floating_point() or any(t.is_meta or t.layout != torch.strided for t in tensors):
             return None
         try:
-            return compute(*given)
-        except RuntimeError:  # types that do not go together
+            return compute(*tensors)
+        except RuntimeError:  # dtypes that cannot be combined
             return None
 
     return weight
 
 
-# by the parts that there are: no others, for what they do to the weight is not known
+# by the set of parts, which must match exactly: an unknown further part may change the weight
 WEIGHTS = {
     frozenset(parts): _of(compute, *parts)
     for compute, *parts in (

@@ -1,4 +1,4 @@
-"""How the filters of one network change over time, compared without data."""
+"""Compares the filters of one network over time, without data."""
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +11,10 @@ __all__ = ["FilterHistory"]
 
 
 class FilterHistory:
-    """The filters of any network after each task, kept as atoms over coefficients that span the first task's filters.
+    """The filters of a network after each task, stored as atoms over coefficients that span the first task's filters.
 
-    What lies outside that span is not compared, so the similarity of networks whose coefficients move is that of a part
-    of their filters; :attr:`explained` says, for each task and layer, which share of the filters' energy it is.
+    Filters outside that span are not compared. So if coefficients change, the similarity is about a part of the filters
+    only. :attr:`explained` gives, for each task and layer, this part as a share of the filters' energy.
 
     Example:
         >>> history = FilterHistory()
@@ -35,10 +35,10 @@ class FilterHistory:
         return len(self.atoms)
 
     def add(self, model: nn.Module) -> None:
-        """Remembers a network.
+        """Stores the present filters of a network.
 
         Raises:
-            FsclError: it has no spatial convolutions.
+            FsclError: the network has no spatial convolutions.
         """
         filters = {
             name: module.weight.detach().cpu()
@@ -54,7 +54,7 @@ class FilterHistory:
         self.explained.append({name: float(pair.explained[1]) for name, pair in pairs.items()})
 
     def similarity(self, metric: str = "cosine", aggregate: str = "product", per_layer: bool = False) -> Tensor:
-        """(T, T), or (L, T, T) with ``per_layer``."""
+        """Similarity of the stored filters: (T, T), or (L, T, T) with ``per_layer``."""
         stacks = {name: torch.stack([atoms[name] for atoms in self.atoms]) for name in self.first}
         grams = {name: torch.eye(stack.shape[1], dtype=stack.dtype) for name, stack in stacks.items()}  # orthonormal
         return similarity_matrix(stacks, metric, aggregate, grams=grams, per_layer=per_layer)

@@ -1,4 +1,4 @@
-"""The filters of several networks side by side: the bases that they share, and how much of each a basis explains."""
+"""One layer's filters of several networks: shared bases, and how much of each network's filters a basis explains."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,21 +9,21 @@ from torch import Tensor, nn
 
 __all__ = ["LayerFilters"]
 
-_CHUNK_VALUES = 2**21  # float64 values of a tall matrix that are held at a time: 16 MiB
-_WHOLE = 2048  # rows and columns of the largest matrix of inner products that is held whole: 32 MiB
-_KRYLOV = 400  # columns, or three blocks, of the space in which leading vectors of a larger one are looked for
-_ROUNDING = 1e-7  # singular values below this share of the largest are rounding of float32 filters
+_CHUNK_VALUES = 2**21  # float64 values of a tall matrix in memory at a time: 16 MiB
+_WHOLE = 2048  # rows and columns of the largest matrix of inner products in memory: 32 MiB
+_KRYLOV = 400  # columns of the Krylov space that is used for larger matrices, but at least three blocks
+_ROUNDING = 1e-7  # a singular value below this share of the largest is rounding of float32 filters
 
 
 @dataclass(frozen=True, eq=False)
 class LayerFilters:
     """One convolution's filters in T networks, as matrices W_t (n, k) of n = out * in / groups rows and k = kh * kw.
 
-    Every network's are scaled to norm 1 before they are compared or share a basis: similarity does not depend on
-    scale, so a network with larger filters has no more to say than the others about what is shared.
+    Each network's filters are scaled to norm 1 before they are compared or a basis is fitted. Similarity does not
+    depend on scale, so networks with larger filters must not count for more in the shared basis.
 
     Attributes:
-        filters: T tensors (out, in / groups, kh, kw), which may lie in mapped files: they are read in chunks.
+        filters: T tensors (out, in / groups, kh, kw), which may lie in mapped files. They are read in chunks.
     """
 
     filters: Sequence[Tensor]
@@ -55,7 +55,7 @@ class LayerFilters:
         return total.view(count, pixels, count, pixels)
 
     def of(self, networks: Sequence[int]) -> "LayerFilters":
-        """Those of some of the networks; inner products that were taken are taken over."""
+        """The filters of some of the networks. Inner products that are already computed are kept."""
         part = LayerFilters([self.filters[t] for t in networks])
         part.__dict__["norms"] = self.norms[networks]
         if "gram" in self.__dict__:
@@ -65,18 +65,19 @@ class LayerFilters:
     def basis(self, size: int) -> Tensor:
         """The leading left singular vectors of the unit-norm matrices side by side, (n, size) float64.
 
-        Orthonormal columns, the best of their number for all networks together; columns of zeros where the filters
-        span fewer dimensions than ``size``.
+        The columns are orthonormal, and no ``size`` columns explain more of all networks together. If the filters span
+        fewer dimensions than ``size``, the surplus columns are zero.
 
-        A matrix wider than tall is decomposed as it is. A tall one (262,144 x 108 for a layer of 12 ResNet-18s) goes
-        through its Gram matrix, so that it is never held whole in float64. That halves the digits: a singular
-        vector is lost in rounding where its value is below about 1e-8 of the largest. Float32 filters carry nothing
-        there, so what is below 1e-7 is left out, as is what rounding has made up of nothing: a vector of another length
-        than its value promised. The others, orthonormal only to about 1e-2 near that limit, are made orthonormal to
-        float64 precision in a second step.
+        A matrix that is wider than tall is decomposed directly. A tall matrix (262,144 x 108 for a layer of 12
+        ResNet-18s) is decomposed through its Gram matrix, so that it is never in memory whole in float64. This halves
+        the number of digits: a singular vector is lost in rounding if its value is below about 1e-8 of the largest.
+        Float32 filters carry no information there, so values below 1e-7 are left out. Vectors made of rounding alone
+        are left out, too: their length differs from what their value predicts. The remaining vectors are orthonormal
+        only to about 1e-2 near the limit; a second step makes them orthonormal to float64 precision.
 
-        Of hundreds of networks neither is held. Where rows are few, their inner products are; else the leading vectors
-        are found in a block Krylov space, which is exact as far as the values that follow are smaller.
+        For hundreds of networks both matrices are too large. If there are few rows, the inner products of rows are
+        used. Otherwise the leading vectors are computed in a block Krylov space, whose error falls with the ratio of
+        the next singular values to the leading ones.
         """
         wide = len(self.filters) * self.pixels
         if self.rows <= wide <= _WHOLE:
@@ -85,7 +86,7 @@ class LayerFilters:
         elif self.rows <= _WHOLE < wide:
             squares, vectors = torch.linalg.eigh(self._outer())
             squares, vectors = squares.flip(0), vectors.flip(1)
-            rounding = self.rows * torch.finfo(torch.float64).eps  # which is above _ROUNDING squared
+            rounding = self.rows * torch.finfo(torch.float64).eps  # larger than _ROUNDING squared
             vectors = vectors[:, : min(size, int((squares > rounding * squares[0]).sum()))]
         else:
             squares, right = self._right_vectors(size)
@@ -109,15 +110,16 @@ class LayerFilters:
         return atoms, energies
 
     def overlap(self) -> tuple[Tensor, Tensor]:
-        """Share of each network's filters that lies in the span of another's, and what chance alone would give.
+        """Share of each network's filters that lies in the span of another network's, and the share expected by chance.
 
         Returns:
             Both (T, T), symmetric (the mean of both directions). By chance, filters of n rows have the share k / n of
-            their energy in a span of k dimensions. Where one of two networks' filters are all zero, both are 1.
+            their energy in a span of k dimensions. If one of two networks has only zero filters, both values are 1.
         """
         count = len(self.filters)
         values, vectors = torch.linalg.eigh(self._own_gram())
-        real = values > 1e-10 * values[:, -1:].clamp(min=1e-300)  # what is 1e-5 of the largest spans nothing of note
+        # directions below 1e-5 of the largest are negligible; values are squares
+        real = values > 1e-10 * values[:, -1:].clamp(min=1e-300)
         whiten = vectors * (torch.where(real, values, 1.0).rsqrt() * real)[:, None]
         share = torch.empty(count, count, dtype=torch.float64)
         for start, gram in self._gram_rows():
@@ -129,7 +131,7 @@ class LayerFilters:
         return share, chance
 
     def _right_vectors(self, size: int) -> tuple[Tensor, Tensor]:
-        """Squared singular values and right singular vectors (T * k, m), the largest first; at least ``size``."""
+        """Squared singular values, largest first, and right singular vectors (T * k, m); m is at least ``size``."""
         wide = len(self.filters) * self.pixels
         width = size + 8
         if wide <= _WHOLE or 3 * width > wide:
@@ -141,11 +143,11 @@ class LayerFilters:
         for _ in range(max(3, _KRYLOV // width)):
             image = sum((part.mT @ (part @ block) for part in self._chunks()), torch.zeros_like(block))
             space, images = torch.cat([space, block], 1), torch.cat([images, image], 1)
-            for _ in range(2):  # once leaves rounding
+            for _ in range(2):  # one pass leaves rounding errors
                 image = image - space @ (space.mT @ image)
             block, lengths = torch.linalg.qr(image)
             block = block[:, lengths.diagonal().abs() > _ROUNDING**2 * images.norm()]
-            if not block.shape[1]:  # nothing is outside of the space
+            if not block.shape[1]:  # the space is complete
                 break
         squares, turns = torch.linalg.eigh(space.mT @ images)
         return squares.flip(0), space @ turns.flip(1)
@@ -164,24 +166,25 @@ class LayerFilters:
         return torch.stack([part.mT @ part for part in self._blocks(1)])
 
     def _gram_rows(self) -> Iterator[tuple[int, Tensor]]:
-        """The inner products of some networks' columns with all, (some, k, T, k) float64, and the first of them."""
+        """In parts: the number of the first network of a part, and inner products of its columns with those of all
+        networks, (networks, k, T, k) float64."""
         count, pixels = len(self.filters), self.pixels
         if count * pixels <= _WHOLE:
             yield 0, self.gram
             return
-        some = max(1, _CHUNK_VALUES // (count * pixels**2))
-        for start in range(0, count, some):
-            columns = slice(start * pixels, (start + some) * pixels)
-            total = torch.zeros(min(some, count - start) * pixels, count * pixels, dtype=torch.float64)
+        part_size = max(1, _CHUNK_VALUES // (count * pixels**2))
+        for start in range(0, count, part_size):
+            columns = slice(start * pixels, (start + part_size) * pixels)
+            total = torch.zeros(min(part_size, count - start) * pixels, count * pixels, dtype=torch.float64)
             for part in self._chunks():
                 total.addmm_(part[:, columns].mT, part)
             yield start, total.view(-1, pixels, count, pixels)
 
-    def _blocks(self, some: int) -> Iterator[Tensor]:
-        """The unit-norm matrices of some networks after another, side by side, (n, some * k) float64."""
+    def _blocks(self, count: int) -> Iterator[Tensor]:
+        """In parts of ``count`` networks: their unit-norm matrices side by side, (n, count * k) float64."""
         scale = [norm or 1.0 for norm in self.norms.tolist()]
-        for start in range(0, len(self.filters), some):
-            part = zip(self.filters[start : start + some], scale[start : start + some], strict=True)
+        for start in range(0, len(self.filters), count):
+            part = zip(self.filters[start : start + count], scale[start : start + count], strict=True)
             yield torch.cat([w.reshape(self.rows, self.pixels).to("cpu", torch.float64) / s for w, s in part], 1)
 
     @property
@@ -189,7 +192,7 @@ class LayerFilters:
         return max(1, _CHUNK_VALUES // (len(self.filters) * self.pixels))
 
     def _chunks(self) -> Iterator[Tensor]:
-        """Rows of the unit-norm matrices side by side, (rows, T * k) float64."""
+        """In parts: some rows of all unit-norm matrices side by side, (rows, T * k) float64."""
         flat = [filters.reshape(self.rows, self.pixels) for filters in self.filters]
         scale = [norm or 1.0 for norm in self.norms.tolist()]
         for start in range(0, self.rows, self._height):

@@ -1,4 +1,4 @@
-"""Several networks over one set of coefficients: what ordinary checkpoints need to be compared by their atoms."""
+"""Several networks over one set of coefficients, so that ordinary checkpoints can be compared by their atoms."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,25 +23,26 @@ __all__ = ["JointDecomposition", "joint_decompose"]
 
 @dataclass(frozen=True, eq=False)
 class JointDecomposition:
-    """Networks as coefficients that they share times atoms of their own; :func:`joint_decompose` makes it.
+    """Networks written as shared coefficients times atoms of their own. :func:`joint_decompose` makes it.
 
-    :func:`fscl.similarity.similarity_matrix` takes it as it takes a bank. The coefficients are orthonormal, so that
-    the plain cosine of two networks' atoms is the cosine of their filters as far as these are explained: with a share
-    e of both explained, it is at most 2 (1 - e) away from the cosine of the filters themselves. The networks' tensors
-    are referred to, not copied: what is asked for later is of the values that they then have.
+    :func:`fscl.similarity.similarity_matrix` accepts it like a bank. The coefficients are orthonormal. So the plain
+    cosine of two networks' atoms is the cosine of the explained part of their filters. If a share e of both is
+    explained, it differs from the cosine of the filters by at most 2 (1 - e). The networks' tensors are not copied:
+    methods that are called later use the values that the tensors have then.
 
     Attributes:
-        names: of the T networks.
-        layers: of the convolutions, in the order of the first network's entries.
-        num_atoms: atoms of a layer with 3x3 kernels, or smaller ones.
-        coefficients: by layer, (out, in / groups, m) with orthonormal columns, or zero where the filters span less.
+        names: names of the T networks.
+        layers: names of the convolutions, in the order of the first network's entries.
+        num_atoms: atoms of a layer whose kernels are 3x3 or smaller.
+        coefficients: by layer, (out, in / groups, m) with orthonormal columns. Columns that the filters do not need are
+            zero.
         atoms: by layer, (T, m, height, width).
         explained: by layer, the share of each network's filters (squared norm) that the coefficients explain, (T,).
         energies: by layer, the squared norm of each network's filters, (T,).
-        filters: by layer, what was decomposed.
-        states: all entries of each network, by which :meth:`bank` restores what is no filter.
-        left_out: the spatial convolutions that could not be compared in some network, and why.
-        pointwise: the first network's convolutions of 1x1, which have no spatial part.
+        filters: by layer, the filters that were decomposed.
+        states: all entries of each network. :meth:`bank` takes entries that are not filters from them.
+        left_out: the spatial convolutions that cannot be compared in some network, and why.
+        pointwise: the first network's 1x1 convolutions, which have no spatial part.
     """
 
     names: tuple[str, ...]
@@ -76,33 +77,35 @@ class JointDecomposition:
         return self.atoms[layer]
 
     def gram(self, layer: str) -> Tensor:
-        """The (m, m) Gram matrix of the layer's coefficients: the identity, but for coefficients that are zero."""
+        """The (m, m) Gram matrix of the layer's coefficients: the identity, with 0 where coefficients are zero."""
         self._check_layer(layer)
         return gram_matrix(self.coefficients[layer].double())
 
     def refit(self, num_atoms: int | None = None, names: Sequence[str] | None = None) -> "JointDecomposition":
-        """The same networks, or some of them, with their own best coefficients; inner products are not taken again.
+        """The same networks, or some of them, with the coefficients that are best for them.
+
+        Inner products are not computed again.
 
         Raises:
-            FsclError: a name is unknown, there is none, or the number of atoms is below 1.
+            FsclError: a name is unknown, ``names`` is empty, or the number of atoms is below 1.
         """
-        wanted = self.names if names is None else tuple(names)
-        if unknown := [name for name in wanted if name not in self.names] or ([] if wanted else [""]):
+        chosen = self.names if names is None else tuple(names)
+        if unknown := [name for name in chosen if name not in self.names] or ([] if chosen else [""]):
             raise FsclError(f"no network {unknown[0]!r} was decomposed; networks: {', '.join(self.names)}")
-        members = [self.names.index(name) for name in wanted]
+        members = [self.names.index(name) for name in chosen]
         filters = {layer: stack.of(members) for layer, stack in self.filters.items()}
         size = self.num_atoms if num_atoms is None else num_atoms
-        fitted = _fit(wanted, [self.states[t] for t in members], filters, size)
+        fitted = _fit(chosen, [self.states[t] for t in members], filters, size)
         return replace(fitted, left_out=self.left_out, pointwise=self.pointwise)
 
     def relatedness(self) -> Tensor:
-        """How far each two networks share their coefficients, as networks of one start do: (T, T) float64.
+        """How far each pair of networks shares coefficients, as networks of one start do: (T, T) float64.
 
-        1 where the filters of each lie in the span of the other's, about 0 for unrelated networks, which share no
-        more than chance: a layer's share of filters in the other's span, kh * kw / n of them by chance for
-        n = out * in / groups filters, with the chance taken off and layers weighted by what it leaves. It depends on
-        neither the scale of filters nor how their energy is spread over atoms, as the explained share of two networks
-        does. Networks of which chance explains everything (n <= kh * kw in every layer) count as related.
+        It is 1 if the filters of each network lie in the span of the other's, and about 0 for unrelated networks. It
+        sums, over layers, the share of filters in the other's span minus the share expected by chance, and divides by
+        the sum of 1 - chance. For n = out * in / groups filters the chance is kh * kw / n. Unlike the explained share
+        of two networks, it depends neither on the scale of filters nor on how their energy is spread over atoms.
+        Networks whose every layer has n <= kh * kw count as related, because chance explains them in full.
         """
         above, room = torch.zeros(2, len(self.names), len(self.names), dtype=torch.float64)
         for layer in self.layers:
@@ -115,54 +118,60 @@ class JointDecomposition:
 
     @torch.no_grad()
     def bank(self, network: nn.Module, heads: Sequence[str] | None = None) -> AtomBank:
-        """A bank with a task for each network: what the coefficients explain of its filters, and all else as it was.
+        """A bank with a task for each network: the explained part of its filters, and all other entries unchanged.
 
-        Entries that differ between the networks are stored with each (normalisation, biases, heads; 1x1 convolutions
-        and hidden layers too); those that agree are stored once. To put a network back::
+        Entries that differ between the networks are stored with each task: normalisation, biases and heads, but also
+        1x1 convolutions and hidden layers. Entries that agree are stored once. To put a network back::
 
             model = fscl.decompose(network, joint.num_atoms).model
             bank.restore(model, task)
 
-        To be compared, networks need be explained but well; to work as before, nearly in full. ResNet-18s trained from
-        one random initialisation, 99.6 % explained by 9 atoms, fell from 98 % to 60 % of the test images or less.
-        ``9 * len(joint.names)`` atoms give everything back to float32 precision.
+        A network needs a higher explained share to work as before than to be compared. ResNet-18s trained from one
+        random initialisation were 99.6 % explained by 9 atoms, and their test accuracy fell from 98 % to 60 % or less.
+        ``9 * len(joint.names)`` atoms restore every network to float32 precision.
 
         Args:
-            network: one of their architecture, whose own values do not matter; it is left as it is.
-            heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``. They may
+            network: a network of the same architecture. Its values do not matter, and it is not changed.
+            heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``. Heads may
                 differ in size.
 
         Raises:
-            FsclError: a network's entries do not fit.
+            FsclError: the entries of a network do not fit ``network``.
         """
-        ours = convolutions(type(network).__name__, network)
-        shapes = {layer: filters for layer, filters in ours.filters.items() if layer in self.layers}
+        own_convolutions = convolutions(type(network).__name__, network)
+        shapes = {layer: filters for layer, filters in own_convolutions.filters.items() if layer in self.layers}
         same_layers("the network", shapes, self.names[0], self._shapes())
-        known = dict(network.named_modules())
-        others = [n for n in (*ours.filters, *ours.left_out) if n not in self.layers and n in known]
-        model = decompose(network, self.num_atoms, skip=others).model
+        modules_by_name = dict(network.named_modules())
+        not_decomposed = [
+            n
+            for n in (*own_convolutions.filters, *own_convolutions.left_out)
+            if n not in self.layers and n in modules_by_name
+        ]
+        model = decompose(network, self.num_atoms, skip=not_decomposed).model
         states = [effective_state(live_state(s) if isinstance(s, nn.Module) else s) for s in self.states]
-        modules = model.named_modules(remove_duplicate=False)  # a module used twice has two names in the state
+        modules = model.named_modules(remove_duplicate=False)  # the state has both names of a module used twice
         decomposed = [n for n, module in modules if isinstance(module, AtomConv2d)]
         live = live_state(model)
         factors = {f"{layer}.{part}" for layer in decomposed for part in ("coefficients", "atoms")}
-        rest = [name for name in live if name not in factors]
-        saved = model.state_dict().keys()  # a checkpoint has no others
+        other_entries = [name for name in live if name not in factors]
+        saved = model.state_dict().keys()  # only these are in a checkpoint
         for name, state in zip(self.names, states, strict=True):
-            if missing := [n for n in rest if n in saved and n not in state and not n.endswith("num_batches_tracked")]:
+            if missing := [
+                n for n in other_entries if n in saved and n not in state and not n.endswith("num_batches_tracked")
+            ]:
                 raise FsclError(f"{name}: entry {missing[0]!r} of {type(network).__name__} is missing")
-            for n in rest:
+            for n in other_entries:
                 if n in state and (why := misfit_of_kind(state[n], live[n])):
                     raise FsclError(f"{name}: entry {n!r} {why} in {type(network).__name__}")
-        layers = [layer for layer in self.layers if layer in decomposed]  # not transposed convolutions
+        layers = [layer for layer in self.layers if layer in decomposed]  # transposed convolutions are not
         put_entries(model, {f"{layer}.coefficients": self.coefficients[layer] for layer in layers})
         bank: AtomBank | None = None
         for task, (name, state) in enumerate(zip(self.names, states, strict=True)):
-            put_entries(model, {n: state[n].detach() for n in rest if n in state})
+            put_entries(model, {n: state[n].detach() for n in other_entries if n in state})
             put_entries(model, {f"{layer}.atoms": self.atoms[layer][task] for layer in layers})
-            bank = bank or AtomBank(model, heads, own=_differing(rest, states))
+            bank = bank or AtomBank(model, heads, own=_differing(other_entries, states))
             bank.store(model, task, name)
-        assert bank is not None  # there is a network
+        assert bank is not None  # there is at least one network
         return bank
 
     def _all(self, by_layer: Mapping[str, Tensor]) -> Tensor:
@@ -182,25 +191,28 @@ def joint_decompose(
     """Writes the filters of several networks of one architecture with shared coefficients, layer by layer.
 
     A layer's filters in network t are a matrix W_t of out * in / groups rows and kh * kw columns, scaled to norm 1. The
-    leading left singular vectors of all W_t side by side are the coefficients: no others of their number explain more
-    of the networks on the average. The atoms are U^T W_t, at the filters' own scale. As in :func:`fscl.decompose`, a
-    kernel larger than 3x3 gets atoms in proportion, and no layer more than it has filters. With ``num_atoms`` of 9 a
-    network, and so 9 T, all filters are exact to float32 precision; so they are nearly with 9 if the networks were
-    fine-tuned from one start. Look at :attr:`JointDecomposition.share` before any similarity: unrelated networks share
-    no coefficients. 1x1 convolutions have no spatial part and are left out. So are convolutions whose weight the state
-    does not tell, see :attr:`JointDecomposition.left_out`; pruned, weight- and spectral-normed ones are compared by the
-    weight with which they compute.
+    coefficients U are the leading left singular vectors of all W_t side by side: no other coefficients of the same
+    number explain more of the networks on average. The atoms are U^T W_t, at the filters' own scale. As in
+    :func:`fscl.decompose`, a kernel larger than 3x3 gets more atoms in proportion, and no layer gets more atoms than it
+    has filters. All filters of T networks are exact to float32 precision with ``num_atoms`` of 9 T. If the networks
+    were fine-tuned from one start, 9 are nearly enough. Check :attr:`JointDecomposition.share` before any similarity:
+    unrelated networks share no coefficients.
 
-    Computed in float64 on the CPU; at no time is more than one layer of all networks held.
+    1x1 convolutions have no spatial part and are left out. Convolutions whose weight cannot be computed from the state
+    are left out, too; see :attr:`JointDecomposition.left_out`. Pruned convolutions, and those under weight or spectral
+    normalisation, are compared by the weight that they compute with.
+
+    All is computed in float64 on the CPU, and never more than one layer of all networks is in memory.
 
     Args:
-        states: the networks as ``state_dict`` or module; by name, or named "0", "1", ...
-        num_atoms: atoms of a layer with 3x3 kernels, or smaller ones.
+        states: the networks, each as a ``state_dict`` or a module. The keys of a mapping name them; in a sequence they
+            are named "0", "1", ...
+        num_atoms: atoms of a layer whose kernels are 3x3 or smaller.
         layers: the layers to use; by default all spatial convolutions of the first network.
 
     Raises:
-        FsclError: no networks, no spatial convolutions, layers that differ in name or shape, an unknown layer, filters
-            that are not finite, or a number of atoms below 1.
+        FsclError: there are no networks or no spatial convolutions, layers differ in name or shape, a layer is unknown,
+            filters are not finite, or the number of atoms is below 1.
 
     References:
         Chen, Miao, Qiu. Exploring Neural Network Representational Similarity using Filter Subspaces. 2023.
@@ -227,18 +239,20 @@ def joint_decompose(
         raise FsclError("no networks to decompose; give state_dicts or modules")
     first = next(iter(named))
     sorted_entries = {name: convolutions(name, state) for name, state in named.items()}
-    found = {name: entries.filters for name, entries in sorted_entries.items()}
-    known = list(found[first])
+    filters_by_network = {name: entries.filters for name, entries in sorted_entries.items()}
+    chosen = list(filters_by_network[first])
     if layers is not None:
-        if unknown := [layer for layer in layers if layer not in known] or ([] if layers else [""]):
-            raise FsclError(f"{first}: no layer {unknown[0]!r} to decompose; layers: {', '.join(known)}")
-        found = {name: {n: f for n, f in filters.items() if n in layers} for name, filters in found.items()}
-        known = list(dict.fromkeys(layers))
+        if unknown := [layer for layer in layers if layer not in chosen] or ([] if layers else [""]):
+            raise FsclError(f"{first}: no layer {unknown[0]!r} to decompose; layers: {', '.join(chosen)}")
+        filters_by_network = {
+            name: {n: f for n, f in filters.items() if n in layers} for name, filters in filters_by_network.items()
+        }
+        chosen = list(dict.fromkeys(layers))
     left_out: dict[str, LeftOut] = {}
     for name, entries in sorted_entries.items():
-        same_layers(name, found[name], first, found[first], entries.left_out)
+        same_layers(name, filters_by_network[name], first, filters_by_network[first], entries.left_out)
         left_out |= entries.left_out
-    stacks = {layer: LayerFilters([filters[layer] for filters in found.values()]) for layer in known}
+    stacks = {layer: LayerFilters([filters[layer] for filters in filters_by_network.values()]) for layer in chosen}
     fitted = _fit(tuple(named), list(named.values()), stacks, num_atoms)
     return replace(fitted, left_out=left_out, pointwise=tuple(sorted_entries[first].pointwise))
 
@@ -254,9 +268,9 @@ def _fit(
         size = min(max(num_atoms, math.ceil(num_atoms * stack.pixels / 9)), stack.rows)
         basis = stack.basis(size)
         dtype = reduce(torch.promote_types, [f.dtype for f in stack.filters], torch.float32)
-        fitted, kept = stack.project(basis, dtype)
+        fitted, explained_energies = stack.project(basis, dtype)
         energies[layer] = stack.norms.square()
-        explained[layer] = _share(kept[None] / energies[layer], energies[layer][None])
+        explained[layer] = _share(explained_energies[None] / energies[layer], energies[layer][None])
         coefficients[layer] = basis.unflatten(0, stack.shape[:2]).to(dtype)
         atoms[layer] = fitted.unflatten(2, stack.shape[2:])
     return JointDecomposition(
@@ -265,15 +279,20 @@ def _fit(
 
 
 def _share(explained: Tensor, energy: Tensor) -> Tensor:
-    """Shares of energy as one, over the first dimension; nothing is explained in full."""
+    """Mean of shares weighted by energy, over the first dimension. It is 1 where there is no energy to explain."""
     total = energy.sum(0)
     return torch.where(total > 0, (explained * energy).nan_to_num(0.0).sum(0) / total, 1.0).clamp(max=1)
 
 
 def _differing(entries: Sequence[str], states: Sequence[Mapping[str, Tensor]]) -> list[str]:
-    """The entries whose values are not the same in all networks."""
+    """The entries whose values differ between networks."""
     return [name for name in entries if not all(_same(state.get(name), states[0].get(name)) for state in states[1:])]
 
 
-def _same(one: Tensor | None, other: Tensor | None) -> bool:
-    return one is not None and other is not None and one.dtype == other.dtype and torch.equal(one.cpu(), other.cpu())
+def _same(first: Tensor | None, second: Tensor | None) -> bool:
+    return (
+        first is not None
+        and second is not None
+        and first.dtype == second.dtype
+        and torch.equal(first.cpu(), second.cpu())
+    )

@@ -1,7 +1,8 @@
-"""How the tasks of a bank respond to images that need no data: by passes, or by the tangent of one network's passes.
+"""Compares the responses of a bank's tasks to images, by passes or by the tangent of one network's passes.
 
-The cosine of atoms compares what layers do to the same input; yet the input of a layer depends on all layers before it,
-on normalisation and on what comes in. Responses to synthetic images (:mod:`fscl.similarity.stimuli`) hold all that.
+The cosine of atoms compares what layers do to the same input. But the input of a layer depends on all layers before it,
+on normalisation and on the images. Responses to synthetic images (:mod:`fscl.similarity.stimuli`) include all this, and
+need no data.
 """
 
 import copy
@@ -21,7 +22,7 @@ from fscl.similarity.subspace import similarity_matrix
 
 __all__ = ["READINGS", "response_features", "response_similarity", "tangent_features", "tangent_similarity"]
 
-READINGS = ("aligned_cosine", "linear_cka", "mean_cca")  # channel by channel, by variance, by direction
+READINGS = ("aligned_cosine", "linear_cka", "mean_cca")  # compare channels, variances, directions
 Call = Callable[[nn.Module, Tensor], object]
 
 
@@ -36,23 +37,23 @@ def response_features(
     call: Call | None = None,
     seed: int = 0,
 ) -> dict[str, list[Tensor]]:
-    """What each task's convolutions give for the same images, before normalisation.
+    """The outputs of each task's convolutions for the same images, before normalisation.
 
     Args:
         bank: T tasks.
-        model: their network, or one of its architecture; it is left as it was.
-        images: (n, channels, height, width), such as :func:`fscl.similarity.dead_leaves`, or real ones.
-        layers: dotted names, or one; the bank's layers by default.
-        positions: drawn from each image's map, the same in all tasks; None for all of them.
-        batch_size: images a pass.
-        call: makes the pass from (model, images) where ``model(images)`` does not.
-        seed: of the positions.
+        model: the bank's network, or one of its architecture. It is not changed.
+        images: (n, channels, height, width), real or synthetic, such as :func:`fscl.similarity.dead_leaves`.
+        layers: dotted names, or one dotted name; the bank's layers by default.
+        positions: number of positions drawn from each image's feature map, the same in all tasks; None takes all.
+        batch_size: images in a pass.
+        call: makes the pass from (model, images), if ``model(images)`` does not.
+        seed: seed of the draw of positions.
 
     Returns:
         By layer a list of T feature matrices (n * positions, out_channels) on the CPU.
 
     Raises:
-        FsclError: the bank is empty or not of this network; as :func:`fscl.similarity.collect_features`.
+        FsclError: the bank is empty or belongs to another network; and as :func:`fscl.similarity.collect_features`.
 
     Example:
         >>> from fscl.atoms import AtomBank, decompose, freeze_coefficients
@@ -67,7 +68,7 @@ def response_features(
     """
     _check(bank)
     network, names = copy.deepcopy(model), _names(bank, layers)
-    found: dict[str, list[Tensor]] = {}
+    responses: dict[str, list[Tensor]] = {}
     for task in bank.tasks:
         bank.restore(network, task)
         features = collect_features(
@@ -81,8 +82,8 @@ def response_features(
             seed=seed,
         )
         for name, values in features.items():
-            found.setdefault(name, []).append(values)
-    return found
+            responses.setdefault(name, []).append(values)
+    return responses
 
 
 def response_similarity(
@@ -96,25 +97,25 @@ def response_similarity(
 ) -> Tensor:
     """Task-to-task similarity of the responses to the same images, mean over layers: (T, T), or (L, T, T).
 
-    Without data if the images are synthetic, such as :func:`fscl.similarity.recall_images`; the cost is a pass of a few
-    images for each task, and that of the measure for each pair.
+    It needs no data if the images are synthetic, such as :func:`fscl.similarity.recall_images`. It costs a pass of a
+    few images for each task, and the measure for each pair of tasks.
 
     Args:
-        bank, model, images: as in :func:`response_features`, which also takes further options.
-        measure: ``aligned_cosine``, which tasks over shared coefficients permit, ``linear_cka``, or any other of
-            :func:`fscl.similarity.probing_matrix`. Of several the mean is taken, as of ``READINGS``, which agrees with
-            CKA and with CCA on real images better than each alone does with the other.
-        per_layer: return (L, T, T), before the mean.
+        bank, model, images, options: as in :func:`response_features`.
+        measure: a measure of :func:`fscl.similarity.probing_matrix`, such as ``aligned_cosine``, which is valid for
+            tasks over shared coefficients, or ``linear_cka``. For several measures the mean is returned. The mean of
+            ``READINGS`` agrees with CKA and with CCA on real images better than these two agree with each other.
+        per_layer: return (L, T, T), without the mean over layers.
 
     Raises:
-        FsclError: as these functions.
+        FsclError: as :func:`response_features` and :func:`fscl.similarity.probing_matrix`; there is no measure.
     """
     features = response_features(bank, model, images, **options)
     measures = [measure] if isinstance(measure, str) else list(measure)
     if not measures:
         raise FsclError(f"no measure; one or more of {', '.join(PROBES)} would do")
     matrices = torch.stack([
-        torch.stack([probing_matrix(values, how) for how in measures]).mean(0) for values in features.values()
+        torch.stack([probing_matrix(values, name) for name in measures]).mean(0) for values in features.values()
     ])  # fmt: skip
     return matrices if per_layer else matrices.mean(0)
 
@@ -130,25 +131,25 @@ def tangent_features(
     call: Call | None = None,
     seed: int = 0,
 ) -> dict[str, list[Tensor]]:
-    """:func:`response_features` to first order in what is a task's own, about one reference task.
+    """:func:`response_features` to first order around one reference task.
 
-    A task's features are those of the reference plus a fixed linear map of the difference of their atoms,
-    normalisation (folded into a scale and a shift) and biases. Only the reference network is ever run: passes with
-    forward-mode derivatives, as many as the tasks span dimensions, at most one for each of a task's values.
+    A task's features are the reference's features plus a fixed linear map of the difference between the two tasks, in
+    atoms, normalisation (folded into a scale and a shift) and biases. Only the reference network is run, with
+    forward-mode derivatives. The number of passes is the number of dimensions that the tasks span.
 
     Args:
-        reference: the task at which the derivative is taken; the first by default.
+        reference: the task at which the derivative is taken; the first task by default.
         bank, model, images, layers, positions, call, seed: as in :func:`response_features`.
 
     Raises:
-        FsclError: as :func:`response_features`; an unknown reference.
+        FsclError: as :func:`response_features`; the reference is unknown.
     """
     basis, weights = _tangent(bank, model, images, reference, layers, positions, call, seed)
-    found: dict[str, list[Tensor]] = {}
+    responses: dict[str, list[Tensor]] = {}
     for name, values in basis.items():
         flat = (weights.to(values.dtype) @ values.flatten(1)).unflatten(1, values.shape[1:])
-        found[name] = list(flat)
-    return found
+        responses[name] = list(flat)
+    return responses
 
 
 def tangent_similarity(
@@ -163,14 +164,14 @@ def tangent_similarity(
     call: Call | None = None,
     seed: int = 0,
 ) -> Tensor:
-    """Squared cosine of tasks in the metric that features induce on atoms and normalisation, mean over layers.
+    """Squared cosine of tasks, in the metric that features induce on atoms and normalisation, mean over layers.
 
     The :func:`fscl.similarity.aligned_cosine` of :func:`tangent_features` is a quadratic form of a task's own values.
-    Its matrix comes from the reference network and the images alone; with it tasks are compared as short vectors, in
-    blocks, however many there are. The plain cosine of atoms is the case in which it is the identity.
+    The matrix of this form depends only on the reference network and the images. With it, tasks are compared as short
+    vectors in blocks, so there may be many. The plain cosine of atoms is the case in which the matrix is the identity.
 
     Args:
-        per_layer: return (L, T, T), before the mean.
+        per_layer: return (L, T, T), without the mean over layers.
         bank, model, images, reference, layers, positions, call, seed: as in :func:`tangent_features`.
 
     Returns:
@@ -180,13 +181,14 @@ def tangent_similarity(
         FsclError: as :func:`tangent_features`.
     """
     basis, weights = _tangent(bank, model, images, reference, layers, positions, call, seed)
-    found = []
+    matrices_by_layer = []
     for values in basis.values():
         flat = (values - values.mean(1, keepdim=True)).double().flatten(1)
         strength, directions = torch.linalg.eigh(flat @ flat.mT)
         vectors = weights @ (directions * strength.clamp(min=0).sqrt())
-        found.append(similarity_matrix([vectors[:, :, None, None]], "cosine", "product"))  # its square
-    matrices = torch.stack(found)
+        # the product over one layer is the squared cosine
+        matrices_by_layer.append(similarity_matrix([vectors[:, :, None, None]], "cosine", "product"))
+    matrices = torch.stack(matrices_by_layer)
     return matrices if per_layer else matrices.mean(0)
 
 
@@ -200,7 +202,7 @@ def _tangent(
     call: Call | None,
     seed: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """By layer the reference's features and derivatives (1 + r, samples, channels), and weights (T, 1 + r) of each."""
+    """By layer, the reference's features and derivatives (1 + r, samples, channels); and tasks' weights (T, 1 + r)."""
     _check(bank)
     task = bank.tasks[0] if reference is None else reference
     network = copy.deepcopy(model).eval()
@@ -215,22 +217,25 @@ def _tangent(
         progress=False,
         seed=seed,
     )
-    folded, place = _fold_normalisation(network), _place(network)
-    own = [_coordinates(bank.entries(t), network, folded) for t in bank.tasks]
-    at = {
-        name: value.to(place)
-        for name, value in own[bank.tasks.index(task)].items()
-        if all(name in values and values[name].shape == value.shape for values in own)  # heads may be of one task alone
+    folded, device = _fold_normalisation(network), _device_of(network)
+    task_values = [_coordinates(bank.entries(t), network, folded) for t in bank.tasks]
+    reference_values = {
+        name: value.to(device)
+        for name, value in task_values[bank.tasks.index(task)].items()
+        # some tasks may lack a head
+        if all(name in values and values[name].shape == value.shape for values in task_values)
     }
-    points = torch.stack([torch.cat([values[name].cpu().double().flatten() for name in at]) for values in own])
+    points = torch.stack(
+        [torch.cat([values[name].cpu().double().flatten() for name in reference_values]) for values in task_values]
+    )
     steps = points - points[bank.tasks.index(task)]
-    # a direction for each task, or an orthonormal basis of what they span where that is smaller
+    # one direction for each dimension that the tasks span
     svd = torch.linalg.svd(steps, full_matrices=False)
     left, strength, right = svd.U, svd.S, svd.Vh
-    kept = strength > strength[0] * 1e-6
-    directions = right[kept]
-    weights = torch.cat([torch.ones(len(own), 1, dtype=torch.float64), (left * strength)[:, kept]], 1)
-    stimulus = images.to(place)
+    spanned = strength > strength[0] * 1e-6
+    directions = right[spanned]
+    weights = torch.cat([torch.ones(len(task_values), 1, dtype=torch.float64), (left * strength)[:, spanned]], 1)
+    stimulus = images.to(device)
 
     def passes(values: dict[str, Tensor]) -> dict[str, Tensor]:
         return _outputs(network, values, stimulus, list(features), positions, call, seed)
@@ -238,18 +243,19 @@ def _tangent(
     basis = {name: [values] for name, values in features.items()}
     with torch.no_grad():
         for direction in directions:
-            parts = direction.split([value.numel() for value in at.values()])
+            parts = direction.split([value.numel() for value in reference_values.values()])
             tangent = {
-                name: part.view(value.shape).to(value) for (name, value), part in zip(at.items(), parts, strict=True)
+                name: part.view(value.shape).to(value)
+                for (name, value), part in zip(reference_values.items(), parts, strict=True)
             }
-            slopes = jvp(passes, (at,), (tangent,))[1]
+            slopes = jvp(passes, (reference_values,), (tangent,))[1]
             for name, rows in basis.items():
                 rows.append(slopes[name].cpu())
     return {name: torch.stack(rows) for name, rows in basis.items()}, weights
 
 
 def _fold_normalisation(network: nn.Module) -> dict[str, float]:
-    """Makes each normalisation with statistics a scale and a shift of its channels, in place: name -> its epsilon."""
+    """Turns each normalisation with statistics into a scale and a shift, in place; returns its epsilon by name."""
     folded: dict[str, float] = {}
     state = network.state_dict()
     for name, module in network.named_modules():
@@ -264,7 +270,7 @@ def _fold_normalisation(network: nn.Module) -> dict[str, float]:
 
 
 def _scale_and_shift(entries: Mapping[str, Tensor], name: str, eps: float) -> tuple[Tensor, Tensor]:
-    """What a normalisation does in evaluation to each channel."""
+    """The scale and shift of each channel that a normalisation applies in evaluation."""
     scale = (entries[f"{name}.running_var"] + eps).rsqrt()
     if f"{name}.weight" in entries:
         scale = entries[f"{name}.weight"].detach() * scale
@@ -273,7 +279,7 @@ def _scale_and_shift(entries: Mapping[str, Tensor], name: str, eps: float) -> tu
 
 
 def _coordinates(entries: Mapping[str, Tensor], network: nn.Module, folded: Mapping[str, float]) -> dict[str, Tensor]:
-    """A task's own values that its features depend on; the head's are among them, and change no feature."""
+    """A task's own values that its features may depend on. The head is included, though no feature depends on it."""
     values: dict[str, Tensor] = {}
     present = network.state_dict()
     for name, tensor in entries.items():
@@ -294,18 +300,18 @@ def _outputs(
     call: Call | None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """The layers' features as :func:`collect_features` has them, in a form that can be differentiated."""
-    kept: dict[str, Tensor] = {}
+    """The layers' features, equal to :func:`collect_features` but differentiable."""
+    outputs: dict[str, Tensor] = {}
     generators = {name: torch.Generator().manual_seed(seed) for name in names}
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
             flat = output.flatten(2).mT if output.ndim > 2 else output
             if output.ndim > 2 and positions is not None and positions < flat.shape[1]:
-                luck = torch.rand(flat.shape[:2], generator=generators[name], dtype=torch.float64)
-                drawn = luck.topk(positions).indices.to(flat.device)
+                scores = torch.rand(flat.shape[:2], generator=generators[name], dtype=torch.float64)
+                drawn = scores.topk(positions).indices.to(flat.device)
                 flat = flat[torch.arange(len(flat), device=flat.device)[:, None], drawn]
-            kept[name] = flat.reshape(-1, flat.shape[-1]).clone()  # the next layer may work in place
+            outputs[name] = flat.reshape(-1, flat.shape[-1]).clone()  # the next layer may change it in place
 
         return hook
 
@@ -315,7 +321,7 @@ def _outputs(
     finally:
         for hook in hooks:
             hook.remove()
-    return kept
+    return outputs
 
 
 class _Called(nn.Module):
@@ -333,7 +339,7 @@ def _names(bank: AtomBank, layers: str | Iterable[str] | None) -> list[str]:
     return [layers] if isinstance(layers, str) else list(layers)
 
 
-def _place(model: nn.Module) -> torch.device:
+def _device_of(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 

@@ -1,4 +1,4 @@
-"""What a network does between its convolutions: the order of a pass, seen from outside."""
+"""Records the operations of a forward pass, in order: convolutions, and what happens between them."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,22 +24,27 @@ SUMS = {"add", "radd", "iadd"}
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened to a map of channels (1, c, h, w), or to several; maps are numbered, the input is 0.
+    """One operation on one or several feature maps (1, c, h, w). Maps are numbered; the network's input is 0.
 
-    ``kind`` is ``conv``, ``norm``, ``rectifier``, ``add``, ``cat`` or ``resize``.
+    Attributes:
+        kind: ``conv``, ``norm``, ``rectifier``, ``add``, ``cat`` or ``resize``.
+        inputs: the numbers of the maps that it takes.
+        output: the number of the map that it makes.
+        name: the module's name, for a convolution or a normalisation.
+        shrink: the width of the input over the width of the output.
     """
 
     kind: str
-    given: tuple[int, ...]
-    made: int
-    name: str = ""  # of the module, of a convolution or normalisation
-    shrink: float = 1.0  # how many positions of what was given, in a line, make one of what was made
+    inputs: tuple[int, ...]
+    output: int
+    name: str = ""
+    shrink: float = 1.0
 
 
 def trace(
     model: nn.Module, shape: tuple[int, int, int], call: Callable[[nn.Module, Tensor], object] | None = None
 ) -> list[Event]:
-    """The events of one pass of a blank image, in evaluation; the network is left as it was.
+    """The events of one pass of a blank image, in evaluation mode. The network is not changed.
 
     Raises:
         FsclError: the pass fails.
@@ -52,8 +57,8 @@ def trace(
     ]
     hooks = [module.register_forward_pre_hook(recorder.enter) for _, module in modules]
     hooks += [module.register_forward_hook(recorder.leave(name, module)) for name, module in modules]
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
-    blank = torch.zeros(1, *shape, device=like.device, dtype=like.dtype)
+    parameter = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+    blank = torch.zeros(1, *shape, device=parameter.device, dtype=parameter.dtype)
     recorder.number(blank)
     try:
         with evaluating(model), torch.no_grad(), recorder:
@@ -72,7 +77,7 @@ class _Recorder(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.events: list[Event] = []
-        self.kept: list[Tensor] = []  # so that no other tensor gets the identity of one that was seen
+        self.kept: list[Tensor] = []  # keeps maps alive, so that no other tensor gets the id of one
         self.numbers: dict[int, int] = {}
         self.inside = 0
 
@@ -84,11 +89,11 @@ class _Recorder(TorchFunctionMode):
     def known(self, values: object) -> bool:
         return isinstance(values, Tensor) and id(values) in self.numbers
 
-    def record(self, kind: str, given: Collection[Tensor], made: Tensor, name: str = "") -> None:
-        numbers = tuple(self.numbers[id(values)] for values in given)
-        sizes = [values.shape[-1] for values in given]
-        shrink = max(sizes) / made.shape[-1]
-        self.events.append(Event(kind, numbers, self.number(made), name, shrink))
+    def record(self, kind: str, inputs: Collection[Tensor], output: Tensor, name: str = "") -> None:
+        numbers = tuple(self.numbers[id(values)] for values in inputs)
+        sizes = [values.shape[-1] for values in inputs]
+        shrink = max(sizes) / output.shape[-1]
+        self.events.append(Event(kind, numbers, self.number(output), name, shrink))
 
     def enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self.inside += 1
@@ -106,22 +111,23 @@ class _Recorder(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        shapes = [values.shape for values in args if isinstance(values, Tensor)]  # an operation may work in place
-        made = func(*args, **(kwargs or {}))
-        if self.inside or not isinstance(made, Tensor) or made.ndim != 4:
-            return made
+        # taken before the call, which may change them in place
+        shapes = [values.shape for values in args if isinstance(values, Tensor)]
+        output = func(*args, **(kwargs or {}))
+        if self.inside or not isinstance(output, Tensor) or output.ndim != 4:
+            return output
         name = getattr(func, "__name__", "").strip("_")
-        given = [values for values in args if self.known(values)]
+        inputs = [values for values in args if self.known(values)]
         parts = args[0] if args and isinstance(args[0], (list, tuple)) else []
         if name in ("cat", "concat", "concatenate") and parts and all(self.known(part) for part in parts):
-            self.record("cat", list(parts), made)
-        elif name in RECTIFIERS and given:
-            self.record("rectifier", given[:1], made)
-        elif name in SUMS and len(given) == 2 and len({*shapes}) == 1:
-            self.record("add", given, made)
-        elif given and made.shape[1] == shapes[0][1]:
-            self.record("resize", given[:1], made)
-        return made
+            self.record("cat", list(parts), output)
+        elif name in RECTIFIERS and inputs:
+            self.record("rectifier", inputs[:1], output)
+        elif name in SUMS and len(inputs) == 2 and len({*shapes}) == 1:
+            self.record("add", inputs, output)
+        elif inputs and output.shape[1] == shapes[0][1]:
+            self.record("resize", inputs[:1], output)
+        return output
 
 
 def _is_convolution(module: nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""How the classes of a data set are shared out among tasks."""
+"""Divides the classes of a data set among tasks."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ Groups = int | Sequence[int] | Sequence[Sequence[str]] | Mapping[str, Sequence[s
 
 
 class Group(NamedTuple):
-    """The classes of one task, as indices into those of the data set, and what the task is called."""
+    """The name of a task, and its classes as indices into the classes of the data set."""
 
     name: str
     classes: list[int]
@@ -25,17 +25,17 @@ def share_out(
     """The classes of each task, in the order in which they are learned.
 
     Args:
-        classes: names in the data set's own order.
-        tasks: how many tasks of equally many classes; or of a joined data set how many such tasks of each part, one
-            part's after another's; or the class names of each task; or the same by what the task is called. Named
-            classes are taken as they are given.
-        seed: order of the classes, within each part where ``tasks`` keeps parts apart.
-        shuffle: False keeps the data set's own order.
-        parts: of a joined data set, how many classes come from each.
+        classes: names of the classes, in the order of the data set.
+        tasks: the number of tasks, each with the same number of classes; or, for a joined data set, the number of such
+            tasks for each part, with the tasks of one part after those of another; or the class names of each task; or
+            the class names by name of the task. Named classes keep the given order.
+        seed: seed of the order of classes. With a number for each part, classes are shuffled within each part.
+        shuffle: False keeps the order of the data set.
+        parts: for a joined data set, the number of classes of each part.
 
     Raises:
-        FsclError: classes cannot be shared out evenly, are unknown, or are in two tasks; or there are not as many
-            numbers as parts.
+        FsclError: classes cannot be divided evenly, are unknown, or are in two tasks; or the number of parts differs
+            from the number of numbers.
 
     Example:
         >>> share_out(["ant", "bee", "cat"], [["cat"], ["ant", "bee"]])

@@ -22,7 +22,7 @@ from fscl.errors import FsclError
 __all__ = ["ImageSet", "data_root", "find_data", "load_images"]
 
 DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-# torchvision's class, and the file by which its layout is known
+# torchvision's class, and the file by which its layout is recognised
 TORCHVISION = {
     "cifar10": ("CIFAR10", "cifar-10-batches-py/batches.meta"),
     "cifar100": ("CIFAR100", "cifar-100-python/meta"),
@@ -32,15 +32,15 @@ TORCHVISION = {
 
 
 def data_root(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The data folder: the argument, else ``$FSCL_DATA``, else ``./data``."""
+    """The data folder: ``folder``, or ``$FSCL_DATA`` if that is None, or ``./data`` if neither is set."""
     return Path(folder or os.environ.get("FSCL_DATA") or "data")
 
 
 def find_data(name: str, root: str | os.PathLike[str] | None = None) -> str | None:
-    """Where a data set, or every one of those joined by ``+``, was found, as a phrase for people, or None."""
+    """Where a data set was found, as a phrase for people; None if it, or one of several joined by ``+``, is missing."""
     base = data_root(root)
-    found = [next((where for where, present, _ in _finders(n, base) if present()), None) for n in _joined(name)]
-    return None if None in found else " and ".join(map(str, found))
+    places = [next((where for where, present, _ in _finders(n, base) if present()), None) for n in _joined(name)]
+    return None if None in places else " and ".join(map(str, places))
 
 
 def load_images(
@@ -50,15 +50,15 @@ def load_images(
 
     Args:
         name: ``digits``, ``mnist``, ``fmnist``, ``cifar10``, ``cifar100``, ``tinyimagenet``, ``miniimagenet``,
-            ``core50`` or the name of an image folder ``<root>/<name>/{train,test}/<class>/*``; or several of them
+            ``core50``, or the name of an image folder ``<root>/<name>/{train,test}/<class>/*``; or several of these,
             joined by ``+``, see :func:`fscl.data.images.join_images`.
         root: the data folder, see :func:`data_root`.
         image_size: side in pixels to which image files are resized; None keeps images as they are.
-        download: whether torchvision may download what is nowhere.
+        download: whether torchvision may download a data set that is not found.
 
     Raises:
-        FsclError: it is nowhere and cannot be downloaded, a class has no images, a file is not a readable image, or
-            data sets cannot be joined.
+        FsclError: the data set is not found and cannot be downloaded, a class has no images, a file is not a readable
+            image, or data sets cannot be joined.
 
     Example:
         >>> train, test = load_images("digits")
@@ -90,16 +90,16 @@ def _load(name: str, base: Path, image_size: int | None, download: bool) -> tupl
     looked = f"data set {name!r} was not found (looked for: {'; '.join(where for where, _, _ in finders)})"
     if name in TORCHVISION and download:
         try:
-            with _impatient():
+            with _network_timeout():
                 return _from_torchvision(name, base, download=True)
-        except Exception as error:  # torchvision raises whatever its transport raises
+        except Exception as error:  # torchvision passes on any error of its transport
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise FsclError(
                 f"{looked} and could not be downloaded ({reason}); "
-                f"put it into one of these places, or name its folder with --data or FSCL_DATA"
+                f"put it into one of these places, or name the data folder with --data or FSCL_DATA"
             ) from error
     get = f"{LAYOUTS[name].how}, or " if name in LAYOUTS else ""
-    raise FsclError(f"{looked}; {get}name its folder with --data or FSCL_DATA")
+    raise FsclError(f"{looked}; {get}name the data folder with --data or FSCL_DATA")
 
 
 Finder = tuple[str, Callable[[], bool], Callable[[], tuple[ImageSet, ImageSet]]]
@@ -166,16 +166,16 @@ def _digits() -> tuple[ImageSet, ImageSet]:
 def _from_torchvision(name: str, base: Path, download: bool) -> tuple[ImageSet, ImageSet]:
     import torchvision
 
-    kind = getattr(torchvision.datasets, TORCHVISION[name][0])
+    dataset_class = getattr(torchvision.datasets, TORCHVISION[name][0])
     splits = []
     for train in (True, False):
         try:
-            data = kind(base, train=train, download=download)
+            data = dataset_class(base, train=train, download=download)
         except (RuntimeError, EOFError, ValueError, KeyError, OSError, pickle.UnpicklingError) as error:
             if download:
                 raise
             folder = (base / TORCHVISION[name][1]).parent
-            raise FsclError(f"{folder}: damaged or incomplete copy of {name!r}; delete it and get it anew") from error
+            raise FsclError(f"{folder}: damaged or incomplete copy of {name!r}; delete it and get it again") from error
         images = torch.as_tensor(data.data)
         images = images[:, None] if images.ndim == 3 else images.permute(0, 3, 1, 2)
         splits.append(ImageSet(images.contiguous(), torch.as_tensor(data.targets, dtype=torch.int64), data.classes))
@@ -183,7 +183,7 @@ def _from_torchvision(name: str, base: Path, download: bool) -> tuple[ImageSet, 
 
 
 def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
-    """The four files of MNIST and its kin, unpacked or as they are distributed."""
+    """The four files of MNIST or Fashion-MNIST, unpacked or packed as they are distributed."""
     import torchvision
 
     classes = list(getattr(torchvision.datasets, TORCHVISION[name][0]).classes)
@@ -192,9 +192,11 @@ def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
         images = _read_idx(folder / f"{prefix}-images-idx3-ubyte", 3)
         labels = _read_idx(folder / f"{prefix}-labels-idx1-ubyte", 1).long()
         if len(images) != len(labels):
-            raise FsclError(f"{folder}: {len(images)} images but {len(labels)} labels for {prefix}; get them anew")
+            raise FsclError(f"{folder}: {len(images)} images but {len(labels)} labels for {prefix}; get them again")
         if int(labels.max()) >= len(classes):
-            raise FsclError(f"{folder}: a label of {prefix} is {labels.max()} of {len(classes)} classes; get them anew")
+            raise FsclError(
+                f"{folder}: a label of {prefix} is {labels.max()} of {len(classes)} classes; get them again"
+            )
         splits.append(ImageSet(images[:, None], labels, classes))
     return splits[0], splits[1]
 
@@ -202,30 +204,30 @@ def _from_idx(name: str, folder: Path) -> tuple[ImageSet, ImageSet]:
 def _read_idx(path: Path, dimensions: int) -> Tensor:
     """An IDX file of bytes: two zero bytes, 8, the number of dimensions; sizes as big-endian int32; the values."""
     packed = path.with_name(f"{path.name}.gz")
-    found = path if path.is_file() else packed
+    file_path = path if path.is_file() else packed
     try:
-        with open(found, "rb") if found == path else gzip.open(found) as file:
-            kind, *sizes = struct.unpack(f">{1 + dimensions}I", file.read(4 + 4 * dimensions))
-            if kind != 0x800 + dimensions or 0 in sizes:
+        with open(file_path, "rb") if file_path == path else gzip.open(file_path) as file:
+            magic, *sizes = struct.unpack(f">{1 + dimensions}I", file.read(4 + 4 * dimensions))
+            if magic != 0x800 + dimensions or 0 in sizes:
                 raise ValueError("not an IDX file")
-            # what is unpacked from an archive may be a thousand times as large as it
-            require_memory(f"{found}: its values", math.prod(sizes), "get it anew")
+            # an archive may unpack to a thousand times its size
+            require_memory(f"{file_path}: its values", math.prod(sizes), "get it again")
             values = np.empty(sizes, np.uint8)
-            left = values.data.cast("B")
-            while count := file.readinto(left):
-                left = left[count:]
-            if len(left) or file.read(1):
-                raise ValueError(f"not {'x'.join(map(str, sizes))} values, as it says")
+            remaining = values.data.cast("B")
+            while count := file.readinto(remaining):
+                remaining = remaining[count:]
+            if len(remaining) or file.read(1):
+                raise ValueError(f"not {'x'.join(map(str, sizes))} values, as its header says")
         return torch.from_numpy(values)
     except FsclError:
         raise
     except (OSError, EOFError, ValueError, MemoryError, struct.error, zlib.error) as error:
-        raise FsclError(f"{found}: damaged or missing ({error}); get it anew") from error
+        raise FsclError(f"{file_path}: damaged or missing ({error}); get it again") from error
 
 
 @contextmanager
-def _impatient(seconds: float = 30.0) -> Iterator[None]:
-    """Network waits end: behind a firewall that drops packets torchvision would hang."""
+def _network_timeout(seconds: float = 30.0) -> Iterator[None]:
+    """Limits waits for the network: torchvision would hang behind a firewall that drops packets."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:

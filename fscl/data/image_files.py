@@ -1,6 +1,6 @@
-"""Image files as one uint8 tensor, decoded by all cores and kept for the next time.
+"""Reads image files as one uint8 tensor. They are decoded by all cores, and cached for the next time.
 
-Without the cache each run would read 60,000 small files anew.
+Without the cache, each run would read 60,000 small files again.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ from fscl.files import remove_stale, write_atomically
 
 __all__ = ["FORMATS", "SUFFIXES", "cache_folder", "cached_pixels", "read_images"]
 
-# No others are tried, whatever a file is called: Pillow gives PostScript to Ghostscript, which runs it as a program.
+# No other format is tried, whatever the name of a file: Pillow passes PostScript to Ghostscript, which runs programs.
 FORMATS = {
     "PNG": (".png",),
     "JPEG": (".jpg", ".jpeg"),
@@ -39,27 +39,27 @@ FORMATS = {
 }
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
-LARGE = 2**24  # pixels; so many are decoded one image after another, or each core would need as much memory
+LARGE = 2**24  # pixels; larger images are decoded one after another, or each core would need memory for one
 _one_large_image = threading.Lock()
 _SAMPLE_FORMAT, _BITS, _PHOTOMETRIC = 339, 258, 262  # TIFF tags
 
 
 def read_images(place: Path, files: Sequence[Path], image_size: int | None = None) -> Tensor:
-    """All files as RGB, uint8 (N, 3, H, W), in their order, as torchvision's ``ImageFolder`` reads them but upright.
+    """All files as RGB, uint8 (N, 3, H, W), in order, as torchvision's ``ImageFolder`` reads them, but upright.
 
-    Images are turned as their EXIF data says. Transparency is dropped: a pixel has the colour that the file gives it.
-    Of several frames or pages the first is read. Greys of 10 to 16 bits are scaled to 8 by the depth that the file
-    declares. Floating-point, signed and 32-bit pixels are refused, for nothing in the file says which value is white.
+    Images are turned as their EXIF data says. Transparency is dropped: a pixel has the colour that the file stores.
+    Only the first frame or page is read. Greys of 10 to 16 bits are scaled to 8 bits by the depth that the file
+    declares. Floating-point, signed and 32-bit pixels are refused, because the file does not say which value is white.
 
     Args:
-        place: what the files are called together, by which they are kept in the cache: their folder, or a name below
-            it where a folder's files are read in several portions.
-        files: at least one.
-        image_size: side in pixels to which images are resized; None keeps them as they are.
+        place: the name of these files in the cache: their folder, or a name below it if the files of a folder are read
+            in several portions.
+        files: at least one file.
+        image_size: side in pixels to which images are resized; None keeps their size.
 
     Raises:
-        FsclError: a file is not a readable image or of more than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) pixels,
-            images are of different sizes, or they do not fit into memory.
+        FsclError: a file is not a readable image, or has more than ``PIL.Image.MAX_IMAGE_PIXELS`` (89 million) pixels;
+            images differ in size; or they do not fit into memory.
 
     Example:
         >>> import tempfile
@@ -72,13 +72,11 @@ def read_images(place: Path, files: Sequence[Path], image_size: int | None = Non
 
 
 def _decoded(place: Path, files: Sequence[Path], image_size: int | None) -> np.ndarray:
-    if image_size is not None:  # before an image is resized to it
+    if image_size is not None:  # checked before the first image is resized
         _room(place, len(files), image_size, image_size)
-    with (
-        warnings.catch_warnings(),
-        ThreadPoolExecutor(os.cpu_count()) as pool,
-    ):  # decoders work outside of Python's lock
-        warnings.simplefilter("ignore")  # of odd metadata, which is not used
+    # threads will do, because decoders release Python's lock
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # about odd metadata, which is not used
         first = _read(files[0], image_size)
         pixels = _room(place, len(files), *first.shape[:2])
 
@@ -87,8 +85,8 @@ def _decoded(place: Path, files: Sequence[Path], image_size: int | None) -> np.n
                 pixels[i] = image.transpose(2, 0, 1)
             return image.shape[:2]
 
-        rest = pool.map(lambda i: put(i, _read(files[i], image_size)), range(1, len(files)))
-        sizes = {put(0, first), *rest}
+        remaining = pool.map(lambda i: put(i, _read(files[i], image_size)), range(1, len(files)))
+        sizes = {put(0, first), *remaining}
     if len(sizes) > 1:
         example = ", ".join(sorted(f"{width}x{height}" for height, width in sizes)[:3])
         raise FsclError(f"{place}: images of {len(sizes)} sizes ({example}, ...); set data.image_size in the recipe")
@@ -96,13 +94,13 @@ def _decoded(place: Path, files: Sequence[Path], image_size: int | None) -> np.n
 
 
 def _room(place: Path, count: int, height: int, width: int) -> np.ndarray:
-    """An array for all images; one of them more must fit into memory."""
-    what, remedy = f"{place}: {count} images of {width}x{height}", "set a smaller data.image_size in the recipe"
-    require_memory(what, (count + 1) * 3 * height * width, remedy)
+    """An array for all images. One image more must fit into memory, for decoding."""
+    images, remedy = f"{place}: {count} images of {width}x{height}", "set a smaller data.image_size in the recipe"
+    require_memory(images, (count + 1) * 3 * height * width, remedy)
     try:
         return np.empty((count, 3, height, width), np.uint8)
     except MemoryError as error:
-        raise FsclError(f"{what} do not fit into memory; {remedy}") from error
+        raise FsclError(f"{images} do not fit into memory; {remedy}") from error
 
 
 def _read(path: Path, image_size: int | None) -> np.ndarray:
@@ -117,16 +115,17 @@ def _read(path: Path, image_size: int | None) -> np.ndarray:
                 if image_size is not None and rgb.size != (image_size, image_size):
                     rgb = rgb.resize((image_size, image_size), Image.Resampling.BILINEAR, reducing_gap=3.0)
                 return np.asarray(rgb, dtype=np.uint8)
-    except Exception as error:  # a decoder raises whatever damaged bytes lead it to
+    except Exception as error:  # damaged bytes can make a decoder raise anything
         unknown = isinstance(error, UnidentifiedImageError)
         reason = f"no {', '.join(FORMATS)} that Pillow reads" if unknown else str(error) or type(error).__name__
         raise FsclError(f"{path}: not a readable image ({reason})") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits; Pillow would cut off all that is above 255.
+    """The image in a mode of 8 bits. Pillow's own conversion would clip values above 255.
 
-    A file's own declaration decides, never its values: a dark image of 16 bits looks like one of 8.
+    The depth is the one that the file declares. It is never guessed from values: a dark image of 16 bits looks like one
+    of 8 bits.
 
     Raises:
         ValueError: the file does not say which value is white.
@@ -143,61 +142,61 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         raise ValueError(f"its pixels are {bits}-bit numbers; {remedy}")
     if image.mode != "I" and not image.mode.startswith("I;16"):
         return image
-    if inverted:  # which Pillow heeds for 8 bits, and for 16 it does not
-        raise ValueError(f"its pixels are {bits}-bit numbers of which 0 is white; save it with 0 as black")
+    if inverted:  # Pillow inverts such images of 8 bits, but not of 16
+        raise ValueError(f"its pixels are {bits}-bit numbers with 0 as white; save it with 0 as black")
     values = np.asarray(image)
     if 0 < values.max() < 2 ** (bits - 8):
-        raise ValueError(f"its pixels are {bits}-bit numbers of at most {values.max()}, which all are black; {remedy}")
+        raise ValueError(f"its pixels are {bits}-bit numbers of at most {values.max()}, which are all black; {remedy}")
     return Image.fromarray((values >> (bits - 8)).astype(np.uint8))
 
 
 def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
-    """``rgb``, which was ``image``, turned as its EXIF data says."""
-    if image.format == "TIFF":  # which Pillow turns as it reads it
+    """``rgb``, the converted ``image``, turned as the EXIF data of ``image`` says."""
+    if image.format == "TIFF":  # Pillow has turned it already
         return rgb
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # of EXIF data that is damaged; as all viewers do, the image is shown as it is stored
+    except Exception:  # damaged EXIF data; like all viewers, use the image as it is stored
         return rgb
     if orientation == 1:
         return rgb
-    rgb.info = {}  # or Pillow writes the EXIF data anew, which fails where it is odd
+    rgb.info = {}  # without its EXIF data, as Pillow would fail to write odd EXIF data again
     rgb.getexif()[ExifTags.Base.Orientation] = orientation
     return ImageOps.exif_transpose(rgb)
 
 
-FORMAT = 2  # of the copies, and of the pixels that files are decoded to
+FORMAT = 2  # version of the cached copies, and of how files are decoded to pixels
 CHECKSUM_BYTES = 4
 
 
 def cache_folder() -> Path:
-    """Where decoded images are kept: ``$FSCL_CACHE``, else ``fscl`` in the user's cache folder. It may be deleted.
+    """The folder of decoded images: ``$FSCL_CACHE``, or ``fscl`` in the user's cache folder. It may be deleted.
 
     Raises:
-        FsclError: the user has no home.
+        FsclError: the user has no home folder.
     """
-    if own := os.environ.get("FSCL_CACHE"):
-        return Path(own)
+    if chosen := os.environ.get("FSCL_CACHE"):
+        return Path(chosen)
     try:
         folder = user_cache_path("fscl", appauthor=False)
-    except RuntimeError:  # of newer platformdirs; of older ones, the path begins with "~"
+    except RuntimeError:  # raised by newer platformdirs; older ones return a path that begins with "~"
         folder = Path("~")
     if not folder.is_absolute():
-        raise FsclError("this user has no home folder, and FSCL_CACHE does not say where else to keep images")
+        raise FsclError("this user has no home folder; set FSCL_CACHE to a folder for decoded images")
     return folder
 
 
 def cached_pixels(
     folder: Path, files: Sequence[Path], image_size: int | None, decode: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """What ``decode`` returns, uint8 (N, C, H, W), taken from the cache if it is of the very same files.
+    """The result of ``decode``, uint8 (N, C, H, W), from the cache if the files have not changed.
 
-    Files are the same if their names, sizes and times of change are. A folder, which need not be there, has one copy in
-    the cache at most; one that cannot be read or that changed since is made anew, and a cache that cannot be written is
-    done without.
+    Files have not changed if their names, sizes and times of change are the same. The cache has at most one copy for a
+    ``folder``, which need not exist. A copy that is unreadable or outdated is replaced. If the cache cannot be written,
+    it is not used.
 
     Raises:
-        FsclError: a file is not there or no ordinary file, or as ``decode`` does.
+        FsclError: a file is missing or is not a regular file; and as ``decode``.
     """
     place = hashlib.sha256(os.fsencode(os.path.realpath(folder))).hexdigest()[:16]
     stamps = hashlib.sha256(f"{FORMAT} {image_size}".encode())
@@ -208,8 +207,8 @@ def cached_pixels(
         copy = cache_folder() / f"{place}-{key[:16]}.npy"
     except FsclError:
         return decode()
-    remove_stale(copy.parent)  # each may be as large as the data set
-    # whatever is wrong with a copy, it can be made anew
+    remove_stale(copy.parent)  # a stale file may be as large as the data set
+    # any error is fine: an unusable copy is replaced
     with contextlib.suppress(Exception):
         return _load(copy, key, len(files))
     pixels = decode()
@@ -222,39 +221,39 @@ def cached_pixels(
 
 
 def _stamp(path: Path) -> bytes:
-    """Other bytes for another file, or for the file after a change."""
+    """Bytes that differ for different files, and for a file before and after a change."""
     try:
-        about = path.stat()
+        status = path.stat()
     except OSError as error:
         raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
-    if not stat.S_ISREG(about.st_mode):  # a pipe would wait for its writer, a device might never end
-        raise FsclError(f"{path}: not a file but a folder, pipe, socket or device; remove it")
-    times = f"\0{about.st_size}\0{about.st_mtime_ns}\0{about.st_ctime_ns}"
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe waits for its writer, and a device may never end
+        raise FsclError(f"{path}: a folder, pipe, socket or device instead of a file; remove it")
+    times = f"\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}"
     return os.fsencode(f"\0{path.parent.name}/{path.name}{times}")
 
 
 def _save(path: Path, key: str, pixels: np.ndarray) -> None:
-    """A NumPy file with a checksum behind its end."""
+    """Writes a NumPy file, followed by a checksum."""
     with open(path, "wb") as file:
         np.save(file, pixels, allow_pickle=False)
         file.write(_checksum(key, pixels))
 
 
 def _load(path: Path, key: str, count: int) -> np.ndarray:
-    """What was saved.
+    """Reads what :func:`_save` wrote.
 
     Raises:
-        Exception: of any kind, if it is not what was saved with this key.
+        Exception: any exception, if the file is damaged or was saved with another key.
     """
     with open(path, "rb") as file:
         if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("of another version of NumPy's format")
+            raise ValueError("another version of NumPy's format")
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)
         size = math.prod(shape)
-        whole = file.tell() + size + CHECKSUM_BYTES == os.fstat(file.fileno()).st_size
-        if not whole or dtype != np.uint8 or len(shape) != 4 or shape[0] != count:
+        has_right_size = file.tell() + size + CHECKSUM_BYTES == os.fstat(file.fileno()).st_size
+        if not has_right_size or dtype != np.uint8 or len(shape) != 4 or shape[0] != count:
             raise ValueError("not these images")
-        require_memory(f"{path}: its images", size, "make it anew")
+        require_memory(f"{path}: its images", size, "delete it")
         pixels = np.fromfile(file, np.uint8, size).reshape(shape)
         if file.read() != _checksum(key, pixels):
             raise ValueError("changed since it was written")
@@ -262,5 +261,5 @@ def _load(path: Path, key: str, count: int) -> np.ndarray:
 
 
 def _checksum(key: str, pixels: np.ndarray) -> bytes:
-    """0.1 s for 200 MB; with the key, so that another folder's copy is none of this one."""
+    """A checksum of pixels and key, so that a copy of another folder does not match. It takes 0.1 s for 200 MB."""
     return zlib.crc32(pixels.data, zlib.crc32(f"{key} {pixels.shape}".encode())).to_bytes(CHECKSUM_BYTES, "little")

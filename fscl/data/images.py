@@ -1,4 +1,4 @@
-"""Images of one split in memory, and several data sets joined into one."""
+"""Images of one split in memory, and joining data sets into one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,8 +19,8 @@ class ImageSet:
     Attributes:
         images: uint8 (N, C, H, W).
         labels: int64 (N), indices into ``classes``.
-        classes: names in the data set's own order.
-        parts: of a joined data set, how many of the classes come from each, in order; else empty.
+        classes: names of the classes, in the order of the data set.
+        parts: for joined data sets, the number of classes of each, in order; otherwise empty.
     """
 
     images: Tensor
@@ -30,10 +30,17 @@ class ImageSet:
 
 
 def require_memory(what: str, size: int, remedy: str) -> None:
-    """Refuses what does not fit into memory before it is tried: Linux gives out more than there is, and kills later.
+    """Refuses data that does not fit into memory, before memory is allocated.
+
+    Linux allocates more memory than it has, and later kills the process that uses it.
+
+    Args:
+        what: the data, for the message.
+        size: its bytes.
+        remedy: what the user can do, for the message.
 
     Raises:
-        FsclError: ``what`` takes ``size`` bytes and fewer are free; ``remedy`` would do.
+        FsclError: fewer bytes are free.
 
     Example:
         >>> require_memory("mnist: 60000 images of 28x28", 60000 * 28 * 28, "take another data set")
@@ -44,15 +51,15 @@ def require_memory(what: str, size: int, remedy: str) -> None:
 
 
 def join_images(sets: Mapping[str, tuple[ImageSet, ImageSet]]) -> tuple[ImageSet, ImageSet]:
-    """Several data sets as one that has the classes of all, one data set's after another's.
+    """Joins data sets into one with the classes of all, in the order of the data sets.
 
-    A class name that more than one of them has is told apart by its data set: ``cifar10/cat`` and ``pets/cat``.
+    A class name that several data sets have gets the name of its data set: ``cifar10/cat`` and ``pets/cat``.
 
     Args:
-        sets: training and test images by the data set's name.
+        sets: the training and test images of each data set, by its name.
 
     Raises:
-        FsclError: images are of different shapes.
+        FsclError: images of two data sets differ in shape.
 
     Example:
         >>> from fscl.data.datasets import load_images
@@ -63,15 +70,17 @@ def join_images(sets: Mapping[str, tuple[ImageSet, ImageSet]]) -> tuple[ImageSet
     """
     shapes = {name: tuple(train.images.shape[1:]) for name, (train, _) in sets.items()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
+        listing = ", ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in shapes.items())
         raise FsclError(
-            f"data sets of different shapes cannot be joined ({found}; channels x height x width); "
+            f"data sets of different shapes cannot be joined ({listing}; channels x height x width); "
             "choose data sets of one shape (data.image_size resizes image folders)"
         )
-    plain = [name for train, _ in sets.values() for name in train.classes]
-    several = {name for name in plain if plain.count(name) > 1}
+    all_names = [name for train, _ in sets.values() for name in train.classes]
+    repeated = {name for name in all_names if all_names.count(name) > 1}
     classes = [
-        f"{source}/{name}" if name in several else name for source, (train, _) in sets.items() for name in train.classes
+        f"{source}/{name}" if name in repeated else name
+        for source, (train, _) in sets.items()
+        for name in train.classes
     ]
     parts = tuple(len(train.classes) for train, _ in sets.values())
     first = [sum(parts[:i]) for i in range(len(parts))]

@@ -1,4 +1,4 @@
-"""Data sets of image files, in the layouts in which they are distributed."""
+"""Reads data sets of image files in the layouts in which they are distributed."""
 
 import csv
 from collections import defaultdict
@@ -34,7 +34,7 @@ def image_folder(folder: Path, image_size: int | None = None) -> ImageSet:
     """The images of one split, ``<folder>/<class>/*``; classes in alphabetical order.
 
     Raises:
-        FsclError: there are no class folders, a class has no images, or what :func:`read_images` raises.
+        FsclError: there are no class folders, or a class has no images; and as :func:`read_images`.
 
     Example:
         >>> import tempfile
@@ -43,8 +43,8 @@ def image_folder(folder: Path, image_size: int | None = None) -> ImageSet:
         >>> for name in ("bee", "ant"):
         ...     (folder / name).mkdir()
         ...     Image.new("RGB", (8, 6)).save(folder / name / "0.png")
-        >>> found = image_folder(folder)
-        >>> found.classes, found.labels.tolist(), tuple(found.images.shape)
+        >>> pets = image_folder(folder)
+        >>> pets.classes, pets.labels.tolist(), tuple(pets.images.shape)
         (['ant', 'bee'], [0, 1], (2, 3, 6, 8))
     """
     classes = _folders_in(folder)
@@ -54,16 +54,16 @@ def image_folder(folder: Path, image_size: int | None = None) -> ImageSet:
 
 
 def tiny_imagenet(folder: Path, image_size: int | None = None) -> Split:
-    """Tiny ImageNet as its official archive unpacks; its ``val`` images, the only other ones with labels, are the test.
+    """Tiny ImageNet, as its official archive unpacks. Its ``val`` images are the test images: its own have no labels.
 
-    Classes are in the order of their WordNet numbers, and go by the first of their names in ``words.txt``.
+    Classes are in the order of their WordNet numbers. A class has the first of its names in ``words.txt``.
 
     Args:
         folder: with ``train/<wnid>/images/*``, ``val/images/*``, ``val/val_annotations.txt`` and ``words.txt``.
         image_size: see :func:`read_images`.
 
     Raises:
-        FsclError: a part is missing, or training and test images are not of the same classes.
+        FsclError: a part is missing, or training and test images have different classes.
 
     Example:
         >>> train, test = tiny_imagenet(Path("data/tiny-imagenet-200"))  # doctest: +SKIP
@@ -75,10 +75,10 @@ def tiny_imagenet(folder: Path, image_size: int | None = None) -> Split:
     train = {wnid: _images_in(folder / "train" / wnid / "images") for wnid in wnids}
     labelled = [line.split("\t")[:2] for line in _text(annotations).splitlines() if line.strip()]
     if strange := [row for row in labelled if len(row) < 2 or row[1] not in train]:
-        raise FsclError(f"{annotations}: {' '.join(strange[0])!r} is no image and class of {folder / 'train'}")
+        raise FsclError(f"{annotations}: {' '.join(strange[0])!r} is not an image and a class of {folder / 'train'}")
     test = _by_class(labelled)
     if lacking := sorted(train.keys() - test.keys()):
-        raise FsclError(f"{annotations}: no image of {lacking[0]}, of which there are training images")
+        raise FsclError(f"{annotations}: no image of {lacking[0]}, which has training images")
     _require_files(folder / "val" / "images", [name for name, _ in labelled], annotations)
     files = {wnid: [folder / "val" / "images" / name for name in test[wnid]] for wnid in wnids}
     names = _wordnet_names(folder / "words.txt", wnids)
@@ -86,16 +86,16 @@ def tiny_imagenet(folder: Path, image_size: int | None = None) -> Split:
 
 
 def mini_imagenet(folder: Path, image_size: int | None = None) -> Split:
-    """miniImageNet with the lists of Ravi and Larochelle, pooled: their classes were split for few-shot learning.
+    """miniImageNet, with the classes of all three lists of Ravi and Larochelle, who split them for few-shot learning.
 
-    Of each class every sixth image, in the order of file names, is a test image: 100 of its 600.
+    In each class every sixth image, in the order of file names, is a test image: 100 of its 600.
 
     Args:
-        folder: with ``images/*`` and ``train.csv``, ``val.csv``, ``test.csv`` of columns ``filename,label``.
+        folder: with ``images/*``, and ``train.csv``, ``val.csv`` and ``test.csv`` with the columns ``filename,label``.
         image_size: see :func:`read_images`.
 
     Raises:
-        FsclError: a list or an image is missing, or a list is of another form.
+        FsclError: a list or an image is missing, or a list has other columns.
 
     Example:
         >>> train, test = mini_imagenet(Path("data/miniimagenet"))  # doctest: +SKIP
@@ -113,13 +113,13 @@ def mini_imagenet(folder: Path, image_size: int | None = None) -> Split:
         places = [folder / "images" / file for file in files]
         parts["test"][label] = places[5::6]
         parts["train"][label] = [place for i, place in enumerate(places) if i % 6 != 5]
-    # one folder, but two tensors: each is kept under a name of its own
+    # one folder, but two tensors: each has its own name in the cache
     train, test = (_of_files(folder / "images" / part, files, image_size) for part, files in parts.items())
     return train, test
 
 
 def core50(folder: Path, image_size: int | None = None) -> Split:
-    """CORe50: 50 objects, five of each of ten categories, filmed in eleven sessions, of which 3, 7 and 10 are the test.
+    """CORe50: 50 objects, five in each of ten categories, filmed in eleven sessions. Sessions 3, 7 and 10 are the test.
 
     Args:
         folder: with ``s<session>/o<object>/*.png``.
@@ -136,9 +136,9 @@ def core50(folder: Path, image_size: int | None = None) -> Split:
     """
     numbers = range(1, len(CORE50_OBJECTS) + 1)
     _require(folder, [f"s{s}/o{o}" for s in CORE50_SESSIONS for o in numbers], LAYOUTS["core50"].how)
-    rest = tuple(s for s in CORE50_SESSIONS if s not in CORE50_TEST_SESSIONS)
+    training_sessions = tuple(s for s in CORE50_SESSIONS if s not in CORE50_TEST_SESSIONS)
     parts = []
-    for part, sessions in (("train", rest), ("test", CORE50_TEST_SESSIONS)):
+    for part, sessions in (("train", training_sessions), ("test", CORE50_TEST_SESSIONS)):
         files = [[f for s in sessions for f in _images_in(folder / f"s{s}" / f"o{o}")] for o in numbers]
         parts.append(_of_files(folder / part, dict(zip(CORE50_OBJECTS, files, strict=True)), image_size))
     return parts[0], parts[1]
@@ -149,11 +149,11 @@ class Layout:
     """How a data set is distributed.
 
     Attributes:
-        folder: below the data folder.
-        mark: below ``folder``, by which the layout is known.
-        parts: what else to look for there, for people.
-        how: how to get it.
-        load: reads it from its folder, resized to a number of pixels or not.
+        folder: its folder, below the data folder.
+        mark: a folder below ``folder`` by which the layout is recognised.
+        parts: the files to look for, for messages.
+        how: how to get the data set, for messages.
+        load: reads it from its folder; the second argument is the side in pixels to resize to, or None.
     """
 
     folder: str
@@ -192,31 +192,31 @@ LAYOUTS = {
 def _of_files(
     place: Path, files: dict[str, list[Path]], image_size: int | None, names: list[str] | None = None
 ) -> ImageSet:
-    """From the files of each class."""
-    labels = [label for label, found in enumerate(files.values()) for _ in found]
+    """Reads an image set from the files of each class."""
+    labels = [label for label, paths in enumerate(files.values()) for _ in paths]
     if not labels:
         raise FsclError(f"{place}: no images")
     classes = [printable(name) for name in names or files]
     if twice := [name for name in classes if classes.count(name) > 1]:
         raise FsclError(f"{place}: two classes are shown as {twice[0]!r}; rename one of them")
-    images = read_images(place, [path for found in files.values() for path in found], image_size)
+    images = read_images(place, [path for paths in files.values() for path in paths], image_size)
     return ImageSet(images, torch.tensor(labels), classes)
 
 
 def _folders_in(folder: Path) -> list[str]:
-    """But hidden ones, and the one that macOS puts into zip files."""
+    """Names of the folders in a folder, without hidden folders and the one that macOS puts into zip files."""
     return [path.name for path in _listed(folder) if path.is_dir() and path.name != "__MACOSX"]
 
 
 def _images_in(folder: Path) -> list[Path]:
-    found = [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES]
-    if not found:
+    images = [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES]
+    if not images:
         raise FsclError(f"{folder}: no images in it; known endings: {' '.join(SUFFIXES)}")
-    return found
+    return images
 
 
 def _listed(folder: Path) -> list[Path]:
-    """What is in a folder, but hidden names, in alphabetical order."""
+    """The content of a folder in alphabetical order, without hidden names."""
     try:
         return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     except OSError as error:
@@ -224,15 +224,15 @@ def _listed(folder: Path) -> list[Path]:
 
 
 def _by_class(rows: Sequence[Sequence[str]]) -> dict[str, list[str]]:
-    """File names, in their order, by label; from rows of both."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Sorted file names by label, from rows (file name, label)."""
+    by_label: dict[str, list[str]] = defaultdict(list)
     for name, label in sorted(map(tuple, rows)):
-        found[label].append(name)
-    return found
+        by_label[label].append(name)
+    return by_label
 
 
 def _wordnet_names(path: Path, wnids: Sequence[str]) -> list[str]:
-    """The first of each class's names; where classes share one, with the number that tells them apart."""
+    """The first name of each class, with its WordNet number if two classes have the same name."""
     rows = [line.partition("\t") for line in _text(path).splitlines()]
     words = {wnid: names.split(",")[0].strip() for wnid, _, names in rows}
     if unknown := [wnid for wnid in wnids if not words.get(wnid)]:
@@ -244,13 +244,13 @@ def _wordnet_names(path: Path, wnids: Sequence[str]) -> list[str]:
 def _require(folder: Path, parts: Sequence[str], how: str) -> None:
     missing = [part for part in parts if not (folder / part).exists()]
     if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise FsclError(f"{folder}: incomplete: no {missing[0]}{more}; to get it: {how}")
+        further = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise FsclError(f"{folder}: incomplete: no {missing[0]}{further}; to get it: {how}")
 
 
 def _require_files(folder: Path, names: Collection[str], listed_in: Path) -> None:
-    there = {path.name for path in _listed(folder)}
-    missing = [name for name in names if name not in there]
+    present = {path.name for path in _listed(folder)}
+    missing = [name for name in names if name not in present]
     if missing:
         raise FsclError(
             f"{folder}: incomplete: {len(missing)} of {len(names)} images that {listed_in} lists are missing, "

@@ -8,14 +8,14 @@ __all__ = ["ImageTransform"]
 
 
 class ImageTransform:
-    """uint8 images -> normalised float32 images, with a random crop and flip *per image* where asked for.
+    """uint8 images -> normalised float32 images, with an optional random crop and flip *per image*.
 
-    The same object serves as an ordinary per-sample transform, (C, H, W), and on whole batches, (N, C, H, W); from the
-    same state of torch's generator both give the same values bit for bit, on every device.
+    The same object transforms single images, (C, H, W), and whole batches, (N, C, H, W). From the same state of torch's
+    generator both give the same values bit for bit, on every device.
 
     Args:
-        mean, std: per channel, in units of [0, 1].
-        crop_padding: zeros added on each side before a random crop of the original size, pixels.
+        mean, std: mean and standard deviation of each channel, for pixels in [0, 1].
+        crop_padding: pixels of zeros added on each side before a random crop of the original size.
         flip: whether images are mirrored left to right with probability one half.
 
     Example:
@@ -29,7 +29,9 @@ class ImageTransform:
         self.shift = (-torch.tensor(mean) / torch.tensor(std))[:, None, None]
         self.crop_padding = crop_padding
         self.flip = flip
-        self._constants: dict[torch.device, tuple[Tensor, Tensor]] = {}  # a copy a batch would hold up a GPU
+        self._constants: dict[
+            torch.device, tuple[Tensor, Tensor]
+        ] = {}  # by device: a copy in each batch would stall a GPU
 
     def __call__(self, images: Tensor) -> Tensor:
         if images.ndim == 3:
@@ -43,10 +45,10 @@ class ImageTransform:
 
     @staticmethod
     def _draws(n: int) -> Tensor:
-        """Three random numbers an image, from torch's generator of the CPU whatever the device.
+        """Three random numbers for each image, from torch's CPU generator on every device.
 
-        n images one by one take from the generator what n at once take, in the same order: whichever loader serves
-        them, the augmented images and all that is drawn later are the same.
+        n single images draw the same numbers, in the same order, as one batch of n. So the augmented images, and all
+        later draws, do not depend on the loader.
         """
         return torch.randint(2**31, (n, 3))
 
@@ -58,7 +60,7 @@ class ImageTransform:
         )
         if self.flip:
             columns = torch.where(draws[:, 2:] % 2 == 1, columns.flip(1), columns)
-        # one gather of the pixels that are kept, crop and flip at once
+        # crop and flip in one gather
         pixels = (rows[:, :, None] * (width + 2 * pad) + columns[:, None]).view(n, 1, -1).expand(-1, channels, -1)
         return F.pad(images, (pad,) * 4).flatten(2).gather(2, pixels).view_as(images)
 

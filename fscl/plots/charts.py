@@ -1,7 +1,8 @@
-"""Figures: functions that take data and an optional ``ax``, and return the Axes (or the Figure of small multiples).
+"""Charts: functions that take data and an optional ``ax``, and return the Axes (or the Figure of small multiples).
 
-No pyplot state: without ``ax`` each makes its own ``matplotlib.figure.Figure``, reached as ``ax.figure`` and freed with
-its last reference. All ink has one colour, ``figures.INK``, so that an inline SVG can follow the page's text colour.
+There is no pyplot state. Without ``ax``, each makes its own ``matplotlib.figure.Figure``, available as ``ax.figure``
+and freed with its last reference. All ink has one colour, ``figures.INK``, so that an inline SVG can take the text
+colour of its page.
 """
 
 from __future__ import annotations
@@ -41,11 +42,11 @@ __all__ = [
     "scatter_panels",
 ]
 
-MANY = 8  # the most curves that have bands
-NAMED = 40  # the most curves, or dots, that are all named
-FRONT = 12  # the most names among more dots than that
-TALLEST = 24.0  # inches of all rows of a forest
-PANELS = 24  # the most learners that have a panel each
+MANY = 8  # curves have bands up to this number
+NAMED = 40  # all curves, or dots, are named up to this number
+FRONT = 12  # names shown if there are more dots than NAMED
+TALLEST = 24.0  # height of all rows of a forest, inches
+PANELS = 24  # learners get a panel each up to this number
 Answer = tuple[float, float, float, float]
 
 
@@ -62,27 +63,27 @@ def scatter_correlation(
 ) -> Axes:
     """One dot for each pair of tasks. ``groups`` (one label for each dot, say its seed) sets shades of one colour.
 
-    No line is fitted: dots share tasks, so neither a band nor a p-value from the dots would be valid.
+    No line is fitted. Dots share tasks, so neither a band nor a p-value computed from the dots would be valid.
     """
     first, second = (np.ravel(np.asarray(values, dtype=np.float64)) for values in (x, y))
     if first.shape != second.shape or (groups is not None and len(groups) != len(first)):
         raise FsclError(f"scatter needs one x, y and group for each dot; got {first.size} x and {second.size} y")
-    which = np.array(groups if groups is not None else [""] * len(first))
+    group_names = np.array(groups if groups is not None else [""] * len(first))
     with style():
         axes = ax if ax is not None else new_axes((3.5, 2.7))
         base = colour if colour is not None else sns.color_palette("colorblind")[0]
-        labels = list(dict.fromkeys(which.tolist()))
-        # Shades of one hue stay apart by lightness for every kind of colour vision.
+        labels = list(dict.fromkeys(group_names.tolist()))
+        # shades of one hue differ in lightness, so they can be told apart with every kind of colour vision
         rgb = np.array(to_rgb(base))
         shades = sns.blend_palette([0.6 * rgb, 0.5 + 0.5 * rgb], len(labels)) if len(labels) > 1 else [rgb]
         codes = {label: position for position, label in enumerate(labels)}
-        of = np.array([codes[label] for label in which.tolist()], dtype=int)
-        # one collection for each marker: groups beyond the markers take them in turn
+        group_numbers = np.array([codes[label] for label in group_names.tolist()], dtype=int)
+        # one collection for each marker; if there are more groups than markers, markers are used again
         for turn in range(min(len(labels), len(MARKERS))):
-            chosen = of % len(MARKERS) == turn
+            chosen = group_numbers % len(MARKERS) == turn
             axes.scatter(
-                first[chosen], second[chosen], s=13, color=np.array(shades)[of[chosen]], alpha=0.7, linewidths=0,
-                rasterized=True, label=abbreviate(labels[turn], 30), marker=MARKERS[turn],
+                first[chosen], second[chosen], s=13, color=np.array(shades)[group_numbers[chosen]], alpha=0.7,
+                linewidths=0, rasterized=True, label=abbreviate(labels[turn], 30), marker=MARKERS[turn],
             )  # fmt: skip
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -101,12 +102,16 @@ def accuracy_over_time(
     colours: Mapping[str, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Mean accuracy on the tasks seen so far, one line a strategy with a band of one standard deviation over seeds.
+    """Mean accuracy on the tasks seen so far: a line for each learner, a band of one standard deviation over seeds.
 
-    Of many strategies there are no bands, which would cover each other; of more than 40, the best is named and others
-    at equal distances in rank. ``curves`` maps a label to (seeds, T) fractions; line t is the mean of ``R[t, :t+1]``.
-    ``bounds`` are the labels of what is no learner; their lines are grey and dashed. ``colours`` (label -> colour)
-    keeps a learner's colour from figure to figure.
+    More than 8 learners have no bands, because these would cover each other. Of more than 40 learners, the best is
+    named and others at equal distances in rank.
+
+    Args:
+        curves: accuracies (seeds, T) by label, fractions; entry t is the mean of ``R[t, :t+1]``.
+        bounds: labels that are bounds, not learners. Their lines are grey and dashed.
+        colours: colour by label, so that a learner has the same colour in several figures.
+        ax: where to draw; a new figure by default.
     """
     colours = colours or learner_palette(curves, bounds)
     crowded = len(curves) > NAMED
@@ -120,8 +125,8 @@ def accuracy_over_time(
             x = np.arange(1, seeds.shape[1] + 1)
             mean = seeds.mean(axis=0)
             if crowded:
-                kept = [*some_of(len(x), 200), len(x) - 1]
-                thin.append(np.stack([x[kept], mean[kept]], 1))
+                shown = [*some_of(len(x), 200), len(x) - 1]
+                thin.append(np.stack([x[shown], mean[shown]], 1))
             else:
                 axes.plot(
                     x, mean, "--" if label in bounds else "-", color=colours[label], linewidth=1.6, markersize=3.6,
@@ -142,8 +147,9 @@ def accuracy_over_time(
         axes.set_xlim(1 - 0.02 * longest, longest + 0.02 * longest)
         quiet_grid(axes)
         ranked = sorted(ends)
-        some = [ranked[-1 - place] for place in some_of(len(ranked), NAMED)]  # the best, and others at equal distances
-        _name_ends(axes, [end for end in ends if end in some], longest, colours)
+        # the best learner, and others at equal distances in rank
+        named = [ranked[-1 - place] for place in some_of(len(ranked), NAMED)]
+        _name_ends(axes, [end for end in ends if end in named], longest, colours)
     return axes
 
 
@@ -154,10 +160,11 @@ def memory_against_accuracy(
     colours: Mapping[str, Any] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """What is stored (bytes, x) against the final mean accuracy (fraction, y), one dot a strategy.
+    """Stored bytes (x) against final mean accuracy (y, a fraction), one dot for each learner.
 
-    ``bounds`` are the labels of what is no learner; they are drawn hollow and grey. ``colours`` as for
-    :func:`accuracy_over_time`. Of more than 40 strategies those are named that no other betters at so little memory.
+    ``bounds`` are labels that are bounds, not learners; they are drawn hollow and grey. ``colours`` is as in
+    :func:`accuracy_over_time`. Of more than 40 learners, only those are named for which no other learner is as accurate
+    with as little memory.
     """
     from adjustText import adjust_text
 
@@ -188,44 +195,49 @@ def memory_against_accuracy(
         axes.set_ylabel("final mean accuracy (%)")
         quiet_grid(axes)
         if texts:
-            xs, ys = (values if len(texts) == len(points) else [] for values in (xs, ys))  # else each dot moves names
+            # with many dots, names would have to avoid each of them
+            xs, ys = (values if len(texts) == len(points) else [] for values in (xs, ys))
             lines = {"arrowstyle": "-", "color": "grey", "linewidth": 0.6}
             adjust_text(texts, xs, ys, ax=axes, arrowprops=lines, expand=(1.2, 1.6), min_arrow_len=8)
     return axes
 
 
 def _best(points: Mapping[str, tuple[float, float]]) -> list[str]:
-    """Those than which no other is as accurate and stores as little; of too many, some at equal distances."""
+    """Labels of the Pareto front: most accurate for their memory. If there are too many, some at equal distances."""
     best: list[str] = []
-    for label in sorted(points, key=lambda each: (points[each][0], -points[each][1])):
+    for label in sorted(points, key=lambda name: (points[name][0], -points[name][1])):
         if not best or points[label][1] > points[best[-1]][1]:
             best.append(label)
     return [best[place] for place in some_of(len(best), FRONT)]
 
 
 def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]) -> Figure:
-    """Rank correlations of several learners, a panel a question.
+    """Rank correlations of several learners, with a panel for each question.
 
-    ``answers[question][learner][way]`` is (rho, low, high, p); ways are drawn below each other, and hollow where p is
-    0.05 or more. NaN leaves a place empty.
+    ``answers[question][learner][way]`` is (rho, low, high, p), where a way is one way to answer the question. Ways are
+    drawn below each other, hollow if p is 0.05 or more. NaN leaves a place empty.
     """
-    learners = list(dict.fromkeys(learner for found in answers.values() for learner in found))
-    ways = list(dict.fromkeys(way for found in answers.values() for each in found.values() for way in each))
+    learners = list(dict.fromkeys(learner for by_learner in answers.values() for learner in by_learner))
+    ways = list(
+        dict.fromkeys(way for by_learner in answers.values() for by_way in by_learner.values() for way in by_way)
+    )
     colours = sns.color_palette("colorblind")
     with style():
         columns = len(answers) if len(answers) <= 4 else 3
         rows = -(-len(answers) // columns)
-        step = min(0.32, TALLEST / max(1, len(learners) * rows))  # inches from one learner to the next
+        step = min(0.32, TALLEST / max(1, len(learners) * rows))  # distance of two learners, inches
         figure = new_figure((1.7 + 2.1 * columns, 0.3 + (0.8 + step * len(learners)) * rows))
         panels = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
         for axes in panels[len(answers) :]:
             axes.set_visible(False)
         thin = step / 0.32
-        for axes, (question, found) in zip(panels, answers.items(), strict=False):
+        for axes, (question, by_learner) in zip(panels, answers.items(), strict=False):
             axes.axvline(0, color=INK, linewidth=0.6)
             for place, way in enumerate(ways):
-                nothing = (np.nan,) * 4
-                values = np.array([found.get(learner, {}).get(way, nothing) for learner in learners]).reshape(-1, 4)
+                missing = (np.nan,) * 4
+                values = np.array([by_learner.get(learner, {}).get(way, missing) for learner in learners]).reshape(
+                    -1, 4
+                )
                 rho, low, high, p = values.T
                 y = np.arange(len(learners)) + 0.32 * (place - (len(ways) - 1) / 2)
                 colour, marker = colours[place % len(colours)], MARKERS[place % len(MARKERS)]
@@ -269,9 +281,9 @@ def scatter_panels(
     columns: int = 4,
     colours: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """A panel a learner: ``dots[learner]`` is (x, y, groups) as in :func:`scatter_correlation`, all on one scale.
+    """A panel for each learner, all on one scale; ``dots[learner]`` is (x, y, groups), see :func:`scatter_correlation`.
 
-    ``colours`` as for :func:`accuracy_over_time`.
+    ``colours`` is as in :func:`accuracy_over_time`.
     """
     drawn = dict(list(dots.items())[:PANELS])
     count = max(1, len(drawn))
@@ -286,19 +298,19 @@ def scatter_panels(
             axes.set_title(abbreviate(label, 26), fontsize=9)
         for axes in panels[count:]:
             axes.set_visible(False)
-        for axes in panels[max(0, count - columns) : count]:  # the lowest of each column
+        for axes in panels[max(0, count - columns) : count]:  # the lowest panel of each column
             axes.tick_params(labelbottom=True)
-        some = f" ({len(drawn)} of {len(dots)})" if len(drawn) < len(dots) else ""
-        figure.supxlabel(f"{xlabel}{some}", fontsize=9)
+        omitted_note = f" ({len(drawn)} of {len(dots)})" if len(drawn) < len(dots) else ""
+        figure.supxlabel(f"{xlabel}{omitted_note}", fontsize=9)
         figure.supylabel(ylabel, fontsize=9)
     return figure
 
 
 def _two_lines(text: str) -> str:
-    """Broken at the space nearest to the middle; what is in brackets at the end has a line of its own."""
+    """Breaks a text at the space nearest to its middle. Brackets at the end get a line of their own."""
     if text.endswith(")"):
-        head, _, rest = text.rpartition(" (")
-        return f"{_two_lines(head)}\n({rest}" if head else text
+        head, _, brackets = text.rpartition(" (")
+        return f"{_two_lines(head)}\n({brackets}" if head else text
     spaces = [i for i, letter in enumerate(text) if letter == " "]
     if len(text) < 22 or not spaces:
         return text
@@ -307,7 +319,7 @@ def _two_lines(text: str) -> str:
 
 
 def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mapping[str, Any]) -> None:
-    """Labels at the lines' ends, pushed apart where they would overlap, beside the axes and not above or below them."""
+    """Writes labels at the ends of lines, moved apart if they would overlap, but not above or below the axes."""
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
     gap = 11.0 * (high - low) / height

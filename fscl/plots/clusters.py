@@ -1,4 +1,4 @@
-"""Similarity with what is alike side by side: a heatmap under the tree that says in which order things join."""
+"""A heatmap of similarity in the order of a clustering, below the tree of the clusters."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from fscl.text import decimals, printable
 
 __all__ = ["clustered_heatmap", "short_names"]
 
-ORDERED = 300  # the most things of which neighbours are made as alike as can be, which takes the cube of their number
-SAME = 5e-7  # 1 - similarity below which two things are copies: atoms are kept in float32
+ORDERED = 300  # leaves are ordered optimally up to this number: the time grows with its cube
+SAME = 5e-7  # below this 1 - similarity two networks are copies, as atoms are stored in float32
 
 
 def clustered_heatmap(
@@ -35,20 +35,27 @@ def clustered_heatmap(
     limits: tuple[float, float] | None = None,
     label: str = "similarity",
 ) -> Figure:
-    """A heatmap of (T, T) similarities, ordered and topped by a tree; ``groups``, a number for each, are outlined.
+    """A heatmap of similarities (T, T), ordered by clustering, with the tree of the clusters on top.
 
-    Average linkage of 1 - similarity, leaves ordered so that neighbours are alike. The tree's height is the mean
-    similarity at which two clusters join; 1 - similarity on a logarithmic scale where that spans orders of magnitude,
-    as in networks of several starts of which each was fine-tuned but a little.
+    Clusters are joined by average linkage of 1 - similarity. Leaves are ordered so that neighbours are similar. The
+    height of a join in the tree is the mean similarity of its two clusters. The scale of 1 - similarity is logarithmic
+    if it spans orders of magnitude, as for networks of several starts that were fine-tuned only a little.
+
+    Args:
+        similarity: (T, T).
+        names: of the T tasks or networks.
+        groups: a group number for each of them. Groups are outlined.
+        limits: the range of the colours; by default the range of values off the diagonal.
+        label: of the colour bar.
 
     Raises:
-        FsclError: fewer than two names, a shape that does not fit, or values that are not finite.
+        FsclError: there are fewer than two names, the shape does not fit, or values are not finite.
     """
     matrix = np.asarray(similarity, dtype=np.float64)
     if matrix.shape != (len(names), len(names)) or len(names) < 2 or not np.isfinite(matrix).all():
         raise FsclError(
             f"the matrix has shape {matrix.shape} for {len(names)} names; finite similarities (T, T) of two or more "
-            "things can be clustered"
+            "tasks can be clustered"
         )
     distance = 1 - (matrix + matrix.T) / 2
     np.fill_diagonal(distance, 0)
@@ -58,18 +65,20 @@ def clustered_heatmap(
     shown = matrix[np.ix_(order, order)]
     axes = similarity_heatmap(shown, [short[i] for i in order], limits=limits, label=label)
     figure = axes.figure
-    assert isinstance(figure, Figure)  # the axes are not in a part of one
+    assert isinstance(figure, Figure)  # not a SubFigure
     with style():
         axes.set(xlabel="", ylabel="")
         _draw_tree(axes, figure, *_brackets(tree, order))
-        if groups is not None and 1 < len(set(groups)) < len(names):  # else there is nothing to tell apart
+        # one group, or a group for each name, would say nothing
+        if groups is not None and 1 < len(set(groups)) < len(names):
             _outline(axes, [groups[i] for i in order])
     return figure
 
 
 def short_names(names: Sequence[str], width: int = 18) -> list[str]:
-    """Names that fit on an axis and still differ: without words that all begin or end with, then without words that
-    many have, then without middles.
+    """Shortens names to fit on an axis, and keeps them different.
+
+    Removed are first the words that all names begin or end with, then words that many names have, then middles.
 
     >>> short_names(["resnet18_flowers_lr0.01_best", "resnet18_flowers_lr0.1_best"])
     ['…lr0.01…', '…lr0.1…']
@@ -85,15 +94,15 @@ def short_names(names: Sequence[str], width: int = 18) -> list[str]:
     least = min(map(len, words)) - 1
     start = next((i for i in range(least) if len({w[i] for w in words}) > 1), least)
     end = next((i for i in range(least - start) if len({w[-1 - i] for w in words}) > 1), least - start)
-    found = ["".join(w[start : len(w) - end]) for w in words]
-    found = [f"{'…' * (start > 0)}{n.rstrip('_-/ ') if end else n}{'…' * (end > 0)}" for n in found]
-    counts = Counter(word.rstrip("_-/ ") for name in found for word in set(_words(name)))
-    found = [_without_common_words(name, width, counts) for name in found]
+    shortened = ["".join(w[start : len(w) - end]) for w in words]
+    shortened = [f"{'…' * (start > 0)}{n.rstrip('_-/ ') if end else n}{'…' * (end > 0)}" for n in shortened]
+    counts = Counter(word.rstrip("_-/ ") for name in shortened for word in set(_words(name)))
+    shortened = [_without_common_words(name, width, counts) for name in shortened]
     head = (width - 1) // 3
-    found = [n if len(n) <= width else f"{n[:head]}…{n[len(n) - (width - 1 - head) :]}" for n in found]
-    if len(set(found)) == len(set(names)):
-        return found
-    return [f"{name[: width - 1 - len(str(i))]}…{i}" for i, name in enumerate(found, 1)]
+    shortened = [n if len(n) <= width else f"{n[:head]}…{n[len(n) - (width - 1 - head) :]}" for n in shortened]
+    if len(set(shortened)) == len(set(names)):
+        return shortened
+    return [f"{name[: width - 1 - len(str(i))]}…{i}" for i, name in enumerate(shortened, 1)]
 
 
 def _words(name: str) -> list[str]:
@@ -101,7 +110,7 @@ def _words(name: str) -> list[str]:
 
 
 def _without_common_words(name: str, width: int, counts: Counter[str]) -> str:
-    """The name without the words that most names have, as many as are too many; what only it has stays."""
+    """The name without its commonest words, until it fits. Words that no other name has are kept."""
     words = _words(name)
     often = [counts[word.rstrip("_-/ ")] for word in words]
     while len(name) > width and max(often) > 1:
@@ -112,16 +121,16 @@ def _without_common_words(name: str, width: int, counts: Counter[str]) -> str:
 
 
 def _brackets(tree: NDArray[np.float64], order: Sequence[int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Where each join is drawn, in columns and in heights: up, across and down again.
+    """The line of each join, up, across and down: its columns and its heights, (joins, 4) each.
 
-    SciPy's own ``dendrogram`` fails where a thousand things join one after another.
+    SciPy's ``dendrogram`` recurses, and fails if a thousand leaves join one after another.
     """
     count = len(order)
     middle, height = np.zeros(count + len(tree)), np.zeros(count + len(tree))
     middle[np.asarray(order)] = np.arange(count) + 0.5
     across, up = [], []
-    for join, (one, other, distance, _) in enumerate(tree, count):
-        left, right = sorted((int(one), int(other)), key=middle.__getitem__)
+    for join, (first, second, distance, _) in enumerate(tree, count):
+        left, right = sorted((int(first), int(second)), key=middle.__getitem__)
         across.append([middle[left], middle[left], middle[right], middle[right]])
         up.append([height[left], distance, distance, height[right]])
         middle[join], height[join] = (middle[left] + middle[right]) / 2, distance
@@ -129,7 +138,7 @@ def _brackets(tree: NDArray[np.float64], order: Sequence[int]) -> tuple[NDArray[
 
 
 def _draw_tree(axes: Axes, figure: Figure, across: NDArray[np.float64], up: NDArray[np.float64]) -> None:
-    """On top of the heatmap, as wide as it is: an inset stays so whatever the layout does to the heatmap."""
+    """Draws the tree above the heatmap. As an inset it keeps the width of the heatmap in every layout."""
     inches = figure.get_size_inches()[1]
     tree = axes.inset_axes((0, 1.01, 1, 0.75 / (0.7 * inches)), sharex=axes)
     joins = up.max(1).tolist()

@@ -1,6 +1,6 @@
-"""What all figures share: ink, fonts, colours, short names; and a figure as a PNG file or as inline SVG.
+"""Style, fonts, colours and short names of all figures; and saving a figure as a PNG file or as inline SVG.
 
-Names come from outside. They are drawn as plain text, never as formulas, in whichever installed font has their letters.
+Names come from users. They are drawn as plain text, never as formulas, in an installed font that has their letters.
 """
 
 from __future__ import annotations
@@ -73,15 +73,15 @@ STYLE: dict[str, Any] = {
 
 @contextmanager
 def style(**extra: Any) -> Iterator[None]:
-    """Draw inside this; it leaves the user's own settings as they were."""
+    """Sets fscl's style within the block. The user's own settings are restored after it."""
     settings: Any = {**STYLE, **extra}
     with mpl.rc_context(settings), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # said once, by _NamedFigure
+        warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # _NamedFigure logs it once
         yield
 
 
 class _NamedFigure(Figure):
-    """Is drawn in our style wherever it is drawn, with fonts that have the letters of all names."""
+    """A figure that is always drawn in fscl's style, with fonts that have the letters of all names."""
 
     def draw(self, renderer: Any) -> None:
         with style():
@@ -93,7 +93,7 @@ class _NamedFigure(Figure):
 
 
 def _choose_fonts(text: Text) -> None:
-    """Adds to a text's fonts those that have what its first lacks; says once which letters no font has."""
+    """Adds fonts for letters that a text's first font lacks. Logs once which letters no font has."""
     if text.get_text().isascii():
         return
     lacking = _lacking("".join(sorted(set(text.get_text()))), findfont(text.get_fontproperties()))
@@ -107,25 +107,25 @@ def _choose_fonts(text: Text) -> None:
 
 @cache
 def _lacking(letters: str, font: str) -> str:
-    known = get_font(font)
-    return "".join(c for c in letters if not (c.isspace() or known.get_char_index(ord(c))))
+    face = get_font(font)
+    return "".join(c for c in letters if not (c.isspace() or face.get_char_index(ord(c))))
 
 
 @cache
 def _fallback(letters: str) -> tuple[list[str], str]:
-    """Installed families that have the letters, and the letters that none has."""
+    """Installed font families that have the letters, and the letters that no font has."""
     families: list[str] = []
     for entry in fontManager.ttflist:
-        # the last resort has a box for every letter
+        # the font LastResort has a box for every letter
         if not letters or entry.style != "normal" or "LastResort" in entry.name.replace(" ", ""):
             continue
         try:
-            left = _lacking(letters, entry.fname)
-        except (OSError, RuntimeError):  # gone since Matplotlib looked for fonts, or none that it can read
+            still_lacking = _lacking(letters, entry.fname)
+        except (OSError, RuntimeError):  # removed since Matplotlib listed fonts, or unreadable
             continue
-        if left != letters and findfont(FontProperties(family=[entry.name])) == entry.fname:
+        if still_lacking != letters and findfont(FontProperties(family=[entry.name])) == entry.fname:
             families.append(entry.name)
-            letters = left
+            letters = still_lacking
     return families, letters
 
 
@@ -144,7 +144,7 @@ def _say_unknown(letters: str) -> None:
 
 
 def abbreviate(name: str, width: int = 18) -> str:
-    """Shorten a task's name, by whole classes where it is a list of them.
+    """Shortens a task's name. A list of classes is shortened by whole classes.
 
     >>> abbreviate("apple, bear, beaver, bed, bee")
     'apple, bear +3'
@@ -155,30 +155,30 @@ def abbreviate(name: str, width: int = 18) -> str:
     if len(name) <= width:
         return name
     parts = name.split(", ")
-    for kept in range(len(parts) - 1, 0, -1):
-        short = f"{', '.join(parts[:kept])} +{len(parts) - kept}"
+    for count in range(len(parts) - 1, 0, -1):
+        short = f"{', '.join(parts[:count])} +{len(parts) - count}"
         if len(short) <= width:
             return short
-    rest = f" +{len(parts) - 1}" if len(parts) > 1 else ""
-    return f"{parts[0][: max(1, width - 1 - len(rest))].rstrip()}…{rest}"
+    suffix = f" +{len(parts) - 1}" if len(parts) > 1 else ""
+    return f"{parts[0][: max(1, width - 1 - len(suffix))].rstrip()}…{suffix}"
 
 
 def palette(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
-    """A colour-blind-safe colour for each label, the same whenever the labels are the same; there are eight in turn."""
+    """A colour-blind-safe colour for each label. Equal labels get equal colours; eight colours are used in turn."""
     colours = sns.color_palette("colorblind")
-    # The pale and the yellow ones vanish on white, and grey is for bounds: an indigo takes their place.
+    # without the pale and yellow colours, which are hard to see on white, and grey, which is for bounds; with indigo
     strong = [*(colours[i] for i in (0, 1, 2, 3, 4, 5, 9)), to_rgb("#332288")]
     return {label: strong[i % len(strong)] for i, label in enumerate(labels)}
 
 
 def learner_palette(labels: Iterable[str], bounds: Collection[str] = ()) -> dict[str, tuple[float, float, float]]:
-    """Colours as in :func:`palette` for learners, and grey for the bounds among them."""
+    """Colours of :func:`palette` for learners, and grey for bounds."""
     names = list(labels)
     return {name: to_rgb("grey") for name in names} | palette([name for name in names if name not in bounds])
 
 
 def some_of(count: int, most: int) -> list[int]:
-    """Places of at most so many of a row of things, at equal distances from the first on.
+    """At most ``most`` of the indices 0 to ``count - 1``, at equal distances, from 0 on.
 
     >>> some_of(3, 10), some_of(1000, 4)
     ([0, 1, 2], [0, 250, 500, 750])
@@ -187,7 +187,7 @@ def some_of(count: int, most: int) -> list[int]:
 
 
 def new_figure(size: tuple[float, float]) -> Figure:
-    """A figure whose texts may hold any names."""
+    """A figure whose texts may contain any names."""
     return _NamedFigure(figsize=size, layout="constrained")
 
 
@@ -202,7 +202,7 @@ def quiet_grid(axes: Axes) -> None:
 
 
 def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
-    """Write on white, to a temporary name first, so that nobody finds half a file."""
+    """Writes a PNG file with a white background, under a temporary name first, so that no half-written file is seen."""
 
     box = _tight_box(figure, 0.06)
 
@@ -214,7 +214,7 @@ def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:
 
 
 def _tight_box(figure: Figure, pad: float) -> Bbox:
-    """The box, in inches, around all that is drawn. The layout is found once for all files: it takes half the time."""
+    """The box around all that is drawn, in inches. The layout is slow, so it is computed once for all files."""
     with style():
         if figure.get_layout_engine() is not None:
             figure.draw_without_rendering()
@@ -223,12 +223,13 @@ def _tight_box(figure: Figure, pad: float) -> Bbox:
 
 
 def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
-    """The figure as an ``<svg>`` element to put straight into HTML: transparent, its ink the page's text colour.
+    """The figure as an ``<svg>`` element for HTML: transparent, with the page's text colour as its ink.
 
-    ``prefix`` keeps element ids of several figures on one page apart; ``alt`` is what a screen reader says.
+    ``prefix`` makes the ids of elements unique among several figures on one page. ``alt`` is the text for screen
+    readers.
     """
     buffer = io.StringIO()
-    # A fixed salt makes the same data give the same page.
+    # with a fixed salt the same data gives the same SVG
     box = _tight_box(figure, 0.02)
     with style(**{"svg.hashsalt": "fscl"}):
         figure.savefig(buffer, format="svg", transparent=True, dpi=200, metadata={"Date": None}, bbox_inches=box)

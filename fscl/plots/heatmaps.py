@@ -26,19 +26,19 @@ __all__ = [
     "similarity_limits",
 ]
 
-# Translucent greys read as "no value" on white and on black; the diagonal sits among pale cells and needs more.
+# a translucent grey means "no value" on white and on black; the diagonal is among pale cells and needs a darker one
 UNSEEN = (0.5, 0.5, 0.5, 0.14)
 DIAGONAL = (0.5, 0.5, 0.5, 0.42)
 ANNOTATE_UP_TO = 12
-NAMED = 100  # the most names on an axis; of more things, names stand at equal distances
-PANELS = 24  # the most layers that are drawn beside each other
-PIXELS = 250  # the most cells of a panel on each side
+NAMED = 100  # most names on an axis; if there are more tasks, some are named, at equal distances
+PANELS = 24  # most layers that are drawn beside each other
+PIXELS = 250  # most cells on a side of a panel
 OVER_LAYERS = {
     "product": "product over layers of squares",
     "mean": "mean over layers",
     "depth": "mean over layers of the product of squares so far",
 }
-EVEN = 0.224  # the luminance against which white and INK have the same contrast
+EVEN = 0.224  # luminance of the background on which white and INK have the same contrast
 
 Array = NDArray[np.float64]
 
@@ -52,7 +52,7 @@ def accuracy_heatmap(
 ) -> Axes:
     """Accuracy on task i (columns) after learning task t (rows), in %, from a (T, T) matrix of fractions.
 
-    Only what has been learned is drawn (i <= t). ``limits`` in % puts several heatmaps on one colour scale.
+    Only tasks that have been learned are drawn (i <= t). ``limits`` in % puts several heatmaps on one colour scale.
     """
     matrix = 100 * _square(accuracy, names)
     hidden = np.triu(np.ones(matrix.shape, dtype=bool), 1) | np.isnan(matrix)
@@ -64,14 +64,14 @@ def accuracy_heatmap(
 
 
 def similarity_limits(similarity: ArrayLike) -> tuple[float, float]:
-    """Smallest and largest off-diagonal value of (..., T, T) matrices: the diagonal of ones would eat the colours.
+    """Smallest and largest off-diagonal value of matrices (..., T, T). The ones on the diagonal would waste colours.
 
     >>> similarity_limits([[1.0, 0.2], [0.2, 1.0]])[1] > 0.2  # a single value is widened into a range
     True
     """
     values = np.asarray(similarity, dtype=np.float64)
     low, high = np.inf, -np.inf
-    for matrix in values.reshape(-1, *values.shape[-2:]):  # a copy of one layer at a time
+    for matrix in values.reshape(-1, *values.shape[-2:]):  # copies one layer at a time
         off = matrix[~np.eye(len(matrix), dtype=bool) & np.isfinite(matrix)]
         low, high = float(off.min(initial=low)), float(off.max(initial=high))
     if low > high:
@@ -80,7 +80,7 @@ def similarity_limits(similarity: ArrayLike) -> tuple[float, float]:
 
 
 def similarity_label(metric: str, aggregate: str) -> str:
-    """What a network's similarity is, in words for a colour bar.
+    """The name of a similarity measure, for a colour bar.
 
     >>> similarity_label("cosine", "product")
     'cosine similarity, product over layers of squares'
@@ -96,13 +96,13 @@ def similarity_heatmap(
     label: str = "similarity",
     ax: Axes | None = None,
 ) -> Axes:
-    """Task-to-task similarity, (T, T); the diagonal is greyed and the colours span the off-diagonal values."""
+    """A heatmap of task-to-task similarity (T, T). The diagonal is grey; the colours span the off-diagonal values."""
     matrix = _square(similarity, names)
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
     limits = limits or similarity_limits(matrix)
-    places = decimals(limits[1] - limits[0], most=6 if len(matrix) <= 5 else 4)  # as many as cells have room for
-    few = matrix[:ANNOTATE_UP_TO, :ANNOTATE_UP_TO] if len(matrix) <= ANNOTATE_UP_TO else matrix[:0]
-    texts = [[_written(value, places) for value in row] for row in few.tolist()]
+    places = decimals(limits[1] - limits[0], most=6 if len(matrix) <= 5 else 4)  # as many as fit into a cell
+    annotated = matrix[:ANNOTATE_UP_TO, :ANNOTATE_UP_TO] if len(matrix) <= ANNOTATE_UP_TO else matrix[:0]
+    texts = [[_written(value, places) for value in row] for row in annotated.tolist()]
     axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax)
     axes.set_xlabel("task")
     axes.set_ylabel("task")
@@ -110,7 +110,7 @@ def similarity_heatmap(
 
 
 def _written(value: float, places: int) -> str:
-    """More digits for what would round to 1 but is not; without a sign before what rounds to 0.
+    """A similarity as text, with more digits if it would round to 1 but is less, and no sign if it rounds to 0.
 
     >>> _written(0.9, 2), _written(0.9987, 2), _written(0.99999, 2), _written(-0.001, 2)
     ('0.90', '.9987', '1', '0.00')
@@ -129,7 +129,7 @@ def similarity_by_layer(
     columns: int = 4,
     label: str = "similarity",
 ) -> Figure:
-    """One small heatmap for each layer, all on one colour scale; (L, T, T). Axes carry positions, not names."""
+    """One small heatmap for each layer of (L, T, T), all on one colour scale. Axes show numbers of tasks, not names."""
     stack = np.asarray(similarity, dtype=np.float64)
     if stack.ndim != 3 or len(stack) != len(layers):
         raise FsclError(f"similarity by layer has shape {stack.shape}; {len(layers)} layers need (L, T, T)")
@@ -167,13 +167,13 @@ def similarity_by_layer(
             axes.spines[:].set_visible(False)
         bar = figure.colorbar(mesh, ax=list(grid.flat), shrink=0.9 if rows == 1 else 0.6, aspect=22)
         _plain(bar, label)
-        some = f" ({len(drawn)} of {len(layers)} layers)" if len(drawn) < len(layers) else ""
-        figure.supxlabel(f"task, in the order learned{some}", fontsize=9)
+        omitted_note = f" ({len(drawn)} of {len(layers)} layers)" if len(drawn) < len(layers) else ""
+        figure.supxlabel(f"task, in the order learned{omitted_note}", fontsize=9)
     return figure
 
 
 def _pooled(matrix: Array, hidden: NDArray[np.bool_]) -> tuple[np.ma.MaskedArray[Any, Any], int]:
-    """Means of square blocks of what is not hidden, so many that a small panel can show them; and their edge."""
+    """Means over square blocks of visible cells, at most ``PIXELS`` blocks on a side; and the side of a block."""
     edge = -(-len(matrix) // PIXELS)
     starts = np.arange(0, len(matrix), edge)
     total, count = (

@@ -1,4 +1,4 @@
-"""How tasks compare: by their filter atoms, by features on data, and how one task-by-task matrix goes with another."""
+"""Compares tasks by their filter atoms or by features on data, and correlates task-by-task matrices."""
 
 from fscl.estimate import Estimate, seed_interval
 from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca

@@ -1,4 +1,4 @@
-"""How alike the spaces are that features span: canonical correlations, their mean and weighted mean."""
+"""Compares the spaces that features span: mean and weighted mean of canonical correlations."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
-from fscl.similarity.matrices import EPS, Maps, Named, checked, compared, varying
+from fscl.similarity.matrices import EPS, Maps, Named, centred_and_scaled, checked, compared
 
 __all__ = ["kept_directions", "mean_cca", "pwcca", "svcca"]
 
@@ -20,16 +20,16 @@ def mean_cca(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -
 def mean_cca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
     """Mean canonical correlation over the smaller rank, in [0, 1] (Raghu et al. 2017; Kornblith et al. 2019).
 
-    Invertible linear maps and shifts of either side's features change nothing.
+    It is invariant to invertible linear maps and shifts of either side's features.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64. All need more
-            samples than features.
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
+            All need more samples than features.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
-        FsclError: shapes that do not fit, or (n, c, h, w) without `maps`; values that are not finite; features that
-            are the same for all samples; no more samples than features, which makes the answer 1 whatever they hold.
+        FsclError: shapes do not fit, or are (n, c, h, w) without `maps`; values are not finite; all samples have the
+            same features; or there are no more samples than features, so that the result would be 1 for any values.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [2.0, -3.0]])
     >>> round(mean_cca(x, x @ torch.tensor([[2.0, 1.0], [0.0, 1.0]])), 6)
@@ -51,17 +51,17 @@ def svcca(
 ) -> float | Tensor:
     """Mean canonical correlation of the leading singular directions of either side, in [0, 1] (Raghu et al. 2017).
 
-    Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps change what leads.
-    `kept_directions` says how many directions are compared.
+    It is invariant to orthogonal maps, shifts and a common scale of the features. Other linear maps change which
+    directions lead. `kept_directions` gives the number of directions that are compared.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
-        keep: the fewest directions are compared that hold this share of the variance; in (0, 1].
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
+        keep: share of the variance, in (0, 1]; the smallest number of directions that hold it is compared.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
-        FsclError: as `linear_cka`; a `keep` out of range; directions that take up all n samples, which makes the
-            answer 1 whatever they hold.
+        FsclError: as `linear_cka`; `keep` is out of range; or the directions span all n samples, so that the result
+            would be 1 for any values.
 
     >>> x = torch.tensor([[1.0, 0.01], [2.0, -0.01], [-3.0, 0.0], [4.0, 0.02]])
     >>> round(svcca(x, x[:, :1]), 6), kept_directions(x)
@@ -74,14 +74,14 @@ def kept_directions(x: Tensor, keep: float = 0.99, *, maps: Maps | None = None) 
     """How many singular directions of (n, p) `svcca` compares: the fewest that hold the share `keep` of the variance.
 
     Raises:
-        FsclError: as `linear_cka`; a `keep` out of range.
+        FsclError: as `linear_cka`; `keep` is out of range.
 
     >>> x = torch.eye(4) * torch.tensor([10.0, 2, 1, 0])
     >>> kept_directions(x, 0.9), kept_directions(x, 0.99), kept_directions(x, 1)
     (1, 2, 3)
     """
     (named,) = checked([x], ["x"], maps)
-    return _kept(torch.linalg.svdvals(varying(named)), max(named[1].shape), _share(keep))
+    return _num_kept(torch.linalg.svdvals(centred_and_scaled(named)), max(named[1].shape), _share(keep))
 
 
 @overload
@@ -91,18 +91,18 @@ def pwcca(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> T
 def pwcca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
     """Projection-weighted mean canonical correlation, in [0, 1] (Morcos, Raghu, Bengio 2018).
 
-    Each canonical direction h_i of x counts by how much of the neurons of x it makes up, `sum_j |<h_i, x_j>|`. The
-    weights are those of x, so that pwcca(x, y) is not pwcca(y, x). In the matrix of all pairs, which is symmetric,
-    either entry is the mean of both.
+    Each canonical direction h_i of x is weighted by its share in the neurons of x, `sum_j |<h_i, x_j>|`. The weights
+    depend on x only, so pwcca(x, y) differs from pwcca(y, x). The matrix of all pairs is symmetric: its entries are the
+    means of both.
 
-    Invertible linear maps and shifts of y change nothing. Of x, only shifts, a common scale, and swapping or negating
-    neurons change nothing: rotations do, since the weights are sums over single neurons. The symmetric matrix is blind
-    to the latter alone. Where some correlations are exactly equal, their directions and so their weights are not
-    unique.
+    It is invariant to invertible linear maps and shifts of y. For x, it is invariant only to shifts, a common scale,
+    and swapping or negating neurons. It is not invariant to rotations of x, because the weights are sums over single
+    neurons. The matrix of all pairs has only the invariances of x. If correlations are exactly equal, their directions,
+    and so their weights, are not unique.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64. All need more
-            samples than features.
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
+            All need more samples than features.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
@@ -128,7 +128,7 @@ def _whole_space(named: Named) -> _Space:
     name, (n, p) = named[0], named[1].shape
     if n <= p:
         raise FsclError(
-            f"{name}: {n} samples of {p} features make every canonical correlation 1 whatever they hold; use more than "
+            f"{name}: {n} samples of {p} features make every canonical correlation 1 for any values; use more than "
             f"{p} samples, fewer features (maps='positions' or 'pooled'), svcca or linear_cka"
         )
     return _leading_space(named, keep=1.0)
@@ -137,14 +137,14 @@ def _whole_space(named: Named) -> _Space:
 def _leading_space(named: Named, keep: float) -> _Space:
     """The fewest left singular vectors that hold the share `keep` of the variance."""
     name, features = named
-    left, strength, right = torch.linalg.svd(varying(named), full_matrices=False)
-    kept = _kept(strength, max(features.shape), keep)
-    if kept >= len(features) - 1:  # centred samples span no more, so any other features lie within
+    left, strength, right = torch.linalg.svd(centred_and_scaled(named), full_matrices=False)
+    num_kept = _num_kept(strength, max(features.shape), keep)
+    if num_kept >= len(features) - 1:  # n centred samples span n - 1 dimensions: these contain any other features
         raise FsclError(
-            f"{name}: {kept} directions of {len(features)} samples make every canonical correlation 1 whatever they "
-            f"hold; use more than {kept + 1} samples, fewer features, a lower keep of svcca, or linear_cka"
+            f"{name}: {num_kept} directions of {len(features)} samples make every canonical correlation 1 for any "
+            f"values; use more than {num_kept + 1} samples, fewer features, a lower keep of svcca, or linear_cka"
         )
-    return _Space(left[:, :kept], right[:kept].mT * strength[:kept])
+    return _Space(left[:, :num_kept], right[:num_kept].mT * strength[:num_kept])
 
 
 def _share(keep: float) -> float:
@@ -153,8 +153,8 @@ def _share(keep: float) -> float:
     return keep
 
 
-def _kept(strength: Tensor, longest: int, keep: float) -> int:
-    """How many singular values hold the share `keep` of the variance; those that are rounding hold none."""
+def _num_kept(strength: Tensor, longest: int, keep: float) -> int:
+    """How many singular values hold the share `keep` of the variance. Values that are only rounding do not count."""
     rank = int((strength > strength[0] * longest * EPS).sum())
     shares = strength[:rank].square().cumsum(0)
     return rank if keep == 1 else min(rank, int((shares < keep * shares[-1]).sum()) + 1)

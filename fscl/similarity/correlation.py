@@ -1,7 +1,7 @@
-"""Does one task-by-task matrix go with another? Answers that count tasks, not pairs.
+"""Correlates task-by-task matrices, with tests and intervals that count tasks, not pairs of tasks.
 
-The entries of a task-by-task matrix share tasks, so they are not independent and a p-value that treats them so is
-wrong. Here whole tasks are permuted for p-values and whole tasks are resampled for intervals.
+The entries of a task-by-task matrix share tasks, so they are not independent, and a p-value that takes them as
+independent is wrong. Here whole tasks are permuted for p-values and resampled for intervals.
 """
 
 import math
@@ -41,8 +41,8 @@ _BLOCK_VALUES = 2**19  # most values in one block of resampled pairs
 class Correlation:
     """A correlation of two task-by-task matrices.
 
-    `statistic`, `p_value` and the 95 % interval over tasks `low`, `high` are NaN where undefined; `note` says why, or
-    what to beware of.
+    `statistic`, `p_value` and the 95 % interval over tasks, `low` and `high`, are NaN if undefined. `note` says why, or
+    gives a caveat.
 
     >>> print(Correlation(0.62, 0.003, 0.31, 0.8, 20, "spearman"))
     rho = 0.62 [0.31, 0.80], p = 0.003, n = 20 tasks
@@ -82,26 +82,28 @@ def mantel(
     alternative: str = "two-sided",
     names: tuple[str, str] = ("x", "y"),
 ) -> Correlation:
-    """Correlate two task-by-task matrices, permuting tasks: rows and columns of `x` together (Mantel 1967).
+    """Correlates two task-by-task matrices; the test permutes tasks, rows and columns of `x` together (Mantel 1967).
 
-    Diagonals are never read. Intervals are at 95 %: jackknife over tasks for T <= 10; above, percentiles of a bootstrap
-    of tasks, without the pairs of a task with itself that resampling makes.
+    Diagonals are never read. The 95 % interval is a jackknife over tasks for T <= 10. For more tasks it has the
+    percentiles of a bootstrap of tasks, without the pairs of a task with itself that resampling makes.
 
     Args:
         x, y: (T, T). Either may be asymmetric with `pairs="all"`.
         method: "spearman" (rho), "kendall" (tau-b; time grows with T^4) or "pearson" (r).
         pairs: "all" uses every entry off the diagonal (transfer); "lower" the entries [t, i] with i < t (forgetting,
-            whose upper triangle is ignored), and then `x` must be symmetric, or permuting its tasks would mean nothing.
-        n_resamples: random permutations; all T! of them, an exact test, where that is no more.
-        seed: of the permutations and the bootstrap.
+            whose upper triangle is ignored). `x` must then be symmetric, because permuting tasks exchanges its two
+            triangles.
+        n_resamples: number of random permutations. If T! is not larger, all permutations are used: an exact test.
+        seed: seed of the permutations and the bootstrap.
         alternative: "two-sided", "greater" or "less".
-        names: what to call the two matrices in notes and errors.
+        names: names of the two matrices in notes and errors.
 
     Returns:
-        Undefined (NaN, with a note), never 0, for fewer than 4 tasks or when a matrix is constant to rounding.
+        The correlation. It is undefined (NaN with a note, never 0) for fewer than 4 tasks, or if a matrix is constant
+        up to rounding.
 
     Raises:
-        FsclError: an unknown option; matrices that are not square and alike; a used entry that is not finite.
+        FsclError: an option is unknown, the matrices are not square or differ in size, or a used entry is not finite.
 
     >>> similarity = np.random.default_rng(0).random((8, 8))
     >>> similarity = similarity + similarity.T
@@ -126,11 +128,13 @@ def mantel(
     check_finite(right, index, names[1])
 
     constant = [
-        name for name, given, used in zip(names, (x, y), (left, right), strict=True) if is_flat(given, used[index])
+        name
+        for name, original, used in zip(names, (x, y), (left, right), strict=True)
+        if is_flat(original, used[index])
     ]
     if tasks < 4 or constant:
-        few = f"{tasks} task{'s' * (tasks != 1)}; at least 4 are needed"
-        why = few if tasks < 4 else f"{' and '.join(constant)} {'are' if len(constant) > 1 else 'is'} constant"
+        too_few = f"{tasks} task{'s' * (tasks != 1)}; at least 4 are needed"
+        why = too_few if tasks < 4 else f"{' and '.join(constant)} {'are' if len(constant) > 1 else 'is'} constant"
         return Correlation(math.nan, math.nan, math.nan, math.nan, tasks, method, why)
 
     rng = np.random.default_rng(seed)
@@ -148,7 +152,7 @@ def mantel(
 def holm(p_values: Iterable[float]) -> Array:
     """Adjusted p-values that hold the family-wise error rate under any dependence (Holm 1979).
 
-    NaN, of an undefined test, stays NaN and is not counted. Raises `FsclError` for a value outside [0, 1].
+    NaN, the p-value of an undefined test, stays NaN and is not counted. Raises `FsclError` for a value outside [0, 1].
 
     >>> holm([0.01, float("nan"), 0.04, 0.03])
     array([0.03,  nan, 0.06, 0.06])
@@ -164,13 +168,13 @@ def holm(p_values: Iterable[float]) -> Array:
     return adjusted
 
 
-def _check_option(what: str, value: str, known: Iterable[str]) -> None:
-    if value not in known:
-        raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+def _check_option(option: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise FsclError(f"unknown {option} {value!r}; known: {', '.join(choices)}")
 
 
 def as_square(values: Tensor | Array | list, name: str) -> Array:
-    """A task-by-task matrix in float64; `FsclError` where it is not square."""
+    """A task-by-task matrix in float64. Raises `FsclError` if it is not square."""
     array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
         raise FsclError(f"{name} has shape {array.shape}; a task-by-task matrix is square: (tasks, tasks)")
@@ -178,7 +182,7 @@ def as_square(values: Tensor | Array | list, name: str) -> Array:
 
 
 def mirrored(matrix: Array, name: str) -> Array:
-    """The lower triangle on both sides, so that what differs by rounding cannot order a pair two ways."""
+    """The lower triangle, mirrored, so that entries that differ by rounding cannot rank a pair in two ways."""
     lower = np.tril(matrix, -1)
     lower = lower + lower.T
     apart = ~np.isclose(np.triu(matrix, 1), np.triu(lower, 1), rtol=1e-5, atol=1e-8, equal_nan=True)
@@ -192,21 +196,21 @@ def mirrored(matrix: Array, name: str) -> Array:
 
 
 def check_finite(matrix: Array, index: Pairs, name: str) -> None:
-    """`FsclError` for a used entry that is not finite."""
+    """Raises `FsclError` for a used entry that is not finite."""
     bad = np.flatnonzero(~np.isfinite(matrix[index]))
     if bad.size:
         i, j = int(index[0][bad[0]]), int(index[1][bad[0]])
         raise FsclError(f"{name}[{i}, {j}] is {matrix[i, j]}; every pair of tasks used needs a finite value")
 
 
-def is_flat(given: Tensor | Array | list, used: Array) -> bool:
-    """Constant, but for rounding at the precision in which the matrix was given, or of differences of unit scale."""
+def is_flat(original: Tensor | Array | list, used: Array) -> bool:
+    """Whether used entries are constant, up to rounding of values of unit scale or of the dtype of ``original``."""
     if not used.size:
         return True
-    if isinstance(given, Tensor):
-        eps = torch.finfo(given.dtype if given.is_floating_point() else torch.float64).eps
+    if isinstance(original, Tensor):
+        eps = torch.finfo(original.dtype if original.is_floating_point() else torch.float64).eps
     else:
-        dtype = np.asarray(given).dtype
+        dtype = np.asarray(original).dtype
         eps = float(np.finfo(dtype if dtype.kind == "f" else float).eps)
     return bool(np.ptp(used) <= max(16 * eps * np.abs(used).max(), 1e-15))
 
@@ -214,17 +218,17 @@ def is_flat(given: Tensor | Array | list, used: Array) -> bool:
 def _permutation_test(
     x: Array, y: Array, index: Pairs, method: str, n_resamples: int, alternative: str, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """The statistic and its p-value. Permuting tasks only rearranges the entries of x, so ranks are found once."""
+    """The statistic and its p-value. A permutation only rearranges the entries of x, so ranks are computed once."""
     from scipy.stats import permutation_test
 
     everywhere = np.nonzero(~np.eye(len(x), dtype=bool))
     scores = np.zeros(x.shape)
     if method == "kendall":
         scores[everywhere] = np.unique(x[everywhere], return_inverse=True)[1]
-        scores = scores.astype(np.int16 if x.size < 2**15 else np.int32)  # small integers: four times as fast
+        scores = scores.astype(np.int16 if x.size < 2**15 else np.int32)  # small integers are four times as fast
         order = np.argsort(y[index], kind="stable")
         rows, columns, ranked = index[0][order], index[1][order], y[index][order]
-        above = np.searchsorted(ranked, ranked, side="right")  # the first entry that is larger, ties passed over
+        above = np.searchsorted(ranked, ranked, side="right")  # position of the first larger entry, after ties
         divisor = math.sqrt(_untied(x[index]) * _untied(ranked))
     else:
         rows, columns = index
@@ -237,8 +241,8 @@ def _permutation_test(
 
     def statistic(tasks: Array, axis: int = -1) -> Array:
         tasks = tasks.astype(np.intp)
-        moved = scores.take(tasks[..., rows] * len(x) + tasks[..., columns])
-        return _concordance(moved, above) / divisor if method == "kendall" else moved @ other
+        permuted = scores.take(tasks[..., rows] * len(x) + tasks[..., columns])
+        return _concordance(permuted, above) / divisor if method == "kendall" else permuted @ other
 
     result = permutation_test(
         (np.arange(len(x)),),
@@ -249,17 +253,21 @@ def _permutation_test(
         n_resamples=n_resamples,
         batch=max(1, _BLOCK_VALUES // len(rows)),
         alternative=alternative,
-        random_state=rng,  # called rng from scipy 1.15 on, which still takes this name
+        random_state=rng,  # scipy 1.15 renamed it to rng, and still accepts this name
     )
     return min(1.0, max(-1.0, float(result.statistic))), float(result.pvalue)
 
 
-def _concordance(moved: Array, above: Array) -> Array:
-    """Concordant less discordant pairs of entries (..., P), whose partners ascend and grow next at `above`."""
-    moved = np.ascontiguousarray(np.moveaxis(moved, -1, 0))
-    total = np.zeros(moved.shape[1:])
-    for first, row in zip(above, moved, strict=True):
-        total += np.sign(moved[first:] - row).sum(0, dtype=np.int32)
+def _concordance(entries: Array, above: Array) -> Array:
+    """Number of concordant minus discordant pairs of entries (..., P).
+
+    The entries are in the order of their partners in the other matrix; `above` is the position of the first entry with
+    a larger partner.
+    """
+    entries = np.ascontiguousarray(np.moveaxis(entries, -1, 0))
+    total = np.zeros(entries.shape[1:])
+    for first, row in zip(above, entries, strict=True):
+        total += np.sign(entries[first:] - row).sum(0, dtype=np.int32)
     return total
 
 
@@ -275,11 +283,11 @@ def _interval(
     from scipy.special import stdtrit
 
     if tasks <= 10:
-        left_out = _resampled(x, y, index, np.ones((tasks, tasks)) - np.eye(tasks), method)
-        whole = float(_resampled(x, y, index, np.ones((1, tasks)), method)[0])
-        error = math.sqrt((tasks - 1) / tasks * float(np.square(left_out - left_out.mean()).sum()))
+        jackknifed = _resampled(x, y, index, np.ones((tasks, tasks)) - np.eye(tasks), method)
+        statistic = float(_resampled(x, y, index, np.ones((1, tasks)), method)[0])
+        error = math.sqrt((tasks - 1) / tasks * float(np.square(jackknifed - jackknifed.mean()).sum()))
         half = float(stdtrit(tasks - 1, 0.975)) * error
-        low, high = whole - half, whole + half
+        low, high = statistic - half, statistic + half
     else:
         counts = rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=_BOOTSTRAPS)
         draws = _resampled(x, y, index, counts, method)
@@ -289,10 +297,10 @@ def _interval(
 
 
 def _resampled(x: Array, y: Array, index: Pairs, counts: Array, method: str) -> Array:
-    """The statistic when task i is drawn counts[b, i] times: (B,); NaN where a resample is constant.
+    """The statistic if task i is drawn counts[b, i] times: (B,); NaN if a resample is constant.
 
-    Drawing tasks i and j that often draws the pair (i, j) counts_i * counts_j times, so a resample is a weighting of
-    the original pairs, and pairs of a task with itself have no weight. All resamples become matrix products.
+    The pair (i, j) is then drawn counts_i * counts_j times. So a resample is a weighting of the original pairs, without
+    pairs of a task with itself, and all resamples are computed by matrix products.
     """
     blocks = np.array_split(counts, min(len(counts), math.ceil(len(counts) * len(x) / _BLOCK_VALUES)))
     return np.concatenate([_weighted(x, y, (c[:, index[0]] * c[:, index[1]]).astype(float), method) for c in blocks])
@@ -303,18 +311,18 @@ def _weighted(x: Array, y: Array, weights: Array, method: str) -> Array:
         sx, sy = np.sign(x[:, None] - x), np.sign(y[:, None] - y)
         both, only_x, only_y = (((weights @ m) * weights).sum(1) for m in (sx * sy, np.abs(sx), np.abs(sy)))
     else:
-        # Centred first: a large common offset would drown what varies in rounding.
+        # centred first, because a large common offset would cost precision
         x, y = (mid_ranks(v, weights) if method == "spearman" else v - v.mean() for v in (x, y))
         weights = weights / np.maximum(weights.sum(1, keepdims=True), 1)
         x, y = (v - (weights * v).sum(1, keepdims=True) for v in (x, y))
         both, only_x, only_y = ((weights * product).sum(1) for product in (x * y, x * x, y * y))
-    # What is left of the variance of a constant is rounding, about eps^2 of the squared values.
-    known = (only_x > 1e-24 * only_x.max()) & (only_y > 1e-24 * only_y.max())
-    return np.where(known, both, np.nan) / np.sqrt(np.where(known, only_x * only_y, 1))
+    # the variance of a constant is rounding, about eps^2 of the squared values
+    defined = (only_x > 1e-24 * only_x.max()) & (only_y > 1e-24 * only_y.max())
+    return np.where(defined, both, np.nan) / np.sqrt(np.where(defined, only_x * only_y, 1))
 
 
 def mid_ranks(values: Array, weights: Array) -> Array:
-    """Mid-ranks of values (P,), each counted weights (B, P) times, up to a constant: (B, P)."""
+    """Mid-ranks, up to a constant, of values (P,) that are each counted weights (B, P) times: (B, P)."""
     order = np.argsort(values, kind="stable")
     distinct, group = np.unique(values, return_inverse=True)
     starts = np.searchsorted(values[order], distinct)

@@ -1,4 +1,4 @@
-"""Features of a network's layers over a data set, for the measures that need them."""
+"""Collects the features of a network's layers over a data set."""
 
 import contextlib
 import difflib
@@ -32,34 +32,36 @@ def collect_features(
     progress: bool = True,
     seed: int = 0,
 ) -> dict[str, Tensor]:
-    """What layers of a network give for the images of a loader, in the loader's order.
+    """The outputs of a network's layers for the images of a loader, in the loader's order.
 
     Networks are compared on the same images in the same order, so the loader must not shuffle. The network runs in
-    evaluation mode without gradients; every module's mode is put back and all hooks removed afterwards, also after
-    errors.
+    evaluation mode without gradients. Afterwards, also after an error, every module has its former mode and all hooks
+    are removed.
 
     Args:
         model: any network.
-        loader: an iterable of batches, such as a DataLoader: each a tensor, or a tuple, list or mapping, whose first
-            tensor is the input.
-        layers: dotted names of layers, or one; None for all convolution and linear layers that every pass calls
-            exactly once.
-        maps: flattens (n, c, h, w) as it arrives, see `flatten_maps`; None leaves it.
-        positions: positions drawn at random from each image's map, all if it has fewer; for `maps="positions"` alone.
-            The same ones for every layer and network of one `seed` and map size, whatever the batch size.
-        samples: stop after so many images.
-        call: makes the pass from (model, batch) where `model(input)` does not, such as
+        loader: an iterable of batches, such as a DataLoader. A batch is a tensor, or a tuple, list or mapping whose
+            first tensor is the input.
+        layers: dotted names of layers, or one dotted name; None takes all convolution and linear layers that every
+            pass calls exactly once.
+        maps: how (n, c, h, w) is flattened as it arrives, see `flatten_maps`; None does not flatten.
+        positions: number of positions drawn at random from each image's map, or all if the map has fewer. Needs
+            `maps="positions"`. Layers and networks with the same `seed` and map size get the same positions, at any
+            batch size.
+        samples: stop after this many images.
+        call: makes the pass from (model, batch), if `model(input)` does not, such as
             `lambda model, batch: model(batch[0], batch[2])` for a multi-head model and batches (x, y, task labels).
-        device: where batches are moved; that of the model's parameters by default. The model stays where it is.
-        progress: show a bar on stderr while it runs, on a terminal alone.
-        seed: of the positions.
+        device: the device that batches are moved to; the device of the model's parameters by default. The model is not
+            moved.
+        progress: show a progress bar on stderr, if that is a terminal.
+        seed: seed of the draw of positions.
 
     Returns:
-        Features by layer, on the CPU, in the type that the layer gives (pooled ones in float32 at least).
+        Features by layer, on the CPU, in the dtype of the layer's output (pooled features in float32 at least).
 
     Raises:
-        FsclError: an unknown layer; one which a pass calls never or several times, or that gives no tensor or not one
-            row for each image; a loader without batches or tensors; options that do not fit.
+        FsclError: a layer is unknown, is called never or several times in a pass, or does not give a tensor with a row
+            for each image; the loader has no batches, or a batch has no tensor; options do not fit.
 
     >>> net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 6 * 6, 5))
     >>> batches = torch.zeros(10, 3, 8, 8).split(4)
@@ -71,9 +73,9 @@ def collect_features(
     _check_options(loader, maps, positions, samples)
     modules = dict(model.named_modules(remove_duplicate=False))
     taps = {name: _Tap(name, maps, positions, seed) for name in _chosen(model, modules, layers)}
-    where = _device_of(model) if device is None else torch.device(device)
+    target_device = _device_of(model) if device is None else torch.device(device)
     console = Console(stderr=True)
-    seen = 0
+    num_seen = 0
     with contextlib.ExitStack() as stack, torch.no_grad():
         bar = Progress(console=console, transient=True)
         if progress and console.is_terminal:  # rich before 14.3 writes a line even for a bar that is disabled
@@ -90,13 +92,13 @@ def collect_features(
                     f"a batch of type {type(batch).__name__} holds no tensor of images; a tensor, or a tuple, list or "
                     "mapping with one would do"
                 )
-            take = len(first) if samples is None else min(len(first), samples - seen)
+            take = len(first) if samples is None else min(len(first), samples - num_seen)
             for tap in taps.values():
                 tap.images, tap.take, tap.calls = len(first), take, 0
             if call is None:
-                model(first.to(where))
+                model(first.to(target_device))
             else:
-                call(model, _moved(batch, where))
+                call(model, _moved(batch, target_device))
             for name in [name for name, tap in taps.items() if tap.calls != 1]:
                 if layers is not None:
                     raise FsclError(_ill_called(name, taps[name].calls))
@@ -107,17 +109,17 @@ def collect_features(
                     "name other layers, as model.named_modules() does, or give a `call` that passes once, with task "
                     "labels if the network has several heads"
                 )
-            seen += take
+            num_seen += take
             bar.advance(task, take if samples else 1)
-            if seen == samples:
+            if num_seen == samples:
                 break
-    if not seen:
+    if not num_seen:
         raise FsclError("the loader gave no images; one batch or more would do")
     return {name: torch.cat(tap.parts) for name, tap in taps.items()}
 
 
 class _Tap:
-    """A forward hook that keeps one layer's features, and counts its calls in a pass."""
+    """A forward hook that stores one layer's features and counts its calls in a pass."""
 
     handle: RemovableHandle
 
@@ -125,7 +127,7 @@ class _Tap:
         self.name, self.maps, self.positions = name, maps, positions
         self.generator = torch.Generator().manual_seed(seed)
         self.parts: list[Tensor] = []
-        self.images = self.take = self.calls = 0  # images of this pass, how many of them to keep, calls so far
+        self.images = self.take = self.calls = 0  # images in this pass, how many of them to store, calls so far
 
     def __call__(self, module: nn.Module, inputs: object, output: object) -> None:
         self.calls += 1
@@ -141,13 +143,13 @@ class _Tap:
                 f"layer {self.name!r} gives shape {tuple(output.shape)} for {self.images} images; a layer that gives a "
                 "row for each image would do, and for a network with several heads batches of one task"
             )
-        kept = self._flattened(output[: self.take])
-        if self.parts and kept.shape[1:] != self.parts[0].shape[1:]:
+        features = self._flattened(output[: self.take])
+        if self.parts and features.shape[1:] != self.parts[0].shape[1:]:
             raise FsclError(
-                f"layer {self.name!r} gives {tuple(kept.shape[1:])} after {tuple(self.parts[0].shape[1:])} for each "
-                "sample; images of one size or maps='pooled' would do"
+                f"layer {self.name!r} gives {tuple(features.shape[1:])} after {tuple(self.parts[0].shape[1:])} for "
+                "each sample; images of one size or maps='pooled' would do"
             )
-        self.parts.append(kept.to("cpu", copy=True))  # a copy, since the next layer may work in place
+        self.parts.append(features.to("cpu", copy=True))  # a copy, because the next layer may change it in place
 
     def _flattened(self, output: Tensor) -> Tensor:
         if self.maps is None or output.ndim == 2:
@@ -160,9 +162,9 @@ class _Tap:
         size = output.shape[2] * output.shape[3]
         if self.positions is None or self.positions >= size:
             return flatten_maps(output, self.maps)
-        # one value a position, in the images' order: the draw is the same for any size of batches
-        luck = torch.rand(len(output), size, generator=self.generator, dtype=torch.float64)
-        drawn = luck.topk(self.positions).indices.to(output.device)
+        # one random value for each position, in the order of images: the draw does not depend on the batch size
+        scores = torch.rand(len(output), size, generator=self.generator, dtype=torch.float64)
+        drawn = scores.topk(self.positions).indices.to(output.device)
         return output.flatten(2).mT[torch.arange(len(output), device=output.device)[:, None], drawn].flatten(0, 1)
 
 
@@ -172,10 +174,10 @@ def _check_options(loader: object, maps: Maps | None, positions: int | None, sam
     if maps is not None and maps not in MAPS:
         raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
     if positions is not None and maps != "positions":
-        raise FsclError(f"positions is {positions} with maps={maps!r}; positions are drawn with maps='positions' alone")
-    for what, count in (("positions", positions), ("samples", samples)):
+        raise FsclError(f"positions is {positions} with maps={maps!r}; positions are drawn only with maps='positions'")
+    for option, count in (("positions", positions), ("samples", samples)):
         if count is not None and count < 1:
-            raise FsclError(f"{what} is {count}; None for all, or 1 or more would do")
+            raise FsclError(f"{option} is {count}; None for all, or 1 or more would do")
 
 
 def _chosen(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | Iterable[str] | None) -> list[str]:
@@ -193,7 +195,7 @@ def _chosen(model: nn.Module, modules: Mapping[str, nn.Module], layers: str | It
 
 
 def _is_layer(module: nn.Module) -> bool:
-    """Linear layers and convolutions; also those that are no subclass of PyTorch's, such as filter atoms."""
+    """Whether a module is a linear layer or a convolution; ``AtomConv2d``, which is no ``nn.Conv2d``, counts, too."""
     return isinstance(module, nn.Linear) or (hasattr(module, "kernel_size") and hasattr(module, "out_channels"))
 
 
@@ -211,7 +213,7 @@ def _device_of(model: nn.Module) -> torch.device:
 
 
 def _tensors(batch: object) -> Iterator[Tensor]:
-    """All tensors of a batch that have samples, depth first."""
+    """All tensors of a batch that have a dimension of samples, depth first."""
     if isinstance(batch, Tensor) and batch.ndim:
         yield batch
     elif isinstance(batch, Mapping | tuple | list):

@@ -1,4 +1,4 @@
-"""How alike the kernels of features are, X X^T or a Gaussian one: centred kernel alignment, and Procrustes."""
+"""Compares kernels of features, X X^T or Gaussian ones: centred kernel alignment, and Procrustes."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
-from fscl.similarity.matrices import PAIR, Maps, Named, centred, checked, compared, given, varying
+from fscl.similarity.matrices import PAIR, Maps, Named, centred, centred_and_scaled, checked, compared, named_features
 
 __all__ = ["aligned_cosine", "linear_cka", "minibatch_cka", "procrustes", "rbf_cka"]
 
@@ -22,15 +22,15 @@ def linear_cka(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None)
 def linear_cka(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
     """Linear centred kernel alignment, `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`, in [0, 1] (Kornblith et al. 2019).
 
-    Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps do.
+    The value is invariant to orthogonal maps, shifts and a common scale of the features, but not to other linear maps.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
-        FsclError: shapes that do not fit, or (n, c, h, w) without `maps`; values that are not finite; features that
-            are the same for all samples.
+        FsclError: shapes do not fit, or are (n, c, h, w) without `maps`; values are not finite; or all samples have the
+            same features.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
     >>> round(linear_cka(x, 5 - 2 * x), 6), round(linear_cka(x, x[:, :1]), 6)
@@ -52,17 +52,18 @@ def rbf_cka(
 ) -> float | Tensor:
     """Centred alignment of Gaussian kernels exp(-d^2 / 2 sigma^2), in [0, 1] (Kornblith et al. 2019; biased HSIC).
 
-    Orthogonal maps, shifts and a common scale of the features change nothing; other linear maps do. A wide bandwidth
-    tends to linear CKA; a very narrow one to 1 whatever the features, for then every sample is like itself alone.
-    Holds n^2 float64 values for each network: thousands of samples, not hundreds of thousands.
+    The value is invariant to orthogonal maps, shifts and a common scale of the features, but not to other linear maps.
+    For a wide bandwidth it tends to linear CKA. For a very narrow bandwidth it tends to 1 for all features, because
+    each sample is then similar only to itself. It needs n^2 float64 values for each network: use thousands of samples,
+    not hundreds of thousands.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
         bandwidth: sigma as a multiple of the median Euclidean distance between two different samples; above 0.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
-        FsclError: as `linear_cka`; a bandwidth out of range; a median distance of 0.
+        FsclError: as `linear_cka`; the bandwidth is out of range, or the median distance is 0.
 
     >>> x = torch.arange(12.0).reshape(6, 2).sin()
     >>> round(rbf_cka(x, 5 - 2 * x), 6), round(rbf_cka(x, x[:, :1]), 6)
@@ -78,14 +79,14 @@ def procrustes(x: Tensor, y: Tensor, *, maps: Maps | None = None) -> float: ...
 @overload
 def procrustes(x: Sequence[Tensor], y: None = None, *, maps: Maps | None = None) -> Tensor: ...
 def procrustes(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps | None = None) -> float | Tensor:
-    """How well a rotation fits one set of features on the other, in [0, 1] (Schönemann 1966; Williams et al. 2021).
+    """How well a rotation maps one set of features onto the other, in [0, 1] (Schönemann 1966; Williams et al. 2021).
 
-    nu, the nuclear norm of X^T Y, for centred features of unit Frobenius norm. 1 - nu^2 is the disparity of
-    `scipy.spatial.procrustes`, arccos(nu) a metric. Orthogonal maps, shifts and a common scale of the features change
-    nothing; other linear maps do.
+    It is nu, the nuclear norm of X^T Y for centred features of unit Frobenius norm. 1 - nu^2 is the disparity of
+    `scipy.spatial.procrustes`, and arccos(nu) is a metric. The value is invariant to orthogonal maps, shifts and a
+    common scale of the features, but not to other linear maps.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
@@ -117,18 +118,18 @@ def minibatch_cka(
 ) -> float | Tensor:
     """Linear CKA from small batches, without the bias of small samples (Nguyen, Raghu, Kornblith 2021).
 
-    The numerator HSIC_1 (Song et al. 2012) and both self terms are summed over the batches before their ratio is
-    taken. In [-1, 1]; about 0, of either sign, for unrelated features. Orthogonal maps, shifts and a common scale of
-    the features change nothing; other linear maps do, and so does which samples share a batch.
+    The numerator HSIC_1 (Song et al. 2012) and both self terms are summed over the batches before their ratio is taken.
+    It is in [-1, 1], and about 0, of either sign, for unrelated features. It is invariant to orthogonal maps, shifts
+    and a common scale of the features, but not to other linear maps. It depends on which samples share a batch.
 
     Args:
-        x, y: (n, p) and (n, q) for a float; or a list of N of them as `x` alone, for (N, N) in float64; or an iterable
-            of batches (x, y) as `x` alone, read once, for a float.
-        batch_size: samples in a batch of given matrices, or less, for batches of like size.
+        x, y: (n, p) and (n, q) for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64; or
+            an iterable of batches (x, y) as `x`, without `y`, read once, for a float.
+        batch_size: largest number of samples in a batch, if matrices are given. Batches have nearly equal sizes.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
-        FsclError: as `linear_cka`; no batches; a batch of fewer than 4 samples.
+        FsclError: as `linear_cka`; there are no batches, or a batch has fewer than 4 samples.
 
     >>> x = torch.arange(32.0).reshape(16, 2).sin()
     >>> round(minibatch_cka(x, 3 * x, batch_size=8), 6)
@@ -137,14 +138,14 @@ def minibatch_cka(
     1.0
     """
     if y is None and isinstance(x, Iterable) and not isinstance(x, Tensor):
-        rest: Iterator[Any] = iter(x)
-        first = next(rest, None)
+        remaining: Iterator[Any] = iter(x)
+        first = next(remaining, None)
         if first is None:
             raise FsclError("no features and no batches; give a list of tensors, or batches (x, y)")
-        x = itertools.chain([first], rest)
+        x = itertools.chain([first], remaining)
         if not isinstance(first, Tensor):
             return float(_unbiased(checked(batch, PAIR, maps) for batch in x)[0, 1])
-    matrix = _unbiased(_batches(given(x, y, maps), batch_size))
+    matrix = _unbiased(_batches(named_features(x, y, maps), batch_size))
     return float(matrix[0, 1]) if y is not None else matrix.fill_diagonal_(1)
 
 
@@ -157,43 +158,43 @@ def aligned_cosine(
 ) -> float | Tensor:
     """Squared cosine of centred features, channel by channel: `<X, Y>^2 / (|X|^2 |Y|^2)`, in [0, 1].
 
-    For networks that share their coefficients, whose channels mean the same: what `similarity_matrix` approaches from
-    the atoms. Squared, it is of the degree of CKA, and no larger than the square of `procrustes`, which may rotate
-    the features first. Shifts and a common scale of the features, and one orthogonal map of both sides, change nothing;
-    an orthogonal map of one side does.
+    It is for networks that share their coefficients, so that their channels correspond. `similarity_matrix`
+    approximates it from the atoms. It is squared to be of the same degree as CKA, and is at most the square of
+    `procrustes`, which may rotate the features first. The value is invariant to shifts, a common scale, and an
+    orthogonal map applied to both sides, but not to an orthogonal map of one side.
 
     Args:
-        x, y: (n, p) both for a float; or a list of N of them as `x` alone, for (N, N) in float64.
+        x, y: (n, p) both for a float; or a list of N such matrices as `x`, without `y`, for (N, N) in float64.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
 
     Raises:
-        FsclError: as `linear_cka`; feature counts that differ.
+        FsclError: as `linear_cka`; numbers of features differ.
 
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
     >>> round(aligned_cosine(x, 5 - 2 * x), 6), round(aligned_cosine(x, x.flip(1)), 6)
     (1.0, 0.25)
     """
     if y is None and not isinstance(x, Tensor):
-        x = list(x)  # read twice
-    sizes = {name: values.shape[1] for name, values in given(x, y, maps)}
+        x = list(x)  # an iterator could not be read twice
+    sizes = {name: values.shape[1] for name, values in named_features(x, y, maps)}
     if len(set(sizes.values())) > 1:
-        raise FsclError(f"features have {sizes} columns; channel by channel they need the same; use linear_cka")
+        raise FsclError(f"features have {sizes} columns; channel by channel they need the same number; use linear_cka")
     return compared(x, y, maps, _unit_columns, lambda u, v: torch.tensordot(u, v, 2).square().clamp(0, 1))
 
 
 def _unit_columns(named: Named) -> Tensor:
-    features = varying(named)
+    features = centred_and_scaled(named)
     return features / torch.linalg.matrix_norm(features)
 
 
 def _unit_features(named: Named) -> Tensor:
-    """Centred features X with |X|_F = 1; n columns in place of more, which leave X X^T as it is."""
+    """Centred features X with |X|_F = 1. If there are more than n columns, n columns with the same X X^T."""
     features = _unit_columns(named)
     return torch.linalg.qr(features.mT, mode="r").R.mT if features.shape[1] > len(features) else features
 
 
 def _unit_covariance(named: Named) -> Tensor:
-    """The same with |X^T X|_F = 1."""
+    """Features as from :func:`_unit_features`, but scaled to |X^T X|_F = 1."""
     features = _unit_features(named)
     return features / torch.linalg.matrix_norm(features.mT @ features).sqrt()
 
@@ -213,28 +214,29 @@ def _nuclear(x: Tensor, y: Tensor) -> Tensor:
 
 def _unit_gaussian(named: Named, bandwidth: float) -> Tensor:
     """The centred Gaussian kernel (n, n) of unit Frobenius norm."""
-    features = varying(named)
+    features = centred_and_scaled(named)
     kernel, median = _distances(features, "use_mm_for_euclid_dist")
-    if median**2 < 1e-8 * features.square().sum(1).max():  # a matrix product leaves rounding in place of these
+    # such small distances are lost in the rounding of a matrix product
+    if median**2 < 1e-8 * features.square().sum(1).max():
         kernel, median = _distances(features, "donot_use_mm_for_euclid_dist")
     if median == 0:
         raise FsclError(
             f"{named[0]}: at least half of all pairs of its {len(features)} samples have the same features, which "
             "leaves no median distance to set the bandwidth by; use linear_cka, or samples that differ"
         )
-    # less 1, which centring takes away in any case, but which would cost precision where the bandwidth is wide
+    # expm1, not exp: centring removes the 1 anyway, and it costs precision if the bandwidth is wide
     kernel.div_(median * bandwidth).square_().div_(-2).expm1_()
     means = kernel.mean(1)
     kernel.sub_(means[:, None]).sub_(means).add_(means.mean())
     return kernel.div_(torch.linalg.matrix_norm(kernel))
 
 
-def _distances(features: Tensor, how: str) -> tuple[Tensor, Tensor]:
-    """Euclidean distances (n, n), and the median of those between two different samples."""
-    distances = torch.cdist(features, features, compute_mode=how).fill_diagonal_(0)
-    apart = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
-    # every pair is there twice, so that the middle lies between two values: torch's median, and that of the negated
-    return distances, (apart.median() - (-apart).median()) / 2
+def _distances(features: Tensor, compute_mode: str) -> tuple[Tensor, Tensor]:
+    """Euclidean distances (n, n), and the median over pairs of different samples."""
+    distances = torch.cdist(features, features, compute_mode=compute_mode).fill_diagonal_(0)
+    off_diagonal = distances[~torch.eye(len(distances), dtype=torch.bool, device=distances.device)]
+    # the number of values is even; torch's median is the lower middle one, and of negated values the upper one
+    return distances, (off_diagonal.median() - (-off_diagonal).median()) / 2
 
 
 def _batches(named: Sequence[Named], batch_size: int) -> Iterator[list[Named]]:
@@ -242,7 +244,8 @@ def _batches(named: Sequence[Named], batch_size: int) -> Iterator[list[Named]]:
     if batch_size < 4 or n < 4:
         raise FsclError(f"batch_size {batch_size} for {n} samples; HSIC_1 needs 4 samples or more in a batch")
     count = min(math.ceil(n / batch_size), n // 4)
-    parts = [values.tensor_split(count) for _, values in named]  # of like size: a short last one would be mostly noise
+    # nearly equal sizes: a short last batch would be mostly noise
+    parts = [values.tensor_split(count) for _, values in named]
     return ([(name, part[i]) for (name, _), part in zip(named, parts, strict=True)] for i in range(count))
 
 
@@ -254,20 +257,20 @@ def _unbiased(batches: Iterable[Sequence[Named]]) -> Tensor:
         if n < 4:
             raise FsclError(f"a batch of {n} samples; HSIC_1 needs 4 samples or more in a batch")
         # HSIC_1 of two kernels is the inner product of their U-centred forms over n(n-3) (Szekely and Rizzo 2014), so
-        # that one matrix product serves all pairs.
+        # one matrix product gives it for all pairs
         kernels = torch.stack([_u_centred_kernel(features).flatten() for _, features in batch])
         total = total.to(kernels) + kernels @ kernels.mT / (n * (n - 3))
-    own = total.diagonal()
-    if not own.all():
-        still = names[int((own == 0).nonzero()[0])]
-        raise FsclError(f"{still}: all samples of each batch have the same features; leave it out")
-    ratio = total / (own[:, None] * own).sqrt()
+    self_terms = total.diagonal()
+    if not self_terms.all():
+        constant = names[int((self_terms == 0).nonzero()[0])]
+        raise FsclError(f"{constant}: all samples of each batch have the same features; leave it out")
+    ratio = total / (self_terms[:, None] * self_terms).sqrt()
     return ((ratio + ratio.mT) / 2).clamp(-1, 1)
 
 
 def _u_centred_kernel(features: Tensor) -> Tensor:
-    """The linear kernel (n, n) of (n, p) with its diagonal left out: zero there, rows and columns that sum to zero."""
-    n, less = len(features), centred(features)  # the mean drops out anyway, but a large one costs precision
-    kernel = (less @ less.mT).fill_diagonal_(0)
+    """The U-centred linear kernel (n, n) of (n, p): zero diagonal, and rows and columns that sum to zero."""
+    n, shifted = len(features), centred(features)  # U-centring removes the mean, but a large one costs precision
+    kernel = (shifted @ shifted.mT).fill_diagonal_(0)
     rows = kernel.sum(1) / (n - 2)
     return kernel.sub_(rows[:, None]).sub_(rows).add_(rows.sum() / (n - 1)).fill_diagonal_(0)

@@ -1,4 +1,4 @@
-"""Feature matrices as every probing measure takes them: flattened, checked and centred; then a pair or all pairs."""
+"""Prepares feature matrices for the probing measures: flattens, checks and centres them, then compares pairs."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -15,21 +15,21 @@ Maps = Literal["positions", "features", "pooled"]
 MAPS = get_args(Maps)
 PAIR = ("x", "y")
 EPS = torch.finfo(torch.float64).eps
-Named = tuple[str, Tensor]  # what errors call a feature matrix, and the matrix
+Named = tuple[str, Tensor]  # a feature matrix, and its name in errors
 Prepared = TypeVar("Prepared")
 
 
 def flatten_maps(x: Tensor, how: Maps) -> Tensor:
-    """The maps (n, c, h, w) of a convolution as a feature matrix (samples, features). What is alike depends on how.
+    """The feature maps (n, c, h, w) of a convolution as a matrix (samples, features). Similarities depend on `how`.
 
     Args:
-        x: (n, c, h, w). A matrix (n, p) is given back as it is.
+        x: (n, c, h, w). A matrix (n, p) is returned unchanged.
         how: "positions": every position of every image is a sample, (n*h*w, c), image by image; "features": every
             position of every channel is a feature, (n, c*h*w); "pooled": means over the positions, (n, c), in float32
             or, if x has it, float64.
 
     Raises:
-        FsclError: an unknown `how`; other shapes.
+        FsclError: `how` is unknown, or x has another shape.
 
     >>> x = torch.arange(16.0).reshape(1, 2, 2, 4)
     >>> [tuple(flatten_maps(x, how).shape) for how in ("positions", "features", "pooled")]
@@ -55,9 +55,9 @@ def compared(
     prepare: Callable[[Named], Prepared],
     compare: Callable[[Prepared, Prepared], Tensor],
 ) -> float | Tensor:
-    """The measure of a pair (x, y), or with a list in the place of x the (N, N) matrix of all its pairs."""
-    named = given(x, y, maps)
-    prepared = [prepare(one) for one in named]
+    """The measure of a pair (x, y); or, if x is a list and y is None, the (N, N) matrix of all pairs of the list."""
+    named = named_features(x, y, maps)
+    prepared = [prepare(features) for features in named]
     if y is not None:
         return float(compare(*prepared))
     matrix = torch.eye(len(named), dtype=torch.float64, device=named[0][1].device)
@@ -66,8 +66,8 @@ def compared(
     return matrix
 
 
-def given(x: object, y: Tensor | None, maps: Maps | None) -> list[Named]:
-    """Both of a pair, or all of a list, checked."""
+def named_features(x: object, y: Tensor | None, maps: Maps | None) -> list[Named]:
+    """The features of a pair (x, y), or of a list x, checked and named."""
     if isinstance(x, Tensor) and isinstance(y, Tensor):
         return checked((x, y), PAIR, maps)
     if isinstance(x, Tensor) or y is not None or not isinstance(x, Iterable):
@@ -84,25 +84,26 @@ def checked(features: Sequence[Tensor], names: Sequence[str], maps: Maps | None)
     if maps is not None and maps not in MAPS:
         raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
     if not isinstance(features, Sequence) or len(features) != len(names):
-        got = f"{len(features)} feature matrices" if isinstance(features, Sequence) else type(features).__name__
-        raise FsclError(f"{got}; {len(names)} feature matrices would do: ({', '.join(names)})")
-    found: list[Named] = []
+        actual = f"{len(features)} feature matrices" if isinstance(features, Sequence) else type(features).__name__
+        raise FsclError(f"{actual}; {len(names)} feature matrices would do: ({', '.join(names)})")
+    matrices: list[Named] = []
     for name, values in zip(names, features, strict=True):
-        found.append((name, _matrix(name, values, maps)))
-        if len(found[-1][1]) != len(found[0][1]):
+        matrices.append((name, _matrix(name, values, maps)))
+        if len(matrices[-1][1]) != len(matrices[0][1]):
             raise FsclError(
-                f"{name} has {len(found[-1][1])} samples, {names[0]} has {len(found[0][1])}; they need the same"
+                f"{name} has {len(matrices[-1][1])} samples, {names[0]} has {len(matrices[0][1])}; they need the "
+                "same number"
             )
-    first = found[0][1].device
+    first = matrices[0][1].device
     device = torch.device("cpu") if first.type == "mps" else first  # MPS has no float64
-    return [(name, values.to(device)) for name, values in found]
+    return [(name, values.to(device)) for name, values in matrices]
 
 
 def _matrix(name: str, values: Tensor, maps: Maps | None) -> Tensor:
     if not isinstance(values, Tensor) or values.ndim not in (2, 4) or 0 in values.shape or values.is_complex():
-        got = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-        kind = " and complex values" if isinstance(values, Tensor) and values.is_complex() else ""
-        raise FsclError(f"{name}: {got}{kind}; a real tensor (samples, features) or (n, c, h, w) would do")
+        actual = f"shape {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
+        complex_note = " and complex values" if isinstance(values, Tensor) and values.is_complex() else ""
+        raise FsclError(f"{name}: {actual}{complex_note}; a real tensor (samples, features) or (n, c, h, w) would do")
     if values.ndim == 4:
         if maps is None:
             n, c, h, w = values.shape
@@ -112,23 +113,23 @@ def _matrix(name: str, values: Tensor, maps: Maps | None) -> Tensor:
             )
         values = flatten_maps(values, maps)
     if not values.isfinite().all():
-        raise FsclError(f"{name} holds values that are not finite; leave it out or mend the network")
+        raise FsclError(f"{name} holds values that are not finite; leave it out or repair the network")
     return values.detach()
 
 
 def centred(features: Tensor) -> Tensor:
-    """Columns less their means. What that leaves of a constant is rounding, which whitening would blow up: zeroed."""
-    exact = features.double()
-    less = exact - exact.mean(0)
-    less[:, less.abs().amax(0) <= 16 * EPS * exact.abs().amax(0)] = 0
-    return less
+    """Columns minus their means. Constant columns are set to 0: whitening would magnify the rounding left in them."""
+    precise = features.double()
+    centred_features = precise - precise.mean(0)
+    centred_features[:, centred_features.abs().amax(0) <= 16 * EPS * precise.abs().amax(0)] = 0
+    return centred_features
 
 
-def varying(named: Named) -> Tensor:
-    """Centred features, the largest value 1 in size, so that no square or fourth power overflows."""
+def centred_and_scaled(named: Named) -> Tensor:
+    """Centred features, scaled to a largest absolute value of 1, so that no square or fourth power overflows."""
     name, features = named
-    less = centred(features)
-    largest = less.abs().max()
+    scaled = centred(features)
+    largest = scaled.abs().max()
     if largest == 0:
-        raise FsclError(f"{name}: all {len(less)} samples have the same features; leave it out")
-    return less.div_(largest)
+        raise FsclError(f"{name}: all {len(scaled)} samples have the same features; leave it out")
+    return scaled.div_(largest)

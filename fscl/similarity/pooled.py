@@ -1,4 +1,4 @@
-"""Does one task-by-task matrix go with another, over several seeds, and among pairs alike in something else?"""
+"""Correlates two task-by-task matrices over several seeds, and within strata of pairs."""
 
 import math
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ __all__ = ["PooledCorrelation", "pooled_mantel"]
 Array = NDArray[Any]
 Matrix = Tensor | Array | list
 PAIRS = ("all", "lower")
-_BLOCK_VALUES = 2**22  # most values of permuted matrices for which permutations are drawn at a time
-_PIECE_VALUES = 2**17  # most values gathered at a time: 1 MB stays in the cache, which made 34 ms of 20 tasks 5 ms
+_BLOCK_VALUES = 2**22  # permutations are drawn at a time for at most this many values of permuted matrices
+_PIECE_VALUES = 2**17  # most values gathered at a time: 1 MB stays in the cache, 5 ms instead of 34 ms for 20 tasks
 
 
 @dataclass(frozen=True)
 class PooledCorrelation:
     """Mean over seeds of Spearman's rho between two task-by-task matrices.
 
-    ``low`` and ``high`` are a 95 % t interval of the mean over seeds, NaN for a single one. ``each`` holds the rho of
-    each seed, NaN where it is undefined; ``n_seeds`` counts the others. All is NaN where no seed has one; ``note`` says
-    why.
+    ``low`` and ``high`` are a 95 % t interval of the mean over seeds, NaN for a single seed. ``each`` has the rho of
+    each seed, NaN if it is undefined, and ``n_seeds`` counts the seeds with a defined rho. If there are none, all
+    values are NaN. ``note`` says why a rho is undefined.
 
     >>> print(PooledCorrelation(-0.83, 0.0002, -0.93, -0.73, 3, 20, (-0.8, -0.83, -0.86)))
     rho = -0.83 [-0.93, -0.73], p = 0.0002, n = 3 seeds of 20 tasks
@@ -67,27 +67,30 @@ def pooled_mantel(
 ) -> PooledCorrelation:
     """Mean rank correlation of two task-by-task matrices over seeds, tested by permuting tasks within each seed.
 
-    With ``strata``, ranks are compared among pairs of the same stratum only: what both matrices owe to it is taken out
-    as its mean rank. Along a stream, similarity and forgetting both follow the number of tasks between two tasks; with
-    that number as strata the question is whether similarity says more than the distance does. What is permuted then are
-    the residuals of x (Anderson & Legendre 1999).
+    With ``strata``, ranks are compared only among pairs of the same stratum: the mean rank of each stratum is
+    subtracted. An example: along a stream, both similarity and forgetting depend on the number of tasks between two
+    tasks. With this number as strata, the test is whether similarity says more about forgetting than the distance does.
+    The residuals of x are then permuted (Anderson & Legendre 1999).
 
     Args:
         matrices: (x, y) of each seed, (T, T) each.
-        pairs: "all" uses every entry off the diagonal; "lower" the entries [t, i] with i < t, and x must be symmetric.
-        strata: (T, T) of labels, the same for all seeds; with ``pairs="lower"`` symmetric. None: one stratum.
-        same_tasks: whether the seeds learned the same tasks in the same order. They are then permuted in the same way,
-            since what is particular to a task is no news in a second seed.
-        n_resamples: random permutations.
-        seed: of the permutations.
-        names: what to call the two matrices in notes and errors.
+        pairs: "all" uses every entry off the diagonal; "lower" uses the entries [t, i] with i < t, and x must be
+            symmetric.
+        strata: labels (T, T), the same for all seeds, and symmetric with ``pairs="lower"``. None is one stratum.
+        same_tasks: whether the seeds learned the same tasks in the same order. All seeds are then permuted in the same
+            way, because the effect of a task in a second seed is no independent evidence.
+        n_resamples: number of random permutations.
+        seed: seed of the permutations.
+        names: names of the two matrices in notes and errors.
 
     Returns:
-        Two-sided p. Undefined (NaN, with a note), never 0, where in each seed a matrix is constant, or is so within
-        all strata, or there are fewer than 4 tasks. Seeds that are undefined are left out.
+        The correlation with a two-sided p-value. A seed is undefined and left out if one of its matrices is constant,
+        or constant within all strata. The result is undefined (NaN with a note, never 0) if all seeds are undefined or
+        there are fewer than 4 tasks.
 
     Raises:
-        FsclError: no matrices, or of different numbers of tasks; not square; a used entry that is not finite.
+        FsclError: there are no matrices, they are not square, their numbers of tasks differ, or a used entry is not
+            finite.
 
     References:
         Mantel. The detection of disease clustering and a generalized regression approach. 1967.
@@ -115,31 +118,33 @@ def pooled_mantel(
         return _undefined(f"{tasks} task{'s' * (tasks != 1)}; at least 4 are needed", tasks, len(squares))
     groups = _groups(strata, tasks, pairs == "lower")
     scores: list[tuple[Array, Array] | None] = []
-    why = []
-    for (x, y), given in zip(squares, matrices, strict=True):
+    reasons = []
+    for (x, y), originals in zip(squares, matrices, strict=True):
         x = mirrored(x, names[0]) if pairs == "lower" else x
         check_finite(x, index, names[0])
         check_finite(y, index, names[1])
-        constant = [n for n, g, m in zip(names, given, (x, y), strict=True) if is_flat(g, m[index])]
+        flat_overall = [n for n, g, m in zip(names, originals, (x, y), strict=True) if is_flat(g, m[index])]
         left, right = (_residual_ranks(m, index, groups) for m in (x, y))
-        within = [n for n, r in zip(names, (left, right), strict=True) if np.abs(r[index]).max() < 1e-9]
-        if constant or within:
-            found, where = (constant, "") if constant else (within, " within strata")
-            why.append(f"{' and '.join(found)} {'are' if len(found) > 1 else 'is'} constant{where}")
-        scores.append(None if constant or within else _scaled(left, right, index, pairs == "lower"))
+        flat_within = [n for n, r in zip(names, (left, right), strict=True) if np.abs(r[index]).max() < 1e-9]
+        if flat_overall or flat_within:
+            flat, where_flat = (flat_overall, "") if flat_overall else (flat_within, " within strata")
+            reasons.append(f"{' and '.join(flat)} {'are' if len(flat) > 1 else 'is'} constant{where_flat}")
+        scores.append(None if flat_overall or flat_within else _scaled(left, right, index, pairs == "lower"))
     usable = [pair for pair in scores if pair is not None]
     if not usable:
-        return _undefined("; ".join(dict.fromkeys(why)), tasks, len(squares))
-    each = [math.nan if pair is None else float(pair[0][index] @ pair[1]) for pair in scores]
-    mean = math.fsum(e for e in each if math.isfinite(e)) / len(usable)
+        return _undefined("; ".join(dict.fromkeys(reasons)), tasks, len(squares))
+    rhos = [math.nan if pair is None else float(pair[0][index] @ pair[1]) for pair in scores]
+    mean = math.fsum(e for e in rhos if math.isfinite(e)) / len(usable)
     null = _null(usable, index, tasks, same_tasks, n_resamples, np.random.default_rng(seed))
-    # rounding must not make a permutation that changes nothing count as less extreme
+    # rounding must not make the identity permutation count as less extreme
     above, below = int((null >= mean - 1e-12).sum()), int((null <= mean + 1e-12).sum())
     p_value = min(1.0, 2 * (1 + min(above, below)) / (n_resamples + 1))
-    spread = seed_interval([e for e in each if math.isfinite(e)])
+    spread = seed_interval([e for e in rhos if math.isfinite(e)])
     low, high = max(-1.0, spread.low), min(1.0, spread.high)  # NaN stays
     low, high = (math.nan, math.nan) if len(usable) == 1 else (low, high)
-    return PooledCorrelation(mean, p_value, low, high, len(usable), tasks, tuple(each), "; ".join(dict.fromkeys(why)))
+    return PooledCorrelation(
+        mean, p_value, low, high, len(usable), tasks, tuple(rhos), "; ".join(dict.fromkeys(reasons))
+    )
 
 
 def _undefined(why: str, tasks: int, seeds: int) -> PooledCorrelation:
@@ -148,7 +153,7 @@ def _undefined(why: str, tasks: int, seeds: int) -> PooledCorrelation:
 
 
 def _groups(strata: Matrix | None, tasks: int, lower: bool) -> Array:
-    """A number for the stratum of each entry."""
+    """The number of each entry's stratum."""
     if strata is None:
         return np.zeros((tasks, tasks), dtype=int)
     labels = as_square(strata, "strata")
@@ -159,20 +164,20 @@ def _groups(strata: Matrix | None, tasks: int, lower: bool) -> Array:
 
 
 def _residual_ranks(matrix: Array, index: tuple[Array, ...], groups: Array) -> Array:
-    """Ranks among the used entries, each less the mean rank of its stratum; 0 elsewhere."""
-    values, which = matrix[index], groups[index]
+    """Ranks of the used entries minus the mean rank of their stratum; 0 elsewhere."""
+    values, stratum = matrix[index], groups[index]
     ranks = mid_ranks(values, np.ones((1, len(values))))[0]
-    sums, counts = np.bincount(which, ranks), np.bincount(which)
-    found = np.zeros(matrix.shape)
-    found[index] = ranks - (sums / np.maximum(counts, 1))[which]
-    return found
+    sums, counts = np.bincount(stratum, ranks), np.bincount(stratum)
+    residuals = np.zeros(matrix.shape)
+    residuals[index] = ranks - (sums / np.maximum(counts, 1))[stratum]
+    return residuals
 
 
 def _scaled(left: Array, right: Array, index: tuple[Array, ...], lower: bool) -> tuple[Array, Array]:
-    """The scores whose product sum over used entries is the correlation: a matrix to permute, and a vector."""
-    ours, theirs = left[index], right[index]
+    """Scores whose sum of products over used entries is the correlation: a matrix to permute, and a vector."""
+    left_values, right_values = left[index], right[index]
     left = left + left.T if lower else left
-    return left / np.linalg.norm(ours), theirs / np.linalg.norm(theirs)
+    return left / np.linalg.norm(left_values), right_values / np.linalg.norm(right_values)
 
 
 def _null(
@@ -183,7 +188,7 @@ def _null(
     n_resamples: int,
     rng: np.random.Generator,
 ) -> Array:
-    """Mean statistics over seeds (n_resamples,) with tasks permuted."""
+    """Mean over seeds of the statistic for each permutation of tasks: (n_resamples,)."""
     means = []
     block = max(1, _BLOCK_VALUES // len(index[0]))
     for begin in range(0, n_resamples, block):

@@ -1,10 +1,10 @@
-"""How alike features are, by the name of the measure: the yardsticks that need data and forward passes.
+"""Measures of feature similarity by name. They need data and forward passes, and are the yardsticks for the others.
 
-Every measure takes feature matrices of the same n samples in the same order, (n, p) and (n, q), of any real type, and
-works both ways: `f(x, y)` is a float, `f([x1, ..., xN])` the float64 matrix of all pairs, exactly symmetric and exactly
-1 on the diagonal, with what concerns one network alone (centring, decomposition) done once for each. A convolution's
-features (n, c, h, w) need `maps`, for the answer depends on how they are flattened, see `flatten_maps`. All is computed
-in float64 on the device of the features (on the CPU for MPS, which has no float64).
+Every measure takes feature matrices (n, p) and (n, q) of the same n samples in the same order, of any real type. `f(x,
+y)` returns a float. `f([x1, ..., xN])` returns the float64 matrix of all pairs, exactly symmetric and exactly 1 on the
+diagonal; centring and decomposition are then done once for each network. A convolution's features (n, c, h, w) need
+`maps`, because the result depends on how they are flattened, see `flatten_maps`. All is computed in float64 on the
+device of the features (on the CPU for MPS, which has no float64).
 """
 
 from collections.abc import Sequence
@@ -32,21 +32,22 @@ def probing_matrix(
 ) -> Tensor:
     """One measure, by name, for all pairs of networks: exactly symmetric, exactly 1 on the diagonal.
 
-    Holds a float64 copy of all features; `rbf_cka` n^2 values for each network, `minibatch_cka` one batch of them all.
+    Memory: a float64 copy of all features; but n^2 values for each network for `rbf_cka`, and one batch of all networks
+    for `minibatch_cka`.
 
     Args:
         features: one (n, p_i) or (n, c_i, h_i, w_i) for each of N networks, on the same samples.
-        metric: one of `PROBES`: the functions of these names say what each is.
+        metric: one of `PROBES`. Each is documented in the function of the same name.
         maps: how (n, c, h, w) is flattened, see `flatten_maps`.
-        bandwidth: of `rbf_cka`.
-        batch_size: of `minibatch_cka`.
-        keep: of `svcca`.
+        bandwidth: for `rbf_cka`.
+        batch_size: for `minibatch_cka`.
+        keep: for `svcca`.
 
     Returns:
         (N, N) in float64.
 
     Raises:
-        FsclError: an unknown metric; no features; as the measure itself.
+        FsclError: the metric is unknown, or there are no features; and as the measure itself.
 
     >>> import torch
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
@@ -60,13 +61,13 @@ def probing_matrix(
         return minibatch_cka(features, batch_size=batch_size, maps=maps)
     if metric == "svcca":
         return svcca(features, keep=keep, maps=maps)
-    plain = {
+    without_options = {
         "linear_cka": linear_cka,
         "mean_cca": mean_cca,
         "pwcca": pwcca,
         "procrustes": procrustes,
         "aligned_cosine": aligned_cosine,
     }
-    if metric not in plain:
+    if metric not in without_options:
         raise FsclError(f"unknown metric {metric!r}; known: {', '.join(PROBES)}")
-    return plain[metric](features, maps=maps)
+    return without_options[metric](features, maps=maps)

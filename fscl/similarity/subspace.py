@@ -1,6 +1,6 @@
-"""How alike tasks are, read from their filter atoms alone: no data and no forward pass.
+"""Similarity of tasks from their filter atoms alone, without data or forward passes.
 
-A convolution's filters are `W = coefficients x atoms`. When tasks share the coefficients, comparing two tasks is
+A convolution's filters are `W = coefficients x atoms`. If tasks share the coefficients, two tasks are compared by
 comparing two small sets of atoms, layer by layer. Everything here is a pure function of tensors.
 """
 
@@ -18,13 +18,13 @@ __all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", 
 METRICS = ("cosine", "filter", "grassmann", "projection")
 SPANS = ("grassmann", "projection")
 AGGREGATES = ("product", "mean", "depth")
-_BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which a core's cache holds
+_BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which fits in a core's cache
 _TINY = torch.finfo(torch.float64).tiny
 
 
 @runtime_checkable
 class AtomStacks(Protocol):
-    """What `similarity_matrix` needs of a bank of tasks that share their coefficients."""
+    """The interface that `similarity_matrix` needs of a bank of tasks that share coefficients."""
 
     @property
     def layers(self) -> Sequence[str]: ...
@@ -39,7 +39,7 @@ class FilterAtoms(NamedTuple):
 
     atoms: Tensor  # (T, m, kh, kw)
     coefficients: Tensor  # (out, in, m), orthonormal columns
-    explained: Tensor  # (T,), share of each snapshot's squared norm within the span of the coefficients
+    explained: Tensor  # (T,), the share of each snapshot's squared norm that is in the span of the coefficients
 
 
 @torch.no_grad()
@@ -58,34 +58,39 @@ def similarity_matrix(
 
     - `cosine`: cos(vec D_s, vec D_t) in the gauge in which the atoms are stored (Chen, Miao, Qiu 2023). It is the
       cosine of the filters when G is a multiple of the identity, as in a bank whose coefficients are frozen.
-    - `filter`: tr(D_s^T G D_t), normalised: the cosine of the filters `coefficients x atoms` in any gauge. Needs G.
+    - `filter`: tr(D_s^T G D_t), normalised. It is the cosine of the filters `coefficients x atoms` in any gauge, and
+      needs G.
     - `grassmann`: 1 - d / d_max, where d = sqrt(sum of squared principal angles) between the leading `rank`
-      dimensions of what the atoms span among kernels, and d_max = sqrt(rank) pi / 2 (Miao et al., ICLR 2022).
+      dimensions of the spans of the atoms in the space of kernels, and d_max = sqrt(rank) pi / 2 (Miao et al., ICLR
+      2022).
     - `projection`: `|B_s^T B_t|_F^2 / rank`, for orthonormal bases B of the same spans.
 
-    The spans are those of G^(1/2) D where G is known, which are those of the filters in any gauge, else those of D.
-    Layers are combined by `aggregate_layers`. An all-zero set of atoms has similarity 0 to every other.
+    If G is known, the spans are those of G^(1/2) D, which are the spans of the filters in any gauge; otherwise they are
+    the spans of D. Layers are combined by `aggregate_layers`. An all-zero set of atoms has similarity 0 to every other
+    set.
 
     Args:
         bank_or_stacks: a bank; or stacks of shape (T, m, kh, kw): a mapping from layer to stack, a sequence (its
             layers are named "0", "1", ...), or one stack.
         metric: "cosine", "filter", "grassmann" or "projection".
-        aggregate: "product", "mean" or "depth"; of no effect with `per_layer`.
+        aggregate: "product", "mean" or "depth"; ignored with `per_layer`.
         layers: the layers to use; all by default.
-        per_layer: return (L, T, T), before aggregation.
-        grams: (m, m) for every layer used, given like the stacks; by default the bank's own.
+        per_layer: return (L, T, T), without aggregation.
+        grams: Gram matrices (m, m) of all layers in use, in the same form as the stacks; the bank's by default.
         rank: dimensions of a span, for `grassmann` and `projection`; less than kh*kw and at most m.
 
     Returns:
-        (T, T), or (L, T, T) with `per_layer`, on the device of the first stack; float64 if a stack is, else float32.
+        (T, T), or (L, T, T) with `per_layer`, on the device of the first stack; in float64 if a stack has it, otherwise
+        in float32.
 
-    Computed in float64 on that device (on the CPU for MPS, which has no float64), in blocks of pairs. Beside the atoms,
-    one float64 copy of them (`projection`: (kh*kw)^2 values in place of m*kh*kw, `grassmann`: rank*kh*kw) and the
-    result, the memory used does not grow with the tasks: below 32 MiB for 20 layers of 12 atoms of 3x3.
+    All is computed in float64 on that device (on the CPU for MPS, which has no float64), in blocks of pairs. It takes
+    memory for the result and one float64 copy of the atoms (for `projection`, (kh*kw)^2 values instead of m*kh*kw; for
+    `grassmann`, rank*kh*kw). Further memory does not grow with the number of tasks: it is below 32 MiB for 20 layers of
+    12 atoms of 3x3.
 
     Raises:
-        FsclError: unknown metric, aggregate or layer; shapes that do not fit; values that are not finite; no Gram
-            matrix where one is needed; atoms that span fewer than `rank` dimensions.
+        FsclError: a metric, aggregate or layer is unknown, shapes do not fit, values are not finite, a Gram matrix is
+            missing, or atoms span fewer than `rank` dimensions.
 
     >>> atoms = torch.tensor([[1.0, 0, 0, 0], [1, 1, 0, 0], [0, 0, 0, 1]]).reshape(3, 1, 2, 2)
     >>> similarity_matrix({"conv1": atoms}, aggregate="mean")
@@ -96,38 +101,39 @@ def similarity_matrix(
     _check_known("metric", metric, METRICS)
     _check_known("aggregate", aggregate, AGGREGATES)
     stacks = _stacks(bank_or_stacks, layers)
-    found = _grams(bank_or_stacks, grams, stacks) if metric != "cosine" else {}
-    if metric == "filter" and not found:
+    gram_by_layer = _grams(bank_or_stacks, grams, stacks) if metric != "cosine" else {}
+    if metric == "filter" and not gram_by_layer:
         raise FsclError(
             "metric 'filter' needs the Gram matrices of the coefficients: pass a bank or "
             f"grams={{layer: gram_matrix(coefficients)}} for {list(stacks)}, or use metric='cosine'"
         )
-    given = list(stacks.values())
-    device = torch.device("cpu") if given[0].device.type == "mps" else given[0].device  # MPS has no float64
-    roots = {name: _gram_root(name, gram).to(device) for name, gram in found.items()}
-    tasks, edge = len(given[0]), _edge(stacks, metric, rank)
+    stack_list = list(stacks.values())
+    device = torch.device("cpu") if stack_list[0].device.type == "mps" else stack_list[0].device  # MPS has no float64
+    roots = {name: _gram_root(name, gram).to(device) for name, gram in gram_by_layer.items()}
+    tasks, edge = len(stack_list[0]), _edge(stacks, metric, rank)
     blocks = [_factors(stacks, roots, metric, rank, start, edge, device) for start in range(0, tasks, edge)]
-    dtype = torch.float64 if any(stack.dtype == torch.float64 for stack in given) else torch.float32
-    result = torch.empty((len(given), tasks, tasks) if per_layer else (tasks, tasks), dtype=dtype, device=device)
+    dtype = torch.float64 if any(stack.dtype == torch.float64 for stack in stack_list) else torch.float32
+    result = torch.empty((len(stack_list), tasks, tasks) if per_layer else (tasks, tasks), dtype=dtype, device=device)
     compare = _geodesics if metric == "grassmann" else _products
     for i, rows in enumerate(blocks):
         for j, columns in enumerate(blocks[i:], i):
             pairs = map(compare, rows, columns)
             tiles = pairs if per_layer else [_aggregated(pairs, len(rows), aggregate)]
-            for whole, tile in zip(result if per_layer else [result], tiles, strict=True):
-                _place(whole, tile.clamp_(-1, 1), i * edge, j * edge)
+            for matrix, tile in zip(result if per_layer else [result], tiles, strict=True):
+                _place(matrix, tile.clamp_(-1, 1), i * edge, j * edge)
     result.diagonal(dim1=-2, dim2=-1).fill_(1)
-    return result.to(given[0].device)
+    return result.to(stack_list[0].device)
 
 
 def aggregate_layers(per_layer: Tensor, how: str = "product") -> Tensor:
-    """One similarity from those of all layers: (L, ...) -> (...).
+    """Combines the similarities of all layers into one: (L, ...) -> (...).
 
-    `mean` is the plain mean. `product` is the product of squares: CKA, which it stands in for, is quadratic in the
-    features and composes over depth, so that the product down to a layer stands for the CKA of that layer's features.
-    `depth` is the mean over layers of the product down to each, as the CKA of a network is that of its layers; it
-    takes the layers in the order given, from input to output. Raises `FsclError` for an unknown `how` or when there are
-    no layers.
+    `mean` is the plain mean. `product` is the product of squares. It approximates CKA, which is quadratic in the
+    features and composes over depth: the product down to a layer approximates the CKA of that layer's features. `depth`
+    is the mean, over layers, of the product down to each layer, as the CKA of a network is the mean of its layers' CKA.
+    It takes the layers in the given order, from input to output.
+
+    Raises `FsclError` if `how` is unknown or there are no layers.
 
     >>> layers = torch.tensor([0.5, -1.0, 0.0])
     >>> [round(float(aggregate_layers(layers, how)), 4) for how in ("mean", "product", "depth")]
@@ -156,18 +162,19 @@ def gram_matrix(coefficients: Tensor) -> Tensor:
 
 @torch.no_grad()
 def atoms_of_filters(filters: Sequence[Tensor] | Tensor, reference: int = 0) -> FilterAtoms:
-    """Atoms for learners that have none: project snapshots of one convolution on shared coefficients.
+    """Atoms for learners without atoms: projects snapshots of one convolution on shared coefficients.
 
-    The coefficients are the left singular vectors of the reference snapshot's filters (out*in, kh*kw), as many as
-    its rank m <= kh*kw, so the reference is represented exactly; every snapshot's atoms are its least-squares fit.
-    Read `explained` beside any similarity of these atoms: what the coefficients leave out is not compared.
+    The coefficients are the left singular vectors of the reference snapshot's filters (out*in, kh*kw). There are as
+    many as their rank m <= kh*kw, so the reference is represented exactly. The atoms of every snapshot are its
+    least-squares fit. Check `explained` with any similarity of these atoms: the part of the filters that is not
+    explained is not compared.
 
     Args:
         filters: T snapshots of shape (out, in, kh, kw), or one tensor (T, out, in, kh, kw).
         reference: which snapshot the coefficients come from.
 
     Raises:
-        FsclError: no snapshots, shapes that differ, values that are not finite, a reference that is zero or missing.
+        FsclError: there are no snapshots, shapes differ, values are not finite, or the reference is zero or missing.
 
     >>> atoms, coefficients, explained = atoms_of_filters([torch.eye(4).reshape(4, 1, 2, 2)] * 2)
     >>> atoms.shape, coefficients.shape, explained
@@ -192,15 +199,15 @@ def atoms_of_filters(filters: Sequence[Tensor] | Tensor, reference: int = 0) -> 
     return FilterAtoms(*(p.to(stored.device, torch.promote_types(stored.dtype, torch.float32)) for p in parts))
 
 
-def _check_known(what: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise FsclError(f"unknown {what} {value!r}; known: {', '.join(known)}")
+def _check_known(argument: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise FsclError(f"unknown {argument} {value!r}; known: {', '.join(choices)}")
 
 
-def _check_finite(name: str, values: Tensor, what: str) -> None:
+def _check_finite(name: str, values: Tensor, item: str) -> None:
     bad = (~values.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
     if bad:
-        raise FsclError(f"{name}: {what} {bad[0]} holds values that are not finite; leave it out or restore it")
+        raise FsclError(f"{name}: {item} {bad[0]} holds values that are not finite; leave it out or restore it")
 
 
 def _eps(dtype: torch.dtype) -> float:
@@ -208,26 +215,26 @@ def _eps(dtype: torch.dtype) -> float:
 
 
 def _named(values: Any, ndim: int) -> dict[str, Tensor]:
-    """A mapping, a sequence or one tensor of `ndim` dimensions as a mapping from layer name to tensor."""
+    """A mapping from layer name to tensor, from such a mapping, a sequence, or one tensor of `ndim` dimensions."""
     if isinstance(values, Mapping):
         return dict(values)
-    one = isinstance(values, Tensor) and values.ndim == ndim
-    return {str(index): value for index, value in enumerate([values] if one else values)}
+    is_single = isinstance(values, Tensor) and values.ndim == ndim
+    return {str(index): value for index, value in enumerate([values] if is_single else values)}
 
 
 def _stacks(source: Any, layers: Iterable[str | int] | None) -> dict[str, Tensor]:
     bank = isinstance(source, AtomStacks)
-    given = {} if bank else _named(source, ndim=4)
-    known = list(source.layers if bank else given)
-    wanted = known if layers is None else [str(name) for name in ([layers] if isinstance(layers, str) else layers)]
-    unknown = [name for name in wanted if name not in known]
-    if unknown or not wanted:
-        raise FsclError(f"{f'unknown layer {unknown[0]!r}' if unknown else 'no layers'}; known layers: {known}")
-    stacks = {name: source.stack(name) if bank else given[name] for name in wanted}
+    by_name = {} if bank else _named(source, ndim=4)
+    names = list(source.layers if bank else by_name)
+    chosen = names if layers is None else [str(name) for name in ([layers] if isinstance(layers, str) else layers)]
+    unknown = [name for name in chosen if name not in names]
+    if unknown or not chosen:
+        raise FsclError(f"{f'unknown layer {unknown[0]!r}' if unknown else 'no layers'}; known layers: {names}")
+    stacks = {name: source.stack(name) if bank else by_name[name] for name in chosen}
     for name, stack in stacks.items():
         if not isinstance(stack, Tensor) or stack.ndim != 4 or 0 in stack.shape or stack.is_complex():
-            got = f"shape {tuple(stack.shape)}" if isinstance(stack, Tensor) else type(stack).__name__
-            raise FsclError(f"layer {name!r}: {got}; a real tensor of shape (tasks, m, kh, kw) would do")
+            actual = f"shape {tuple(stack.shape)}" if isinstance(stack, Tensor) else type(stack).__name__
+            raise FsclError(f"layer {name!r}: {actual}; a real tensor of shape (tasks, m, kh, kw) would do")
     tasks = {name: len(stack) for name, stack in stacks.items()}
     if len(set(tasks.values())) > 1:
         raise FsclError(f"every layer needs the same number of tasks, but they have {tasks}")
@@ -235,22 +242,22 @@ def _stacks(source: Any, layers: Iterable[str | int] | None) -> dict[str, Tensor
 
 
 def _grams(source: Any, grams: Any, stacks: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Gram matrices of the layers in `stacks`; empty if there are none to be had."""
+    """Gram matrices of the layers in `stacks`; empty if neither the source nor the caller has them."""
     bank = isinstance(source, AtomStacks) and grams is None
     if grams is None and not bank:
         return {}
-    found = {name: source.gram(name) for name in stacks} if bank else _named(grams, ndim=2)
+    by_layer = {name: source.gram(name) for name in stacks} if bank else _named(grams, ndim=2)
     for name, stack in stacks.items():
-        if name not in found:
-            raise FsclError(f"layer {name!r} has no Gram matrix in grams, which has {list(found)}")
-        m, gram = stack.shape[1], found[name]
+        if name not in by_layer:
+            raise FsclError(f"layer {name!r} has no Gram matrix in grams, which has {list(by_layer)}")
+        m, gram = stack.shape[1], by_layer[name]
         if gram.shape != (m, m) or not gram.isfinite().all():
             raise FsclError(f"layer {name!r}: Gram matrix {tuple(gram.shape)}; finite values ({m}, {m}) would do")
-    return found
+    return by_layer
 
 
 def _edge(stacks: Mapping[str, Tensor], metric: str, rank: int) -> int:
-    """How many tasks a block of pairs takes on each side; a pair of spans is worked on with all their values."""
+    """Number of tasks on each side of a block of pairs. A pair of spans takes memory for all values of a span."""
     largest = max(rank * stack.shape[2:].numel() for stack in stacks.values()) if metric == "grassmann" else 1
     return max(1, math.isqrt(_BLOCK_VALUES // max(1, largest)))
 
@@ -264,15 +271,15 @@ def _factors(
     edge: int,
     device: torch.device,
 ) -> list[Tensor]:
-    """What pairs of up to `edge` tasks from `start` on are compared by, layer by layer: (tasks, ...) in float64."""
-    alike: dict[tuple[torch.Size, torch.dtype], list[str]] = {}  # layers of one shape are prepared in one go
+    """By layer, what pairs of up to `edge` tasks from `start` on are compared by: (tasks, ...) in float64."""
+    same_shape: dict[tuple[torch.Size, torch.dtype], list[str]] = {}  # layers of one shape are prepared together
     for name, stack in stacks.items():
-        alike.setdefault((stack.shape, stack.dtype), []).append(name)
+        same_shape.setdefault((stack.shape, stack.dtype), []).append(name)
     factors: dict[str, Tensor] = {}
-    for (_, dtype), names in alike.items():
+    for (_, dtype), names in same_shape.items():
         atoms = torch.stack([stacks[name][start : start + edge].to(device) for name in names]).double().flatten(3)
         flat = atoms.flatten(2)
-        if dtype == torch.float64:  # no metric depends on scale; squares of narrower types cannot overflow here
+        if dtype == torch.float64:  # no metric depends on scale; only squares of float64 values can overflow
             flat.div_(flat.abs().amax(2, keepdim=True).clamp_(min=_TINY))
         norms = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
         if not math.isfinite(norms.sum()):
@@ -294,7 +301,7 @@ def _factors(
 
 
 def _gram_root(name: str, gram: Tensor) -> Tensor:
-    """A root R with R^T R = G; eigenvalues that are rounding of the input's precision count as zero."""
+    """A root R with R^T R = G. Eigenvalues within the rounding of the input's dtype count as zero."""
     full = gram.detach().cpu().double()
     values, vectors = torch.linalg.eigh((full + full.mT) / 2)
     noise = 4 * len(full) * _eps(gram.dtype) * values.abs().max()
@@ -307,7 +314,7 @@ def _gram_root(name: str, gram: Tensor) -> Tensor:
 
 
 def _bases(names: Sequence[str], atoms: Tensor, rank: int, eps: float, start: int) -> Tensor:
-    """Orthonormal rows (L, T, rank, kh*kw) of the leading dimensions that atoms (L, T, m, kh*kw) span, or zeros."""
+    """Orthonormal bases (L, T, rank, kh*kw) of the leading dimensions of atoms (L, T, m, kh*kw); 0 for zero atoms."""
     m, size = atoms.shape[2:]
     most = min(m, size - 1)
     if not 1 <= rank <= most:
@@ -343,7 +350,7 @@ def _geodesics(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _aggregated(pairs: Iterator[Tensor], layers: int, how: str) -> Tensor:
-    """`aggregate_layers` of one layer after another, without holding them all."""
+    """`aggregate_layers` with one layer in memory at a time."""
     total = next(pairs)
     if how == "depth":
         so_far = total.square_().clone()
@@ -355,11 +362,11 @@ def _aggregated(pairs: Iterator[Tensor], layers: int, how: str) -> Tensor:
     return total.div_(layers) if how == "mean" else total.square_()
 
 
-def _place(whole: Tensor, tile: Tensor, row: int, column: int) -> None:
-    """Write a tile on or above the diagonal, and its mirror image."""
-    above = whole[row : row + tile.shape[0], column : column + tile.shape[1]]
+def _place(matrix: Tensor, tile: Tensor, row: int, column: int) -> None:
+    """Writes a tile on or above the diagonal, and its mirror image."""
+    above = matrix[row : row + tile.shape[0], column : column + tile.shape[1]]
     if row == column:
         tile = (tile + tile.mT).div_(2)  # matrix products need not be symmetric to the last bit
     above.copy_(tile)
     if row != column:
-        whole[column : column + tile.shape[1], row : row + tile.shape[0]].copy_(above.mT)
+        matrix[column : column + tile.shape[1], row : row + tile.shape[0]].copy_(above.mT)

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from fscl.atoms import AtomBank, decompose, freeze_coefficients
 
-# what differs from task to task in `Net`, spelled out
+# the entries of `Net` that belong to each task
 OF_A_TASK = {
     "atoms": ["first.atoms", "second.atoms"],
     "normalisation": [
@@ -34,7 +34,7 @@ class Net(nn.Module):
 
 
 class Tasks:
-    """A bank of three tasks, the network that they came from, and what it said as each of them."""
+    """A bank of three tasks, the network that learned them, and its outputs for each task."""
 
     def __init__(self) -> None:
         self.x = torch.randn(4, 1, 8, 8)

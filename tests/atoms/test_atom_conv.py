@@ -54,7 +54,7 @@ def test_weight_is_the_explicit_sum_over_atoms():
 
 
 @pytest.mark.parametrize("options", GEOMETRIES, ids=identifier)
-def test_takes_what_conv2d_takes(options):
+def test_an_atom_layer_accepts_every_option_of_conv2d(options):
     ordinary = nn.Conv2d(4, 8, **options)
     layer = AtomConv2d(4, 8, num_atoms=7, **options)
     with torch.no_grad():  # an ordinary convolution built by torch from the same arguments is the oracle
@@ -78,7 +78,7 @@ def test_forward_is_the_functional_convolution_with_the_composed_filters(options
     assert torch.equal(layer(x), F.conv2d(x, layer.weight, layer.bias, **{k: getattr(layer, k) for k in keys}))
 
 
-def test_is_spatial_filtering_by_each_atom_followed_by_channel_mixing():
+def test_an_atom_layer_is_spatial_filtering_by_each_atom_followed_by_channel_mixing():
     layer = AtomConv2d(3, 5, 3, num_atoms=4, padding=1, bias=False).double()
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     filtered = F.conv2d(x.flatten(0, 1)[:, None], layer.atoms[:, None], padding=1).view(2, 3, 4, 6, 6)
@@ -86,7 +86,7 @@ def test_is_spatial_filtering_by_each_atom_followed_by_channel_mixing():
     assert torch.allclose(layer(x), mixed, rtol=0, atol=1e-12)
 
 
-def test_gradients():
+def test_gradients_of_an_atom_layer_agree_with_finite_differences():
     layer = AtomConv2d(2, 4, 3, num_atoms=3, padding="same", groups=2, padding_mode="circular", dtype=torch.float64)
     x = torch.randn(1, 2, 5, 5, dtype=torch.float64, requires_grad=True)
 
@@ -98,7 +98,7 @@ def test_gradients():
 
 
 @pytest.mark.parametrize("kernel", [3, (2, 3), (1, 5), 5])
-def test_from_conv_is_exact_from_one_atom_a_pixel_on(kernel):
+def test_from_conv_is_exact_with_as_many_atoms_as_kernel_pixels(kernel):
     conv = nn.Conv2d(6, 8, kernel)
     pixels = conv.weight[0, 0].numel()
     for num_atoms in (pixels, pixels + 3):
@@ -108,7 +108,7 @@ def test_from_conv_is_exact_from_one_atom_a_pixel_on(kernel):
     assert not close(AtomConv2d.from_conv(conv, pixels - 1).weight, conv.weight, 1e-3)
 
 
-def test_from_conv_below_that_is_the_best_approximation_of_its_rank():
+def test_from_conv_with_fewer_atoms_is_the_best_approximation_of_that_rank():
     conv = nn.Conv2d(4, 8, 3).double()
     singular = torch.linalg.svdvals(conv.weight.detach().reshape(32, 9))
     errors = []
@@ -120,7 +120,7 @@ def test_from_conv_below_that_is_the_best_approximation_of_its_rank():
     assert errors[0] > errors[4] > 0.01
 
 
-def test_from_conv_keeps_everything_but_the_factorisation():
+def test_from_conv_keeps_geometry_bias_dtype_and_training_flags():
     conv = nn.Conv2d(4, 8, 3, 2, "valid", 2, 2, True, "reflect", dtype=torch.float64).eval()
     conv.bias.requires_grad_(False)
     layer = AtomConv2d.from_conv(conv)
@@ -146,14 +146,14 @@ def test_surplus_atoms_change_nothing_but_can_be_trained():
     assert not close(layer.weight, before, 1e-2)
 
 
-def test_fewer_filters_than_atoms_gives_as_many_atoms_as_filters():
+def test_from_conv_makes_no_more_atoms_than_filters():
     conv = nn.Conv2d(1, 4, 3)
     layer = AtomConv2d.from_conv(conv, num_atoms=9)
     assert layer.num_atoms == 4
     assert close(layer.weight, conv.weight)
 
 
-def test_new_layers_start_with_the_variance_of_conv2d():
+def test_a_new_atom_layer_has_the_initial_variance_of_conv2d():
     for num_atoms in (3, 9, 20):
         layer = AtomConv2d(32, 64, 3, num_atoms=num_atoms)
         expected = nn.Conv2d(32, 64, 3).weight.std().item()
@@ -161,7 +161,7 @@ def test_new_layers_start_with_the_variance_of_conv2d():
         assert layer.bias.abs().max().item() <= 1 / math.sqrt(32 * 9)
 
 
-def test_state_dict_round_trip():
+def test_an_atom_layer_loads_its_own_state_dict():
     layer, other = (AtomConv2d(3, 4, 3, num_atoms=5) for _ in range(2))
     x = torch.randn(1, 3, 5, 5)
     assert not torch.equal(layer(x), other(x))
@@ -174,7 +174,7 @@ def test_state_dict_round_trip():
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2), (torch.float64, 1e-13)]
 )
-def test_other_precisions(dtype, tolerance):
+def test_an_atom_layer_works_in_other_precisions(dtype, tolerance):
     conv = nn.Conv2d(3, 4, 3, dtype=dtype)
     layer = AtomConv2d.from_conv(conv)
     assert {p.dtype for p in layer.parameters()} == {dtype}
@@ -188,7 +188,7 @@ def test_other_precisions(dtype, tolerance):
     assert close(fresh.weight, before, 2 * tolerance)
 
 
-def test_can_be_made_without_memory():
+def test_an_atom_layer_can_be_made_on_the_meta_device():
     layer = AtomConv2d(3, 4, 3, device="meta")
     assert layer(torch.empty(2, 3, 8, 8, device="meta")).shape == (2, 4, 6, 6)
 
@@ -208,6 +208,6 @@ def test_can_be_made_without_memory():
         ({"padding_mode": "mirror"}, "padding_mode is 'mirror'; known: zeros, reflect, replicate, circular"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(arguments, message):
+def test_wrong_arguments_of_an_atom_layer_are_named_in_the_error(arguments, message):
     with pytest.raises(FsclError, match=message):
         AtomConv2d(**{"in_channels": 4, "out_channels": 8, "kernel_size": 3, **arguments})

@@ -19,21 +19,21 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_every_task_is_restored_to_the_bit(three_tasks):
+def test_restore_gives_the_outputs_of_every_task_bit_for_bit(three_tasks):
     for task in (2, 0, 1, 0):
         three_tasks.bank.restore(three_tasks.model, task)
         assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[task])
     assert not torch.equal(three_tasks.outputs[0], three_tasks.outputs[1])
 
 
-def test_into_a_network_built_afresh_too(three_tasks):
+def test_restore_into_a_new_network_gives_the_outputs_bit_for_bit(three_tasks):
     model = three_tasks.fresh()
     for task in (1, 2, 0):
         three_tasks.bank.restore(model, task)
         assert torch.equal(three_tasks.say(model), three_tasks.outputs[task])
 
 
-def test_what_is_stored_is_not_what_is_trained_on(three_tasks):
+def test_further_training_does_not_change_stored_tasks(three_tasks):
     entries = {n: t.clone() for n, t in three_tasks.bank.entries(2).items()}
     three_tasks.become_another()
     with torch.no_grad():
@@ -42,7 +42,7 @@ def test_what_is_stored_is_not_what_is_trained_on(three_tasks):
     assert same(dict(three_tasks.bank.entries(2)), entries)
 
 
-def test_swapping_leaves_no_trace(three_tasks):
+def test_a_network_is_unchanged_after_swapping(three_tasks):
     model, bank = three_tasks.model, three_tasks.bank
     three_tasks.become_another()
     before, parameters = state_of(model), dict(model.named_parameters())
@@ -60,14 +60,14 @@ def test_swapping_leaves_no_trace(three_tasks):
     assert same(bank.entries(0), stored)
 
 
-def test_swapping_leaves_no_trace_when_something_fails_inside(three_tasks):
+def test_a_network_is_unchanged_after_an_exception_while_swapped(three_tasks):
     before = state_of(three_tasks.model)
     with pytest.raises(ZeroDivisionError), three_tasks.bank.swapped(three_tasks.model, 0):
         1 / 0  # noqa: B018
     assert same(state_of(three_tasks.model), before)
 
 
-def test_swapping_leaves_no_trace_when_the_network_lacks_an_entry(three_tasks):
+def test_a_network_that_lacks_an_entry_is_unchanged_after_swapping_fails(three_tasks):
     model = three_tasks.model
     model.classifier = nn.Sequential(nn.Linear(8, 3))
     before = state_of(model)
@@ -79,7 +79,7 @@ def test_swapping_leaves_no_trace_when_the_network_lacks_an_entry(three_tasks):
     assert same(state_of(model), before)
 
 
-def test_swapping_follows_modules_that_are_replaced_and_heads_that_grow(three_tasks):
+def test_swapping_works_after_modules_were_replaced_and_heads_grew(three_tasks):
     model, bank = three_tasks.model, three_tasks.bank
     with bank.swapped(model, 0):
         pass
@@ -97,7 +97,7 @@ def test_swapping_follows_modules_that_are_replaced_and_heads_that_grow(three_ta
         pass
 
 
-def test_a_task_is_shown_with_the_same_parameters_each_time_and_none_is_trained(three_tasks):
+def test_swapping_uses_the_same_frozen_parameters_each_time(three_tasks):
     model, bank = three_tasks.model, three_tasks.bank
     shown = []
     for _ in range(2):
@@ -110,7 +110,7 @@ def test_a_task_is_shown_with_the_same_parameters_each_time_and_none_is_trained(
     assert all(shown[0][name] is shown[1][name] for name in shown[0])
 
 
-def test_one_module_under_two_names_is_swapped_and_given_back(three_tasks):
+def test_a_module_with_two_names_is_swapped_and_put_back(three_tasks):
     class Twice(nn.Module):
         def __init__(self):
             super().__init__()
@@ -126,7 +126,7 @@ def test_one_module_under_two_names_is_swapped_and_given_back(three_tasks):
     assert model.other.atoms is own
 
 
-def test_memory_is_the_bytes_of_what_differs_from_task_to_task(three_tasks, of_a_task):
+def test_memory_is_the_bytes_of_the_entries_that_belong_to_a_task(three_tasks, of_a_task):
     bank = three_tasks.bank
     values = {n: t.numel() * t.element_size() for n, t in three_tasks.model.state_dict().items()}
     expected = {kind: sum(values[n] for n in names) for kind, names in of_a_task.items()}
@@ -135,14 +135,14 @@ def test_memory_is_the_bytes_of_what_differs_from_task_to_task(three_tasks, of_a
     coefficients = sum(layer.coefficients.numel() * 4 for layer in atom_layers(three_tasks.model).values())
     rest = sum(values.values()) - sum(expected.values()) - coefficients
     assert bank.shared_memory() == {"coefficients": coefficients, "other": rest}
-    # nothing else is held: what the shared and the task entries name is the whole network, once
+    # the shared entries and the entries of a task are the whole network, each once
     assert set(bank.shared).isdisjoint(bank.entries(0))
     assert set(bank.shared) | set(bank.entries(0)) == set(values)
     stored = [*bank.shared.values(), *(t for task in bank.tasks for t in bank.entries(task).values())]
     assert sum(t.untyped_storage().nbytes() for t in stored) == sum(t.nbytes for t in stored)
 
 
-def test_stack_gram_and_similarity_are_those_of_the_stored_atoms(three_tasks):
+def test_stack_gram_and_similarity_agree_with_the_stored_atoms(three_tasks):
     bank = three_tasks.bank
     assert bank.tasks == [0, 1, 2]
     assert bank.names == ["task 0", "task 1", "task 2"]
@@ -162,7 +162,7 @@ def test_stack_gram_and_similarity_are_those_of_the_stored_atoms(three_tasks):
     assert torch.allclose(bank.gram("first"), torch.einsum("oim,oin->mn", coefficients, coefficients), atol=1e-12)
 
 
-def test_nearest_tasks(three_tasks):
+def test_nearest_returns_the_most_similar_tasks_in_order(three_tasks):
     bank, model = three_tasks.bank, three_tasks.model
     bank.restore(model, 1)
     with torch.no_grad():
@@ -178,7 +178,7 @@ def test_nearest_tasks(three_tasks):
             bank.nearest(0, k=k)
 
 
-def test_storing_again_replaces_a_task_in_its_place(three_tasks):
+def test_storing_a_task_again_replaces_it_and_keeps_its_position(three_tasks):
     three_tasks.become_another()
     three_tasks.bank.store(three_tasks.model, 0)
     assert three_tasks.bank.tasks == [0, 1, 2]
@@ -187,7 +187,7 @@ def test_storing_again_replaces_a_task_in_its_place(three_tasks):
     assert not torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[0])
 
 
-def test_other_coefficients_are_refused(three_tasks):
+def test_store_refuses_a_network_with_other_coefficients(three_tasks):
     with torch.no_grad():
         three_tasks.model.second.coefficients[0, 0, 0] += 1e-6
     with pytest.raises(FsclError, match=r"second\.coefficients of this network differs from the bank's.*new bank"):
@@ -199,7 +199,7 @@ def test_other_coefficients_are_refused(three_tasks):
     assert three_tasks.bank.tasks == [0, 1, 2]
 
 
-def test_unknown_names_are_answered_with_the_known_ones(three_tasks):
+def test_errors_of_unknown_tasks_layers_and_heads_list_the_known_ones(three_tasks):
     bank = three_tasks.bank
     for call in (bank.entries, bank.atoms, bank.memory, bank.nearest, lambda t: bank.restore(three_tasks.model, t)):
         with pytest.raises(FsclError, match="task 5 is not in the bank; tasks: 0, 1, 2"):
@@ -221,7 +221,7 @@ def test_unknown_names_are_answered_with_the_known_ones(three_tasks):
     assert sum(empty.memory().values()) == 0
 
 
-def test_a_bank_on_another_device_is_a_bank_of_its_own(three_tasks):
+def test_a_bank_moved_to_another_device_is_separate_from_the_first(three_tasks):
     bank = three_tasks.bank
     moved = bank.to("meta")
     tensors = [*moved.shared.values(), *(t for task in moved.tasks for t in moved.entries(task).values())]
@@ -235,7 +235,7 @@ def test_a_bank_on_another_device_is_a_bank_of_its_own(three_tasks):
     assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[1])
 
 
-def test_banks_over_the_same_coefficients_merge(three_tasks):
+def test_banks_over_the_same_coefficients_can_be_merged(three_tasks):
     other = AtomBank(three_tasks.model)
     three_tasks.become_another()
     other.store(three_tasks.model, 2, "two")
@@ -254,7 +254,7 @@ def test_banks_over_the_same_coefficients_merge(three_tasks):
     assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[0])
 
 
-def test_banks_over_different_coefficients_do_not(three_tasks):
+def test_merging_banks_over_different_coefficients_is_refused(three_tasks):
     model = three_tasks.fresh()
     freeze_coefficients(model)
     with pytest.raises(
@@ -263,7 +263,7 @@ def test_banks_over_different_coefficients_do_not(three_tasks):
         three_tasks.bank.merge(AtomBank(model))
 
 
-def test_banks_with_other_shared_parameters_are_not_merged(three_tasks):
+def test_merging_banks_with_different_shared_parameters_is_refused(three_tasks):
     with torch.no_grad():
         three_tasks.model.hidden.weight.add_(1)
     other = AtomBank(three_tasks.model)
@@ -274,7 +274,7 @@ def test_banks_with_other_shared_parameters_are_not_merged(three_tasks):
 
 
 class MultiHead(nn.Module):
-    """Heads made as tasks arrive, in a ModuleDict, with a buffer each."""
+    """Heads in a ModuleDict, added when tasks arrive. Each head has a buffer."""
 
     def __init__(self, widths):
         super().__init__()
@@ -297,7 +297,7 @@ def head_of(task):
     return [f"heads.classifiers.{task}", f"heads.mask_{task}"]
 
 
-def test_heads_are_kept_a_task_and_made_where_they_are_missing():
+def test_each_task_has_its_head_and_restore_makes_a_missing_head():
     x = torch.randn(3, 1, 6, 6)
     model = decompose(MultiHead({0: 2})).model
     freeze_coefficients(model)
@@ -327,7 +327,7 @@ def test_heads_are_kept_a_task_and_made_where_they_are_missing():
     assert fresh.heads.classifiers["2"].out_features == 4
 
 
-def test_normalisation_inside_a_head_is_its_own_tasks_alone():
+def test_normalisation_inside_a_head_belongs_only_to_the_task_of_the_head():
     model = decompose(MultiHead({0: 2, 1: 2})).model
     for task in ("0", "1"):
         model.heads.classifiers[task] = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 2))
@@ -339,7 +339,7 @@ def test_normalisation_inside_a_head_is_its_own_tasks_alone():
     assert bank.memory(0)["head"] == 4 * (8 + 8 + 16 + 2) + 2
 
 
-def test_a_network_of_another_shape_is_refused(three_tasks):
+def test_restore_refuses_a_network_of_another_shape(three_tasks):
     model = decompose(nn.Sequential(nn.Conv2d(1, 8, 3))).model
     with pytest.raises(FsclError, match=r"Sequential has no entry 'first\.coefficients'; is it the network"):
         three_tasks.bank.restore(model, 0)
@@ -349,7 +349,7 @@ def test_a_network_of_another_shape_is_refused(three_tasks):
         three_tasks.bank.restore(narrower, 0)
 
 
-def test_a_bank_holds_no_network_alive(three_tasks):
+def test_a_bank_does_not_keep_its_network_in_memory(three_tasks):
     import weakref
 
     model = three_tasks.fresh()
@@ -363,7 +363,7 @@ def test_a_bank_holds_no_network_alive(three_tasks):
     assert bank.stack("first").grad_fn is None
 
 
-def test_further_entries_can_be_a_tasks_own(three_tasks, tmp_path):
+def test_entries_named_as_own_are_stored_with_each_task(three_tasks, tmp_path):
     model, x = three_tasks.model, three_tasks.x
     shared = AtomBank(model).shared_memory()
     bank = AtomBank(model, own=["hidden", "pointwise.weight"])
@@ -392,14 +392,14 @@ def test_further_entries_can_be_a_tasks_own(three_tasks, tmp_path):
         assert found.merge(bank).tasks[:4] == [0, 1, 2, 7]
 
 
-def test_own_entries_that_are_not_there_or_cannot_be(three_tasks):
+def test_own_refuses_unknown_names_and_coefficients(three_tasks):
     with pytest.raises(FsclError, match=r"own entry 'hiden' is no module or entry of Net"):
         AtomBank(three_tasks.model, own=["hiden"])
     with pytest.raises(FsclError, match=r"first\.coefficients cannot be a task's own: coefficients are what tasks sh"):
         AtomBank(three_tasks.model, own=["first"])
 
 
-def test_banks_of_which_one_shares_more_are_not_merged(three_tasks):
+def test_merging_banks_that_share_different_entries_is_refused(three_tasks):
     one, other = AtomBank(three_tasks.model), AtomBank(three_tasks.model, own=["hidden.weight"])
     for bank in (one, other):
         bank.store(three_tasks.model, 0)

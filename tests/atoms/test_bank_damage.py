@@ -1,4 +1,4 @@
-"""A bank's file with any damage: refused, or exactly the bank that was saved."""
+"""A damaged bank file is refused, or loads as exactly the bank that was saved."""
 
 import json
 import struct
@@ -39,7 +39,7 @@ def loads_right_or_is_refused(path, bank):
 
 @FUZZ
 @given(rng=RANDOM)
-def test_random_damage_is_refused_or_changes_nothing(rng, bank, saved, tmp_path):
+def test_a_randomly_damaged_bank_file_is_refused_or_loads_unchanged(rng, bank, saved, tmp_path):
     path = tmp_path / "damaged.safetensors"
     path.write_bytes(mutate_bytes(saved.read_bytes(), rng))
     assert loads_right_or_is_refused(path, bank)
@@ -47,7 +47,7 @@ def test_random_damage_is_refused_or_changes_nothing(rng, bank, saved, tmp_path)
 
 @FUZZ
 @given(rng=RANDOM)
-def test_a_description_with_any_values_is_refused_or_makes_a_bank_that_works(rng, saved, tmp_path):
+def test_a_bank_file_with_a_random_description_is_refused_or_loads_a_working_bank(rng, saved, tmp_path):
     path = tmp_path / "described.safetensors"
     describe_anew(saved, path, lambda meta: mutate_values(meta, rng))
     try:
@@ -61,7 +61,7 @@ def test_a_description_with_any_values_is_refused_or_makes_a_bank_that_works(rng
         assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_a_flipped_bit_anywhere_in_the_tensors_is_told(bank, saved, tmp_path):
+def test_a_flipped_bit_in_any_tensor_of_a_bank_file_is_noticed(bank, saved, tmp_path):
     whole, path = saved.read_bytes(), tmp_path / "flipped.safetensors"
     start = 8 + struct.unpack("<Q", whole[:8])[0]
     silent = []
@@ -74,27 +74,27 @@ def test_a_flipped_bit_anywhere_in_the_tensors_is_told(bank, saved, tmp_path):
             [loaded.entries(task) for task in loaded.tasks]
             silent.append(at)
         except FsclError as error:
-            assert "is not what was saved" in str(error)  # noqa: PT017
+            assert "from what was saved" in str(error)  # noqa: PT017
     assert len(whole) - start > 1000
     assert not silent
 
 
-def test_a_damaged_task_is_refused_when_it_is_read_and_the_others_are_not(bank, saved, tmp_path):
+def test_a_damaged_task_is_refused_and_the_other_tasks_can_be_read(bank, saved, tmp_path):
     whole, path = saved.read_bytes(), tmp_path / "bank.safetensors"
     needle = bank.entries(1)["0.atoms"].detach().numpy().tobytes()
     at = whole.index(needle)
     path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
     loaded = AtomBank.load(path)
     assert torch.equal(loaded.entries(2)["0.atoms"], bank.entries(2)["0.atoms"])
-    with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, task 1 is not what was saved"):
+    with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, task 1 differs from what was saved"):
         loaded.entries(1)
-    with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, '0\.atoms' of the tasks is not what was saved"):
+    with pytest.raises(FsclError, match=r"bank\.safetensors: damaged, '0\.atoms' of the tasks differs from what was"):
         AtomBank.load(path).similarity()
-    with pytest.raises(FsclError, match="task 1 is not what was saved"):
+    with pytest.raises(FsclError, match="task 1 differs from what was saved"):
         AtomBank.load(path).save(tmp_path / "copy.safetensors")  # damage is not copied under a new digest
 
 
-def test_a_file_that_claims_more_than_it_holds_is_refused_before_anything_is_allocated(saved, tmp_path):
+def test_a_bank_file_that_claims_more_bytes_than_it_has_is_refused_before_allocation(saved, tmp_path):
     whole, path = saved.read_bytes(), tmp_path / "bank.safetensors"
     length = struct.unpack("<Q", whole[:8])[0]
     header = json.loads(whole[8 : 8 + length])

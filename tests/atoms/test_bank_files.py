@@ -42,7 +42,7 @@ def saved(three_tasks, tmp_path):
 
 
 def rewritten(path, **metadata):
-    """The same file with other metadata."""
+    """Writes the file again with other metadata."""
     with safe_open(path, framework="pt") as file:
         header = dict(file.metadata())
     save_file(load_file(path), path, {**header, **metadata})
@@ -52,7 +52,7 @@ def one_line(error):
     return "\n" not in str(error.value)
 
 
-def test_a_bank_comes_back_as_it_was(three_tasks, saved):
+def test_a_loaded_bank_equals_the_saved_bank(three_tasks, saved):
     bank, loaded = three_tasks.bank, AtomBank.load(saved)
     assert (loaded.tasks, loaded.names, loaded.layers) == (bank.tasks, bank.names, bank.layers)
     assert loaded.fingerprint == bank.fingerprint
@@ -69,7 +69,7 @@ def test_a_bank_comes_back_as_it_was(three_tasks, saved):
     assert loaded.merge(bank).tasks == [0, 1, 2, 3, 4, 5, 6]
 
 
-def test_every_task_is_the_same_to_the_bit_in_another_process(three_tasks, saved, tmp_path):
+def test_another_process_restores_every_task_bit_for_bit(three_tasks, saved, tmp_path):
     said = tmp_path / "said.pt"
     torch.save({"x": three_tasks.x, "outputs": three_tasks.outputs}, said)
     command = [sys.executable, "-c", IN_ANOTHER_PROCESS, os.path.dirname(__file__), str(saved), str(said)]
@@ -77,7 +77,7 @@ def test_every_task_is_the_same_to_the_bit_in_another_process(three_tasks, saved
     assert done.stdout.strip() == "all the same", done.stderr
 
 
-def test_the_file_is_plain_safetensors(three_tasks, saved):
+def test_a_bank_file_is_plain_safetensors(three_tasks, saved):
     tensors = load_file(saved)
     assert torch.equal(tensors["tasks/second.atoms"], three_tasks.bank.stack("second"))
     assert torch.equal(tensors["shared/first.coefficients"], three_tasks.bank.shared["first.coefficients"])
@@ -90,13 +90,13 @@ def test_the_file_is_plain_safetensors(three_tasks, saved):
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_an_empty_bank_can_be_saved(three_tasks, tmp_path):
+def test_an_empty_bank_can_be_saved_and_loaded(three_tasks, tmp_path):
     AtomBank(three_tasks.model).save(tmp_path / "new" / "folder" / "bank.safetensors")
     assert AtomBank.load(tmp_path / "new" / "folder" / "bank.safetensors").tasks == []
 
 
 @pytest.mark.parametrize("cut", [0, 1, 7, 8, 9, 200, 0.3, 0.5, 0.9, -1])
-def test_a_truncated_file_is_one_line_of_error(saved, cut):
+def test_a_truncated_bank_file_gives_a_one_line_error(saved, cut):
     whole = saved.read_bytes()
     saved.write_bytes(whole[: int(cut * len(whole)) if isinstance(cut, float) else cut])
     with pytest.raises(FsclError, match=r"bank\.safetensors: damaged or truncated, not readable as a bank") as error:
@@ -107,7 +107,7 @@ def test_a_truncated_file_is_one_line_of_error(saved, cut):
 @pytest.mark.parametrize(
     "garbage", [b"not a bank", b"\0" * 4096, b"\xff" * 4096, random.Random(0).randbytes(1 << 14), b"PK\3\4" * 99]
 )
-def test_a_bank_of_garbage_is_named(tmp_path, garbage):
+def test_a_bank_file_of_garbage_is_named_in_the_error(tmp_path, garbage):
     path = tmp_path / "garbage.safetensors"
     path.write_bytes(garbage)
     with pytest.raises(FsclError, match="damaged or truncated") as error:
@@ -115,7 +115,7 @@ def test_a_bank_of_garbage_is_named(tmp_path, garbage):
     assert one_line(error)
 
 
-def test_other_files_are_told_apart(saved, tmp_path):
+def test_loading_another_file_missing_file_or_format_as_a_bank_says_so(saved, tmp_path):
     plain = tmp_path / "plain.safetensors"
     save_file({"a": torch.zeros(2)}, plain)
     with pytest.raises(FsclError, match=r"plain\.safetensors: a safetensors file, but not an atom bank"):
@@ -134,14 +134,14 @@ SENSELESS = '{"tasks": [1], "names": ["a"], "layers": [], "kinds": {}, "fingerpr
 
 
 @pytest.mark.parametrize("meta", ["", "[]", "{}", "3", '{"tasks": [1], "layers": []}', SENSELESS])
-def test_metadata_that_makes_no_sense_is_damage(saved, meta):
+def test_a_bank_file_with_invalid_metadata_is_reported_as_damaged(saved, meta):
     rewritten(saved, bank=meta)
     with pytest.raises(FsclError, match="damaged or truncated") as error:
         AtomBank.load(saved)
     assert one_line(error)
 
 
-def test_coefficients_that_are_not_those_of_the_fingerprint_are_damage(saved):
+def test_coefficients_that_differ_from_the_fingerprint_are_reported_as_damage(saved):
     with safe_open(saved, framework="pt") as file:
         header = file.metadata()
     tensors = load_file(saved)
@@ -154,7 +154,7 @@ def test_coefficients_that_are_not_those_of_the_fingerprint_are_damage(saved):
 @pytest.mark.parametrize(
     "failure", [OSError(28, "No space left on device"), SafetensorError("Error: No space left on device (os error 28)")]
 )
-def test_a_full_disk_leaves_the_old_file_whole(three_tasks, saved, monkeypatch, failure):
+def test_a_failed_save_leaves_the_old_bank_file_whole(three_tasks, saved, monkeypatch, failure):
     before = saved.read_bytes()
 
     def fails(tensors, path, header):
@@ -170,7 +170,7 @@ def test_a_full_disk_leaves_the_old_file_whole(three_tasks, saved, monkeypatch, 
     assert os.listdir(saved.parent) == [saved.name]
 
 
-def test_a_disk_that_is_really_full_does_too(three_tasks, tmp_path):
+def test_a_save_on_a_full_disk_leaves_the_old_bank_file_whole(three_tasks, tmp_path):
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(disk)]
@@ -194,7 +194,7 @@ def test_a_disk_that_is_really_full_does_too(three_tasks, tmp_path):
         subprocess.run(["umount", str(disk)], check=True, timeout=10)
 
 
-def test_a_folder_that_cannot_be_written_is_named(three_tasks, tmp_path):
+def test_saving_a_bank_into_an_unwritable_folder_names_it(three_tasks, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FsclError, match=r"cannot write .*file/bank\.safetensors"):
         three_tasks.bank.save(tmp_path / "file" / "bank.safetensors")
@@ -202,7 +202,7 @@ def test_a_folder_that_cannot_be_written_is_named(three_tasks, tmp_path):
 
 @pytest.fixture
 def bytes_read(monkeypatch):
-    """Bytes read of tasks, as they are read."""
+    """The numbers of bytes of all reads so far."""
     read, original = [], TaskFile.read_into
 
     def counting(self, data, start):
@@ -213,7 +213,7 @@ def bytes_read(monkeypatch):
     return read
 
 
-def test_a_task_is_read_when_it_is_asked_for_and_once(three_tasks, saved, bytes_read):
+def test_a_task_of_a_loaded_bank_is_read_once_when_it_is_first_used(three_tasks, saved, bytes_read):
     bank = AtomBank.load(saved)
     bytes_read.clear()  # the description
     assert (len(bank), bank.names, bank.memory(), repr(bank)) == (
@@ -235,7 +235,7 @@ def test_a_task_is_read_when_it_is_asked_for_and_once(three_tasks, saved, bytes_
     assert sum(bytes_read) == sum(bank.memory(1).values())
 
 
-def test_a_bank_that_is_partly_read_is_the_same_bank(three_tasks, saved):
+def test_a_partly_read_bank_equals_the_saved_bank(three_tasks, saved):
     bank, original = AtomBank.load(saved), three_tasks.bank
     bank.entries(1)
     three_tasks.become_another()
@@ -262,7 +262,7 @@ COPIES = [copy.deepcopy, copy.copy, lambda bank: pickle.loads(pickle.dumps(bank)
 
 
 @pytest.mark.parametrize("copied", COPIES, ids=["deepcopy", "copy", "pickle", "torch"])
-def test_copies_and_pickles_need_the_file_no_more(three_tasks, saved, copied):
+def test_copies_and_pickles_of_a_loaded_bank_work_without_its_file(three_tasks, saved, copied):
     bank = copied(AtomBank.load(saved))
     saved.write_bytes(b"gone")
     assert torch.equal(bank.similarity(), three_tasks.bank.similarity())
@@ -271,7 +271,7 @@ def test_copies_and_pickles_need_the_file_no_more(three_tasks, saved, copied):
         assert torch.equal(three_tasks.say(three_tasks.model), three_tasks.outputs[task])
 
 
-def test_a_bank_can_be_saved_over_the_file_that_it_is_read_from(three_tasks, saved):
+def test_a_loaded_bank_can_be_saved_over_its_own_file(three_tasks, saved):
     bank = AtomBank.load(saved)
     three_tasks.become_another()
     bank.store(three_tasks.model, 3)
@@ -284,7 +284,7 @@ def test_a_bank_can_be_saved_over_the_file_that_it_is_read_from(three_tasks, sav
             assert torch.equal(three_tasks.say(three_tasks.model), outputs)
 
 
-def test_a_file_that_is_deleted_can_still_be_read(three_tasks, saved):
+def test_tasks_can_be_read_after_the_bank_file_was_deleted(three_tasks, saved):
     bank = AtomBank.load(saved)
     saved.unlink()
     assert torch.equal(bank.stack("first"), three_tasks.bank.stack("first"))
@@ -293,7 +293,7 @@ def test_a_file_that_is_deleted_can_still_be_read(three_tasks, saved):
 
 
 class Broken:
-    """A file on a disk that fails: at once, or only after its size was asked for."""
+    """A file on a failing disk: every call fails, or only those after its size was read."""
 
     def __init__(self, file, works):
         self.file, self.works = file, works
@@ -309,7 +309,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("damage", [lambda whole: whole[:-100], lambda whole: whole[:-4] + b"\0\0\0\1"])
-def test_one_that_is_written_to_is_refused_in_one_line(three_tasks, saved, damage):
+def test_a_bank_file_written_to_after_loading_is_refused_in_one_line(three_tasks, saved, damage):
     bank = AtomBank.load(saved)
     bank.entries(0)
     time.sleep(0.02)  # file times are coarse
@@ -329,7 +329,7 @@ def test_one_that_is_written_to_is_refused_in_one_line(three_tasks, saved, damag
 
 @pytest.mark.parametrize("works", [0, 1])
 @pytest.mark.parametrize("call", [lambda bank: bank.entries(0), lambda bank: bank.stack("first")])
-def test_a_disk_that_fails_is_one_line_too(saved, works, call):
+def test_a_failing_disk_gives_a_one_line_error_when_a_task_is_read(saved, works, call):
     bank = AtomBank.load(saved)
     file = bank._tasks[0].file
     file._file = Broken(file._file, works)
@@ -337,7 +337,7 @@ def test_a_disk_that_fails_is_one_line_too(saved, works, call):
         call(bank)
 
 
-def test_tasks_whose_entries_differ_in_name_and_shape(tmp_path):
+def test_tasks_whose_entries_differ_in_name_and_shape_survive_saving(tmp_path):
     model = decompose(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))).model
     freeze_coefficients(model)
     bank = AtomBank(model)
@@ -358,7 +358,7 @@ def test_tasks_whose_entries_differ_in_name_and_shape(tmp_path):
     assert loaded.memory() == bank.memory()
 
 
-def test_thousands_of_tasks_load_at_once_and_not_one_by_one(tmp_path):
+def test_a_bank_of_3000_tasks_loads_in_a_fifth_of_a_second(tmp_path):
     model = decompose(nn.Sequential(nn.Conv2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 2))).model
     freeze_coefficients(model)
     bank = AtomBank(model)

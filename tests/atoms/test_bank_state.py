@@ -1,4 +1,4 @@
-"""What a bank keeps of a network, what it refuses because it is shared and has moved, and what it warns of."""
+"""Which state of a network a bank stores, which changes of shared state it refuses, and what it warns of."""
 
 import warnings
 
@@ -13,7 +13,7 @@ from fscl.errors import FsclError
 
 
 class Statistics(nn.Module):
-    """A normalisation of the user's own: a running mean, kept in one of several ways."""
+    """A user's own normalisation. It holds its running mean in one of several ways."""
 
     def __init__(self, kind):
         super().__init__()
@@ -56,7 +56,7 @@ def network(*modules):
 
 
 def pass_of_training(model):
-    """What training does to a network whose shared parameters are frozen."""
+    """Changes a network as training does when the shared parameters are frozen."""
     model.train()(2 + torch.randn(8, 1, 9, 9))
     with torch.no_grad():
         model[0].atoms.add_(torch.randn_like(model[0].atoms))
@@ -96,7 +96,7 @@ KEPT = {
 
 @pytest.mark.filterwarnings("ignore:.*cannot be kept.*:UserWarning")  # BatchRenorm2D's limits of training
 @pytest.mark.parametrize("kind", KEPT)
-def test_state_that_moves_in_a_forward_pass_comes_back_with_its_task(kind, tmp_path):
+def test_state_that_changes_in_forward_passes_is_restored_with_its_task(kind, tmp_path):
     model, x = network(KEPT[kind]()), torch.randn(4, 1, 9, 9)
     bank, outputs = AtomBank(model), []
     for task in range(3):
@@ -114,7 +114,7 @@ def test_state_that_moves_in_a_forward_pass_comes_back_with_its_task(kind, tmp_p
 
 
 @pytest.mark.parametrize("kind", ["float", "array", "list", "dict of arrays"])
-def test_a_warning_names_plain_values_that_moved_and_cannot_be_kept(kind):
+def test_store_warns_of_plain_values_that_changed_and_cannot_be_stored(kind):
     model = network(Statistics(kind))
     bank = AtomBank(model)
     pass_of_training(model)
@@ -122,7 +122,7 @@ def test_a_warning_names_plain_values_that_moved_and_cannot_be_kept(kind):
         bank.store(model, 0)
 
 
-def test_no_warning_where_plain_values_stay_as_they_are():
+def test_store_does_not_warn_of_plain_values_that_did_not_change():
     model = network(Statistics("buffer"), nn.Dropout(0.2), nn.BatchNorm2d(4, momentum=0.3))
     bank = AtomBank(model)
     with warnings.catch_warnings():
@@ -157,7 +157,7 @@ SHARED = {
 
 
 @pytest.mark.parametrize("kind", SHARED)
-def test_a_shared_parameter_that_moved_is_refused_by_name(kind):
+def test_store_refuses_a_changed_shared_parameter_by_name(kind):
     make, name = SHARED[kind]
     model = network(make())
     bank = AtomBank(model)
@@ -171,7 +171,7 @@ def test_a_shared_parameter_that_moved_is_refused_by_name(kind):
     assert all(torch.equal(bank.entries(0)[entry], before[entry]) for entry in before)
 
 
-def test_a_network_that_was_trained_on_whole_still_shows_its_stored_tasks():
+def test_stored_tasks_are_intact_after_the_whole_network_was_trained_further():
     model, x = network(nn.Conv2d(4, 4, 1)), torch.randn(4, 1, 9, 9)
     bank = AtomBank(model)
     bank.store(model, 0)
@@ -186,7 +186,7 @@ def test_a_network_that_was_trained_on_whole_still_shows_its_stored_tasks():
     assert torch.equal(model(x), moved)
 
 
-def test_a_shared_parameter_that_is_named_as_own_may_move():
+def test_a_parameter_named_as_own_may_change_between_tasks():
     model, x = network(nn.Conv2d(4, 4, 1)), torch.randn(4, 1, 9, 9)
     bank = AtomBank(model, own=["1"])
     bank.store(model, 0)
@@ -198,7 +198,7 @@ def test_a_shared_parameter_that_is_named_as_own_may_move():
     assert torch.equal(model(x), said)
 
 
-def test_a_parameter_that_the_bank_does_not_know_is_refused():
+def test_store_refuses_a_parameter_that_the_bank_does_not_know():
     model = network(nn.Identity())
     bank = AtomBank(model)
     model[1] = nn.Conv2d(4, 4, 1, bias=False)
@@ -208,7 +208,7 @@ def test_a_parameter_that_the_bank_does_not_know_is_refused():
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("name", ["0.atoms", "1.weight", "4.bias", "0.bias"])
-def test_a_task_that_diverged_is_refused_by_name(name, value):
+def test_store_refuses_a_diverged_task_and_names_the_entry(name, value):
     model = network(nn.BatchNorm2d(4))
     bank = AtomBank(model)
     with torch.no_grad():
@@ -217,7 +217,7 @@ def test_a_task_that_diverged_is_refused_by_name(name, value):
         bank.store(model, 0)
 
 
-def test_statistics_that_are_no_number_are_refused_and_masks_of_infinity_are_not():
+def test_store_refuses_nan_statistics_and_accepts_masks_of_infinity():
     class Masked(nn.Module):
         def __init__(self):
             super().__init__()
@@ -235,7 +235,7 @@ def test_statistics_that_are_no_number_are_refused_and_masks_of_infinity_are_not
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-def test_a_network_that_diverged_is_not_frozen(value):
+def test_a_bank_refuses_a_diverged_network_and_does_not_freeze_it(value):
     model = decompose(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))).model
     before = model[0].atoms.detach().clone()
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_a_network_that_diverged_is_not_frozen(value):
 
 
 @pytest.mark.parametrize("label", [np.int64(3), np.uint8(3), torch.tensor(3), np.array(3), True + 2])
-def test_integers_of_any_kind_are_task_labels(label, tmp_path):
+def test_integers_of_every_library_are_accepted_as_task_labels(label, tmp_path):
     model = network()
     bank = AtomBank(model)
     bank.store(model, label)
@@ -258,7 +258,7 @@ def test_integers_of_any_kind_are_task_labels(label, tmp_path):
 
 
 @pytest.mark.parametrize("label", ["cats", 1.0, None, np.float32(1), (1,), torch.zeros(2)])
-def test_other_task_labels_are_refused(label):
+def test_task_labels_that_are_not_integers_are_refused(label):
     model = network()
     bank = AtomBank(model)
     for call in (lambda: bank.store(model, label), lambda: bank.entries(label), lambda: bank.nearest(label)):

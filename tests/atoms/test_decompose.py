@@ -77,7 +77,7 @@ def relative(a, b):
 
 
 @torch.no_grad()
-def test_nine_atoms_give_the_same_network_whatever_its_kernels(network):
+def test_a_network_decomposed_into_nine_atoms_gives_the_same_outputs(network):
     model, x = network
     before = copy.deepcopy(model.state_dict())
     result = decompose(model, num_atoms=9)
@@ -86,11 +86,11 @@ def test_nine_atoms_give_the_same_network_whatever_its_kernels(network):
     assert result.error < 1e-5
     spatial = {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)}
     assert set(result.errors) == set(atom_layers(result.model)) == spatial
-    # the original is as it was, and shares nothing with the copy
+    # the original has not changed, and shares nothing with the copy
     assert not atom_layers(model)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
     assert not {id(p) for p in model.parameters()} & {id(p) for p in result.model.parameters()}
-    # and back
+    # recompose undoes it
     ordinary = recompose(result.model)
     assert not atom_layers(ordinary)
     assert set(ordinary.state_dict()) == set(model.state_dict())
@@ -98,7 +98,7 @@ def test_nine_atoms_give_the_same_network_whatever_its_kernels(network):
 
 
 @torch.no_grad()
-def test_with_fewer_atoms_the_error_is_reported_and_falls_with_their_number():
+def test_the_reported_error_of_decompose_falls_with_the_number_of_atoms():
     model, x = mixed()
     worst, outputs = [], []
     for num_atoms in (1, 2, 4, 6, 8):
@@ -118,12 +118,12 @@ def test_with_fewer_atoms_the_error_is_reported_and_falls_with_their_number():
     ("kernel", "num_atoms", "expected"),
     [(3, 9, 9), (3, 12, 12), (3, 5, 5), (7, 9, 49), (7, 6, 33), (5, 1, 3), ((1, 3), 9, 9), (2, 4, 4), ((3, 4), 9, 12)],
 )
-def test_larger_kernels_get_atoms_in_proportion(kernel, num_atoms, expected):
+def test_larger_kernels_get_proportionally_more_atoms(kernel, num_atoms, expected):
     model = decompose(nn.Sequential(nn.Conv2d(8, 8, kernel)), num_atoms).model
     assert model[0].num_atoms == expected
 
 
-def test_skipped_modules_stay_with_all_below_them():
+def test_decompose_leaves_skipped_modules_and_their_children_as_they_are():
     model, _ = mixed()
     result = decompose(model, skip=("stem",))
     assert type(result.model.stem) is nn.Conv2d
@@ -135,7 +135,7 @@ def test_skipped_modules_stay_with_all_below_them():
         decompose(net, skip=["conv1"])
 
 
-def test_a_module_used_twice_stays_one_module():
+def test_a_convolution_used_twice_becomes_one_atom_layer():
     result = decompose(mixed()[0])
     model = result.model
     assert isinstance(model.again, AtomConv2d)
@@ -146,7 +146,7 @@ def test_a_module_used_twice_stays_one_module():
     assert len(list(back.parameters())) == len(list(mixed()[0].parameters()))
 
 
-def test_what_is_an_atom_network_already_stays_as_it_is():
+def test_decompose_leaves_existing_atom_layers_as_they_are():
     once = decompose(nn.Sequential(nn.Conv2d(2, 4, 3)), 5).model
     again = decompose(once, 9)
     assert again.errors == {}
@@ -167,7 +167,7 @@ class Renamed(nn.Conv2d):
     """A subclass that changes nothing."""
 
 
-def test_a_subclass_that_changes_nothing_is_decomposed():
+def test_a_conv2d_subclass_without_a_forward_of_its_own_is_decomposed():
     assert set(decompose(nn.Sequential(Renamed(2, 4, 3))).errors) == {"0"}
 
 
@@ -193,13 +193,13 @@ def old_norm(norm):
         ),
     ],
 )
-def test_convolutions_that_cannot_be_replaced_are_named(conv, message):
+def test_decompose_names_a_convolution_that_cannot_be_replaced(conv, message):
     net = nn.Sequential(conv(), nn.Conv2d(4, 4, 3))
     with pytest.raises(FsclError, match=message):
         decompose(net)
 
 
-def test_what_cannot_be_replaced_can_be_skipped():
+def test_a_convolution_that_cannot_be_replaced_can_be_skipped():
     net = nn.Sequential(Overriding(2, 4, 3), nn.Conv2d(4, 4, 3))
     assert set(decompose(net, skip=["0"]).errors) == {"1"}
     uncopied = nn.Sequential(old_norm(nn.utils.weight_norm), nn.Conv2d(4, 4, 3))
@@ -207,7 +207,7 @@ def test_what_cannot_be_replaced_can_be_skipped():
         decompose(uncopied, skip=["0"])
 
 
-def test_nothing_to_decompose_is_refused():
+def test_decompose_refuses_a_network_without_spatial_convolutions():
     with pytest.raises(FsclError, match="Sequential has no spatial convolutions"):
         decompose(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten(), nn.Linear(3, 2)))
     with pytest.raises(FsclError, match=r"use AtomConv2d\.from_conv"):
@@ -216,7 +216,7 @@ def test_nothing_to_decompose_is_refused():
         decompose(nn.Sequential(nn.Conv2d(3, 3, 3)), num_atoms=0)
 
 
-def test_recompose_of_a_single_layer():
+def test_recompose_turns_a_single_atom_layer_into_a_convolution():
     layer = AtomConv2d(2, 3, 3)
     x = torch.randn(1, 2, 5, 5)
     conv = recompose(layer)
@@ -225,7 +225,7 @@ def test_recompose_of_a_single_layer():
 
 
 @pytest.mark.parametrize("scale", [1e-44, 1e-38, 1e-25, 1e-15, 1, 1e15, 1e25, 1e37])
-def test_relative_errors_of_tiny_and_huge_filters_are_those_of_float64(scale):
+def test_relative_errors_of_tiny_and_huge_filters_agree_with_float64(scale):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(2, 8, 3))
     with torch.no_grad():
@@ -240,7 +240,7 @@ def test_relative_errors_of_tiny_and_huge_filters_are_those_of_float64(scale):
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_filters_that_are_not_finite_are_refused_by_name(value):
+def test_decompose_refuses_non_finite_filters_by_name(value):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3))
     with torch.no_grad():
         net[1].weight[0, 0, 0, 0] = value
@@ -256,6 +256,6 @@ def test_filters_that_are_not_finite_are_refused_by_name(value):
         (nn.Sequential(nn.Conv2d(1, 4, 3)).to("meta"), "0: its filters are on the meta device, without values"),
     ],
 )
-def test_filters_that_are_no_real_numbers_are_refused(net, message):
+def test_decompose_refuses_filters_that_are_not_real_numbers(net, message):
     with pytest.raises(FsclError, match=message):
         decompose(net)

@@ -38,7 +38,7 @@ def filter_cosines(coefficients: Tensor, stack: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("num_atoms", [1, 5, 9, 12])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_filters_stay_and_coefficients_become_orthogonal_to_one_scale(num_atoms, groups):
+def test_fix_gauge_keeps_filters_and_makes_coefficients_orthogonal_to_one_scale(num_atoms, groups):
     layer = layer_of(num_atoms, groups=groups)
     weight, energy = layer.weight.detach(), flat(layer).square().sum()
     layer.fix_gauge()
@@ -47,7 +47,7 @@ def test_filters_stay_and_coefficients_become_orthogonal_to_one_scale(num_atoms,
     assert torch.allclose(flat(layer).T @ flat(layer), scale * torch.eye(num_atoms, dtype=torch.float64), atol=1e-12)
 
 
-def test_in_single_precision_too():
+def test_fix_gauge_keeps_filters_in_single_precision():
     layer = layer_of(dtype=torch.float32)
     weight = layer.weight.detach().clone()
     layer.fix_gauge()
@@ -57,7 +57,7 @@ def test_in_single_precision_too():
     assert torch.allclose(layer.gram(), gram, rtol=1e-5)
 
 
-def test_is_idempotent():
+def test_fix_gauge_is_idempotent():
     layer = layer_of()
     layer.fix_gauge()
     coefficients, atoms = layer.coefficients.detach().clone(), layer.atoms.detach().clone()
@@ -66,7 +66,7 @@ def test_is_idempotent():
     assert torch.allclose(layer.atoms, atoms, rtol=0, atol=1e-13)
 
 
-def test_is_gram_schmidt_with_positive_projections():
+def test_fix_gauge_is_gram_schmidt_with_positive_projections():
     layer = layer_of()
     before = flat(layer)
     layer.fix_gauge()
@@ -75,7 +75,7 @@ def test_is_gram_schmidt_with_positive_projections():
     assert bool((projections.diagonal() > 0).all())
 
 
-def test_gauges_that_keep_the_order_of_the_coefficients_end_the_same():
+def test_triangular_changes_of_gauge_lead_to_the_same_fixed_gauge():
     layer = layer_of()
     change = random_gauge(9).triu(1) + torch.rand(9, dtype=torch.float64).add(0.5).diag()
     other = regauged(layer, change)
@@ -86,7 +86,7 @@ def test_gauges_that_keep_the_order_of_the_coefficients_end_the_same():
     assert torch.allclose(other.atoms / ratio, layer.atoms, rtol=0, atol=1e-11)
 
 
-def test_any_two_fixed_gauges_differ_by_a_rotation_and_a_scale_only():
+def test_two_fixed_gauges_differ_only_by_a_rotation_and_a_scale():
     layer = layer_of()
     other = regauged(layer, random_gauge(9))
     assert torch.allclose(other.weight, layer.weight, rtol=0, atol=1e-12)
@@ -99,7 +99,7 @@ def test_any_two_fixed_gauges_differ_by_a_rotation_and_a_scale_only():
     assert torch.allclose(rotation @ layer.atoms.flatten(1), other.atoms.flatten(1), rtol=0, atol=1e-10)
 
 
-def test_plain_cosine_is_the_cosine_of_filters_once_the_gauge_is_fixed():
+def test_plain_cosine_of_atoms_is_the_cosine_of_filters_in_a_fixed_gauge():
     layer = layer_of()
     layer.fix_gauge()
     stack = torch.randn(4, 9, 3, 3, dtype=torch.float64)
@@ -110,7 +110,7 @@ def test_plain_cosine_is_the_cosine_of_filters_once_the_gauge_is_fixed():
         assert torch.allclose(found, expected, rtol=0, atol=1e-6)
 
 
-def test_before_that_only_the_gram_weighted_one_is_free_of_the_gauge():
+def test_only_the_gram_weighted_cosine_is_the_same_in_every_gauge():
     layer = layer_of()
     stack = torch.randn(4, 9, 3, 3, dtype=torch.float64)
     change = random_gauge(9)
@@ -126,7 +126,7 @@ def test_before_that_only_the_gram_weighted_one_is_free_of_the_gauge():
     assert (compare("cosine", other, moved) - compare("cosine", layer, stack)).abs().max() > 0.05
 
 
-def test_more_atoms_than_filters_leaves_the_surplus_zero():
+def test_fix_gauge_sets_surplus_atoms_to_zero():
     layer = AtomConv2d(1, 4, 3, num_atoms=9, dtype=torch.float64)
     weight, energy = layer.weight.detach(), flat(layer).square().sum()
     layer.fix_gauge()
@@ -137,7 +137,7 @@ def test_more_atoms_than_filters_leaves_the_surplus_zero():
     assert torch.allclose(kept.T @ kept, energy / 4 * torch.eye(4, dtype=torch.float64), atol=1e-12)
 
 
-def test_dependent_coefficients_become_orthogonal_too():
+def test_fix_gauge_makes_dependent_coefficients_orthogonal():
     layer = layer_of()
     with torch.no_grad():
         layer.coefficients[..., 3] = layer.coefficients[..., 0] - 2 * layer.coefficients[..., 1]
@@ -152,7 +152,7 @@ def test_dependent_coefficients_become_orthogonal_too():
     assert torch.allclose(found, filter_cosines(layer.coefficients.detach(), stack), rtol=0, atol=1e-6)
 
 
-def test_filters_that_are_all_zero_stay_zero():
+def test_fix_gauge_keeps_zero_filters_zero():
     layer = layer_of()
     nn.init.zeros_(layer.coefficients)
     layer.fix_gauge()
@@ -160,7 +160,7 @@ def test_filters_that_are_all_zero_stay_zero():
     assert bool(layer.coefficients.isfinite().all())
 
 
-def test_freezing_a_network_leaves_its_outputs_and_trains_no_coefficients():
+def test_freeze_coefficients_keeps_outputs_and_stops_training_coefficients():
     from avalanche.models import SlimResNet18
 
     net = SlimResNet18(4, nf=8).eval()
@@ -183,6 +183,6 @@ def test_freezing_a_network_leaves_its_outputs_and_trains_no_coefficients():
             assert module.atoms.requires_grad
 
 
-def test_freezing_a_network_without_atom_layers_is_refused():
+def test_freeze_coefficients_refuses_a_network_without_atom_layers():
     with pytest.raises(FsclError, match=r"Sequential has no atom layers; call fscl\.decompose on it first"):
         freeze_coefficients(nn.Sequential(nn.Conv2d(1, 2, 3)))

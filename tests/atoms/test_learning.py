@@ -1,4 +1,4 @@
-"""A training loop of one's own: what a bank freezes, what a task trains, and that every task comes back."""
+"""A plain training loop: what a bank freezes, what a task trains, and that every task is restored."""
 
 import copy
 
@@ -15,7 +15,7 @@ from fscl.atoms.entries import live_state
 
 
 class Net(nn.Module):
-    """What tasks share beside coefficients: a 1x1 convolution, a hidden linear layer, a bare parameter."""
+    """A network with shared parameters besides coefficients: a 1x1 convolution, a hidden linear layer, a parameter."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def learned() -> tuple[nn.Module, AtomBank]:
     return model, bank
 
 
-def test_every_task_of_a_plain_loop_comes_back_bit_for_bit(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_every_task_of_a_plain_training_loop_is_restored_bit_for_bit(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     expected = [outputs(model, TASKS[0])]
     for task in (1, 2):
@@ -87,7 +87,7 @@ def test_every_task_of_a_plain_loop_comes_back_bit_for_bit(learned: tuple[nn.Mod
         assert torch.equal(outputs(bank.network(model, task), TASKS[task]), expected[task])
 
 
-def test_a_torchvision_resnet_with_1x1_downsampling_comes_back_bit_for_bit() -> None:
+def test_a_torchvision_resnet_with_1x1_downsampling_is_restored_bit_for_bit() -> None:
     torch.manual_seed(0)
     net = resnet18(num_classes=2)
     model = decompose(net).model
@@ -128,8 +128,8 @@ def test_a_bank_changes_no_output_and_freezes_what_tasks_share() -> None:
     }  # fmt: skip
 
 
-def test_an_optimizer_of_all_parameters_moves_nothing_that_tasks_share(learned: tuple[nn.Module, AtomBank]) -> None:
-    """Neither its decay nor the momentum that it has of the first task, for both need a gradient."""
+def test_an_optimizer_of_all_parameters_does_not_change_shared_parameters(learned: tuple[nn.Module, AtomBank]) -> None:
+    """Neither weight decay nor momentum of the first task moves them, because both need a gradient."""
     torch.manual_seed(0)
     model = decompose(Net()).model
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=0.1)
@@ -144,7 +144,7 @@ def test_an_optimizer_of_all_parameters_moves_nothing_that_tasks_share(learned: 
     assert not torch.equal(model.first.atoms, atoms)
 
 
-def test_a_task_starts_from_another_with_a_fresh_head(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_begin_starts_from_another_task_with_a_fresh_head(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     bank.begin(model, start=0)
     fit(model, TASKS[1], bank.parameters(model))
@@ -162,7 +162,7 @@ def test_a_task_starts_from_another_with_a_fresh_head(learned: tuple[nn.Module, 
     assert all(torch.equal(state[name], before[name]) for name in first)
 
 
-def test_gradients_and_flags_are_those_of_the_new_task_alone(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_after_begin_only_parameters_of_the_new_task_need_gradients(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     model.requires_grad_(True)
     nn.functional.cross_entropy(model(TASKS[1][0]), TASKS[1][1]).backward()
@@ -173,7 +173,7 @@ def test_gradients_and_flags_are_those_of_the_new_task_alone(learned: tuple[nn.M
         assert parameter.requires_grad or parameter.grad is None
 
 
-def test_of_several_heads_a_task_trains_its_own(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_a_task_trains_only_its_own_head_of_several(learned: tuple[nn.Module, AtomBank]) -> None:
     class TwoHeads(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -198,7 +198,7 @@ def test_of_several_heads_a_task_trains_its_own(learned: tuple[nn.Module, AtomBa
     assert id(model.head["a"].weight) not in ids
 
 
-def test_a_head_of_another_size_is_a_module_in_its_place(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_a_head_of_another_size_can_replace_the_head_between_tasks(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     model.head = nn.Linear(32, 7)
     bank.begin(model, start=0)
@@ -207,7 +207,7 @@ def test_a_head_of_another_size_is_a_module_in_its_place(learned: tuple[nn.Modul
     assert bank.network(model, 1)(TASKS[0][0]).shape[1] == 7
 
 
-def test_a_network_of_a_task_is_a_copy(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_network_returns_a_copy_that_is_independent_of_the_model(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     before = copy.deepcopy(model.state_dict())
     network = bank.network(model.train(), 0)
@@ -220,7 +220,7 @@ def test_a_network_of_a_task_is_a_copy(learned: tuple[nn.Module, AtomBank]) -> N
     assert any(bool(tensor.any()) for tensor in bank.entries(0).values())
 
 
-def test_a_head_that_cannot_begin_anew_is_named(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_begin_names_a_head_that_cannot_initialise_itself(learned: tuple[nn.Module, AtomBank]) -> None:
     class Bare(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -232,14 +232,14 @@ def test_a_head_that_cannot_begin_anew_is_named(learned: tuple[nn.Module, AtomBa
 
     model = decompose(Bare()).model
     bank = AtomBank(model, heads=["last"])
-    with pytest.raises(FsclError, match=r"head 'last' cannot initialise itself .*; do so yourself"):
+    with pytest.raises(FsclError, match=r"head 'last' cannot initialise itself .*; initialise it yourself"):
         bank.begin(model)
     bank.begin(model, fresh_head=False)
     assert model.last.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_gauge_that_is_fixed_stays_to_the_bit(dtype: torch.dtype) -> None:
+def test_fixing_a_fixed_gauge_changes_no_bit(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     model = decompose(resnet18(num_classes=2).to(dtype)).model
     freeze_coefficients(model)
@@ -284,7 +284,7 @@ def write_lower_precision(model: nn.Module, bank: AtomBank) -> None:
 
 
 @pytest.mark.parametrize("write", [write_begin, write_fit, write_restore, write_statistics, write_lower_precision])
-def test_what_is_written_to_a_swapped_network_stays_out_of_the_bank(learned: tuple[nn.Module, AtomBank], write) -> None:
+def test_writing_to_a_swapped_network_does_not_change_the_bank(learned: tuple[nn.Module, AtomBank], write) -> None:
     model, bank = learned
     bank.begin(model, start=0)
     fit(model, TASKS[1], bank.parameters(model))
@@ -297,7 +297,7 @@ def test_what_is_written_to_a_swapped_network_stays_out_of_the_bank(learned: tup
     assert all(torch.equal(tensor, mine[name]) for name, tensor in live_state(model).items())
 
 
-def test_what_is_written_to_the_shared_part_of_a_swapped_network_is_told(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_writing_to_shared_tensors_of_a_swapped_network_is_an_error(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
 
     def write() -> None:
@@ -320,7 +320,7 @@ class HeadsOfTasks(Net):
         return self.head[self.task](self.hidden(x).relu())
 
 
-def test_a_head_that_came_with_a_task_is_stored_with_it() -> None:
+def test_a_head_added_for_a_task_is_stored_with_that_task() -> None:
     torch.manual_seed(0)
     model = decompose(HeadsOfTasks()).model
     bank = AtomBank(model, heads=["head"])
@@ -349,7 +349,7 @@ def with_norm(model: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("change", [deeper, with_bias, with_norm])
-def test_a_network_that_has_more_than_a_task_had_is_refused(change) -> None:
+def test_restore_refuses_a_network_with_parameters_that_the_task_did_not_have(change) -> None:
     class Deep(Net):
         def __init__(self) -> None:
             super().__init__()
@@ -365,7 +365,7 @@ def test_a_network_that_has_more_than_a_task_had_is_refused(change) -> None:
             restore(model, 0)
 
 
-def test_a_network_in_another_precision_is_refused(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_restore_refuses_a_network_in_another_precision(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     lower = copy.deepcopy(model).bfloat16()
     for restore in (bank.restore, bank.network, lambda *of: bank.swapped(*of).__enter__()):
@@ -373,7 +373,7 @@ def test_a_network_in_another_precision_is_refused(learned: tuple[nn.Module, Ato
             restore(lower, 0)
 
 
-def test_a_network_whose_hooks_hold_its_modules_is_not_copied(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_network_refuses_to_copy_a_network_whose_hooks_hold_its_modules(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     head = model.head
     model.hidden.register_forward_hook(lambda module, inputs, output: output + head.weight.sum())
@@ -383,7 +383,7 @@ def test_a_network_whose_hooks_hold_its_modules_is_not_copied(learned: tuple[nn.
 
 
 @pytest.mark.parametrize("part", ["coefficients", "atoms"])
-def test_layers_that_share_one_factor_alone_have_no_common_gauge(part: str) -> None:
+def test_freeze_coefficients_refuses_layers_that_share_only_one_factor(part: str) -> None:
     torch.manual_seed(0)
     model = decompose(nn.Sequential(nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 2))).model
     setattr(model[1], part, getattr(model[0], part))
@@ -392,14 +392,14 @@ def test_layers_that_share_one_factor_alone_have_no_common_gauge(part: str) -> N
 
 
 @pytest.mark.parametrize("part", ["coefficients", "atoms"])
-def test_pruned_factors_are_refused(part: str) -> None:
+def test_freeze_coefficients_refuses_pruned_factors(part: str) -> None:
     model = decompose(Net()).model
     prune.l1_unstructured(model.second, part, amount=0.3)
     with pytest.raises(FsclError, match=rf"second\.{part} is computed by pruning or a parametrisation"):
         AtomBank(model)
 
 
-def test_a_layer_that_begins_at_zero_can_be_trained_in_later_tasks() -> None:
+def test_a_layer_of_zeros_can_be_trained_in_later_tasks() -> None:
     torch.manual_seed(0)
     net = Net()
     nn.init.zeros_(net.second.weight)
@@ -411,7 +411,7 @@ def test_a_layer_that_begins_at_zero_can_be_trained_in_later_tasks() -> None:
     assert model.second.weight.abs().max() > 0
 
 
-def test_a_network_without_a_linear_layer_is_told_to_have_no_head() -> None:
+def test_a_bank_warns_of_a_network_without_a_linear_layer_for_a_head() -> None:
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     with pytest.warns(UserWarning, match=r"no nn\.Linear that could be a task's head.*name the heads"):
         AtomBank(decompose(net).model)
@@ -427,7 +427,9 @@ def test_a_network_without_a_linear_layer_is_told_to_have_no_head() -> None:
         ("head", r"head is the text 'head'; a list of names would do, such as \['head'\]"),
     ],
 )
-def test_what_is_no_head_is_refused_and_changes_nothing(learned: tuple[nn.Module, AtomBank], head, says: str) -> None:
+def test_begin_and_store_refuse_a_wrong_head_and_change_nothing(
+    learned: tuple[nn.Module, AtomBank], head, says: str
+) -> None:
     model, bank = learned
     before = copy.deepcopy(model.state_dict())
     for call in (bank.begin, bank.parameters, lambda m, head: bank.store(m, 1, head=head)):
@@ -438,7 +440,7 @@ def test_what_is_no_head_is_refused_and_changes_nothing(learned: tuple[nn.Module
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_a_parameter_cannot_be_shared_and_a_tasks_own() -> None:
+def test_a_tied_parameter_cannot_be_both_shared_and_own() -> None:
     net = Net()
     net.head = nn.Linear(32, 32)
     net.between = nn.Linear(32, 32)
@@ -448,7 +450,7 @@ def test_a_parameter_cannot_be_shared_and_a_tasks_own() -> None:
         AtomBank(model, heads=["head"])
 
 
-def test_heads_that_share_a_parameter_are_trained_by_either_name() -> None:
+def test_a_parameter_tied_between_heads_is_trained_with_each_head() -> None:
     net = HeadsOfTasks()
     net.head["1"] = nn.Linear(32, 2)
     net.head["1"].weight = net.head["0"].weight
@@ -460,7 +462,7 @@ def test_heads_that_share_a_parameter_are_trained_by_either_name() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_head_whose_weight_is_computed_does_not_begin_anew() -> None:
+def test_begin_refuses_a_fresh_head_whose_weight_is_computed() -> None:
     net = Net()
     net.head = nn.utils.spectral_norm(net.head)
     bank = AtomBank(model := decompose(net).model)
@@ -468,25 +470,25 @@ def test_a_head_whose_weight_is_computed_does_not_begin_anew() -> None:
         bank.begin(model)
 
 
-def test_gradients_of_the_task_before_are_dropped(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_begin_drops_the_gradients_of_the_previous_task(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     nn.functional.cross_entropy(model(TASKS[0][0]), TASKS[0][1]).backward()
     bank.begin(model, start=0)
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
-def test_a_spatial_convolution_is_no_part_of_a_head() -> None:
+def test_a_bank_refuses_a_spatial_convolution_in_a_head() -> None:
     with pytest.raises(FsclError, match=r"second cannot be part of a head: its coefficients are what tasks share"):
         AtomBank(decompose(Net()).model, heads=["second", "head"])
 
 
-def test_what_wraps_the_network_is_refused_by_name(learned: tuple[nn.Module, AtomBank]) -> None:
+def test_a_wrapper_of_the_network_is_refused_by_name(learned: tuple[nn.Module, AtomBank]) -> None:
     model, bank = learned
     with pytest.raises(FsclError, match=r"DataParallel has no entry '.*'; give the network that the bank was"):
         bank.parameters(nn.DataParallel(model))
 
 
-def test_in_low_precision_the_cosine_of_atoms_is_that_of_filters_too() -> None:
+def test_cosine_of_atoms_is_the_cosine_of_filters_in_low_precision() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(128, 128, 3), nn.Flatten(), nn.Linear(128, 2)).bfloat16()
     model = decompose(net).model

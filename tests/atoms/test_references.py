@@ -1,4 +1,4 @@
-"""What else a network reaches its convolutions by: kept through decompose and recompose, or refused by name."""
+"""Where a network holds its convolutions besides the registry: decompose keeps these places or refuses them."""
 
 import copy
 import functools
@@ -15,7 +15,7 @@ from fscl.errors import FsclError
 
 
 class Net(nn.Module):
-    """Two convolutions; ``prepare`` adds another way to reach them, ``step`` says how the forward pass does."""
+    """Two convolutions. ``prepare`` adds another place that holds them, ``step`` says where the forward pass looks."""
 
     def __init__(self, prepare=lambda net: None, step=lambda net: (net.first, net.second)):
         super().__init__()
@@ -59,7 +59,7 @@ FOLLOWED = {
 
 
 @pytest.mark.parametrize("kind", FOLLOWED)
-def test_convolutions_that_are_reached_by_a_container_are_replaced_there(kind):
+def test_convolutions_held_in_a_container_are_replaced_there(kind):
     net, x = Net(*FOLLOWED[kind]), torch.randn(2, 1, 6, 6)
     before = list(vars(net).get("order", []))
     model = decompose(net).model
@@ -94,7 +94,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("kind", REFUSED)
-def test_convolutions_that_are_reached_in_a_way_that_cannot_be_followed_are_refused(kind, monkeypatch):
+def test_decompose_refuses_convolutions_held_where_they_cannot_be_replaced(kind, monkeypatch):
     monkeypatch.setattr(torch, "sequential_of", print, raising=False)
     net = Net(REFUSED[kind])
     with pytest.raises(FsclError, match=r"(order|call|weights|head\._forward_hooks).* of Net (holds|goes on using)"):
@@ -117,7 +117,7 @@ HOOKS = {
 
 
 @pytest.mark.parametrize("kind", HOOKS)
-def test_hooks_of_convolutions_are_kept(kind):
+def test_decompose_keeps_forward_hooks_of_convolutions(kind):
     net, x = Net().eval(), torch.randn(2, 1, 6, 6)
     plain = net(x)
     HOOKS[kind](net.first)
@@ -127,7 +127,7 @@ def test_hooks_of_convolutions_are_kept(kind):
     assert torch.allclose(recompose(model)(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_backward_hooks_of_convolutions_are_kept():
+def test_decompose_keeps_backward_hooks_of_convolutions():
     net, x, seen = Net(), torch.randn(2, 1, 6, 6), []
     net.second.register_full_backward_hook(lambda module, inputs, outputs: seen.append(type(module)))
     model = decompose(net).model
@@ -136,14 +136,14 @@ def test_backward_hooks_of_convolutions_are_kept():
 
 
 @pytest.mark.parametrize("hook", ["_register_state_dict_hook", "_register_load_state_dict_pre_hook"])
-def test_hooks_of_a_convolutions_state_are_refused(hook):
+def test_decompose_refuses_state_dict_hooks_of_convolutions(hook):
     net = Net()
     getattr(net.first, hook)(lambda *_: None)
     with pytest.raises(FsclError, match=r"first: has _(load_)?state_dict_(pre_)?hooks"):
         decompose(net)
 
 
-def test_what_was_attached_to_a_convolution_is_kept():
+def test_decompose_keeps_attributes_and_buffers_of_convolutions():
     net = Net()
     net.first.scale = 2.0
     net.first.register_buffer("seen", torch.tensor(3))
@@ -174,7 +174,7 @@ def tied_bias_of_a_head(net):
 
 
 @pytest.mark.parametrize("tie", [tied_weights, tied_biases, tied_bias_of_a_head])
-def test_parameters_that_are_tied_stay_tied(tie):
+def test_tied_parameters_stay_tied_through_decompose_and_recompose(tie):
     net = Net(tie)
     model = decompose(net).model
 
@@ -201,7 +201,7 @@ def test_parameters_that_are_tied_stay_tied(tie):
         (lambda net: setattr(net, "alias", nn.Parameter(net.second.weight.data)), "second: .*alias.*two parameters in"),
     ],
 )
-def test_a_weight_that_another_kind_of_module_uses_is_refused(tie, message):
+def test_decompose_refuses_a_weight_that_another_kind_of_module_uses(tie, message):
     with pytest.raises(FsclError, match=message):
         decompose(Net(tie))
 
@@ -211,14 +211,14 @@ def tied(module, other):
     return module
 
 
-def test_a_forward_that_was_put_on_one_convolution_is_refused():
+def test_decompose_refuses_a_convolution_whose_forward_was_replaced():
     net = Net()
     net.first.forward = lambda x: x
     with pytest.raises(FsclError, match=r"first: Conv2d overrides nn\.Conv2d's forward"):
         decompose(net)
 
 
-def test_a_network_that_holds_its_own_method_is_decomposed():
+def test_decompose_accepts_a_network_that_holds_its_own_method():
     net = Net(lambda net: setattr(net, "callback", net.extra_repr))
     model = decompose(net).model
     assert model.callback.__self__ is model

@@ -1,4 +1,4 @@
-"""Checkpoint files: what is found in them, and that no file can do more than be refused."""
+"""Checkpoint files: what is read from them, and that harmful files are only refused."""
 
 import argparse
 import io
@@ -42,7 +42,7 @@ def two(folder: Path, first: Any, second: Any) -> list[Path]:
     return files
 
 
-# what is found in a file
+# reading a file
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def two(folder: Path, first: Any, second: Any) -> list[Path]:
         lambda s: {**s, "epoch": 3, "note": "a state among other things"},
     ],
 )
-def test_a_state_is_found_whatever_it_is_nested_in(tmp_path: Path, wrapped: Any) -> None:
+def test_read_checkpoint_finds_a_state_in_nested_mappings(tmp_path: Path, wrapped: Any) -> None:
     state = network().state_dict()
     torch.save(wrapped(state), tmp_path / "a.pt")
     assert same(read_checkpoint(tmp_path / "a.pt"), state)
@@ -67,7 +67,7 @@ def test_a_state_is_found_whatever_it_is_nested_in(tmp_path: Path, wrapped: Any)
 @pytest.mark.parametrize(
     "prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model._orig_mod.module."]
 )
-def test_prefixes_of_wrappers_are_taken_off(tmp_path: Path, prefix: str) -> None:
+def test_load_checkpoints_removes_prefixes_of_wrappers(tmp_path: Path, prefix: str) -> None:
     state = network().state_dict()
     wrapped = {"state_dict": {**prefixed(state, prefix), "criterion.scale": torch.ones(2)}, "epoch": 1}
     found = load_checkpoints(two(tmp_path, state, wrapped))
@@ -90,7 +90,7 @@ WRAPPERS = [
 
 
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_a_prefix_that_all_entries_have_is_taken_off(tmp_path: Path, prefix: str) -> None:
+def test_load_checkpoints_removes_a_prefix_that_all_entries_have(tmp_path: Path, prefix: str) -> None:
     state = network().state_dict()
     found = load_checkpoints(two(tmp_path, {"state_dict": prefixed(state, prefix)}, state))
     assert found.layers == ["0", "2"]
@@ -100,7 +100,9 @@ def test_a_prefix_that_all_entries_have_is_taken_off(tmp_path: Path, prefix: str
 
 
 @pytest.mark.parametrize("prefix", WRAPPERS)
-def test_a_prefix_is_taken_off_for_an_architecture_whatever_lies_beside(tmp_path: Path, mine: str, prefix: str) -> None:
+def test_a_prefix_is_removed_for_an_architecture_even_with_other_entries(
+    tmp_path: Path, mine: str, prefix: str
+) -> None:
     state = Branches(5).state_dict()
     beside = {"criterion.weight": torch.ones(5), "ema.updates": torch.tensor(3)}
     files = two(tmp_path, {"state_dict": prefixed(state, prefix) | beside}, prefixed(state, prefix))
@@ -110,7 +112,7 @@ def test_a_prefix_is_taken_off_for_an_architecture_whatever_lies_beside(tmp_path
 
 
 @pytest.mark.parametrize("first", [False, True])
-def test_filters_that_differ_by_a_prefix_alone_are_the_same_layers(tmp_path: Path, first: bool) -> None:
+def test_layers_whose_names_differ_only_by_a_prefix_are_compared(tmp_path: Path, first: bool) -> None:
     state = network().state_dict()
     wrapped = {**prefixed(state, "net."), "criterion.weight": torch.ones(3)}
     files = two(tmp_path, *((wrapped, state) if first else (state, wrapped)))
@@ -120,7 +122,7 @@ def test_filters_that_differ_by_a_prefix_alone_are_the_same_layers(tmp_path: Pat
     assert all(torch.equal(a[f"{layer}.weight"], b[f"{layer}.weight"]) for layer in found.layers)
 
 
-def test_no_prefix_makes_other_layers_match(tmp_path: Path) -> None:
+def test_different_layers_are_not_matched_by_removing_prefixes(tmp_path: Path) -> None:
     filters = torch.randn(4, 4, 3, 3)
     for one, other in (
         ({"a.0.weight": filters, "b.0.weight": filters}, {"0.weight": filters, "1.weight": filters}),
@@ -137,13 +139,13 @@ def test_no_prefix_makes_other_layers_match(tmp_path: Path) -> None:
             load_checkpoints(two(tmp_path, one, other))
 
 
-def test_an_entry_under_two_names_of_torch_compile_is_refused(tmp_path: Path) -> None:
+def test_an_entry_with_and_without_the_prefix_of_torch_compile_is_refused(tmp_path: Path) -> None:
     state = network().state_dict()
     with pytest.raises(FsclError, match=r"has entries of torch\.compile \('_orig_mod\.'\) beside entries of the same"):
         load_checkpoints(two(tmp_path, state, {**state, **prefixed(state, "_orig_mod.")}))
 
 
-def test_real_wrappers(tmp_path: Path) -> None:
+def test_states_of_real_wrappers_are_read(tmp_path: Path) -> None:
     model = network()
     wrapped = [model, nn.DataParallel(model), AveragedModel(model)]
     for i, each in enumerate(wrapped):
@@ -153,7 +155,7 @@ def test_real_wrappers(tmp_path: Path) -> None:
     assert all(same(state, model.state_dict()) for state in found.states.values())
 
 
-def test_only_what_all_filters_have_is_a_prefix(tmp_path: Path) -> None:
+def test_a_prefix_that_only_some_filters_have_is_kept(tmp_path: Path) -> None:
     state = {"model.0.weight": torch.randn(4, 1, 3, 3), "neck.weight": torch.randn(4, 4, 3, 3)}
     found = load_checkpoints(two(tmp_path, state, state))
     assert found.layers == ["model.0", "neck"]
@@ -161,23 +163,23 @@ def test_only_what_all_filters_have_is_a_prefix(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".PT"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_every_kind_of_file(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
+def test_every_suffix_and_dtype_of_checkpoint_is_read(tmp_path: Path, suffix: str, dtype: torch.dtype) -> None:
     state = network().to(dtype).state_dict()
     file = tmp_path / f"a{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(state, file)
     assert same(read_checkpoint(file), state)
 
 
-def test_the_old_format(tmp_path: Path) -> None:
+def test_the_old_format_of_torch_save_is_read(tmp_path: Path) -> None:
     state = network().state_dict()
     torch.save({"state_dict": state}, tmp_path / "a.pt", _use_new_zipfile_serialization=False)
     assert same(read_checkpoint(tmp_path / "a.pt"), state)
 
 
-# which files are meant, and what they are called
+# paths and names
 
 
-def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
+def test_names_of_checkpoints_are_as_short_as_possible_and_unique(tmp_path: Path) -> None:
     def names(*files: str) -> list[str]:
         for file in files:
             (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
@@ -192,14 +194,14 @@ def test_names_are_as_short_as_tells_them_apart(tmp_path: Path) -> None:
     assert names("x/best.pth.tar", "x/last.PTH.TAR") == ["best", "last"]
 
 
-def test_a_folder_stands_for_the_checkpoints_in_it_sorted(tmp_path: Path) -> None:
+def test_a_folder_stands_for_its_checkpoints_sorted_by_name(tmp_path: Path) -> None:
     for name in ("b.pt", "a.safetensors", "c.CKPT", "d.pth.tar", "notes.txt", "run.json", "data.tar", "._b.pt"):
         (tmp_path / name).touch()
     (tmp_path / "deeper.pt").mkdir()
     assert list(find_checkpoints([tmp_path])) == ["a", "b", "c", "d"]
 
 
-def test_patterns_that_no_shell_has_expanded(tmp_path: Path) -> None:
+def test_unexpanded_patterns_of_paths_are_expanded(tmp_path: Path) -> None:
     for name in ("b.pt", "a.pt", "a[1].pt", "c.safetensors"):
         (tmp_path / name).touch()
     assert list(find_checkpoints([tmp_path / "*.pt"])) == ["a", "a[1]", "b"]
@@ -219,7 +221,9 @@ def test_patterns_that_no_shell_has_expanded(tmp_path: Path) -> None:
         (["x/a.pt"], r"1 checkpoint to compare; it takes at least 2"),
     ],
 )
-def test_mistakes_with_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str) -> None:
+def test_wrong_paths_of_checkpoints_are_refused_with_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("x", "empty"):
         (tmp_path / name).mkdir()
@@ -231,11 +235,11 @@ def test_mistakes_with_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ar
             load_checkpoints([Path(a) for a in arguments], skip_broken=skip)
 
 
-# what cannot be used
+# files that cannot be used
 
 
 class Evil:
-    """What a pickle can do to those who trust it."""
+    """A class whose pickle runs code when it is loaded."""
 
     def __init__(self, how: Any, *arguments: Any) -> None:
         self.how, self.arguments = how, arguments
@@ -245,7 +249,7 @@ class Evil:
 
 
 def evil_files(folder: Path, mark: Path) -> dict[str, Path]:
-    """Pickles that would each leave a mark if they were run."""
+    """Pickles each of which creates the file ``mark`` if its code runs."""
     touch = f"open({str(mark)!r}, 'w')"
     made = {
         "system": Evil(os.system, f"touch {mark}"),
@@ -265,7 +269,7 @@ def evil_files(folder: Path, mark: Path) -> dict[str, Path]:
     return files
 
 
-def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
+def test_no_code_in_a_checkpoint_is_executed(tmp_path: Path) -> None:
     mark = tmp_path / "mark"
     files = evil_files(tmp_path, mark)
     assert len(files) == 12
@@ -281,10 +285,12 @@ def test_nothing_in_a_file_is_executed(tmp_path: Path) -> None:
 
 
 def says_what_it_holds(message: str) -> bool:
-    return bool(re.search(r"holds \S*(system|exec|eval|open), which is not loaded, for that could run code", message))
+    return bool(
+        re.search(r"holds \S*(system|exec|eval|open), which is not loaded, because that could run code", message)
+    )
 
 
-def test_whole_models_and_other_objects_are_refused_by_name(tmp_path: Path) -> None:
+def test_checkpoints_of_whole_models_are_refused_with_the_class_name(tmp_path: Path) -> None:
     torch.save(network(), tmp_path / "model.pt")
     with pytest.raises(FsclError, match=r"model\.pt: holds torch\.nn\.modules\.container\.Sequential, which is not"):
         read_checkpoint(tmp_path / "model.pt")
@@ -295,7 +301,7 @@ def test_whole_models_and_other_objects_are_refused_by_name(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.1, 0.5, 0.9, 0.99])
-def test_a_truncated_file_is_one_line(tmp_path: Path, share: float, old: bool) -> None:
+def test_a_truncated_checkpoint_gives_a_one_line_error(tmp_path: Path, share: float, old: bool) -> None:
     buffer = io.BytesIO()
     torch.save(network().state_dict(), buffer, _use_new_zipfile_serialization=not old)
     file = tmp_path / "cut.pt"
@@ -315,7 +321,7 @@ def test_a_truncated_file_is_one_line(tmp_path: Path, share: float, old: bool) -
 @pytest.mark.parametrize(
     "garbage", [b"hello", b"\0" * 999, b"\xff" * 4096, b"PK\3\4" * 99, random.Random(0).randbytes(5000), b"\x80\2"]
 )
-def test_a_checkpoint_of_garbage_is_named(tmp_path: Path, garbage: bytes) -> None:
+def test_a_checkpoint_of_garbage_is_named_in_the_error(tmp_path: Path, garbage: bytes) -> None:
     for suffix in (".pt", ".safetensors"):
         file = tmp_path / f"garbage{suffix}"
         file.write_bytes(garbage)
@@ -333,7 +339,7 @@ def test_a_checkpoint_of_garbage_is_named(tmp_path: Path, garbage: bytes) -> Non
         (pickle.dumps({"epoch": 3}), "a plain pickle, which is not loaded"),
     ],
 )
-def test_a_file_that_is_something_else_is_told_by_its_beginning(tmp_path: Path, content: bytes, says: str) -> None:
+def test_the_error_for_another_kind_of_file_says_what_it_begins_with(tmp_path: Path, content: bytes, says: str) -> None:
     for suffix in (".pt", ".safetensors"):
         file = tmp_path / f"a{suffix}"
         file.write_bytes(content)
@@ -352,13 +358,13 @@ def test_a_file_that_is_something_else_is_told_by_its_beginning(tmp_path: Path, 
         ({}, "not the state of a network, but dict"),
     ],
 )
-def test_what_is_no_state(tmp_path: Path, found: Any, says: str) -> None:
+def test_a_checkpoint_without_a_state_is_refused_with_its_content(tmp_path: Path, found: Any, says: str) -> None:
     torch.save(found, tmp_path / "a.pt")
     with pytest.raises(FsclError, match=rf"a\.pt: {says}"):
         read_checkpoint(tmp_path / "a.pt")
 
 
-def test_a_bank_is_no_checkpoint(tmp_path: Path) -> None:
+def test_a_bank_file_is_refused_as_a_checkpoint(tmp_path: Path) -> None:
     save_file({"shared/a": torch.zeros(2)}, tmp_path / "bank.safetensors", {"format": "fscl.AtomBank"})
     with pytest.raises(FsclError, match=r"bank\.safetensors: an atom bank, not a checkpoint; see `fscl heatmap`"):
         read_checkpoint(tmp_path / "bank.safetensors")
@@ -386,7 +392,7 @@ def broken(tmp_path: Path) -> dict[str, str]:
     return {name: says for name, (_, says) in made.items()} | {"cut": "damaged or truncated"}
 
 
-def test_files_that_cannot_be_used_end_it_or_are_left_out(tmp_path: Path) -> None:
+def test_unusable_files_are_an_error_or_are_left_out_with_skip_broken(tmp_path: Path) -> None:
     reasons = broken(tmp_path)
     for name in ("0first", "another", "zlast"):
         torch.save(network().state_dict(), tmp_path / f"{name}.pt")
@@ -405,12 +411,12 @@ def test_files_that_cannot_be_used_end_it_or_are_left_out(tmp_path: Path) -> Non
         load_checkpoints([tmp_path / f"{name}.pt" for name in ("0first", "another", "cut")])
 
 
-def test_what_most_files_hold_is_what_the_others_are_held_against(tmp_path: Path) -> None:
+def test_files_are_checked_against_the_layers_of_most_files(tmp_path: Path) -> None:
     torch.save(nn.Sequential(nn.Conv2d(1, 8, 3)).state_dict(), tmp_path / "a.pt")  # a stranger, and the first
     for name in "bcd":
         torch.save(network().state_dict(), tmp_path / f"{name}.pt")
     with pytest.raises(
-        FsclError, match=r"a\.pt: layer '0' has filters \(8, 1, 3, 3\) here and .* in .*b\.pt; networks"
+        FsclError, match=r"a\.pt: layer '0' has filters \(8, 1, 3, 3\) here and .* in .*b\.pt; only networks"
     ):
         load_checkpoints([tmp_path])
     found = load_checkpoints([tmp_path], skip_broken=True)
@@ -418,7 +424,7 @@ def test_what_most_files_hold_is_what_the_others_are_held_against(tmp_path: Path
     assert [p.name for p in found.left_out] == ["a.pt"]
 
 
-def test_what_is_left_out_makes_no_name_longer(tmp_path: Path) -> None:
+def test_left_out_files_do_not_make_names_longer(tmp_path: Path) -> None:
     for name in ("a.pt", "b.pt"):
         torch.save(network().state_dict(), tmp_path / name)
     (tmp_path / "a.safetensors").write_text("nothing")
@@ -426,11 +432,11 @@ def test_what_is_left_out_makes_no_name_longer(tmp_path: Path) -> None:
     assert found.files == {"a": tmp_path / "a.pt", "b": tmp_path / "b.pt"}
 
 
-# an architecture to hold them against
+# checking against an architecture
 
 
 class Branches(nn.Module):
-    """Registers its layers in another order than their names have."""
+    """A network that registers its layers in another order than the order of their names."""
 
     def __init__(self, num_classes: int = 10, width: int = 4) -> None:
         super().__init__()
@@ -475,7 +481,7 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_networks"
 
 
-def test_an_architecture_orders_the_layers_and_takes_heads_of_any_size(tmp_path: Path, mine: str) -> None:
+def test_an_architecture_orders_the_layers_and_accepts_heads_of_any_size(tmp_path: Path, mine: str) -> None:
     for name, classes in (("a", 3), ("b", 7)):
         save_file(Branches(classes).state_dict(), tmp_path / f"{name}.safetensors")
     assert load_checkpoints([tmp_path]).layers == ["body", "stem"]  # as safetensors keeps them
@@ -487,7 +493,7 @@ def test_an_architecture_orders_the_layers_and_takes_heads_of_any_size(tmp_path:
         assert load_checkpoints([tmp_path], Architecture(f"{mine}:{builder}")).layers == ["stem", "body"]
 
 
-def test_states_with_prefixes_and_old_ones_fit(tmp_path: Path, mine: str) -> None:
+def test_prefixed_and_old_states_fit_an_architecture(tmp_path: Path, mine: str) -> None:
     state = Branches(5).state_dict()
     files = two(tmp_path, state, {"state_dict": {**prefixed(state, "model."), "loss.weight": torch.ones(5)}})
     found = load_checkpoints(files, Architecture(f"{mine}:Branches"))
@@ -510,10 +516,15 @@ def test_states_with_prefixes_and_old_ones_fit(tmp_path: Path, mine: str) -> Non
             lambda s: s | {"body.weight": torch.ones(4, 4, 5, 5)},
             r"entry 'body\.weight' has shape \(4, 4, 5, 5\), and \(4, 4, 3",
         ),
-        (lambda s: s | {"more.weight": torch.ones(2)}, r"entry 'more\.weight' \(2,\) is none of my_networks:Branches"),
+        (
+            lambda s: s | {"more.weight": torch.ones(2)},
+            r"entry 'more\.weight' \(2,\) is not an entry of my_networks:Branches",
+        ),
     ],
 )
-def test_states_that_do_not_fit(tmp_path: Path, mine: str, change: Any, says: str) -> None:
+def test_states_that_do_not_fit_an_architecture_are_refused_with_a_reason(
+    tmp_path: Path, mine: str, change: Any, says: str
+) -> None:
     state = Branches(5).state_dict()
     with pytest.raises(FsclError, match=rf"b\.pt: {says}"):
         load_checkpoints(two(tmp_path, state, change(state)), Architecture(f"{mine}:Branches"))
@@ -541,14 +552,14 @@ def test_states_that_do_not_fit(tmp_path: Path, mine: str, change: Any, says: st
         ("my_networks:headless", r"a\.pt: entry '0\.weight' \(4, 3, 3, 3\) of my_networks:headless is missing"),
     ],
 )
-def test_architectures_that_will_not_do(tmp_path: Path, mine: str, name: str, says: str) -> None:
+def test_unusable_architectures_are_refused_with_a_reason(tmp_path: Path, mine: str, name: str, says: str) -> None:
     files = two(tmp_path, Branches().state_dict(), Branches().state_dict())
     with pytest.raises(FsclError, match=says):
         load_checkpoints(files, Architecture(name))
 
 
 def normed() -> nn.Module:
-    """With weights that a state keeps in parts, two of them in ways that only the network knows."""
+    """A network with weights that a state holds in parts; two of them only the network can compute."""
     parts = nn.utils.parametrizations
     return nn.Sequential(
         parts.weight_norm(nn.Conv2d(3, 4, 3)), parts.spectral_norm(nn.Conv2d(4, 4, 3)),
@@ -566,7 +577,7 @@ def plain() -> nn.Module:
     return nn.Sequential(*convs, nn.Flatten(), nn.Linear(4, 3))
 
 
-def test_an_architecture_knows_the_weights_of_its_parametrisations(tmp_path: Path, mine: str) -> None:
+def test_an_architecture_computes_parametrised_weights_of_a_state(tmp_path: Path, mine: str) -> None:
     models = [normed().eval() for _ in range(2)]
     found = load_checkpoints(two(tmp_path, *(m.state_dict() for m in models)), Architecture(f"{mine}:normed"))
     assert found.layers == ["0", "1", "2", "3"]
@@ -584,7 +595,7 @@ def test_an_architecture_knows_the_weights_of_its_parametrisations(tmp_path: Pat
     assert list(without.not_compared) == ["2"]
 
 
-def test_pruned_states_fit_the_plain_architecture(tmp_path: Path, mine: str) -> None:
+def test_pruned_states_fit_the_architecture_without_pruning(tmp_path: Path, mine: str) -> None:
     pruned = plain()
     for layer in (0, 3, 6):
         prune.l1_unstructured(pruned[layer], "weight", 0.5)
@@ -594,7 +605,7 @@ def test_pruned_states_fit_the_plain_architecture(tmp_path: Path, mine: str) -> 
     assert torch.equal(found.states["a"]["3.weight"], pruned[3].weight)
 
 
-def test_a_layer_that_one_file_alone_cannot_tell_is_named_with_the_reason(tmp_path: Path) -> None:
+def test_a_layer_that_cannot_be_compared_in_one_file_is_named_with_the_reason(tmp_path: Path) -> None:
     state = network().state_dict()
     odd = {**state, "2.weight": state["2.weight"].to(torch.complex64)}
     with pytest.raises(
@@ -606,7 +617,7 @@ def test_a_layer_that_one_file_alone_cannot_tell_is_named_with_the_reason(tmp_pa
     assert found.not_compared["2"].values == 144
 
 
-def test_networks_in_the_current_folder_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_can_be_a_file_in_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.chdir(tmp_path)
@@ -638,7 +649,7 @@ def test_networks_in_the_current_folder_are_found(tmp_path: Path, monkeypatch: p
         sys.modules.pop(module)
 
 
-def test_a_network_is_built_once_it_is_known_for_what() -> None:
+def test_an_architecture_is_built_with_the_classes_and_channels_of_the_first_state() -> None:
     with pytest.raises(FsclError, match="convnet: not built yet"):
         Architecture("convnet").layers  # noqa: B018
     from fscl.continual import ConvNet

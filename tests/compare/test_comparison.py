@@ -1,4 +1,4 @@
-"""Which checkpoints are alike: groups, verdicts, and numbers that hold against the weights themselves."""
+"""Comparison of checkpoints: groups, verdicts, and similarities checked against the weights."""
 
 import copy
 import json
@@ -18,7 +18,7 @@ from fscl.text import decimals
 
 
 def filter_cosines(models: dict[str, nn.Module]) -> np.ndarray:
-    """Mean over 3x3 layers of the cosine of two networks' filters, from their weights alone."""
+    """Mean over 3x3 layers of the cosine of two networks' filters, computed from their weights."""
     found = []
     layers = [n for n, m in next(iter(models.values())).named_modules() if isinstance(m, nn.Conv2d)]
     for layer in layers:
@@ -76,19 +76,19 @@ def test_groups_are_the_same_in_any_order_of_networks(fine_tuned: dict[str, nn.M
     assert other.share == pytest.approx(one.share)
 
 
-def test_those_of_one_start_are_trusted(fine_tuned: dict[str, nn.Module]) -> None:
+def test_a_comparison_of_networks_of_one_start_is_trusted(fine_tuned: dict[str, nn.Module]) -> None:
     few = {name: fine_tuned[name] for name in starts(fine_tuned)[1]}
     found = compare(joint_decompose(few))
     assert found.trusted
     assert found.verdict.startswith("trusted: these networks share a start, and 9 atoms explain 9")
     np.testing.assert_allclose(found.matrix, filter_cosines(few), atol=2 * (1 - found.joint.shares.min()))
-    # what is in a group does not depend on what else is compared
+    # a group does not depend on the other networks in the comparison
     whole = compare(joint_decompose(fine_tuned))
     inside = [list(fine_tuned).index(n) for n in few]
     np.testing.assert_allclose(whole.matrix[np.ix_(inside, inside)], found.matrix, atol=0.02)
 
 
-def test_with_atoms_enough_the_numbers_are_those_of_the_filters(fine_tuned: dict[str, nn.Module]) -> None:
+def test_with_enough_atoms_similarities_are_the_cosines_of_filters(fine_tuned: dict[str, nn.Module]) -> None:
     found = compare(joint_decompose(fine_tuned, 9 * 12))
     np.testing.assert_allclose(found.matrix, filter_cosines(fine_tuned), atol=2e-7)
     assert found.joint.share == pytest.approx(1)
@@ -96,8 +96,8 @@ def test_with_atoms_enough_the_numbers_are_those_of_the_filters(fine_tuned: dict
     assert not found.trusted  # exact, but of unrelated networks
 
 
-def test_too_few_coefficients_shared_out_make_strangers_look_alike() -> None:
-    """Why unrelated networks are compared over coefficients for each of them."""
+def test_too_few_coefficients_make_unrelated_networks_look_alike() -> None:
+    """This is why unrelated networks are compared over coefficients for each start."""
     torch.manual_seed(0)
     spectrum = torch.tensor([1.0, 0.5, 0.25, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05])
     kernels = torch.linalg.qr(torch.randn(9, 9))[0]
@@ -119,7 +119,7 @@ def test_too_few_coefficients_shared_out_make_strangers_look_alike() -> None:
     assert "no two of them are related" in found.verdict
 
 
-def test_untrained_and_unrelated_networks_are_each_on_their_own() -> None:
+def test_untrained_and_unrelated_networks_form_groups_of_one() -> None:
     for seed in range(3):
         torch.manual_seed(seed)
         nets = [nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 16, 3), nn.Conv2d(16, 16, 3)) for _ in range(12)]
@@ -128,7 +128,7 @@ def test_untrained_and_unrelated_networks_are_each_on_their_own() -> None:
         assert not found.trusted
 
 
-def test_one_start_that_was_left_far_behind_is_read_with_care() -> None:
+def test_networks_far_from_their_start_are_read_with_care() -> None:
     torch.manual_seed(0)
     start = nn.Sequential(nn.Conv2d(3, 32, 3), nn.Conv2d(32, 32, 3))
     nets = [copy.deepcopy(start) for _ in range(4)]
@@ -144,14 +144,16 @@ def test_one_start_that_was_left_far_behind_is_read_with_care() -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "filter", "grassmann", "projection"])
 @pytest.mark.parametrize("aggregate", ["mean", "product", "depth"])
-def test_every_measure(fine_tuned: dict[str, nn.Module], metric: str, aggregate: str) -> None:
+def test_compare_accepts_every_metric_and_aggregate(
+    fine_tuned: dict[str, nn.Module], metric: str, aggregate: str
+) -> None:
     found = compare(joint_decompose(dict(list(fine_tuned.items())[:6])), metric, aggregate)
     assert found.matrix.shape == (6, 6)
     assert np.isfinite(found.matrix).all()
     assert [len(g.members) for g in found.groups] == [4, 2]
 
 
-def test_one_network_that_is_hardly_explained_is_not_hidden_by_the_others() -> None:
+def test_the_verdict_names_a_badly_explained_network_among_well_explained_ones() -> None:
     torch.manual_seed(0)
     start = torch.randn(32, 32, 3, 3)
     near = {f"near{i}": start @ (torch.eye(3) + 0.01 * torch.randn(3, 3)) for i in range(12)}
@@ -182,7 +184,7 @@ def test_groups_are_clusters_of_mean_relatedness() -> None:
     assert find_groups(np.full((3, 3), -0.2) + 1.2 * np.eye(3), "abc") == [("a",), ("b",), ("c",)]
 
 
-def test_data_for_other_programs_is_plain_and_whole(fine_tuned: dict[str, nn.Module]) -> None:
+def test_as_data_has_all_results_as_plain_values(fine_tuned: dict[str, nn.Module]) -> None:
     found = compare(joint_decompose(fine_tuned))
     data = json.loads(json.dumps(found.as_data()))
     assert data["names"] == list(fine_tuned)
@@ -201,7 +203,7 @@ def test_data_for_other_programs_is_plain_and_whole(fine_tuned: dict[str, nn.Mod
     assert data["verdict"]["trusted"] is False
 
 
-def test_what_a_terminal_shows(fine_tuned: dict[str, nn.Module]) -> None:
+def test_lines_for_a_terminal_show_names_groups_and_verdict(fine_tuned: dict[str, nn.Module]) -> None:
     found = compare(joint_decompose(fine_tuned))
     said = lines(found)
     assert all("\n" not in line for line in said)
@@ -220,7 +222,7 @@ def test_what_a_terminal_shows(fine_tuned: dict[str, nn.Module]) -> None:
     assert alone[-1].startswith("Trusted: ")
 
 
-def test_networks_that_are_all_but_copies_are_told_apart(fine_tuned: dict[str, nn.Module]) -> None:
+def test_similarities_of_near_copies_are_shown_with_enough_digits(fine_tuned: dict[str, nn.Module]) -> None:
     torch.manual_seed(0)
     start = torch.randn(16, 16, 3, 3)
     turned = {n: start @ (torch.eye(3) + by * torch.randn(3, 3)) for n, by in (("b", 0.005), ("c", 0.05))}

@@ -1,4 +1,4 @@
-"""Files from strangers: what ``torch.load`` reads is read alike or refused in one line, within bounds."""
+"""Files from strangers are read as ``torch.load`` reads them, or refused in one line, in bounded memory."""
 
 import io
 import os
@@ -52,7 +52,7 @@ def refused(path: Path, says: str) -> None:
     assert time.monotonic() - started < 10
 
 
-# archives that are made again
+# rewritten archives
 
 
 def rezipped(
@@ -93,7 +93,7 @@ def rezipped(
         {"more": {"notes.txt": b"of no use", "data/99": b"of nothing"}},
     ],
 )
-def test_archives_made_again_are_read_as_torch_reads_them(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_rewritten_archives_are_read_as_torch_reads_them(tmp_path: Path, options: dict[str, Any]) -> None:
     expected = state()
     file = rezipped(tmp_path / "a.pt", saved(expected), **options)
     assert same(torch.load(file, weights_only=True), expected)
@@ -105,14 +105,14 @@ def test_archives_made_again_are_read_as_torch_reads_them(tmp_path: Path, option
     [
         ({"method": zipfile.ZIP_BZIP2}, "damaged"),
         ({"method": zipfile.ZIP_LZMA}, "damaged"),
-        ({"change": lambda n, d: d[:-4] if n == "data/0" else d}, r"864 bytes of tensor data '0' are not there"),
-        ({"change": lambda n, d: d + b"more" if n == "data/0" else d}, r"864 bytes of tensor data '0' are not there"),
-        ({"change": lambda n, d: b"" if n == "data/3" else d}, r"32 bytes of tensor data '3' are not there"),
+        ({"change": lambda n, d: d[:-4] if n == "data/0" else d}, r"864 bytes of tensor data '0' are missing"),
+        ({"change": lambda n, d: d + b"more" if n == "data/0" else d}, r"864 bytes of tensor data '0' are missing"),
+        ({"change": lambda n, d: b"" if n == "data/3" else d}, r"32 bytes of tensor data '3' are missing"),
         ({"change": lambda n, d: d.replace(b"FloatStorage", b"DoubleStorage")}, r"1728 bytes of tensor data '0'"),
-        ({"order": lambda r: [x for x in r if not x.filename.endswith("data/1")]}, r"tensor data '1' are not there"),
+        ({"order": lambda r: [x for x in r if not x.filename.endswith("data/1")]}, r"tensor data '1' are missing"),
         ({"order": lambda r: [x for x in r if not x.filename.endswith("data.pkl")]}, r"data\.pkl"),
-        ({"order": lambda r: [*r, r[0]]}, "two records of one name"),
-        ({"more": {"DATA/0": bytes(864)}}, "two records of one name"),
+        ({"order": lambda r: [*r, r[0]]}, "two records have one name"),
+        ({"more": {"DATA/0": bytes(864)}}, "two records have one name"),
         ({"more": {"zeros": bytes(2**29)}, "method": zipfile.ZIP_DEFLATED}, r"unpack to 5368\d+ bytes, far more than"),
         (
             {"change": lambda n, d: b"\x80\2" + b"N" * 2**25 + d[2:] if n == "data.pkl" else d, "method": 8},
@@ -120,11 +120,11 @@ def test_archives_made_again_are_read_as_torch_reads_them(tmp_path: Path, option
         ),
     ],
 )
-def test_archives_that_lack_what_they_say_are_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
+def test_archives_that_lack_claimed_data_are_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     refused(rezipped(tmp_path / "a.pt", saved(state()), **options), says)
 
 
-def test_a_flipped_bit_in_an_archive_is_found(tmp_path: Path) -> None:
+def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path) -> None:
     data = bytearray(saved(state()))
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         sizes = {r.filename: r.file_size for r in archive.infolist() if "/data/" in r.filename}
@@ -149,12 +149,12 @@ def test_archives_without_checksums_are_read(tmp_path: Path) -> None:
     assert same(read_checkpoint(tmp_path / "a.pt"), state())
 
 
-def test_the_older_format_keeps_all_its_values(tmp_path: Path) -> None:
+def test_a_file_of_the_older_format_that_lacks_values_is_refused(tmp_path: Path) -> None:
     data = saved(state(), _use_new_zipfile_serialization=False)
     file = tmp_path / "a.pt"
     file.write_bytes(data)
     assert same(read_checkpoint(file), state())
-    # the list of keys is the last pickle before the values; without one of them, these are left to chance
+    # the list of keys is the last pickle before the values; torch does not fill a tensor whose key is missing
     keys = data.rindex(b"\x80\2]q")
     stream = io.BytesIO(data[keys:])
     names = pickle.load(stream)
@@ -162,11 +162,11 @@ def test_the_older_format_keeps_all_its_values(tmp_path: Path) -> None:
     assert len(names) == 9
     rest = data[keys + stream.tell() + 4 * values :]
     file.write_bytes(data[:keys] + pickle.dumps(names[1:], 2) + rest)
-    # the values that come first are then read as the next tensor's, or too few are left: as the keys were ordered
-    refused(file, "tensor data that is not there|storage has wrong byte size")
+    # depending on the order of keys, a tensor gets the values of another, or too few values are left
+    refused(file, "tensor data is missing|storage has wrong byte size")
 
 
-# what stands for more than there is
+# files that claim more than they hold
 
 
 def deep(depth: int) -> Any:
@@ -211,12 +211,12 @@ def cyclic_list() -> Any:
     ],
     ids=range(8),
 )
-def test_what_holds_itself_or_is_held_in_many_ways_ends(tmp_path: Path, found: Any) -> None:
+def test_reading_cyclic_or_shared_mappings_ends(tmp_path: Path, found: Any) -> None:
     torch.save(found, tmp_path / "a.pt")
     refused(tmp_path / "a.pt", "not the state of a network, but ")
 
 
-def test_a_state_is_found_at_any_depth(tmp_path: Path) -> None:
+def test_a_state_is_found_at_any_depth_of_nesting(tmp_path: Path) -> None:
     (tmp_path / "a.pt").write_bytes(saved(deep(100)))
     assert same(read_checkpoint(tmp_path / "a.pt"), state())
 
@@ -238,12 +238,12 @@ def empty_sparse(*shape: int) -> Tensor:
     ],
 )
 @pytest.mark.parametrize("name", ["0.weight", "head.weight"])
-def test_a_small_file_cannot_stand_for_gigabytes(tmp_path: Path, weight: Tensor, name: str) -> None:
+def test_a_small_file_that_claims_gigabytes_is_refused(tmp_path: Path, weight: Tensor, name: str) -> None:
     torch.save({**state(), name: weight}, tmp_path / "a.pt")
-    refused(tmp_path / "a.pt", rf"entry '{name}' \(.*\) stands for more values than a file of \d+ bytes may have")
+    refused(tmp_path / "a.pt", rf"entry '{name}' \(.*\) claims more values than a file of \d+ bytes may have")
 
 
-def test_values_that_repeat_are_read_where_they_are_few(tmp_path: Path) -> None:
+def test_a_few_repeated_values_are_read(tmp_path: Path) -> None:
     given = {**state(), "0.weight": torch.randn(1, 3, 3, 3).expand(8, 3, 3, 3), "2.weight": torch.zeros(8, 8, 3, 3)}
     given["2.weight"] = given["2.weight"].index_put((torch.tensor(1),), torch.tensor(2.0)).to_sparse()
     torch.save(given, tmp_path / "a.pt")
@@ -251,7 +251,7 @@ def test_values_that_repeat_are_read_where_they_are_few(tmp_path: Path) -> None:
     assert all(torch.equal(found[n].to_dense(), given[n].to_dense()) for n in given)
 
 
-# tensors of other kinds, with and without the option
+# unusual tensors, with and without --skip-broken
 
 ODD: dict[str, Callable[[Tensor], Tensor]] = {
     "meta": lambda t: t.to("meta"),
@@ -273,7 +273,7 @@ COMPARED = {"sparse", "float8", "quantised", "half"}
 
 @pytest.mark.parametrize("with_architecture", [False, True])
 @pytest.mark.parametrize("kind", ODD)
-def test_odd_tensors_are_compared_or_their_file_is_left_out_in_a_line(
+def test_unusual_tensors_are_compared_or_their_file_is_left_out_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, with_architecture: bool
 ) -> None:
     from fscl.compare.architecture import Architecture
@@ -297,10 +297,10 @@ def test_odd_tensors_are_compared_or_their_file_is_left_out_in_a_line(
         assert "\n" not in reason
 
 
-# what is no file
+# paths that are not files
 
 
-def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
+def test_paths_that_are_not_files_are_refused_without_blocking(tmp_path: Path) -> None:
     def make_socket(path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as made:
             monkey = os.getcwd()
@@ -311,8 +311,8 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
     kinds: dict[str, tuple[Callable[[Path], object], str]] = {
         "pipe": (lambda p: os.mkfifo(p), "a pipe, not a file"),
         "socket": (make_socket, "a socket, not a file"),
-        "dangling": (lambda p: p.symlink_to("nowhere"), "a link to a file that is not there"),
-        "loop": (lambda p: p.symlink_to(p.name), "a link to a file that is not there"),
+        "dangling": (lambda p: p.symlink_to("nowhere"), "a link to a file that does not exist"),
+        "loop": (lambda p: p.symlink_to(p.name), "a link to a file that does not exist"),
         "null": (lambda p: p.symlink_to("/dev/null"), "a device, not a file"),
         "zero": (lambda p: p.symlink_to("/dev/zero"), "a device, not a file"),
         "piped": (lambda p: p.symlink_to("pipe.pt"), "a pipe, not a file"),
@@ -332,7 +332,7 @@ def test_what_is_no_file_is_said_at_once(tmp_path: Path) -> None:
     assert len(found.left_out) == 2 * len(kinds) - 1
 
 
-def test_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_files_are_refused_with_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "a.pt"
     torch.save(state(), file)
 
@@ -353,7 +353,7 @@ def test_files_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     "name",
     ["a\nb", "a\tb", "\x1b[31mred", "na\udcefve", "\u2028line", "=1+1", "$\\frac{a$", "a" * 200, "花", "a\rb\0"[:3]],
 )
-def test_names_of_files_are_one_line_wherever_they_are_shown(tmp_path: Path, name: str) -> None:
+def test_names_of_files_are_shown_in_one_line_everywhere(tmp_path: Path, name: str) -> None:
     files = [tmp_path / f"{name}{i}.pt" for i in range(2)]
     for seed, file in enumerate(files):
         torch.save(state(seed), io.BytesIO())
@@ -367,7 +367,7 @@ def test_names_of_files_are_one_line_wherever_they_are_shown(tmp_path: Path, nam
     assert str(error.value).isprintable()
 
 
-def test_names_that_look_alike_when_shown_stay_apart(tmp_path: Path) -> None:
+def test_file_names_that_are_escaped_alike_stay_distinct(tmp_path: Path) -> None:
     for seed, name in enumerate(("a\nb", "a\\nb")):
         (tmp_path / f"{name}.pt").write_bytes(saved(state(seed)))
     assert len(load_checkpoints([tmp_path]).states) == 2
@@ -390,7 +390,7 @@ def oracle(path: Path) -> Any:
 
 
 def answer(read: Callable[[], Any]) -> Any:
-    """What was read, or the refusal, which is of one line."""
+    """The content that was read, or the message of the refusal, which must be one line."""
     try:
         return read()
     except FsclError as error:
@@ -400,7 +400,9 @@ def answer(read: Callable[[], Any]) -> Any:
 @pytest.mark.parametrize("form", FORMS)
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rng=st.randoms(use_true_random=False))
-def test_a_mutated_file_is_read_as_torch_reads_it_or_refused(tmp_path: Path, form: str, rng: random.Random) -> None:
+def test_a_mutated_checkpoint_is_read_as_torch_reads_it_or_refused(
+    tmp_path: Path, form: str, rng: random.Random
+) -> None:
     file = tmp_path / "a.pt"
     file.write_bytes(mutate_bytes(FORMS[form], rng))
     found = answer(lambda: read_container(file, safetensors=False))
@@ -419,7 +421,7 @@ def equal(one: Any, other: Any) -> bool:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rng=st.randoms(use_true_random=False))
-def test_a_mutated_safetensors_file_is_a_state_or_refused(tmp_path: Path, rng: random.Random) -> None:
+def test_a_mutated_safetensors_file_is_read_as_a_state_or_refused(tmp_path: Path, rng: random.Random) -> None:
     from safetensors.torch import load
 
     save_file(state(), tmp_path / "whole.safetensors")

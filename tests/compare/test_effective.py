@@ -1,4 +1,4 @@
-"""Weights that a state keeps in parts: what is compared is what the module computes with in evaluation."""
+"""Weights that a state holds in parts are compared as the module computes with them in evaluation."""
 
 import copy
 import re
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # the older weight norm is de
 
 
 def trained(module: nn.Module) -> nn.Module:
-    """After passes in training, which move the vectors of a spectral normalisation, and steps."""
+    """The module after passes and steps of training, which change the vectors of a spectral normalisation."""
     module.train()
     for parameter in module.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
@@ -45,14 +45,14 @@ KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
 
 
 def weight_of(module: nn.Module) -> Tensor:
-    """What the module computes with; the older hooks compute it in a forward pass."""
+    """The weight that the module computes with; the older hooks compute it in a forward pass."""
     module.eval()(torch.zeros(1, 4, 8, 8))
     return module.weight.detach()
 
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(4, 6, 3), nn.Conv2d(4, 4, (5, 3)), nn.ConvTranspose2d(4, 6, 3)], ids=repr)
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_weight_of_a_state_is_that_of_the_module_in_evaluation(kind: str, layer: nn.Module) -> None:
+def test_the_effective_weight_is_the_weight_of_the_module_in_evaluation(kind: str, layer: nn.Module) -> None:
     net = nn.Sequential(nn.ReLU(), trained(KINDS[kind](copy.deepcopy(layer))))
     for state in (net.state_dict(), net):
         found = convolutions("net", state)
@@ -61,7 +61,7 @@ def test_the_weight_of_a_state_is_that_of_the_module_in_evaluation(kind: str, la
         torch.testing.assert_close(found.filters["1"], weight_of(net[1]), rtol=1e-5, atol=1e-6)
 
 
-def test_what_a_state_becomes_has_the_entries_of_the_plain_network() -> None:
+def test_an_effective_state_has_the_entries_of_the_plain_network() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(16, 2))
     names = list(net.state_dict())
     prune.l1_unstructured(net[0], "weight", 0.5)
@@ -83,14 +83,14 @@ def test_what_a_state_becomes_has_the_entries_of_the_plain_network() -> None:
         lambda t: t.to(memory_format=torch.channels_last),
     ],
 )
-def test_other_kinds_of_tensors_have_their_values(change: Callable[[Tensor], Tensor]) -> None:
+def test_sparse_quantised_and_narrow_tensors_keep_their_values(change: Callable[[Tensor], Tensor]) -> None:
     given = change(torch.randn(6, 4, 3, 3))
     expected = given.dequantize() if given.is_quantized else given.to_dense() if given.is_sparse else given.float()
     expected = given.to_dense() if given.layout == torch.sparse_csr else expected
     assert torch.equal(effective_state({"0.weight": given})["0.weight"], expected)
 
 
-def test_atoms_are_compared_as_the_filters_that_they_make() -> None:
+def test_coefficients_and_atoms_are_compared_as_filters() -> None:
     net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, (5, 3), groups=2))
     made = decompose(net).model
     found = convolutions("net", made.state_dict()).filters
@@ -130,7 +130,7 @@ LEFT_OUT: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
     "parametrised": (lambda: nn.Sequential(nn.ReLU(), parametrised()).state_dict(), "is computed by '1.param"),
     "fake quantised": (
         lambda: {"1.weight": torch.ones(6, 4, 3, 3), "1.weight_fake_quant.scale": torch.ones(1)},
-        r"is computed by '1\.weight_fake_quant\.scale', in a way that is not known",
+        r"is computed by '1\.weight_fake_quant\.scale', in an unknown way",
     ),
     "masked beside": (
         lambda: {"1.weight": torch.ones(6, 4, 3, 3), "1.weight_mask": torch.ones(6, 4, 3, 3)},
@@ -145,7 +145,7 @@ LEFT_OUT: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 
 
 @pytest.mark.parametrize("kind", LEFT_OUT)
-def test_what_cannot_be_compared_is_left_out_by_name(kind: str) -> None:
+def test_layers_that_cannot_be_compared_are_left_out_by_name(kind: str) -> None:
     make, says = LEFT_OUT[kind]
     plain = {"0.weight": torch.randn(4, 4, 3, 3), "0.bias": torch.zeros(4), "9.weight": torch.randn(4, 4, 1, 1)}
     found = convolutions("net", plain | make())
@@ -162,12 +162,12 @@ def test_what_cannot_be_compared_is_left_out_by_name(kind: str) -> None:
         convolutions("net", make())
 
 
-def test_entries_of_another_name_are_left_out_under_it() -> None:
+def test_filter_like_entries_of_unknown_layers_are_left_out_by_name() -> None:
     state = {"0.weight": torch.randn(4, 4, 3, 3), "0.kernel": torch.ones(1, 1, 5, 5), "empty": torch.ones(0, 4, 3, 3)}
     assert list(convolutions("net", state).left_out) == ["0.kernel"]
 
 
-def test_a_module_tells_more_than_its_state() -> None:
+def test_parametrised_weights_can_be_compared_in_a_module_but_not_in_its_state() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3), parametrised(), Standardised(6, 4, 3))
     found = convolutions("net", net)
     assert list(found.filters) == ["0", "1"]
@@ -177,7 +177,7 @@ def test_a_module_tells_more_than_its_state() -> None:
         convolutions("net", nn.Sequential(nn.Conv2d(4, 4, 3), nn.LazyConv2d(4, 3)))
 
 
-def test_looking_at_a_module_in_training_leaves_it_as_it_was() -> None:
+def test_computing_weights_of_a_module_in_training_does_not_change_it() -> None:
     net = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), parametrised()).train()
     before = copy.deepcopy(net.state_dict())
     convolutions("net", net)
@@ -186,7 +186,7 @@ def test_looking_at_a_module_in_training_leaves_it_as_it_was() -> None:
 
 
 @torch.no_grad()
-def test_a_bank_of_pruned_networks_has_their_weights() -> None:
+def test_a_bank_of_pruned_networks_stores_their_pruned_weights() -> None:
     def build() -> nn.Sequential:
         return nn.Sequential(
             nn.Conv2d(4, 6, 3), nn.ReLU(), nn.ConvTranspose2d(6, 4, 3), nn.Flatten(), nn.Linear(256, 2)
@@ -209,7 +209,7 @@ def test_a_bank_of_pruned_networks_has_their_weights() -> None:
         torch.testing.assert_close(back(x), net(x), rtol=1e-4, atol=1e-5)
 
 
-def test_a_bank_takes_no_integers_for_weights() -> None:
+def test_a_bank_refuses_integers_in_place_of_weights() -> None:
     states = [{"0.weight": torch.randn(4, 4, 3, 3), "0.bias": torch.zeros(4, dtype=torch.int8)} for _ in range(2)]
     with pytest.raises(FsclError, match=r"^0: entry '0\.bias' holds int8 values, and float32 in Sequential"):
         joint_decompose(states).bank(nn.Sequential(nn.Conv2d(4, 4, 3)), heads=["0.bias"])

@@ -1,4 +1,4 @@
-"""Several checkpoints over shared coefficients: what is explained, what is compared, and that networks come back."""
+"""Several checkpoints over shared coefficients: explained shares, similarities, and restored networks."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from fscl.similarity import similarity_matrix
 
 
 class Net(nn.Module):
-    """A stem of few filters, a layer of many, a grouped one with a larger kernel, and parts that are no filters."""
+    """A layer of few filters, one of many, a grouped one with a larger kernel, and entries that are not filters."""
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ LAYERS = ("stem", "wide", "grouped")
 
 
 def tuned(start: nn.Module, by: float, classes: int = 3) -> nn.Module:
-    """A network that has moved away from its start, as fine-tuning moves one; the head is new."""
+    """A network at some distance from its start, as after fine-tuning. The head is new."""
     model = Net(classes)
     old = start.state_dict()
     model.load_state_dict({k: v for k, v in old.items() if "classifier" not in k}, strict=False)
@@ -64,7 +64,7 @@ def strangers() -> list[nn.Module]:
 
 
 def columns(models: list[nn.Module], layer: str) -> list[np.ndarray]:
-    """Each network's filters (out * in, kh * kw), of norm one, straight from its weights."""
+    """Each network's filters (out * in, kh * kw), scaled to norm 1, from its weights."""
     found = [m.state_dict()[f"{layer}.weight"].double().numpy() for m in models]
     flat = [w.reshape(w.shape[0] * w.shape[1], -1) for w in found]
     return [w / (np.linalg.norm(w) or 1) for w in flat]
@@ -79,13 +79,13 @@ def similarity(joint, **options) -> np.ndarray:
     return similarity_matrix(joint, aggregate="mean", **options).double().numpy()
 
 
-# what the coefficients are
+# the coefficients
 
 
 @pytest.mark.parametrize("num_atoms", [1, 4, 9, 20, 45])
 @pytest.mark.parametrize("models", ["family", "strangers"])
-def test_no_coefficients_of_their_number_explain_more(request, models, num_atoms):
-    """Eckart and Young: what is left is the energy of the other singular values of the tall matrix."""
+def test_joint_coefficients_explain_as_much_as_their_number_allows(request, models, num_atoms):
+    """Eckart and Young: the unexplained energy is the energy of the remaining singular values of the tall matrix."""
     models = request.getfixturevalue(models)
     joint = joint_decompose(models, num_atoms)
     assert joint.layers == LAYERS
@@ -99,7 +99,7 @@ def test_no_coefficients_of_their_number_explain_more(request, models, num_atoms
         left = np.linalg.norm(tall - u @ (u.T @ tall)) ** 2
         assert left == pytest.approx((values[m:] ** 2).sum(), abs=1e-6)
         assert joint.explained[layer].mean() == pytest.approx((values[:m] ** 2).sum() / len(models), abs=1e-6)
-        # orthonormal, as many as there are dimensions
+        # orthonormal, as many as the filters span dimensions
         rank = min(m, len(values))
         np.testing.assert_allclose(u.T @ u, np.diag(np.arange(m) < rank), atol=1e-6)
         for t, (w, model) in enumerate(zip(columns(models, layer), models, strict=True)):
@@ -107,7 +107,7 @@ def test_no_coefficients_of_their_number_explain_more(request, models, num_atoms
             np.testing.assert_allclose(joint.stack(layer)[t].flatten(1), norm * (u.T @ w), atol=1e-6 * norm)
 
 
-def test_what_is_explained_is_a_share_that_grows_with_the_atoms_up_to_all(family, strangers):
+def test_the_explained_share_grows_with_the_number_of_atoms_up_to_1(family, strangers):
     for models in (family, strangers):
         last = {layer: torch.zeros(len(models), dtype=torch.float64) for layer in LAYERS}
         share, shares = 0.0, torch.zeros(len(models), dtype=torch.float64)
@@ -123,7 +123,7 @@ def test_what_is_explained_is_a_share_that_grows_with_the_atoms_up_to_all(family
         assert all(torch.allclose(e, torch.ones_like(e), atol=1e-12) for e in last.values())
 
 
-def test_the_overall_share_is_weighted_by_energy(family):
+def test_the_overall_explained_share_is_weighted_by_energy(family):
     joint = joint_decompose(family, 2)
     energy = {
         n: np.array([float((m.get_submodule(n).weight.detach().double() ** 2).sum()) for m in family]) for n in LAYERS
@@ -136,7 +136,7 @@ def test_the_overall_share_is_weighted_by_energy(family):
 
 
 def test_unrelated_networks_share_no_coefficients(strangers):
-    """One network's worth of coefficients explains not much more than its share of four."""
+    """As many coefficients as one network needs explain little more than a quarter of four networks."""
     apart = joint_decompose(strangers, layers=["wide"])
     assert apart.share < 0.5
     assert apart.refit(9 * 4).share == pytest.approx(1)
@@ -145,7 +145,7 @@ def test_unrelated_networks_share_no_coefficients(strangers):
 # comparing
 
 
-def test_with_enough_atoms_their_cosine_is_that_of_the_filters(family, strangers):
+def test_with_enough_atoms_the_cosine_of_atoms_is_the_cosine_of_filters(family, strangers):
     models = family[:3] + strangers[:2]
     joint = joint_decompose(models, 9 * 5)
     for layer in LAYERS:
@@ -155,7 +155,7 @@ def test_with_enough_atoms_their_cosine_is_that_of_the_filters(family, strangers
         )
 
 
-def test_with_fewer_it_is_so_as_far_as_the_filters_are_explained(family, strangers):
+def test_with_fewer_atoms_the_cosine_of_atoms_is_within_the_unexplained_share(family, strangers):
     for models in (family, strangers):
         for num_atoms in (3, 6, 9, 15):
             joint = joint_decompose(models, num_atoms)
@@ -168,7 +168,7 @@ def test_with_fewer_it_is_so_as_far_as_the_filters_are_explained(family, strange
 
 @pytest.mark.parametrize("num_atoms", [4, 9, 45])
 @pytest.mark.parametrize("metric", ["cosine", "filter", "grassmann", "projection"])
-def test_the_order_of_the_networks_permutes_the_matrix_and_no_more(family, metric, num_atoms):
+def test_the_order_of_networks_only_permutes_the_similarity_matrix(family, metric, num_atoms):
     order = [3, 0, 4, 2, 1]
     one = similarity(joint_decompose(family, num_atoms), metric=metric)
     other = similarity(joint_decompose([family[i] for i in order], num_atoms), metric=metric)
@@ -180,7 +180,7 @@ def test_the_order_of_the_networks_permutes_the_matrix_and_no_more(family, metri
 
 @pytest.mark.parametrize("num_atoms", [4, 9, 45])
 @torch.no_grad()
-def test_the_scale_of_one_networks_filters_changes_no_similarity(family, num_atoms):
+def test_scaling_the_filters_of_one_network_changes_no_similarity(family, num_atoms):
     before = joint_decompose(family, num_atoms)
     related = before.relatedness()
     family[1].wide.weight *= 100
@@ -198,7 +198,7 @@ def test_the_scale_of_one_networks_filters_changes_no_similarity(family, num_ato
     assert num_atoms == 45 or after.share != pytest.approx(before.share)  # by energy, as it says
 
 
-def test_other_networks_do_change_it(family):
+def test_adding_other_networks_changes_the_similarity_with_few_atoms(family):
     family[1].wide.weight.data.normal_()
     joint = joint_decompose(family, 45, layers=["wide"])
     assert np.abs(similarity(joint)[1, [0, 2, 3, 4]]).max() < 0.2
@@ -210,8 +210,8 @@ def test_other_networks_do_change_it(family):
 
 @pytest.mark.parametrize("apart", [1e-2, 1e-4, 1e-6, 0.0])
 @torch.no_grad()
-def test_networks_that_are_almost_the_same(apart):
-    """Singular values spread over as many digits as the networks agree in; coefficients stay orthonormal."""
+def test_coefficients_of_nearly_equal_networks_stay_orthonormal(apart):
+    """Singular values span as many digits as the networks agree in."""
     start = torch.randn(32, 16, 3, 3)
     states = [{"c.weight": start + apart * torch.randn_like(start)} for _ in range(4)]
     joint = joint_decompose(states, 36)
@@ -227,8 +227,8 @@ def test_networks_that_are_almost_the_same(apart):
     np.testing.assert_allclose(similarity(joint), flat @ flat.mT, atol=2e-7)
 
 
-def test_directions_that_rounding_has_made_up_are_left_out():
-    """Kernels of which the images reach the middle only keep the rest of their start, value by value."""
+def test_directions_made_of_rounding_are_left_out():
+    """If images reach only the middle of kernels, the other kernel values stay exactly as they started."""
     start = torch.randn(64, 64, 3, 3)
     networks = [start.clone() for _ in range(3)]
     for filters in networks:
@@ -246,8 +246,8 @@ def test_directions_that_rounding_has_made_up_are_left_out():
 @pytest.mark.parametrize("whole", [150, 40])
 @pytest.mark.parametrize("shape", [(24, 16, 3, 3), (8, 4, 3, 3), (6, 2, 5, 3)])
 @pytest.mark.parametrize("size", [4, 9, 18])
-def test_of_many_networks_the_same_is_found_without_whole_matrices(monkeypatch, whole, shape, size):
-    """By inner products of rows where these are few, else in a Krylov space; inner products in parts."""
+def test_the_decomposition_of_many_networks_is_the_same_without_whole_matrices(monkeypatch, whole, shape, size):
+    """Uses inner products of rows if there are few rows, otherwise a Krylov space, and inner products in parts."""
     start = torch.randn(shape)
     networks = [start + 0.3 * torch.rand(1) * torch.randn(shape) for _ in range(30)] + [torch.randn(shape)]
 
@@ -267,7 +267,7 @@ def test_of_many_networks_the_same_is_found_without_whole_matrices(monkeypatch, 
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
-def test_other_precisions(dtype):
+def test_joint_decompose_works_in_other_precisions(dtype):
     states = [{"c.weight": torch.randn(16, 8, 3, 3).to(dtype)} for _ in range(3)]
     joint = joint_decompose(states, 27)
     assert joint.atoms["c"].dtype == torch.promote_types(dtype, torch.float32)
@@ -276,7 +276,7 @@ def test_other_precisions(dtype):
     np.testing.assert_allclose(similarity(joint), flat @ flat.T, atol=2e-7)
 
 
-def test_memory_layout_and_gradients_make_no_difference(family):
+def test_joint_decompose_does_not_depend_on_memory_layout_or_gradients(family):
     joint = joint_decompose(family)
     for model in family:
         model.to(memory_format=torch.channels_last)
@@ -287,7 +287,7 @@ def test_memory_layout_and_gradients_make_no_difference(family):
 # filters that are zero, and layers that are small
 
 
-def test_filters_of_zeros_are_like_no_others_and_break_nothing(family):
+def test_zero_filters_have_similarity_0_and_break_nothing(family):
     states = [m.state_dict() for m in family]
     states[1] = states[1] | {"wide.weight": torch.zeros(16, 8, 3, 3)}
     states = [s | {"stem.weight": torch.zeros(8, 1, 3, 3)} for s in states]
@@ -309,7 +309,7 @@ def test_filters_of_zeros_are_like_no_others_and_break_nothing(family):
 # whether networks share a start
 
 
-def test_relatedness_is_one_over_the_same_coefficients_and_nothing_by_chance():
+def test_relatedness_is_1_for_shared_coefficients_and_0_by_chance():
     torch.manual_seed(1)
     u = torch.linalg.qr(torch.randn(32 * 32, 9))[0]
     same = [{"c.weight": (u @ torch.randn(9, 9)).view(32, 32, 3, 3)} for _ in range(3)]
@@ -324,7 +324,7 @@ def test_relatedness_is_one_over_the_same_coefficients_and_nothing_by_chance():
     assert max(chance) < 0.15
 
 
-def test_relatedness_is_symmetric_between_no_more_than_one_and_falls_with_the_distance():
+def test_relatedness_is_symmetric_at_most_1_and_falls_with_distance():
     start = Net()
     models = [start, *(tuned(start, by) for by in (0.05, 0.3, 1.0, 5.0)), Net()]
     related = joint_decompose(models).relatedness()
@@ -336,7 +336,7 @@ def test_relatedness_is_symmetric_between_no_more_than_one_and_falls_with_the_di
     assert abs(related[0, 5]) < 0.15
 
 
-def test_layers_that_chance_explains_say_nothing():
+def test_layers_explained_by_chance_do_not_count_in_relatedness():
     small = [{"c.weight": torch.randn(8, 1, 3, 3)} for _ in range(3)]  # 8 filters lie in the span of any 9
     joint = joint_decompose(small)
     assert joint.share == pytest.approx(1)
@@ -345,8 +345,8 @@ def test_layers_that_chance_explains_say_nothing():
     assert joint_decompose(more).relatedness()[0, 1:].max() < 0.1
 
 
-def test_shares_of_two_networks_alone_do_not_tell_strangers_apart():
-    """Why relatedness takes chance off: a common spectrum of few strong atoms explains most of anything."""
+def test_the_explained_share_of_two_networks_does_not_reveal_unrelated_ones():
+    """This is why relatedness subtracts chance: a few strong atoms explain most of any filters."""
     strength = torch.tensor([1, 0.5] + [0.05] * 7)
     states = [{"c.weight": (torch.randn(1024, 9) * strength).view(32, 32, 3, 3)} for _ in range(2)]
     joint = joint_decompose(states)
@@ -357,7 +357,7 @@ def test_shares_of_two_networks_alone_do_not_tell_strangers_apart():
 # some of the networks, some of the layers
 
 
-def test_refitting_is_decomposing_again(family, strangers):
+def test_refit_equals_a_new_decomposition(family, strangers):
     named = {f"n{i}": m for i, m in enumerate(family + strangers)}
     joint = joint_decompose(named)
     joint.relatedness()
@@ -374,7 +374,7 @@ def test_refitting_is_decomposing_again(family, strangers):
         torch.testing.assert_close(again.relatedness(), fresh.relatedness())
 
 
-def test_layers_can_be_chosen(family):
+def test_joint_decompose_accepts_a_choice_of_layers(family):
     joint = joint_decompose(family, layers=["grouped", "stem"])
     assert joint.layers == ("grouped", "stem")
     whole = joint_decompose(family)
@@ -388,7 +388,7 @@ def test_layers_can_be_chosen(family):
     torch.testing.assert_close(back.eval()(x), family[2](x), rtol=1e-4, atol=1e-5)
 
 
-def test_state_dicts_and_modules_by_name_or_in_order_are_the_same(family):
+def test_state_dicts_and_modules_named_or_in_order_give_the_same_decomposition(family):
     by_order = joint_decompose(family)
     assert by_order.names == ("0", "1", "2", "3", "4")
     by_name = joint_decompose({f"m{i}": m.state_dict() for i, m in enumerate(family)})
@@ -400,7 +400,7 @@ def test_state_dicts_and_modules_by_name_or_in_order_are_the_same(family):
 
 
 @torch.no_grad()
-def test_with_enough_atoms_a_bank_gives_every_network_back(tmp_path):
+def test_with_enough_atoms_a_bank_restores_every_network(tmp_path):
     start = Net()
     models = [tuned(start, 0.3, classes=n) for n in (3, 7, 2)]
     joint = joint_decompose({f"of {n} classes": m.state_dict() for n, m in zip((3, 7, 2), models, strict=True)}, 27)
@@ -423,7 +423,7 @@ def test_with_enough_atoms_a_bank_gives_every_network_back(tmp_path):
 
 
 @torch.no_grad()
-def test_with_the_atoms_of_one_network_they_come_back_as_far_as_explained(family):
+def test_with_few_atoms_a_bank_restores_the_explained_part_of_filters(family):
     x = torch.randn(16, 1, 8, 8)
     wrong = []
     for num_atoms in (3, 9, 45):
@@ -442,7 +442,7 @@ def test_with_the_atoms_of_one_network_they_come_back_as_far_as_explained(family
     assert wrong[2] < 1e-5
 
 
-def test_entries_that_agree_are_stored_once(family):
+def test_a_bank_of_checkpoints_stores_entries_that_agree_once(family):
     states = [m.state_dict() for m in family]
     states = [s | {n: states[0][n] for n in ("hidden.weight", "hidden.bias", "point.bias")} for s in states]
     bank = joint_decompose(states).bank(Net())
@@ -456,7 +456,7 @@ def test_entries_that_agree_are_stored_once(family):
     assert bank.memory()["other"] == sum(4 * states[0][n].numel() for n, k in kinds.items() if k == "other")
 
 
-def test_old_checkpoints_without_counters_and_modules_with_two_names():
+def test_a_bank_accepts_old_checkpoints_without_counters_and_modules_with_two_names():
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -480,7 +480,7 @@ def test_old_checkpoints_without_counters_and_modules_with_two_names():
 # mistakes
 
 
-def test_mistakes_say_which_network_and_what_would_do(family):
+def test_errors_of_joint_decompose_name_the_network_and_valid_values(family):
     states = {n: m.state_dict() for n, m in zip("abcde", family, strict=True)}
     with pytest.raises(FsclError, match=r"no networks to decompose"):
         joint_decompose([])
@@ -512,7 +512,7 @@ def test_mistakes_say_which_network_and_what_would_do(family):
             joint_decompose(states | {"e": states["e"] | {"wide.weight": bad}})
 
 
-def test_mistakes_with_what_came_of_it(family):
+def test_errors_of_joint_decomposition_methods_list_valid_values(family):
     joint = joint_decompose(dict(zip("abcde", family, strict=True)))
     for call in (joint.stack, joint.gram):
         with pytest.raises(FsclError, match=r"no layer 'point' was decomposed; layers: stem, wide, grouped"):

@@ -1,4 +1,4 @@
-"""Filters that are kept from pass to pass in evaluation: never stale, never where they do harm."""
+"""Composed filters that are kept between passes in evaluation: never stale, and never in copies, files or graphs."""
 
 import copy
 import io
@@ -23,7 +23,7 @@ def x():
 
 
 def expected(layer, x):
-    """The oracle: filters composed here, from what the parameters hold now."""
+    """The oracle: the convolution with filters composed here, from the present parameters."""
     filters = torch.einsum("oim,mhw->oihw", layer.coefficients.detach(), layer.atoms.detach())
     return F.conv2d(x, filters, layer.bias.detach(), padding=1)
 
@@ -35,13 +35,13 @@ def right(layer, x):
 
 @pytest.fixture
 def compositions(layer, monkeypatch):
-    """How often filters were composed."""
+    """A list with an item for each time that filters were composed."""
     count, original = [], AtomConv2d._compose
     monkeypatch.setattr(AtomConv2d, "_compose", lambda self: count.append(1) or original(self))
     return count
 
 
-def test_filters_are_composed_once(layer, x, compositions):
+def test_filters_are_composed_once_in_evaluation(layer, x, compositions):
     with torch.no_grad():
         first = layer(x)
         assert all(torch.equal(layer(x), first) for _ in range(3))
@@ -106,7 +106,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_a_change_is_seen(layer, x, change):
+def test_composed_filters_follow_a_change_of_parameters(layer, x, change):
     for _ in range(3):
         assert right(layer, x)
         before = layer.atoms.detach().clone(), layer.coefficients.detach().clone()
@@ -115,7 +115,7 @@ def test_a_change_is_seen(layer, x, change):
         assert right(layer, x)
 
 
-def test_parameters_made_where_others_were_freed_are_seen(layer, x):
+def test_new_parameters_at_a_freed_address_are_noticed(layer, x):
     for _ in range(20):
         layer.atoms = nn.Parameter(torch.randn(9, 3, 3))
         assert right(layer, x)
@@ -123,7 +123,7 @@ def test_parameters_made_where_others_were_freed_are_seen(layer, x):
 
 @pytest.mark.parametrize("how", [{"foreach": True}, {"foreach": False}, {"fused": True}], ids=str)
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW])
-def test_a_step_of_an_optimizer_is_seen(layer, x, optimizer, how):
+def test_composed_filters_follow_an_optimizer_step(layer, x, optimizer, how):
     steps = optimizer(layer.parameters(), lr=0.01, **how)
     assert right(layer, x)
     for _ in range(3):  # in evaluation mode, and with a look between gradient and step
@@ -138,7 +138,7 @@ def test_a_step_of_an_optimizer_is_seen(layer, x, optimizer, how):
         assert right(layer, x)
 
 
-def test_tasks_in_turn(layer, x):
+def test_composed_filters_follow_tasks_that_are_swapped_in_turn(layer, x):
     tasks = [nn.Parameter(torch.randn(9, 3, 3), requires_grad=False) for _ in range(3)]
     for task in (0, 1, 0, 2, 2, 1):
         layer._parameters["atoms"] = tasks[task]
@@ -146,7 +146,7 @@ def test_tasks_in_turn(layer, x):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_another_precision(layer, x, dtype):
+def test_composed_filters_follow_a_change_of_precision(layer, x, dtype):
     with torch.no_grad():
         layer(x)
         out = layer.to(dtype)(x.to(dtype))
@@ -156,7 +156,7 @@ def test_another_precision(layer, x, dtype):
         assert layer.to("meta")(x.to("meta")).is_meta
 
 
-def test_autocast_does_not_lower_the_precision_of_what_is_kept(layer, x):
+def test_autocast_does_not_lower_the_precision_of_composed_filters(layer, x):
     fresh = copy.deepcopy(layer)
     with torch.no_grad():
         with torch.autocast("cpu", torch.bfloat16):
@@ -171,7 +171,7 @@ def test_autocast_does_not_lower_the_precision_of_what_is_kept(layer, x):
     assert layer.atoms.grad.dtype == torch.float32
 
 
-def test_inference_mode_leaves_nothing_that_autograd_cannot_use(layer, x):
+def test_filters_composed_in_inference_mode_can_be_used_by_autograd(layer, x):
     with torch.inference_mode():
         layer(x)
     layer.requires_grad_(False)
@@ -201,7 +201,7 @@ def test_composed_filters_are_in_no_copy_state_or_file(layer, x):
     assert right(layer, x)
 
 
-def test_functional_calls_do_not_leak(layer, x):
+def test_functional_call_leaves_no_composed_filters_behind(layer, x):
     other = {"atoms": torch.randn(9, 3, 3), "coefficients": torch.randn(4, 3, 9)}
     with torch.no_grad():
         own = layer(x)
@@ -212,7 +212,7 @@ def test_functional_calls_do_not_leak(layer, x):
             assert torch.equal(layer(x), own)
 
 
-def test_transforms_do_not_leak(layer, x):
+def test_torch_func_transforms_leave_no_composed_filters_behind(layer, x):
     layer.requires_grad_(False)
     stack = torch.randn(5, 9, 3, 3)
 
@@ -232,7 +232,7 @@ def test_transforms_do_not_leak(layer, x):
     assert right(layer, x)
 
 
-def test_a_copy_of_a_layer_compiled_in_place_is_a_layer_of_its_own(layer, x):
+def test_a_copy_of_a_layer_compiled_in_place_is_independent(layer, x):
     layer.compile(backend="eager")
     layer(x)
     twin = pickle.loads(pickle.dumps(copy.deepcopy(layer)))
@@ -252,7 +252,7 @@ def test_compiled_and_exported_layers_follow_their_parameters(layer, x):
             assert right(layer, x)
 
 
-def test_traced_layers_hold_the_parameters_and_not_the_filters(layer, x):
+def test_traced_layers_hold_parameters_and_no_composed_filters(layer, x):
     with torch.no_grad():
         layer(x)
         traced = torch.jit.trace(layer, (x,))
@@ -270,7 +270,7 @@ def kept_for_backward(layer, x):
 
 
 @pytest.mark.parametrize("shape", [(8, 6), (3, 5)])
-def test_frozen_coefficients_take_no_gradient_and_nothing_is_kept_for_one(shape):
+def test_nothing_is_saved_for_gradients_of_frozen_coefficients(shape):
     layer = AtomConv2d(*shape, 3)
     inputs = torch.randn(2, shape[0], 5, 5, requires_grad=True)
     layer.coefficients.requires_grad_(False)
@@ -281,7 +281,7 @@ def test_frozen_coefficients_take_no_gradient_and_nothing_is_kept_for_one(shape)
 
 @pytest.mark.parametrize("shape", [(4, 6), (3, 5)])
 @pytest.mark.parametrize("kernel", [(1, 2), (2, 3), 3, 4])
-def test_gradients_are_those_of_the_explicit_sum(shape, kernel):
+def test_gradients_of_composed_filters_equal_those_of_the_explicit_sum(shape, kernel):
     layer = AtomConv2d(*shape, kernel, num_atoms=5, dtype=torch.float64)
     seed = torch.randn_like(layer.weight)
     found = torch.autograd.grad((layer.weight * seed).sum(), (layer.coefficients, layer.atoms))

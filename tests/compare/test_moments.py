@@ -1,4 +1,4 @@
-"""Second moments carried through layers: against exact covariances, sampled networks, and what must not change them."""
+"""Second moments carried through layers, against exact covariances and sampled networks, and their invariances."""
 
 import copy
 import math
@@ -16,7 +16,7 @@ from fscl.similarity import noise_images
 
 
 def bank_of(model: nn.Module, count: int = 3, amount: float = 0.5, seed: int = 0) -> AtomBank:
-    """Tasks that differ from the network as it is in atoms and, where there is one, normalisation."""
+    """A bank whose tasks differ from the network in atoms and, if there is any, normalisation."""
     generator = torch.Generator().manual_seed(seed)
     first, bank = copy.deepcopy(model.state_dict()), AtomBank(model)
     for task in range(count):
@@ -43,7 +43,7 @@ def small() -> nn.Module:
 
 
 def spectrum_covariance(side: int, exponent: float) -> np.ndarray:
-    """Covariance of pixels of a torus by their offset, (side, side), 1 at none: summed over waves one by one."""
+    """Covariance of pixels of a torus by offset, (side, side), 1 at offset zero: an explicit sum over waves."""
     found = np.zeros((side, side))
     y, x = np.mgrid[:side, :side]
     for row in range(side):
@@ -57,7 +57,9 @@ def spectrum_covariance(side: int, exponent: float) -> np.ndarray:
 @pytest.mark.parametrize("exponent", [0.0, 1.0])
 @pytest.mark.parametrize("colour", [0.0, 0.7])
 @pytest.mark.parametrize(("groups", "dilation"), [(1, 1), (3, 1), (1, 2)])
-def test_one_layer_is_the_exact_squared_correlation_of_its_features(exponent, colour, groups, dilation):
+def test_moment_similarity_of_one_layer_is_the_exact_squared_correlation_of_features(
+    exponent, colour, groups, dilation
+):
     torch.manual_seed(0)
     model = network(nn.Conv2d(3, 6, 3, groups=groups, dilation=dilation))
     bank, side = bank_of(model), 24
@@ -82,7 +84,7 @@ def test_one_layer_is_the_exact_squared_correlation_of_its_features(exponent, co
     assert found.numpy() == pytest.approx((covariance / np.outer(scale, scale)) ** 2, abs=1e-9)
 
 
-def test_a_chain_of_single_channels_is_what_normal_images_give_in_the_networks():
+def test_moment_similarity_of_single_channel_layers_agrees_with_sampled_images():
     torch.manual_seed(3)
     model = network(
         nn.Conv2d(1, 1, 3), nn.BatchNorm2d(1), nn.ReLU(), nn.Conv2d(1, 1, 3, stride=2), nn.BatchNorm2d(1), nn.ReLU(),
@@ -120,7 +122,7 @@ def test_a_chain_of_single_channels_is_what_normal_images_give_in_the_networks()
     assert abs(found[1] - sampled[1]).sum() < abs(linear[1] - sampled[1]).sum()
 
 
-def test_the_rectifier_s_series_is_its_covariance():
+def test_hermite_series_gives_the_covariance_of_rectified_normals():
     scale, shift = torch.tensor([1.0, 0.7, 2.0, -1.2]).double(), torch.tensor([0.0, 0.5, -1.5, 0.4]).double()
     coefficients = hermite(scale, shift, 40).numpy()
     nodes, weights = np.polynomial.hermite_e.hermegauss(200)
@@ -134,7 +136,7 @@ def test_the_rectifier_s_series_is_its_covariance():
         assert series == pytest.approx(kernel, abs=2e-3)
 
 
-def test_for_white_images_and_one_layer_it_is_the_square_of_the_cosine_of_atoms():
+def test_moment_similarity_for_white_images_is_the_squared_cosine_of_atoms():
     torch.manual_seed(0)
     model = network(nn.Conv2d(4, 6, 3))
     bank = bank_of(model)
@@ -142,7 +144,7 @@ def test_for_white_images_and_one_layer_it_is_the_square_of_the_cosine_of_atoms(
     assert found.numpy() == pytest.approx(bank.similarity("cosine", "product").double().numpy(), abs=1e-9)
 
 
-def test_is_a_similarity_and_leaves_the_network_alone():
+def test_moment_similarity_is_symmetric_bounded_and_does_not_change_the_network():
     model = small().train()
     bank = bank_of(model, 4)
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
@@ -158,7 +160,7 @@ def test_is_a_similarity_and_leaves_the_network_alone():
     assert not any(m._forward_hooks for m in model.modules())
 
 
-def test_blocks_of_pairs_change_nothing(monkeypatch):
+def test_moment_similarity_is_the_same_in_blocks_of_any_size(monkeypatch):
     model = small()
     bank = bank_of(model, 5)
     whole = moment_similarity(bank, model, (3, 20, 20), per_layer=True)
@@ -166,7 +168,7 @@ def test_blocks_of_pairs_change_nothing(monkeypatch):
     assert torch.allclose(moment_similarity(bank, model, (3, 20, 20), per_layer=True), whole, atol=1e-12)
 
 
-def test_another_gauge_or_scale_of_atoms_changes_nothing(monkeypatch):
+def test_moment_similarity_is_invariant_to_gauge_and_scale_of_atoms(monkeypatch):
     model = small()
     bank = bank_of(model)
     found = moment_similarity(bank, model, (3, 20, 20), per_layer=True)
@@ -193,7 +195,7 @@ def test_another_gauge_or_scale_of_atoms_changes_nothing(monkeypatch):
     ("entry", "same", "moved"),
     [("0.atoms", [], [0, 1, 2]), ("4.atoms", [0], [1, 2]), ("1.weight", [0], [1, 2]), ("5.bias", [0, 1], [2])],
 )
-def test_what_a_task_changes_is_seen_from_that_layer_on(entry, same, moved):
+def test_moment_similarity_changes_only_from_the_changed_layer_on(entry, same, moved):
     model = small()
     state, bank = copy.deepcopy(model.state_dict()), AtomBank(model)
     bank.store(model, 0)
@@ -209,7 +211,7 @@ def test_what_a_task_changes_is_seen_from_that_layer_on(entry, same, moved):
 
 
 class Split(nn.Module):
-    """Two branches of one convolution, which meet in a sum or side by side."""
+    """Two branches after one convolution. They are added or concatenated."""
 
     def __init__(self, joined: bool) -> None:
         super().__init__()
@@ -225,7 +227,7 @@ class Split(nn.Module):
 
 
 @pytest.mark.parametrize("joined", [True, False])
-def test_what_comes_by_two_ways_is_as_alike_as_both_together(joined):
+def test_moment_similarity_after_a_sum_or_concatenation_combines_both_branches(joined):
     model = decompose(Split(joined).double()).model
     freeze_coefficients(model)
     state, bank = copy.deepcopy(model.state_dict()), AtomBank(model)
@@ -239,7 +241,7 @@ def test_what_comes_by_two_ways_is_as_alike_as_both_together(joined):
     assert found["left"] < found["last"] < 1  # half of what enters the last layer is the same
 
 
-def test_layers_come_in_the_bank_s_order_though_they_run_in_another():
+def test_moment_similarity_orders_layers_as_the_bank_does():
     class Backwards(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -271,17 +273,19 @@ def test_layers_come_in_the_bank_s_order_though_they_run_in_another():
         ({"colour": 1.5}, "colour 1.5.*from 0 to 1"),
     ],
 )
-def test_bad_arguments_are_refused(arguments, message):
+def test_moment_similarity_refuses_arguments_out_of_range(arguments, message):
     model = small()
     with pytest.raises(FsclError, match=message):
         moment_similarity(bank_of(model), model, **{"shape": (3, 20, 20)} | arguments)
 
 
-def test_an_empty_bank_and_another_network_are_refused():
+def test_moment_similarity_refuses_an_empty_bank_and_another_network():
     model = small()
     with pytest.raises(FsclError, match="the bank is empty"):
         moment_similarity(AtomBank(model), model, (3, 20, 20))
-    with pytest.raises(FsclError, match="no atom layer '0'; the bank is of another one"):
+    with pytest.raises(FsclError, match="no atom layer '0'; the bank belongs to another network"):
         moment_similarity(bank_of(model), nn.Sequential(nn.Flatten()), (3, 20, 20))
-    with pytest.raises(FsclError, match=r"does not reach layer '0' by what can be followed \(conv.*give `call`"):
+    with pytest.raises(
+        FsclError, match=r"does not reach layer '0' by operations that can be followed \(conv.*give a `call`"
+    ):
         moment_similarity(bank_of(model), model, (3, 20, 20), call=lambda net, images: None)

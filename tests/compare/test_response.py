@@ -1,4 +1,4 @@
-"""Responses of tasks to given images, by passes and by the tangent: plain hooks, differences and numpy as oracles."""
+"""Responses of tasks to images, by passes and by the tangent. Oracles: plain hooks, finite differences, numpy."""
 
 import copy
 
@@ -21,7 +21,7 @@ EVERY = pytest.mark.parametrize(
 
 
 class Net(nn.Module):
-    """Smooth, so that derivatives of every order exist; what is normalised has scale and shift, or not."""
+    """A smooth network, so that all derivatives exist; one normalisation has scale and shift, the other does not."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ LAYERS = ["first", "second", "third"]
 
 
 class Tasks:
-    """A network of atoms in float64, its bank, and tasks that are made by moving away from where it started."""
+    """A network of atoms in float64 and its bank, whose tasks are made by changing the network."""
 
     def __init__(self, net: nn.Module, num_atoms: int = 9, heads: list[str] | None = None) -> None:
         self.model = decompose(net.double(), num_atoms).model.eval()
@@ -80,14 +80,14 @@ def empty() -> Tasks:
 
 @pytest.fixture
 def tasks(empty) -> Tasks:
-    """Three tasks that differ in all that may differ."""
+    """Three tasks that differ in every entry that belongs to a task."""
     for task in range(3):
         empty.store(task, empty.move())
     return empty
 
 
 def hooked(tasks: Tasks, task: int, layer: str, images: Tensor) -> np.ndarray:
-    """What a layer of a restored task gives, (n * h * w, channels)."""
+    """The output of a layer of a restored task, (n * h * w, channels)."""
     network, seen = copy.deepcopy(tasks.model), []
     tasks.bank.restore(network, task)
     network.get_submodule(layer).register_forward_hook(
@@ -104,7 +104,7 @@ def aligned(features: list[np.ndarray]) -> np.ndarray:
 
 
 class Calls:
-    """Makes passes, and remembers of how many images."""
+    """Makes passes, and records the number of images of each."""
 
     def __init__(self) -> None:
         self.sizes: list[int] = []
@@ -125,7 +125,7 @@ def listed(found: dict[str, list[Tensor]] | Tensor) -> list[Tensor]:
 # Responses
 
 
-def test_responses_are_what_hooks_see_in_restored_networks(tasks, images):
+def test_response_features_equal_what_hooks_see_in_restored_networks(tasks, images):
     found = response_features(tasks.bank, tasks.model, images, positions=None, batch_size=2)
     assert list(found) == LAYERS
     for layer, features in found.items():
@@ -159,18 +159,18 @@ def test_positions_are_the_same_in_every_task_and_function(tasks, images, featur
     assert features(tasks.bank, tasks.model, images, positions=20)["third"][0].shape == (60, 4)  # all there are
 
 
-def test_the_measure_is_the_one_that_is_named(tasks, images):
+def test_response_similarity_uses_the_named_measure(tasks, images):
     found = response_similarity(tasks.bank, tasks.model, images, "linear_cka", per_layer=True, positions=None)
     for layer, matrix in zip(LAYERS, found, strict=True):
         x, y = (torch.from_numpy(hooked(tasks, task, layer, images)) for task in (0, 2))
         assert matrix[0, 2] == pytest.approx(linear_cka(x, y), abs=1e-9)
 
 
-# What similarities are
+# Similarities
 
 
 @SIMILARITY
-def test_symmetric_bounded_and_one_on_the_diagonal(tasks, images, similarity):
+def test_response_and_tangent_similarity_are_symmetric_bounded_and_1_on_the_diagonal(tasks, images, similarity):
     for per_layer, shape in ((False, (3, 3)), (True, (3, 3, 3))):
         found = similarity(tasks.bank, tasks.model, images, per_layer=per_layer)
         assert found.dtype == torch.float64
@@ -185,7 +185,7 @@ def test_symmetric_bounded_and_one_on_the_diagonal(tasks, images, similarity):
 
 
 @SIMILARITY
-def test_tasks_that_are_alike_or_alone(empty, images, similarity):
+def test_equal_tasks_have_similarity_1_and_a_single_task_gives_a_1x1_matrix(empty, images, similarity):
     empty.store(4, empty.move())
     assert torch.equal(similarity(empty.bank, empty.model, images), torch.ones(1, 1, dtype=torch.float64))
     empty.bank.store(empty.model, 9)
@@ -193,8 +193,8 @@ def test_tasks_that_are_alike_or_alone(empty, images, similarity):
 
 
 @SIMILARITY
-def test_to_impulses_a_layer_responds_with_its_filters(similarity):
-    """Then the metric of its atoms is the identity, and the similarity the squared cosine of atoms in their gauge."""
+def test_similarity_of_responses_to_impulses_is_the_squared_cosine_of_atoms(similarity):
+    """The metric of its atoms is then the identity."""
     tasks = Tasks(nn.Sequential(nn.Conv2d(1, 6, 3, padding=2, bias=False), nn.Flatten(), nn.Linear(294, 2)))
     for task in range(4):
         tasks.store(task, tasks.move())
@@ -208,9 +208,7 @@ def test_to_impulses_a_layer_responds_with_its_filters(similarity):
 
 @SIMILARITY
 @pytest.mark.parametrize("how", ["scale", "mixture"])
-def test_the_gauge_that_all_tasks_share_changes_nothing_but_the_cosine_of_atoms(
-    tasks, images, similarity, how, monkeypatch
-):
+def test_a_change_of_gauge_changes_only_the_plain_cosine_of_atoms(tasks, images, similarity, how, monkeypatch):
     other = Tasks(Net())
     other.model.load_state_dict(tasks.start)
     gauge = {}
@@ -247,7 +245,7 @@ def test_the_gauge_that_all_tasks_share_changes_nothing_but_the_cosine_of_atoms(
         (["head.weight", "head.bias"], []),
     ],
 )
-def test_each_entry_counts_in_the_layers_that_it_reaches(empty, images, similarity, entries, seen_by):
+def test_a_changed_entry_changes_only_the_layers_after_it(empty, images, similarity, entries, seen_by):
     empty.store(0, {})
     empty.store(1, empty.move(*entries))
     found = similarity(empty.bank, empty.model, images, per_layer=True)[:, 0, 1]
@@ -255,7 +253,7 @@ def test_each_entry_counts_in_the_layers_that_it_reaches(empty, images, similari
 
 
 @SIMILARITY
-def test_a_layer_is_compared_up_to_its_own_scale(empty, images, similarity):
+def test_similarity_does_not_depend_on_the_scale_of_a_layer(empty, images, similarity):
     start = empty.start
     empty.store(0, {})
     empty.store(1, {name: 2 * start[name] for name in ("first.atoms", "first.bias")})  # three times what they were
@@ -268,7 +266,7 @@ def test_a_layer_is_compared_up_to_its_own_scale(empty, images, similarity):
 
 
 @pytest.mark.parametrize("reference", [None, 0, 1, 2])
-def test_at_the_reference_the_tangent_is_exact_and_nowhere_else(tasks, images, reference):
+def test_tangent_features_are_exact_only_at_the_reference(tasks, images, reference):
     found = tangent_features(tasks.bank, tasks.model, images, reference=reference)
     true = response_features(tasks.bank, tasks.model, images)
     for layer in LAYERS:
@@ -276,7 +274,7 @@ def test_at_the_reference_the_tangent_is_exact_and_nowhere_else(tasks, images, r
         assert exact == ([True] * 3 if layer == "first" else [task == (reference or 0) for task in range(3)])
 
 
-def test_the_error_falls_with_the_square_of_the_distance_to_the_reference(empty, images):
+def test_the_error_of_tangent_features_falls_with_the_squared_distance(empty, images):
     move, distances = empty.move(), (0.08, 0.04, 0.02, 0.01)
     wrong = {layer: [] for layer in LAYERS}
     for distance in distances:
@@ -293,7 +291,7 @@ def test_the_error_falls_with_the_square_of_the_distance_to_the_reference(empty,
         assert ratios[-1] == pytest.approx(4, rel=0.03)
 
 
-def test_slopes_are_central_differences_of_responses(empty, images):
+def test_tangent_slopes_equal_central_differences_of_responses(empty, images):
     moves = [{n: m for n, m in empty.move().items() if "running" not in n} for _ in range(2)]  # all are coordinates
     empty.store(0, {})
     for task, move in enumerate(moves, 1):
@@ -314,7 +312,7 @@ def test_slopes_are_central_differences_of_responses(empty, images):
 
 
 class Reversed(nn.BatchNorm2d):
-    """Does more than its parent."""
+    """A subclass of a normalisation with another forward pass."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).flip(1)
@@ -331,8 +329,8 @@ class Reversed(nn.BatchNorm2d):
     ids=["affine", "bare", "instance", "subclass"],
 )
 @pytest.mark.parametrize("reference", [0, 2])
-def test_normalisation_is_folded_exactly(images, norm, reference):
-    """Between two convolutions that stay, the features are linear in its scale and shift, however far they go."""
+def test_tangent_features_fold_normalisation_exactly(images, norm, reference):
+    """Between two unchanged convolutions, features are linear in scale and shift at any distance."""
     tasks = Tasks(nn.Sequential(nn.Conv2d(2, 4, 3), norm, nn.Conv2d(4, 3, 3), nn.Flatten(), nn.Linear(27, 2)))
     entries = [f"1.{name}" for name in ("weight", "bias", "running_mean", "running_var")]
     for task in range(3):
@@ -344,8 +342,8 @@ def test_normalisation_is_folded_exactly(images, norm, reference):
     assert gap(true[0], true[1]) > 0.1
 
 
-def test_a_single_layer_is_linear_in_its_atoms(images):
-    """Also with more tasks than dimensions: two atoms of nine values and five biases."""
+def test_tangent_features_of_a_single_layer_are_exact(images):
+    """There are more tasks than dimensions: two atoms of nine values, and five biases."""
     tasks = Tasks(nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(125, 2)), num_atoms=2)
     for task in range(30):
         tasks.store(task, tasks.move("0.atoms", "0.bias"), by=10)
@@ -358,7 +356,7 @@ def test_a_single_layer_is_linear_in_its_atoms(images):
     assert torch.allclose(*similarities, atol=1e-9)
 
 
-def test_passes_are_as_many_as_tasks_span_dimensions(empty, images):
+def test_the_tangent_takes_one_pass_for_each_dimension_that_tasks_span(empty, images):
     moves = [empty.move("second.atoms", "norm.bias") for _ in range(2)]
     for task, (one, two) in enumerate([(0, 0), (1, 0), (-2, 0), (0.5, 0), (1, 3), (2, -1)]):
         empty.store(task, {name: one * moves[0][name] + two * moves[1][name] for name in moves[0]})
@@ -380,14 +378,14 @@ def test_tangent_similarity_is_the_squared_cosine_of_tangent_features(tasks, ima
     assert (other - found).abs().max() > 1e-3
 
 
-def test_near_the_reference_the_tangent_is_the_response(empty, images):
+def test_near_the_reference_tangent_and_response_similarity_agree(empty, images):
     for task in range(4):
         empty.store(task, empty.move(), by=0.02)
     tangent, response = (f(empty.bank, empty.model, images) for f in (tangent_similarity, response_similarity))
     assert (1 - response).max() > 100 * (tangent - response).abs().max()
 
 
-def test_float32_serves(tasks, images):
+def test_the_tangent_in_float32_agrees_with_float64(tasks, images):
     half = AtomBank(copy.deepcopy(tasks.model).float())
     for task in tasks.bank.tasks:
         tasks.bank.restore(tasks.model, task)
@@ -398,11 +396,11 @@ def test_float32_serves(tasks, images):
         assert torch.allclose(similarity(half, tasks.model, images.float()), expected, atol=1e-5)
 
 
-# Networks of all makes
+# Unusual networks
 
 
 @FEATURES
-def test_heads_of_one_task_alone_change_nothing(images, features):
+def test_a_head_that_only_one_task_has_changes_no_feature(images, features):
     heads = {str(task): nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2 + task)) for task in range(2)}
     tasks = Tasks(nn.ModuleDict({"conv": nn.Conv2d(2, 4, 3), "heads": nn.ModuleDict(heads)}), heads=["heads"])
     for task in range(2):
@@ -416,7 +414,7 @@ def test_heads_of_one_task_alone_change_nothing(images, features):
 
 
 @FEATURES
-def test_a_head_that_grew_between_tasks(empty, images, features):
+def test_a_head_that_grew_between_tasks_changes_no_feature(empty, images, features):
     empty.store(0, {})
     empty.model.head = nn.Linear(4, 7).double()
     empty.bank.store(empty.model, 1)
@@ -425,8 +423,8 @@ def test_a_head_that_grew_between_tasks(empty, images, features):
 
 
 @FEATURES
-def test_layers_that_work_in_place_do_not_reach_back(features):
-    """Maps of one pixel are not copied on their way."""
+def test_in_place_layers_do_not_change_collected_features(features):
+    """Maps of one pixel are not copied when features are flattened."""
     tasks = Tasks(nn.Sequential(nn.Conv2d(2, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4, 2)))
     for task in range(2):
         tasks.store(task, tasks.move())
@@ -438,8 +436,8 @@ def test_layers_that_work_in_place_do_not_reach_back(features):
 
 
 @FEATURES
-def test_other_layers_than_those_of_atoms(images, features):
-    """A point convolution, a whole block and a linear layer, whose features are no map."""
+def test_features_can_be_collected_from_layers_without_atoms(images, features):
+    """A 1x1 convolution, a whole block, and a linear layer, whose features are not maps."""
     block = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3))
     tasks = Tasks(nn.Sequential(block, nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(100, 6)))
     for task in range(2):
@@ -456,7 +454,7 @@ def test_other_layers_than_those_of_atoms(images, features):
 
 
 @FEATURES
-def test_modules_under_two_names(images, features):
+def test_features_of_modules_with_two_names_are_collected(images, features):
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -478,7 +476,7 @@ def test_modules_under_two_names(images, features):
 
 
 @EVERY
-def test_a_network_built_afresh_will_do(tasks, images, function):
+def test_a_newly_built_network_gives_the_same_responses(tasks, images, function):
     fresh = decompose(Net().double()).model
     found, expected = (function(tasks.bank, net, images) for net in (fresh, tasks.model))
     for ours, theirs in zip(listed(found), listed(expected), strict=True):
@@ -486,7 +484,7 @@ def test_a_network_built_afresh_will_do(tasks, images, function):
 
 
 @EVERY
-def test_bank_and_network_are_left_to_the_bit_also_when_a_pass_fails(tasks, images, function):
+def test_bank_and_network_are_unchanged_even_if_a_pass_fails(tasks, images, function):
     model = tasks.model.train()
     model.norm.eval()  # frozen statistics, as in fine-tuning
     model.drop.register_forward_hook(lambda *_: None)
@@ -520,7 +518,7 @@ def test_bank_and_network_are_left_to_the_bit_also_when_a_pass_fails(tasks, imag
 
 
 @EVERY
-def test_banks_and_networks_on_a_gpu(tasks, images, function):
+def test_responses_on_a_gpu_agree_with_the_cpu(tasks, images, function):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     expected = function(tasks.bank, tasks.model, images)
@@ -535,7 +533,7 @@ def test_banks_and_networks_on_a_gpu(tasks, images, function):
 
 
 @EVERY
-def test_an_empty_bank_is_refused(empty, images, function):
+def test_responses_of_an_empty_bank_are_refused(empty, images, function):
     with pytest.raises(FsclError, match="the bank is empty; store a task first"):
         function(empty.bank, empty.model, images)
 
@@ -552,30 +550,32 @@ def test_an_empty_bank_is_refused(empty, images, function):
         ({"layers": ["first"], "call": lambda net, x: net(x + net.first(x)[:, :2])}, "layer 'first' is called 2 times"),
     ],
 )
-def test_layers_and_options_that_there_are_not(tasks, images, function, options, message):
+def test_unknown_layers_and_options_of_responses_are_refused(tasks, images, function, options, message):
     with pytest.raises(FsclError, match=message):
         function(tasks.bank, tasks.model, images, **options)
 
 
 @EVERY
-def test_networks_of_another_make_are_refused(tasks, images, function):
+def test_networks_of_another_architecture_are_refused(tasks, images, function):
     other = decompose(nn.Sequential(nn.Conv2d(2, 6, 3), nn.Flatten(), nn.Linear(150, 3)).double()).model
-    with pytest.raises(FsclError, match=r"Sequential has no entry '\S+'; is it the network that it was stored from\?"):
+    with pytest.raises(
+        FsclError, match=r"Sequential has no entry '\S+'; is it the network that the task was stored from\?"
+    ):
         function(tasks.bank, other, images)
 
 
 @pytest.mark.parametrize("function", [tangent_features, tangent_similarity])
-def test_references_that_there_are_not(tasks, images, function):
+def test_unknown_reference_tasks_are_refused(tasks, images, function):
     with pytest.raises(FsclError, match="task 3 is not in the bank; tasks: 0, 1, 2"):
         function(tasks.bank, tasks.model, images, reference=3)
 
 
-def test_measures_that_there_are_not(tasks, images):
+def test_unknown_measures_of_responses_are_refused(tasks, images):
     with pytest.raises(FsclError, match=r"unknown metric 'cka'; known: linear_cka, .*aligned_cosine"):
         response_similarity(tasks.bank, tasks.model, images, "cka")
 
 
-def test_of_several_measures_the_mean_is_taken(tasks, images):
+def test_response_similarity_of_several_measures_is_their_mean(tasks, images):
     bank, model = tasks.bank, tasks.model
     each = [response_similarity(bank, model, images, how, positions=4, per_layer=True) for how in READINGS]
     found = response_similarity(bank, model, images, READINGS, positions=4, per_layer=True)

@@ -1,4 +1,4 @@
-"""What is seen of a pass: in what order, between which maps, and that the network is left as it was."""
+"""Events of a forward pass: their order, the maps they connect, and that the network is not changed."""
 
 import copy
 
@@ -28,28 +28,33 @@ class Everything(nn.Module):
         return self.head(F.adaptive_avg_pool2d(self.three(values), 1).flatten(1))
 
 
-def test_every_event_is_seen_in_order_with_its_maps():
+def test_trace_records_every_event_in_order_with_its_maps():
     events = trace(decompose(Everything()).model, (3, 16, 16))
-    ways = {event.made: event for event in events}
+    by_output = {event.output: event for event in events}
     kinds = [event.kind for event in events if event.kind != "resize" or event.shrink > 1]
     assert kinds == ["conv", "norm", "rectifier", "conv", "conv", "add", "resize", "cat", "conv", "resize"]
     named = {event.name: event for event in events if event.name}
     assert list(named) == ["one", "norm", "two", "shortcut", "three"]
-    assert named["one"].given == (0,)
-    assert named["norm"].given == (named["one"].made,)
-    assert named["two"].given == named["shortcut"].given
-    assert ways[named["two"].given[0]].kind == "rectifier"
+    assert named["one"].inputs == (0,)
+    assert named["norm"].inputs == (named["one"].output,)
+    assert named["two"].inputs == named["shortcut"].inputs
+    assert by_output[named["two"].inputs[0]].kind == "rectifier"
     assert [named[name].shrink for name in ("one", "two", "shortcut", "three")] == [1, 2, 2, 1]
     (added,) = (event for event in events if event.kind == "add")
-    assert named["shortcut"].made in added.given
+    assert named["shortcut"].output in added.inputs
     (joined,) = (event for event in events if event.kind == "cat")
-    pooled = ways[joined.given[1]]
-    assert (joined.given[0], pooled.kind, pooled.shrink, pooled.given) == (added.made, "resize", 2, named["two"].given)
-    assert named["three"].given == (joined.made,)
+    pooled = by_output[joined.inputs[1]]
+    assert (joined.inputs[0], pooled.kind, pooled.shrink, pooled.inputs) == (
+        added.output,
+        "resize",
+        2,
+        named["two"].inputs,
+    )
+    assert named["three"].inputs == (joined.output,)
     assert events[-1].shrink == 8
 
 
-def test_the_network_is_left_as_it_was_also_when_the_pass_fails():
+def test_trace_does_not_change_the_network_even_if_the_pass_fails():
     model = Everything().train()
     model.drop.eval()
     state, modes = copy.deepcopy(model.state_dict()), [module.training for module in model.modules()]
@@ -63,7 +68,7 @@ def test_the_network_is_left_as_it_was_also_when_the_pass_fails():
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_a_pass_is_made_as_the_user_says():
+def test_trace_makes_the_pass_with_the_given_call():
     seen = []
 
     def call(network, images):

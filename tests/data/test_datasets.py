@@ -1,4 +1,4 @@
-"""Data sets from where people keep them: torchvision's layout, image folders, Debian's package, scikit-learn."""
+"""Data sets from their usual places: torchvision's layout, image folders, Debian's package, scikit-learn."""
 
 import gzip
 import hashlib
@@ -30,7 +30,7 @@ def save(path: Path, array: np.ndarray, mode: str | None = None) -> None:
 
 
 def image_folder(root: Path, classes: dict[str, int], images: int = 2, side: int = 6) -> Path:
-    """Flat images; each class has its own red."""
+    """Images of one colour. Each class has its own red value."""
     for split in ("train", "test"):
         for name, red in classes.items():
             for i in range(images):
@@ -52,7 +52,7 @@ def mnist_files(folder: Path, train: int = 6, test: int = 4, packed: bool = Fals
             (folder / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(content) if packed else content)
 
 
-def test_the_folder_is_the_argument_then_the_variable_then_data(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_root_is_the_argument_or_FSCL_DATA_or_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSCL_DATA", "/from/variable")
     assert data_root("/given") == Path("/given")
     assert data_root() == Path("/from/variable")
@@ -82,7 +82,7 @@ def test_digits_are_split_without_overlap_and_evenly() -> None:
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize(("name", "layout"), [("mnist", "MNIST/raw"), ("fmnist", "FashionMNIST/raw")])
-def test_mnist_in_torchvisions_layout(tmp_path: Path, name: str, layout: str, packed: bool) -> None:
+def test_mnist_is_found_in_torchvisions_layout(tmp_path: Path, name: str, layout: str, packed: bool) -> None:
     mnist_files(tmp_path / layout, packed=packed)
     assert layout in (find_data(name, tmp_path) or "")
     train, test = load_images(name, tmp_path, download=False)
@@ -103,7 +103,7 @@ def test_mnist_is_read_as_torchvision_reads_it(tmp_path: Path) -> None:
     assert ours.classes == theirs.classes
 
 
-def test_reading_packed_files_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reading_packed_mnist_writes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
@@ -133,14 +133,14 @@ def test_reading_packed_files_leaves_nothing_behind(tmp_path: Path, monkeypatch:
         lambda raw: ((raw / "train-images-idx3-ubyte").unlink(), (raw / "train-images-idx3-ubyte").mkdir()),
     ],
 )
-def test_a_damaged_copy_is_named(tmp_path: Path, damage) -> None:
+def test_a_damaged_copy_of_mnist_is_named(tmp_path: Path, damage) -> None:
     mnist_files(tmp_path / "MNIST/raw")
     damage(tmp_path / "MNIST/raw")
-    with pytest.raises(FsclError, match=r"MNIST/raw.*get (it|them) anew"):
+    with pytest.raises(FsclError, match=r"MNIST/raw.*get (it|them) again"):
         load_images("mnist", tmp_path, download=False)
 
 
-def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+def test_a_damaged_archive_of_mnist_is_named(tmp_path: Path) -> None:
     mnist_files(tmp_path / "MNIST/raw", packed=True)
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
     path.write_bytes(path.read_bytes()[:40])
@@ -148,7 +148,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
         load_images("mnist", tmp_path, download=False)
 
 
-def test_an_archive_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: Path) -> None:
+def test_an_mnist_archive_larger_than_its_header_says_is_not_unpacked(tmp_path: Path) -> None:
     mnist_files(tmp_path / "MNIST/raw", packed=True)
     path = tmp_path / "MNIST/raw/train-images-idx3-ubyte.gz"
     head = gzip.compress(struct.pack(">4i", 0x803, 6, 28, 28), 1)
@@ -160,7 +160,7 @@ def test_an_archive_that_unpacks_to_more_than_it_says_is_not_unpacked(tmp_path: 
     tracemalloc.stop()
 
 
-def test_an_archive_of_more_values_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_mnist_archive_larger_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mnist_files(tmp_path / "MNIST/raw", packed=True)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=4000))
     with pytest.raises(FsclError, match=r"train-images-idx3-ubyte.gz: its values take .* of memory are free"):
@@ -179,7 +179,7 @@ def cifar10_files(root: Path) -> Path:
     return folder
 
 
-def test_cifar_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cifar_is_found_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = cifar10_files(tmp_path)
     monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda path, md5=None: os.path.isfile(path))
     train, test = load_images("cifar10", tmp_path, download=False)
@@ -194,7 +194,7 @@ def test_cifar_in_torchvisions_layout(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 class Payload:
-    """Runs code when it is unpickled."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -204,7 +204,7 @@ class Payload:
 
 
 @pytest.mark.parametrize("file", ["batches.meta", "data_batch_1", "data_batch_5", "test_batch"])
-def test_no_tampered_file_of_cifar_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
+def test_tampered_files_of_cifar_are_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str) -> None:
     folder = cifar10_files(tmp_path)
     (folder / file).write_bytes(pickle.dumps(Payload(tmp_path / "code was run")))
     lists = [*torchvision.datasets.CIFAR10.train_list, *torchvision.datasets.CIFAR10.test_list]
@@ -220,7 +220,7 @@ def test_no_tampered_file_of_cifar_is_unpickled(tmp_path: Path, monkeypatch: pyt
     assert not (tmp_path / "code was run").exists()
 
 
-def test_an_image_folder(tmp_path: Path) -> None:
+def test_an_image_folder_is_read_by_class(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"Zebra": 10, "ant": 20, "bee": 30})
     assert "pets/train" in (find_data("pets", tmp_path) or "")
     train, test = load_images("pets", tmp_path)
@@ -232,12 +232,12 @@ def test_an_image_folder(tmp_path: Path) -> None:
         assert int(image[2, 0, 0]) == 7
 
 
-def test_an_image_folder_with_a_known_name_takes_the_place_of_torchvisions_files(tmp_path: Path) -> None:
+def test_an_image_folder_can_have_the_name_of_a_torchvision_data_set(tmp_path: Path) -> None:
     image_folder(tmp_path / "cifar10", {"a": 1, "b": 2})
     assert load_images("cifar10", tmp_path, download=False)[0].classes == ["a", "b"]
 
 
-def test_hidden_folders_and_other_files_are_no_classes(tmp_path: Path) -> None:
+def test_hidden_folders_and_other_files_are_not_classes(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
     (tmp_path / "pets/train/.ipynb_checkpoints").mkdir()
     (tmp_path / "pets/train/README.txt").write_text("about")
@@ -247,7 +247,7 @@ def test_hidden_folders_and_other_files_are_no_classes(tmp_path: Path) -> None:
     assert len(train.images) == 4
 
 
-def test_what_operating_systems_put_into_folders_is_no_class_and_no_image(tmp_path: Path) -> None:
+def test_files_of_operating_systems_are_neither_classes_nor_images(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
     (tmp_path / "pets/train/__MACOSX/ant").mkdir(parents=True)
     (tmp_path / "pets/train/__MACOSX/ant/._0.png").write_bytes(b"\0\5\x16\7")
@@ -271,7 +271,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_classes_and_files_of_any_name_are_read(tmp_path: Path, name: bytes) -> None:
+def test_classes_and_files_with_any_name_are_read(tmp_path: Path, name: bytes) -> None:
     image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
     for split in ("train", "test"):
         folder = os.fsencode(tmp_path / "pets" / split)
@@ -285,20 +285,20 @@ def test_classes_and_files_of_any_name_are_read(tmp_path: Path, name: bytes) -> 
     assert torch.equal(again.images, train.images)
 
 
-def test_classes_whose_names_differ_in_bytes_alone_stay_two(tmp_path: Path) -> None:
+def test_classes_whose_names_differ_only_in_bytes_stay_distinct(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {os.fsdecode(b"caf\xe9"): 1, os.fsdecode(b"caf\xe8"): 2, "caf": 3})
     train, _ = load_images("pets", tmp_path)
     assert train.classes == ["caf", "caf\\xe8", "caf\\xe9"]
     assert train.images[::2, 0, 0, 0].tolist() == [3, 2, 1]
 
 
-def test_classes_that_would_be_shown_alike_are_refused(tmp_path: Path) -> None:
+def test_classes_that_would_be_shown_with_the_same_name_are_refused(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {os.fsdecode(b"caf\xe9"): 1, "caf\\xe9": 2})
     with pytest.raises(FsclError, match=r"two classes are shown as 'caf.*; rename one"):
         load_images("pets", tmp_path)
 
 
-def test_an_unreadable_image_of_any_name_is_named_in_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_image_with_any_name_gives_a_one_line_error(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
     (tmp_path / "pets/train/ant" / os.fsdecode(b"a\n\xe9.png")).write_text("hello")
     with pytest.raises(FsclError, match=r"ant/a \\xe9.png: not a readable image") as caught:
@@ -307,7 +307,7 @@ def test_an_unreadable_image_of_any_name_is_named_in_one_line(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("where", ["", "pets", "pets/train", "pets/train/ant"])
-def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+def test_an_unreadable_class_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     image_folder(tmp_path / "pets", {"ant": 1, "bee": 2})
     ordinary = {name: getattr(os, name) for name in ("listdir", "scandir", "stat")}
 
@@ -324,7 +324,7 @@ def test_a_folder_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
-def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
+def test_images_of_every_mode_become_rgb(tmp_path: Path, mode: str) -> None:
     array = np.zeros((6, 6, 3), np.uint8)
     array[:, 3:] = 255
     image_folder(tmp_path / "pets", {"ant": 0, "bee": 0})
@@ -338,7 +338,7 @@ def test_every_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     assert image[:, :, 3:].min() >= 254
 
 
-def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
+def test_sixteen_bit_images_are_scaled_and_not_clipped(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"ant": 0, "bee": 0}, images=1)
     array = np.array([[0, 256, 32768, 65535]] * 4, np.uint16)
     for split in ("train", "test"):
@@ -348,7 +348,7 @@ def test_sixteen_bits_are_scaled_not_cut_off(tmp_path: Path) -> None:
     assert train.images[0, :, 0].tolist() == [[0, 1, 128, 255]] * 3
 
 
-def test_resizing(tmp_path: Path) -> None:
+def test_image_size_resizes_image_folders(tmp_path: Path) -> None:
     image_folder(tmp_path / "pets", {"ant": 40, "bee": 80}, side=9)
     save(tmp_path / "pets/train/ant/large.png", np.full((40, 21, 3), 99, np.uint8))
     with pytest.raises(FsclError, match=r"images of 2 sizes \(21x40, 9x9, ...\); set data.image_size"):
@@ -402,7 +402,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, kind: str) -> None:
         load_images("pets", tmp_path, image_size=8)
 
 
-def test_what_is_nowhere_is_said_with_the_places(tmp_path: Path) -> None:
+def test_a_missing_data_set_is_reported_with_the_places_searched(tmp_path: Path) -> None:
     assert find_data("pets", tmp_path) is None
     with pytest.raises(FsclError, match=r"'pets' was not found.*pets/train/<class>/\*.*--data or FSCL_DATA"):
         load_images("pets", tmp_path)
@@ -410,7 +410,9 @@ def test_what_is_nowhere_is_said_with_the_places(tmp_path: Path) -> None:
         load_images("cifar100", tmp_path, download=False)
 
 
-def test_the_download_is_tried_and_its_failure_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_is_reported_with_the_places_searched(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import socket
     import urllib.error
     import urllib.request
@@ -433,7 +435,7 @@ def test_the_download_is_tried_and_its_failure_told(tmp_path: Path, monkeypatch:
     not (datasets.DEBIAN_FASHION_MNIST / "train-images-idx3-ubyte.gz").exists(),
     reason="Debian's package dataset-fashion-mnist is not installed",
 )
-def test_fashion_mnist_from_debians_package(tmp_path: Path) -> None:
+def test_fashion_mnist_is_found_in_debians_package(tmp_path: Path) -> None:
     assert "Debian" in (find_data("fmnist", tmp_path) or "")
     train, test = load_images("fmnist", tmp_path, download=False)
     assert train.images.shape == (60000, 1, 28, 28)

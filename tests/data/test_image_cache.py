@@ -1,4 +1,4 @@
-"""Image folders are decoded once, and again only where they changed."""
+"""Image folders are decoded once, and again only if they changed."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The files that were decoded."""
+    """The files that were decoded so far."""
     files: list[Path] = []
     ordinary = image_files._read
 
@@ -69,7 +69,7 @@ def test_images_are_decoded_once(pictures: Path, cache: Path, decoded: list[Path
 
 
 @pytest.mark.parametrize("change", ["a file", "its time", "one more", "one less", "the size"])
-def test_a_change_is_noticed(pictures: Path, cache: Path, decoded: list[Path], change: str) -> None:
+def test_a_changed_image_folder_is_decoded_again(pictures: Path, cache: Path, decoded: list[Path], change: str) -> None:
     load_images("set", pictures)
     file, size = pictures / "set" / "train" / "ant" / "1.png", None
     if change == "a file":
@@ -89,7 +89,7 @@ def test_a_change_is_noticed(pictures: Path, cache: Path, decoded: list[Path], c
     assert len(list(cache.iterdir())) == 2  # the older copies are gone
 
 
-def test_damaged_copies_are_made_anew_and_a_cache_is_no_must(
+def test_damaged_cached_copies_are_replaced_and_an_unwritable_cache_is_not_used(
     pictures: Path, cache: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = load_images("set", pictures)[0].images
@@ -103,7 +103,9 @@ def test_damaged_copies_are_made_anew_and_a_cache_is_no_must(
     assert len(decoded) == 36
 
 
-def test_users_without_a_home_do_without(pictures: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_without_a_home_folder_get_images_without_a_cache(
+    pictures: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("FSCL_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as it is where nothing tells the home
@@ -113,7 +115,7 @@ def test_users_without_a_home_do_without(pictures: Path, decoded: list[Path], mo
     assert not (pictures / "~").exists()
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_folder_is_FSCL_CACHE_or_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FSCL_CACHE", "/chosen")
     assert cache_folder() == Path("/chosen")
     monkeypatch.delenv("FSCL_CACHE")
@@ -133,7 +135,7 @@ def flip(where: int) -> Callable[[Path], None]:
 
 
 def pretend(shape: tuple[int, ...]) -> Callable[[Path], None]:
-    """A header that claims more than there is."""
+    """Damage: a header that claims more values than the file has."""
 
     def damage(copy: Path) -> None:
         with open(copy, "wb") as file:
@@ -144,13 +146,13 @@ def pretend(shape: tuple[int, ...]) -> Callable[[Path], None]:
 
 
 def sparse(copy: Path) -> None:
-    """All that the header claims, of a file that takes no room."""
+    """Damage: a sparse file of the size that the header claims."""
     pretend((6, 3, 100_000, 20_000))(copy)
     os.truncate(copy, copy.stat().st_size - 360 + 36 * 10**9 + 4)
 
 
 def another(copy: Path) -> None:
-    """A whole and sound copy, of other images."""
+    """Damage: a valid copy of other images."""
     other = next(path for path in copy.parent.iterdir() if path != copy)
     copy.write_bytes(other.read_bytes())
 
@@ -180,7 +182,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_copy_that_changed_since_it_was_written_is_not_used(
+def test_a_cached_copy_changed_after_writing_is_not_used(
     pictures: Path, cache: Path, decoded: list[Path], damage: str
 ) -> None:
     expected = load_images("set", pictures)
@@ -193,7 +195,7 @@ def test_a_copy_that_changed_since_it_was_written_is_not_used(
 
 @settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(random=st.randoms(use_true_random=False))
-def test_damage_of_a_copy_is_found_or_harmless(tmp_path: Path, random: Random) -> None:
+def test_random_damage_of_a_cached_copy_is_noticed_or_harmless(tmp_path: Path, random: Random) -> None:
     copy, pixels = tmp_path / "0.npy", np.arange(6 * 3 * 4 * 5, dtype=np.uint8).reshape(6, 3, 4, 5)
     decoded_copies._save(copy, "key", pixels)
     copy.write_bytes(mutate_bytes(copy.read_bytes(), random))
@@ -204,7 +206,7 @@ def test_damage_of_a_copy_is_found_or_harmless(tmp_path: Path, random: Random) -
     assert np.array_equal(found, pixels)
 
 
-def test_a_file_whose_time_was_set_back_is_read_anew(pictures: Path, cache: Path) -> None:
+def test_a_changed_file_with_its_old_time_is_decoded_again(pictures: Path, cache: Path) -> None:
     load_images("set", pictures)
     file = pictures / "set" / "train" / "ant" / "1.png"
     before = file.stat()
@@ -216,7 +218,7 @@ def test_a_file_whose_time_was_set_back_is_read_anew(pictures: Path, cache: Path
     assert int(load_images("set", pictures)[0].images[1].max()) == 99
 
 
-def test_what_killed_writers_left_is_removed_even_if_nothing_is_written(pictures: Path, cache: Path) -> None:
+def test_cache_files_left_by_killed_processes_are_removed_when_reading(pictures: Path, cache: Path) -> None:
     load_images("set", pictures)
     kept = sorted(cache.iterdir())
     (cache / f".{kept[0].stem}.abcd.tmp.npy").write_bytes(b"x" * 10)
@@ -230,7 +232,7 @@ def test_what_killed_writers_left_is_removed_even_if_nothing_is_written(pictures
     assert sorted(cache.iterdir()) == kept
 
 
-def test_what_another_process_is_writing_is_left_alone(pictures: Path, cache: Path) -> None:
+def test_a_cache_file_that_another_process_is_writing_is_kept(pictures: Path, cache: Path) -> None:
     program = f"""
 import sys
 from pathlib import Path
@@ -250,7 +252,7 @@ write_atomically(Path({str(cache)!r}) / "theirs.txt", write)
     assert (cache / "theirs.txt").read_text() == "whole"
 
 
-def test_copies_of_another_version_are_not_used(
+def test_cached_copies_of_another_version_are_not_used(
     pictures: Path, cache: Path, decoded: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load_images("set", pictures)
@@ -259,7 +261,7 @@ def test_copies_of_another_version_are_not_used(
     assert len(decoded) == 24
 
 
-def test_a_copy_is_a_numpy_file_with_a_checksum_behind(pictures: Path, cache: Path) -> None:
+def test_a_cached_copy_is_a_numpy_file_followed_by_a_checksum(pictures: Path, cache: Path) -> None:
     expected = {tuple(part.images.flatten().tolist()) for part in load_images("set", pictures)}
     assert {tuple(np.load(copy).flatten().tolist()) for copy in cache.iterdir()} == expected
     for copy in cache.iterdir():

@@ -1,4 +1,4 @@
-"""Files in image folders: of any format and name, bombs, pipes and links, damaged ones; refused by name or right."""
+"""Files of any format and name, damaged files, bombs, pipes and links: read correctly or refused by name."""
 
 import contextlib
 import os
@@ -31,12 +31,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixels(path: Path, image_size: int | None = None) -> np.ndarray:
-    """(H, W, 3)"""
+    """The pixels, (H, W, 3)."""
     return read_images(path.parent, [path], image_size)[0].permute(1, 2, 0).numpy()
 
 
 def greys(path: Path) -> list[int]:
-    """Of the first row of a grey image."""
+    """The values of the first row of a grey image."""
     image = pixels(path)
     assert (image == image[..., :1]).all()
     return image[0, :, 0].tolist()
@@ -44,7 +44,7 @@ def greys(path: Path) -> list[int]:
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("content", OTHER_FORMATS, ids=range(len(OTHER_FORMATS)))
-def test_no_other_format_is_tried_whatever_a_file_is_called(
+def test_no_other_image_format_is_tried_whatever_the_file_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, content: bytes
 ) -> None:
     for plugin in ("EpsImagePlugin.EpsImageFile._open", "EpsImagePlugin.Ghostscript"):
@@ -55,18 +55,18 @@ def test_no_other_format_is_tried_whatever_a_file_is_called(
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-def test_a_format_under_the_name_of_another_is_read(tmp_path: Path, kind: str) -> None:
+def test_an_image_with_the_suffix_of_another_format_is_read(tmp_path: Path, kind: str) -> None:
     Image.new("RGB", (8, 8), "white").save(tmp_path / "x.jpeg", kind)
     assert set(greys(tmp_path / "x.jpeg")) == {255}
 
 
-def test_every_suffix_is_one_that_pillow_knows_for_its_format() -> None:
+def test_pillow_knows_every_suffix_for_its_format() -> None:
     known = Image.registered_extensions()
     assert all(known[suffix] == kind for kind, suffixes in FORMATS.items() for suffix in suffixes)
 
 
 @pytest.mark.parametrize("content", BOMBS, ids=range(len(BOMBS)))
-def test_what_claims_too_many_pixels_is_refused_before_memory_is_taken(
+def test_an_image_that_claims_too_many_pixels_is_refused_before_allocation(
     tmp_path: Path, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x.png").write_bytes(content)
@@ -75,7 +75,7 @@ def test_what_claims_too_many_pixels_is_refused_before_memory_is_taken(
         pixels(tmp_path / "x.png", 8)
 
 
-def test_a_user_may_allow_more_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_limit_of_pixels_can_be_changed_by_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (20, 20), 7).save(tmp_path / "0.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 399)
     with pytest.raises(FsclError, match=r"20x20 pixels; up to 399 would do"):
@@ -84,9 +84,7 @@ def test_a_user_may_allow_more_pixels(tmp_path: Path, monkeypatch: pytest.Monkey
     assert greys(tmp_path / "0.png") == [7] * 20
 
 
-def test_an_image_that_is_decoded_alone_is_decoded_as_any_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_large_image_decoded_alone_gives_the_same_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / f"{i}.png" for i in range(20)]
     for i, path in enumerate(files):
         Image.new("L", (20, 20), i).save(path)
@@ -95,7 +93,7 @@ def test_an_image_that_is_decoded_alone_is_decoded_as_any_other(
 
 
 @pytest.mark.parametrize(("size", "count"), [(None, 1), (None, 40), (64, 40), (10**6, 1)])
-def test_more_images_than_memory_are_refused_before_they_are_decoded(
+def test_more_images_than_memory_are_refused_before_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int | None, count: int
 ) -> None:
     files = [tmp_path / f"{i}.png" for i in range(count)]
@@ -124,10 +122,10 @@ def unix_socket(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (fifo, "not a file but a folder, pipe, socket or device"),
-        (unix_socket, "not a file but a folder, pipe, socket or device"),
-        (Path.mkdir, "not a file but a folder, pipe, socket or device"),
-        (lambda path: path.symlink_to("/dev/zero"), "not a file but a folder, pipe, socket or device"),
+        (fifo, "a folder, pipe, socket or device instead of a file"),
+        (unix_socket, "a folder, pipe, socket or device instead of a file"),
+        (Path.mkdir, "a folder, pipe, socket or device instead of a file"),
+        (lambda path: path.symlink_to("/dev/zero"), "a folder, pipe, socket or device instead of a file"),
         (lambda path: path.symlink_to("nowhere"), "cannot be read (No such file or directory)"),
         (lambda path: path.symlink_to(path.name), "cannot be read (Too many levels of symbolic links)"),
         (lambda path: path.write_bytes(b""), "not a readable image (no PNG"),
@@ -137,7 +135,9 @@ def unix_socket(path: Path) -> None:
         (lambda path: path.write_bytes(png(4, 4, zlib.compress(b"\0")[:-3])), "not a readable image"),
     ],
 )
-def test_what_is_no_image_file_is_named_at_once(tmp_path: Path, make: Callable[[Path], object], says: str) -> None:
+def test_paths_that_are_not_image_files_are_named_without_blocking(
+    tmp_path: Path, make: Callable[[Path], object], says: str
+) -> None:
     make(tmp_path / "x.png")
     began = time.perf_counter()
     with pytest.raises(FsclError) as caught:
@@ -146,13 +146,13 @@ def test_what_is_no_image_file_is_named_at_once(tmp_path: Path, make: Callable[[
     assert time.perf_counter() - began < 5
 
 
-def test_a_link_to_an_image_is_one(tmp_path: Path) -> None:
+def test_a_link_to_an_image_is_read(tmp_path: Path) -> None:
     Image.new("L", (4, 4), 7).save(tmp_path / "0.png")
     (tmp_path / "link.png").symlink_to("0.png")
     assert greys(tmp_path / "link.png") == [7] * 4
 
 
-def test_a_file_that_vanishes_while_it_is_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_vanishes_while_reading_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [tmp_path / "0.png", tmp_path / "1.png"]
     for path in files:
         Image.new("L", (4, 4)).save(path)

@@ -1,4 +1,4 @@
-"""Pixels of every mode that Pillow opens are converted rightly or refused by name; images are upright."""
+"""Images of every mode that Pillow opens are converted correctly or refused by name. Images are upright."""
 
 import zlib
 from pathlib import Path
@@ -21,12 +21,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pixels(path: Path, image_size: int | None = None) -> np.ndarray:
-    """(H, W, 3)"""
+    """The pixels, (H, W, 3)."""
     return read_images(path.parent, [path], image_size)[0].permute(1, 2, 0).numpy()
 
 
 def greys(path: Path) -> list[int]:
-    """Of the first row of a grey image."""
+    """The values of the first row of a grey image."""
     image = pixels(path)
     assert (image == image[..., :1]).all()
     return image[0, :, 0].tolist()
@@ -46,7 +46,7 @@ SIXTEEN = zlib.compress(b"\0" + RAMP.astype(">u2").tobytes())
         ("ten.pgm", b"P5 4 1 1023\n" + (RAMP >> 6).astype(">u2").tobytes()),
     ],
 )
-def test_deep_greys_are_scaled_by_the_depth_that_the_file_declares(tmp_path: Path, name: str, content: bytes) -> None:
+def test_greys_of_more_than_8_bits_are_scaled_by_the_declared_depth(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     assert greys(tmp_path / name) == [0, 1, 128, 255]
     big_endian = tmp_path / f"big_{name}"
@@ -76,13 +76,13 @@ def test_deep_greys_are_scaled_by_the_depth_that_the_file_declares(tmp_path: Pat
         ("signed32.tif", tiff(RAMP.astype("<i4"), 32, 2), "signed or floating-point"),
         ("unsigned32.tif", tiff(RAMP.astype("<u4"), 32), "32-bit numbers; save it with 8 or 16"),
         ("small32.tif", tiff(RAMP.astype("<u4") // 257, 32), "32-bit numbers"),
-        ("inverted16.tif", tiff(RAMP, 16, photometric=0), "16-bit numbers of which 0 is white"),
-        ("eight_in_sixteen.tif", tiff(RAMP // 257, 16), "16-bit numbers of at most 255, which all are black"),
+        ("inverted16.tif", tiff(RAMP, 16, photometric=0), "16-bit numbers with 0 as white"),
+        ("eight_in_sixteen.tif", tiff(RAMP // 257, 16), "16-bit numbers of at most 255, which are all black"),
         ("eight_in_twelve.tif", tiff(np.array([[0, 1, 2, 15]]), 12), "12-bit numbers of at most 15"),
         ("one.pgm", b"P2 4 1 65535\n0 1 0 1\n", "16-bit numbers of at most 1,"),
     ],
 )
-def test_pixels_of_which_nothing_says_what_is_white_are_refused_by_name(
+def test_images_that_do_not_declare_which_value_is_white_are_refused(
     tmp_path: Path, name: str, content: bytes, says: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -104,7 +104,7 @@ EXACT = [(mode, suffix) for mode in ("RGB", "RGBA", "P") for suffix in ("png", "
     ("mode", "suffix"),
     [*EXACT, ("PA", "tif"), ("CMYK", "tif"), ("YCbCr", "tif"), ("LAB", "tif"), ("RGBX", "tif"), ("RGB", "jpg")],
 )
-def test_colours_of_every_mode_are_kept(tmp_path: Path, mode: str, suffix: str) -> None:
+def test_images_of_every_mode_keep_their_colours(tmp_path: Path, mode: str, suffix: str) -> None:
     image = Image.fromarray(np.kron(COLOURS, np.ones((8, 8, 1), np.uint8)))
     image = (
         image.quantize(8).convert("PA") if mode == "PA" else image.quantize(8) if mode == "P" else image.convert(mode)
@@ -136,14 +136,14 @@ def test_a_palette_with_a_transparent_colour_keeps_that_colour(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "tif", "webp"])
-def test_of_several_frames_the_first_is_read(tmp_path: Path, suffix: str) -> None:
+def test_only_the_first_of_several_frames_is_read(tmp_path: Path, suffix: str) -> None:
     frames = [Image.new("RGB", (8, 8), (value, value, value)) for value in (200, 20, 90)]
     lossless = {"lossless": True} if suffix == "webp" else {}
     frames[0].save(tmp_path / f"0.{suffix}", save_all=True, append_images=frames[1:], **lossless)
     assert set(greys(tmp_path / f"0.{suffix}")) == {200}
 
 
-# where the corner that is stored first belongs: upper or lower, left or right; and whether rows become columns
+# by EXIF orientation: where the first stored corner belongs (upper or lower, left or right); if rows become columns
 TURNED = {
     1: (0, 0, False), 2: (0, -1, False), 3: (-1, -1, False), 4: (-1, 0, False),
     5: (0, 0, True), 6: (0, -1, True), 7: (-1, -1, True), 8: (-1, 0, True),
@@ -170,6 +170,6 @@ def test_images_are_upright_as_exif_says(tmp_path: Path, suffix: str, orientatio
 @pytest.mark.parametrize(
     "exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b"?"]
 )
-def test_damaged_exif_data_leaves_the_image_as_it_is_stored(tmp_path: Path, exif: bytes) -> None:
+def test_an_image_with_damaged_exif_data_is_read_as_it_is_stored(tmp_path: Path, exif: bytes) -> None:
     Image.new("RGB", (16, 8), "white").save(tmp_path / "0.jpg", exif=exif)
     assert pixels(tmp_path / "0.jpg").shape == (8, 16, 3)

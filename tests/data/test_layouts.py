@@ -1,4 +1,4 @@
-"""Data sets of image files in the layouts in which they are distributed, made up small; and joined ones."""
+"""Small versions of data sets in the layouts in which they are distributed; and joined data sets."""
 
 import shutil
 from collections.abc import Callable
@@ -15,13 +15,13 @@ from fscl.errors import FsclError
 
 
 def save(path: Path, red: int, green: int = 0, side: int = 4) -> None:
-    """An image of one colour, without loss whatever its name says."""
+    """Saves an image of one colour, without loss whatever its suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.full((side, side, 3), (red, green, 7), np.uint8)).save(path, "png")
 
 
 def colours(images: ImageSet) -> dict[str, list[tuple[int, int]]]:
-    """Red and green of the images of each class."""
+    """The red and green values of the images of each class."""
     found: dict[str, list[tuple[int, int]]] = {name: [] for name in images.classes}
     for image, label in zip(images.images, images.labels.tolist(), strict=True):
         found[images.classes[label]].append((int(image[0, 0, 0]), int(image[1, 0, 0])))
@@ -32,7 +32,7 @@ WORDS = "n09\tlake\nn02\tcrane, heavy lifter\nn01\tcrane, long bird\nn03\tgoldfi
 
 
 def tiny_imagenet(root: Path) -> Path:
-    """Three classes of three training and two test images; red tells the class."""
+    """Three classes of three training and two test images. The red value is the class."""
     folder = root / "tiny-imagenet-200"
     wnids = {"n01": 10, "n02": 20, "n03": 30}
     for wnid, red in wnids.items():
@@ -50,7 +50,7 @@ def tiny_imagenet(root: Path) -> Path:
 
 
 def mini_imagenet(root: Path) -> Path:
-    """Three classes in the three lists, of twelve, twelve and thirteen images; green is the number in the class."""
+    """Three classes, one in each list, of 12, 12 and 13 images. The green value is the number in the class."""
     folder = root / "miniimagenet"
     for part, (label, count) in {"train": ("n05", 12), "val": ("n01", 12), "test": ("n03", 13)}.items():
         names = [f"{label}_{i:03d}.jpg" for i in range(count)]
@@ -62,7 +62,7 @@ def mini_imagenet(root: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def filmed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All fifty objects in all eleven sessions, a frame of each: red is the object, green the session."""
+    """A frame of each of the 50 objects in each of the 11 sessions. Red is the object, green the session."""
     root = tmp_path_factory.mktemp("filmed")
     for session in range(1, 12):
         for number in range(1, 51):
@@ -76,7 +76,7 @@ def core50(root: Path, filmed: Path) -> Path:
     return root / "core50_128x128"
 
 
-def test_tiny_imagenets_validation_images_are_the_test(tmp_path: Path) -> None:
+def test_tiny_imagenet_uses_its_validation_images_as_test_images(tmp_path: Path) -> None:
     assert find_data("tinyimagenet", tmp_path) is None
     tiny_imagenet(tmp_path)
     assert "tiny-imagenet-200" in (find_data("tinyimagenet", tmp_path) or "")
@@ -95,7 +95,7 @@ def test_tiny_imagenets_validation_images_are_the_test(tmp_path: Path) -> None:
     assert load_images("tinyimagenet", tmp_path, image_size=2)[1].images.shape == (6, 3, 2, 2)
 
 
-def test_mini_imagenets_classes_are_pooled_and_every_sixth_image_is_a_test(tmp_path: Path) -> None:
+def test_mini_imagenet_has_all_classes_and_tests_on_every_sixth_image(tmp_path: Path) -> None:
     mini_imagenet(tmp_path)
     assert "miniimagenet/{images" in (find_data("miniimagenet", tmp_path) or "")
     train, test = load_images("miniimagenet", tmp_path)
@@ -110,7 +110,7 @@ def test_mini_imagenets_classes_are_pooled_and_every_sixth_image_is_a_test(tmp_p
     assert torch.equal(again[1].images, test.images)
 
 
-def test_core50s_sessions_3_7_and_10_are_the_test(filmed: Path) -> None:
+def test_core50_tests_on_sessions_3_7_and_10(filmed: Path) -> None:
     train, test = load_images("core50", filmed)
     assert len(train.classes) == 50
     assert train.classes[:6] == [*(f"plug_adapter{i}" for i in range(1, 6)), "mobile_phone1"]
@@ -122,7 +122,7 @@ def test_core50s_sessions_3_7_and_10_are_the_test(filmed: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tinyimagenet", "miniimagenet", "core50"])
-def test_each_is_read_as_an_image_folder_too(tmp_path: Path, name: str) -> None:
+def test_an_image_folder_can_have_the_name_of_a_known_layout(tmp_path: Path, name: str) -> None:
     for part in ("train", "test"):
         for red, label in enumerate(("ant", "bee")):
             save(tmp_path / name / part / label / "0.png", red)
@@ -130,7 +130,7 @@ def test_each_is_read_as_an_image_folder_too(tmp_path: Path, name: str) -> None:
     assert load_images(name, tmp_path)[0].classes == ["ant", "bee"]
 
 
-def test_both_parts_of_a_folder_stay_in_the_cache(
+def test_training_and_test_images_of_one_folder_are_both_cached(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filmed: Path
 ) -> None:
     monkeypatch.setenv("FSCL_CACHE", str(tmp_path / "cache"))
@@ -160,21 +160,23 @@ def unlink(path: Path) -> None:
         (lambda f: shutil.rmtree(f / "train/n02/images"), r"incomplete: no train/n02/images; to get it"),
         (
             lambda f: shutil.rmtree(f / "train/n02"),
-            r"val_annotations.txt: 'val_2.JPEG n02' is no image and class of .*train",
+            r"val_annotations.txt: 'val_2.JPEG n02' is not an image and a class of .*train",
         ),
         (lambda f: unlink(f / "val/images/val_3.JPEG"), r"1 of 6 images that .*val_annotations.txt lists.* val_3.JPEG"),
         (
             lambda f: (f / "val/val_annotations.txt").write_text("val_0.JPEG\tn03\nval_1.JPEG\tn01\n"),
-            r"val_annotations.txt: no image of n02, of which there are training images",
+            r"val_annotations.txt: no image of n02, which has training images",
         ),
         (
             lambda f: (f / "val/val_annotations.txt").write_text("val_0.JPEG n03"),
-            r"'val_0.JPEG n03' is no image and class",
+            r"'val_0.JPEG n03' is not an image and a class",
         ),
         (lambda f: [unlink(p) for p in (f / "train/n01/images").iterdir()], r"train/n01/images: no images in it"),
     ],
 )
-def test_an_incomplete_tiny_imagenet_is_explained(tmp_path: Path, damage: Callable, says: str) -> None:
+def test_an_incomplete_tiny_imagenet_is_refused_with_the_missing_part(
+    tmp_path: Path, damage: Callable, says: str
+) -> None:
     damage(tiny_imagenet(tmp_path))
     with pytest.raises(FsclError, match=says) as caught:
         load_images("tinyimagenet", tmp_path)
@@ -198,13 +200,15 @@ def test_an_incomplete_tiny_imagenet_is_explained(tmp_path: Path, damage: Callab
         ),
     ],
 )
-def test_an_incomplete_mini_imagenet_is_explained(tmp_path: Path, damage: Callable, says: str) -> None:
+def test_an_incomplete_mini_imagenet_is_refused_with_the_missing_part(
+    tmp_path: Path, damage: Callable, says: str
+) -> None:
     damage(mini_imagenet(tmp_path))
     with pytest.raises(FsclError, match=says):
         load_images("miniimagenet", tmp_path)
 
 
-def test_an_incomplete_core50_is_explained(tmp_path: Path, filmed: Path) -> None:
+def test_an_incomplete_core50_is_refused_with_the_missing_part(tmp_path: Path, filmed: Path) -> None:
     folder = core50(tmp_path, filmed)
     shutil.rmtree(folder / "s9" / "o50")
     with pytest.raises(FsclError, match=r"core50_128x128: incomplete: no s9/o50; to get it: .*core50_128x128.zip"):
@@ -224,25 +228,25 @@ def test_an_incomplete_core50_is_explained(tmp_path: Path, filmed: Path) -> None
         ("miniimagenet", r"not found \(looked for: .*miniimagenet/\{images.*\); make it from ImageNet.*--data"),
         (
             "core50",
-            r"not found \(looked for: .*core50_128x128/s.*\); unpack core50_128x128.zip of .* or name its folder",
+            r"not found \(looked for: .*core50_128x128/s.*\); unpack core50_128x128.zip of .* or name the data folder",
         ),
     ],
 )
-def test_what_is_nowhere_is_said_with_how_to_get_it(tmp_path: Path, name: str, says: str) -> None:
+def test_a_missing_known_data_set_is_reported_with_how_to_get_it(tmp_path: Path, name: str, says: str) -> None:
     with pytest.raises(FsclError, match=says) as caught:
         load_images(name, tmp_path)
     assert "\n" not in str(caught.value)
 
 
 def flat(classes: list[str], first: int, side: int = 3) -> tuple[ImageSet, ImageSet]:
-    """Two training images and a test image a class; the pixels number the class over all data sets."""
+    """Two training images and a test image for each class. Pixels have the number of the class over all data sets."""
     labels = torch.arange(len(classes)).repeat(3)
     images = (first + labels).to(torch.uint8)[:, None, None, None].expand(-1, 1, side, side).clone()
     n = len(classes)
     return ImageSet(images[n:], labels[n:], classes), ImageSet(images[:n], labels[:n], classes)
 
 
-def test_joined_sets_have_the_classes_of_all_under_names_of_their_own() -> None:
+def test_joined_data_sets_have_the_classes_of_all_with_unique_names() -> None:
     train, test = join_images({"zoo": flat(["cat", "dog"], 0), "farm": flat(["dog", "hen", "pig"], 2)})
     assert train.classes == test.classes == ["cat", "zoo/dog", "farm/dog", "hen", "pig"]
     assert train.parts == test.parts == (2, 3)
@@ -251,12 +255,12 @@ def test_joined_sets_have_the_classes_of_all_under_names_of_their_own() -> None:
         assert part.images[:, 0, 0, 0].tolist() == part.labels.tolist()
 
 
-def test_sets_of_other_shapes_are_not_joined() -> None:
+def test_data_sets_of_different_shapes_are_not_joined() -> None:
     with pytest.raises(FsclError, match=r"cannot be joined \(zoo 1x3x3, farm 1x4x4; channels x height x width\)"):
         join_images({"zoo": flat(["cat"], 0), "farm": flat(["hen"], 0, side=4)})
 
 
-def test_a_plus_joins_data_sets_wherever_each_is(tmp_path: Path) -> None:
+def test_a_plus_joins_data_sets_from_different_places(tmp_path: Path) -> None:
     for name, red in (("zoo", 1), ("farm", 2)):
         for part in ("train", "test"):
             save(tmp_path / name / part / "dog" / "0.png", red)
@@ -276,7 +280,7 @@ def test_a_plus_joins_data_sets_wherever_each_is(tmp_path: Path) -> None:
         load_images("zoo+digits", tmp_path)
 
 
-def test_a_plus_at_the_end_of_a_name_joins_nothing(tmp_path: Path) -> None:
+def test_a_plus_at_the_end_of_a_name_does_not_join(tmp_path: Path) -> None:
     for part in ("train", "test"):
         save(tmp_path / "c++" / part / "code" / "0.png", 5)
     assert load_images("c++", tmp_path)[0].classes == ["code"]

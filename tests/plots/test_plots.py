@@ -1,4 +1,4 @@
-"""Figures: what is drawn, what is left grey, and that nothing depends on or leaks into pyplot."""
+"""Figures: what is drawn, what is grey, and independence of pyplot's state."""
 
 from __future__ import annotations
 
@@ -79,14 +79,14 @@ def test_every_figure_draws_and_leaves_no_state(tasks: int) -> None:
     assert dict(mpl.rcParams) == before
 
 
-def test_given_axes_are_used() -> None:
+def test_figures_are_drawn_on_given_axes() -> None:
     axes = Figure().subplots()
     assert similarity_heatmap(similarity(4)[0], names(4), ax=axes) is axes
     other = Figure().subplots()
     assert accuracy_over_time({"One": [[0.1, 0.2]]}, ax=other) is other
 
 
-def test_accuracy_heatmap_shows_what_was_learned_only() -> None:
+def test_accuracy_heatmap_shows_only_learned_tasks() -> None:
     matrix = np.array([[0.5, 0.1], [0.25, 1.0]])
     mesh = accuracy_heatmap(matrix, names(2)).collections[0]
     shown = np.ma.masked_array(mesh.get_array()).reshape(2, 2)
@@ -94,7 +94,7 @@ def test_accuracy_heatmap_shows_what_was_learned_only() -> None:
     assert shown[1].tolist() == [25.0, 100.0]
 
 
-def test_similarity_colours_span_the_off_diagonal() -> None:
+def test_similarity_heatmap_colours_span_the_off_diagonal_values() -> None:
     matrix = np.array([[1, 0.2, 0.3], [0.2, 1, 0.25], [0.3, 0.25, 1]])
     mesh = similarity_heatmap(matrix, names(3)).collections[0]
     assert mesh.get_clim() == (0.2, 0.3)
@@ -103,24 +103,24 @@ def test_similarity_colours_span_the_off_diagonal() -> None:
     assert low < 0.7 < high
 
 
-def test_cells_are_annotated_up_to_twelve_tasks() -> None:
+def test_heatmap_cells_are_annotated_up_to_twelve_tasks() -> None:
     assert len(accuracy_heatmap(np.full((12, 12), 0.5), names(12)).texts) == 78
     assert not accuracy_heatmap(np.full((13, 13), 0.5), names(13)).texts
 
 
-def test_layers_share_one_colour_scale() -> None:
+def test_similarity_by_layer_has_one_colour_scale() -> None:
     figure = similarity_by_layer(similarity(4, 3), ["a", "b", "c"], names(4))
     assert len({axes.images[0].get_clim() for axes in figure.axes if axes.images}) == 1
 
 
-def test_over_time_band_is_one_sample_deviation() -> None:
+def test_accuracy_over_time_band_is_one_sample_deviation() -> None:
     axes = accuracy_over_time({"One": [[0.5, 0.4], [0.7, 0.8]]})
     np.testing.assert_allclose(axes.lines[0].get_ydata(), [60, 60])
     band = axes.collections[0].get_paths()[0].vertices[:, 1]
     assert band.max() == pytest.approx(60 + 100 * np.std([0.4, 0.8], ddof=1))
 
 
-def test_a_forest_places_each_answer_and_fills_the_sure_ones() -> None:
+def test_correlation_forest_places_each_answer_and_fills_significant_ones() -> None:
     sure, unsure, none = (-0.5, -0.7, -0.3, 0.01), (0.25, 0.0, 0.5, 0.2), (np.nan,) * 4
     figure = correlation_forest(
         {"First": {"A": {"plain": sure}, "B": {"plain": unsure}}, "Second": {"B": {"plain": none}}}
@@ -138,7 +138,7 @@ def test_a_forest_places_each_answer_and_fills_the_sure_ones() -> None:
     ).any()
 
 
-def test_the_lowest_panel_of_each_column_has_its_scale() -> None:
+def test_the_lowest_scatter_panel_of_each_column_has_a_scale() -> None:
     dots = {f"Learner {i}": ([0.0, 1.0], [1.0, 0.0], ["a", "a"]) for i in range(6)}
     figure = scatter_panels(dots, xlabel="x", ylabel="y", columns=4)
     figure.canvas.draw()
@@ -146,7 +146,7 @@ def test_the_lowest_panel_of_each_column_has_its_scale() -> None:
     assert labelled[:6] == [False, False, True, True, True, True]
 
 
-def test_bounds_are_dashed_and_their_labels_stay_beside_the_axes() -> None:
+def test_bounds_are_dashed_and_labels_stay_beside_the_axes() -> None:
     curves = {f"Strategy {i}": [[0.9, 0.9 + 0.0001 * i]] for i in range(12)} | {"Low": [[0.1, 0.1]]}
     axes = accuracy_over_time(curves, bounds=["Low"])
     assert [line.get_linestyle() for line in axes.lines] == ["-"] * 12 + ["--"]
@@ -155,7 +155,7 @@ def test_bounds_are_dashed_and_their_labels_stay_beside_the_axes() -> None:
     assert all(low <= place <= high for place in places)
 
 
-def test_numbers_in_cells_can_be_read() -> None:
+def test_numbers_in_heatmap_cells_have_enough_contrast() -> None:
     def luminance(colour: tuple[float, ...]) -> float:
         linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
         return float(np.dot([0.2126, 0.7152, 0.0722], linear))
@@ -169,7 +169,7 @@ def test_numbers_in_cells_can_be_read() -> None:
         assert (max(under, ink) + 0.05) / (min(under, ink) + 0.05) > 3.5
 
 
-def test_storage_is_in_a_unit_that_can_be_read() -> None:
+def test_memory_axis_is_in_kB_or_MB() -> None:
     small = memory_against_accuracy({"One": (2000.0, 0.8), "Two": (5000.0, 0.4)})
     large = memory_against_accuracy({"One": (2000.0, 0.8), "Two": (5e6, 0.4)})
     assert small.get_xlabel() == "stored in all (kB)"
@@ -178,16 +178,16 @@ def test_storage_is_in_a_unit_that_can_be_read() -> None:
     assert large.get_xscale() == "log"
 
 
-def test_labels_at_the_ends_do_not_overlap() -> None:
+def test_labels_at_the_ends_of_curves_do_not_overlap() -> None:
     axes = accuracy_over_time({f"Strategy {i}": [[0.5, 0.5 + 0.001 * i]] for i in range(5)} | {"Low": [[0.1, 0.1]]})
     file = io.BytesIO()
     axes.figure.savefig(file, format="png", dpi=100)
-    # Of the text alone: an annotation's own extent takes in its arrow.
+    # the extent of the text only: an annotation's extent includes its arrow
     boxes = sorted((box.y0, box.y1) for box in (Text.get_window_extent(text) for text in axes.texts))
     assert all(below[1] <= above[0] + 1 for below, above in itertools.pairwise(boxes))
 
 
-# names from outside
+# names from users
 
 STRANGE = [
     "$\\frac{a$",
@@ -225,13 +225,13 @@ def draw_with(names: list[str]) -> None:
         drawn.savefig(io.BytesIO(), format="svg", dpi=20)
 
 
-def test_names_are_drawn_as_they_are_in_every_figure() -> None:
+def test_names_are_drawn_as_plain_text_in_every_figure() -> None:
     draw_with(STRANGE)
     given = similarity_heatmap(np.eye(len(STRANGE)), STRANGE, ax=Figure().subplots()).figure
     given.savefig(io.BytesIO(), format="png", dpi=40)
 
 
-def test_letters_that_no_font_has_are_said_once_for_all_figures(
+def test_letters_that_no_font_has_are_logged_once_for_all_figures(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(figures, "_unknown_said", [])
@@ -245,7 +245,7 @@ def test_letters_that_no_font_has_are_said_once_for_all_figures(
         assert re.match(r"Figures show boxes for letters that no installed font has \(", said[0])
 
 
-def test_letters_are_drawn_by_whichever_font_has_them() -> None:
+def test_letters_are_drawn_with_a_font_that_has_them() -> None:
     axes = similarity_heatmap(np.eye(2), ["∮ℵ", "plain"])  # not in the first font
     label = axes.get_yticklabels()[0]
     label.set_fontfamily(["cmr10"])
@@ -255,7 +255,7 @@ def test_letters_are_drawn_by_whichever_font_has_them() -> None:
     assert axes.get_yticklabels()[1].get_fontfamily() == ["sans-serif"]
 
 
-# a thousand of everything
+# a thousand items in each figure
 
 
 def thousand(kind: str) -> Figure:
@@ -297,7 +297,7 @@ def thousand(kind: str) -> Figure:
         "panels",
     ],
 )
-def test_a_thousand_things_make_a_figure_of_bounded_size_with_names_apart(kind: str) -> None:
+def test_figures_of_a_thousand_items_have_bounded_size_and_separate_names(kind: str) -> None:
     figure = thousand(kind)
     width, height = figure.get_size_inches()
     assert max(width, height) <= 30
@@ -312,11 +312,11 @@ def test_a_thousand_things_make_a_figure_of_bounded_size_with_names_apart(kind: 
 @pytest.mark.parametrize(
     "name", ["a", "apple, bear, beaver, bed, bee", "x" * 80, ", ".join(["long_class_name" * 3] * 5)]
 )
-def test_abbreviations_fit(name: str) -> None:
+def test_abbreviate_keeps_names_within_the_width(name: str) -> None:
     assert 0 < len(abbreviate(name, 18)) <= 18
 
 
-def test_inline_svg_takes_the_ink_of_the_page() -> None:
+def test_inline_svg_has_the_text_colour_of_the_page() -> None:
     svg = inline_svg(similarity_heatmap(similarity(3)[0], names(3)).figure, "one", 'says "this" & <that>')  # type: ignore[arg-type]
     assert svg.startswith("<svg ")
     assert "currentColor" in svg
@@ -324,7 +324,7 @@ def test_inline_svg_takes_the_ink_of_the_page() -> None:
     assert 'aria-label="says &#34;this&#34; &amp; &lt;that&gt;"' in svg
 
 
-def test_mistakes_carry_shapes() -> None:
+def test_plots_refuse_wrong_shapes_and_name_them() -> None:
     with pytest.raises(FsclError, match=r"shape \(2, 3\); 3 task names"):
         accuracy_heatmap(np.zeros((2, 3)), names(3))
     with pytest.raises(FsclError, match=r"2 layers need \(L, T, T\)"):
@@ -334,7 +334,7 @@ def test_mistakes_carry_shapes() -> None:
 
 
 @pytest.mark.parametrize("tasks", [2, 3, 12, 40, 60])
-def test_clusters_draw_at_any_size_and_leave_no_state(tasks: int) -> None:
+def test_clustered_heatmap_draws_at_any_size_and_leaves_no_state(tasks: int) -> None:
     before = dict(mpl.rcParams)
     figure = clustered_heatmap(similarity(tasks)[0], names(tasks), groups=[i % 2 for i in range(tasks)])
     file = io.BytesIO()
@@ -346,7 +346,7 @@ def test_clusters_draw_at_any_size_and_leave_no_state(tasks: int) -> None:
     assert all(above.y0 >= below.y1 - 1 for above, below in itertools.pairwise(boxes)), "names do not overlap"
 
 
-def test_clusters_put_what_is_alike_side_by_side() -> None:
+def test_clustered_heatmap_puts_similar_tasks_side_by_side() -> None:
     groups = [0, 1, 2, 1, 0, 2, 1, 0]
     matrix = np.where(np.equal.outer(groups, groups), 0.8, 0.1) + 0.2 * np.eye(8)
     figure = clustered_heatmap(matrix, [f"{g}{i}" for i, g in enumerate(groups)], groups=groups)
@@ -365,7 +365,7 @@ def tree_of(figure: Figure) -> Axes:
     return tree
 
 
-def test_a_tree_shows_what_joins_at_any_scale() -> None:
+def test_the_tree_of_a_clustered_heatmap_shows_joins_at_any_scale() -> None:
     groups = np.array([0, 0, 0, 1, 1, 2])
     matrix = np.where(np.equal.outer(groups, groups), 0.9996, 0.0)
     matrix[0, 1] = matrix[1, 0] = 0.9998
@@ -383,18 +383,18 @@ def test_a_tree_shows_what_joins_at_any_scale() -> None:
         assert tree.get_yscale() == "linear"
 
 
-def test_what_is_alone_everywhere_is_not_outlined() -> None:
+def test_groups_of_one_are_not_outlined() -> None:
     assert not clustered_heatmap(similarity(4)[0], "abcd", groups=[1, 2, 3, 4]).axes[0].patches
     assert len(clustered_heatmap(similarity(4)[0], "abcd", groups=[1, 2, 2, 4]).axes[0].patches) >= 3
 
 
-def test_clusters_of_what_cannot_be_clustered() -> None:
+def test_clustered_heatmap_refuses_matrices_that_cannot_be_clustered() -> None:
     for matrix, labels in (([[1.0]], ["a"]), (np.eye(3), ["a", "b"]), ([[1, np.nan], [np.nan, 1]], ["a", "b"])):
         with pytest.raises(FsclError, match=r"the matrix has shape .*; finite similarities \(T, T\) of two or more"):
             clustered_heatmap(matrix, labels)
 
 
-def test_similarities_that_are_all_but_equal_are_told_apart() -> None:
+def test_nearly_equal_similarities_are_shown_with_more_digits() -> None:
     matrix = np.array([[1, 0.9981, 0.9979], [0.9981, 1, 0.9985], [0.9979, 0.9985, 1]])
     assert similarity_heatmap(matrix, "abc").texts[0].get_text() == "0.99810"
     larger = np.pad(matrix, (0, 9), constant_values=0.998)  # whose cells have room for less
@@ -429,7 +429,7 @@ def test_short_names_fit_and_differ(given: list[str]) -> None:
     assert all(0 < len(name) <= 18 for name in short)
 
 
-def test_short_names_keep_what_only_they_have() -> None:
+def test_short_names_keep_words_that_no_other_name_has() -> None:
     long = [f"experiment_start{i % 3}_from_task{i % 4}_to_task{i % 5}_seed{i:02d}_best" for i in range(36)]
     short = short_names([*long, "another_1"], 26)
     assert all(f"seed{i:02d}" in name for i, name in enumerate(short[:-1]))

@@ -35,7 +35,7 @@ def hollow(matrix: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("pairs", ["all", "lower"])
 @settings(deadline=None, max_examples=25)
 @given(tasks=st.integers(4, 12), seed=st.integers(0, 10**6), decimals=st.sampled_from([0, 8]))
-def test_statistic_is_the_plain_one_ties_included(method, pairs, tasks, seed, decimals):
+def test_mantel_statistic_equals_the_plain_correlation_with_ties(method, pairs, tasks, seed, decimals):
     x, y = np.round(symmetric(tasks, seed), decimals), np.round(square(tasks, seed + 1), decimals)
     mask = np.tril(np.ones_like(x), -1) > 0 if pairs == "lower" else ~np.eye(tasks, dtype=bool)
     result = mantel(x, y, method=method, pairs=pairs, n_resamples=9)
@@ -48,7 +48,7 @@ def test_statistic_is_the_plain_one_ties_included(method, pairs, tasks, seed, de
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("pairs", ["all", "lower"])
 @pytest.mark.parametrize("noise", [0.7, 2.0])
-def test_agrees_with_scikit_bio(method, pairs, noise):
+def test_mantel_agrees_with_scikit_bio(method, pairs, noise):
     x = hollow(np.abs(symmetric(9, 0)))
     y = hollow(np.abs(x + noise * hollow(symmetric(9, 1))))
     name = {"kendall": "kendalltau"}.get(method, method)
@@ -58,7 +58,7 @@ def test_agrees_with_scikit_bio(method, pairs, noise):
     assert result.p_value == pytest.approx(p_value, abs=0.04)  # four standard errors of 999 permutations, plus skew
 
 
-def test_known_answers():
+def test_mantel_gives_known_answers():
     x = symmetric(8, 0)
     for method, symbol in zip(METHODS, ["rho", "tau", "r"], strict=True):
         same, opposite = mantel(x, 2 * x + 1, method=method), mantel(x, -x, method=method)
@@ -68,7 +68,7 @@ def test_known_answers():
         assert str(same).startswith(f"{symbol} = 1.00 [1.00, 1.00], p = 0.0002, n = 8 tasks")
 
 
-def test_rank_methods_read_only_the_order():
+def test_mantel_with_ranks_depends_only_on_the_order_of_values():
     x, y = symmetric(8, 0), square(8, 1)
     for method in ("spearman", "kendall"):
         assert mantel(x, y, method=method) == mantel(np.exp(x), y**3, method=method)
@@ -76,7 +76,7 @@ def test_rank_methods_read_only_the_order():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_relabelling_tasks_in_both_matrices_changes_nothing(method):
+def test_mantel_is_invariant_to_relabelling_tasks_in_both_matrices(method):
     x, y = square(6, 0), square(6, 0) + square(6, 1)  # asymmetric; 6! = 720 permutations, so p is exact
     order = [4, 2, 0, 5, 1, 3]
     one, other = mantel(x, y, method=method), mantel(x[order][:, order], y[order][:, order], method=method)
@@ -86,13 +86,13 @@ def test_relabelling_tasks_in_both_matrices_changes_nothing(method):
     assert abs(moved.statistic - one.statistic) > 0.05
 
 
-def test_direction_matters_for_asymmetric_matrices():
+def test_mantel_distinguishes_an_asymmetric_matrix_from_its_transpose():
     x = square(8, 0)
     assert mantel(x, x).statistic == pytest.approx(1)
     assert abs(mantel(x, x.T).statistic) < 0.9
 
 
-def test_unused_entries_are_ignored():
+def test_mantel_ignores_unused_entries():
     x, y = symmetric(8, 0), square(8, 1)
     expected = mantel(x, y, pairs="lower")
     y[np.triu_indices(8)] = math.nan
@@ -105,20 +105,20 @@ def test_unused_entries_are_ignored():
 
 
 @pytest.mark.parametrize(("alternative", "expected"), [("greater", 1 / 24), ("less", 1.0), ("two-sided", 2 / 24)])
-def test_p_is_exact_with_few_tasks(alternative, expected):
+def test_mantel_p_value_is_exact_with_few_tasks(alternative, expected):
     x = symmetric(4, 0)
     assert mantel(x, x, alternative=alternative, method="pearson").p_value == pytest.approx(expected)
 
 
-def test_seed_decides_the_permutations():
+def test_mantel_permutations_depend_on_the_seed_only():
     x, y = symmetric(12, 0), symmetric(12, 1)
     assert mantel(x, y, n_resamples=199) == mantel(x, y, n_resamples=199)
     assert mantel(x, y, n_resamples=199).p_value != mantel(x, y, n_resamples=199, seed=1).p_value
 
 
 @pytest.mark.parametrize("pairs", ["all", "lower"])
-def test_false_positives_are_held_when_tasks_have_effects(pairs):
-    """Tasks differ in how similar and how forgettable they are at large, which makes the entries dependent."""
+def test_mantel_holds_the_false_positive_rate_when_tasks_have_effects(pairs):
+    """Tasks differ in their overall similarity and forgetting, which makes the entries dependent."""
     rng = np.random.default_rng(0)
     rejected = naive = 0
     trials = 400
@@ -138,7 +138,7 @@ def test_false_positives_are_held_when_tasks_have_effects(pairs):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("tasks", [9, 20])
-def test_interval_holds_the_statistic_and_narrows_with_the_strength(method, tasks):
+def test_mantel_interval_contains_the_statistic_and_narrows_with_its_strength(method, tasks):
     x, noise = symmetric(tasks, 0), square(tasks, 1)
     strong, weak = mantel(x, x + 0.3 * noise, method=method), mantel(x, x + 3 * noise, method=method)
     for result in (strong, weak):
@@ -147,7 +147,7 @@ def test_interval_holds_the_statistic_and_narrows_with_the_strength(method, task
     assert strong.high - strong.low < weak.high - weak.low
 
 
-def test_jackknife_leaves_out_tasks():
+def test_mantel_interval_of_few_tasks_is_a_jackknife_over_tasks():
     x, y = symmetric(7, 0), symmetric(7, 0) + 2 * symmetric(7, 1)
     keep = [np.delete(np.arange(7), task) for task in range(7)]
     left_out = [mantel(x[np.ix_(k, k)], y[np.ix_(k, k)], n_resamples=1).statistic for k in keep]
@@ -159,8 +159,8 @@ def test_jackknife_leaves_out_tasks():
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_bootstrap_drops_the_pairs_of_a_task_with_itself(method):
-    """The percentiles of a plain loop: draw tasks, cut out the matrices, drop what compares a task with itself."""
+def test_mantel_bootstrap_drops_pairs_of_a_task_with_itself(method):
+    """The oracle is a plain loop: draw tasks, take their matrices, drop the pairs of a task with itself."""
     x, y = symmetric(12, 0), symmetric(12, 0) + 2 * square(12, 1)
     rng = np.random.default_rng(5)
     draws = []
@@ -172,12 +172,12 @@ def test_bootstrap_drops_the_pairs_of_a_task_with_itself(method):
     assert [result.low, result.high] == pytest.approx(np.percentile(draws, [2.5, 97.5]), abs=0.06)
 
 
-# Undefined and mistaken
+# Undefined results and wrong arguments
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("offset", [0.0, 1.0, 1e-17, -1e9])
-def test_a_constant_matrix_is_undefined_not_zero(method, offset):
+def test_mantel_of_a_constant_matrix_is_undefined_and_not_zero(method, offset):
     x = symmetric(8, 0)
     forgetting = offset * (1 + 2e-16 * square(8, 1))
     result = mantel(x, forgetting, method=method, names=("similarity", "forgetting"))
@@ -189,7 +189,7 @@ def test_a_constant_matrix_is_undefined_not_zero(method, offset):
     assert str(both) == "undefined (x and y are constant)"
 
 
-def test_rounding_counts_at_the_precision_given():
+def test_mantel_judges_constancy_at_the_precision_of_the_given_dtype():
     x, nearly = symmetric(8, 0), 1 + 1e-7 * square(8, 1)
     assert mantel(x, nearly).defined
     assert not mantel(x, torch.from_numpy(nearly).float()).defined
@@ -197,7 +197,7 @@ def test_rounding_counts_at_the_precision_given():
     assert mantel(x, 100 + (x > 0).astype(np.int8)).defined
 
 
-def test_blocks_of_any_size_give_the_same_interval(monkeypatch):
+def test_mantel_interval_does_not_depend_on_the_block_size(monkeypatch):
     x, y = symmetric(12, 0), square(12, 1)
     whole = mantel(x, y, n_resamples=9)
     monkeypatch.setattr(correlation, "_BLOCK_VALUES", 10)
@@ -205,7 +205,7 @@ def test_blocks_of_any_size_give_the_same_interval(monkeypatch):
     assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high))
 
 
-def test_small_similarities_are_not_constant():
+def test_mantel_of_small_but_varying_similarities_is_defined():
     x = np.abs(symmetric(8, 0))
     assert mantel(1e-12 * x, x, method="pearson").statistic == pytest.approx(1)
 
@@ -219,11 +219,11 @@ def test_small_similarities_are_not_constant():
         (5, "n = 5 tasks (fewer than 7 tasks: p cannot be below 0.017)"),
     ],
 )
-def test_few_tasks_are_said_to_be_few(tasks, expected):
+def test_mantel_notes_when_there_are_few_tasks(tasks, expected):
     assert str(mantel(symmetric(tasks, 0), symmetric(tasks, 1))).endswith(expected)
 
 
-def test_no_interval_when_it_all_hangs_on_one_task():
+def test_mantel_has_no_interval_if_only_one_task_varies():
     y = np.zeros((8, 8))
     y[3] = 1
     result = mantel(symmetric(8, 0), y)
@@ -245,14 +245,14 @@ def test_no_interval_when_it_all_hangs_on_one_task():
         (square(5, 0), square(5, 1), {"pairs": "lower"}, r"S is not symmetric \(S\[0, 1\] = .*pairs='all'"),
     ],
 )
-def test_mistakes_are_explained(x, y, arguments, message):
+def test_mantel_explains_wrong_arguments(x, y, arguments, message):
     with pytest.raises(FsclError, match=message):
         mantel(x, y, names=("S", "F"), **arguments)
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("pairs", ["all", "lower"])
-def test_a_used_entry_that_is_not_finite_is_named(bad, pairs):
+def test_mantel_names_a_used_entry_that_is_not_finite(bad, pairs):
     x, y = symmetric(6, 0), square(6, 1)
     y[4, 2] = bad
     with pytest.raises(FsclError, match=rf"forgetting\[4, 2\] is {bad}"):
@@ -262,7 +262,7 @@ def test_a_used_entry_that_is_not_finite_is_named(bad, pairs):
         mantel(x, square(6, 1), pairs=pairs, names=("similarity", "forgetting"))
 
 
-def test_printing():
+def test_a_correlation_prints_statistic_interval_p_and_n():
     assert (
         str(Correlation(-0.5, 0.25, math.nan, math.nan, 5, "kendall", "few"))
         == "tau = -0.50, p = 0.25, n = 5 tasks (few)"
@@ -272,7 +272,7 @@ def test_printing():
 # Several tests, several seeds
 
 
-def test_holm_by_hand():
+def test_holm_agrees_with_a_calculation_by_hand():
     # Ascending 0.005, 0.01, 0.03, 0.04 times 4, 3, 2, 1: 0.02, 0.03, 0.06, and 0.04 raised to 0.06.
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
     np.testing.assert_allclose(holm([0.01, math.nan, 0.04, 0.03, 0.005]), [0.03, math.nan, 0.06, 0.06, 0.02])
@@ -298,14 +298,14 @@ def test_seed_interval_agrees_with_the_t_test():
     assert (spread.mean, spread.std, spread.n) == (pytest.approx(79.825), pytest.approx(np.std(values, ddof=1)), 4)
 
 
-def test_one_seed_has_no_spread():
+def test_seed_interval_of_one_seed_has_no_spread():
     spread = seed_interval([0.5])
     assert str(spread) == "0.5 (n=1)"
     assert math.isnan(spread.std)
     assert math.isnan(spread.low)
 
 
-def test_seed_interval_mistakes():
+def test_seed_interval_refuses_no_values_and_nan():
     with pytest.raises(FsclError, match="no values"):
         seed_interval([])
     with pytest.raises(FsclError, match="a seed has value nan"):

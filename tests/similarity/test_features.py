@@ -15,7 +15,7 @@ from fscl.similarity import collect_features, features, flatten_maps
 
 
 class Net(nn.Module):
-    """Two convolutions, each followed by a module that writes into its output, dropout, and two heads."""
+    """Two convolutions, each followed by a module that changes its output in place; dropout; two heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -45,10 +45,10 @@ def collect(*args, **options) -> dict[str, Tensor]:
     return collect_features(*args, progress=False, **options)
 
 
-# What comes back
+# Features
 
 
-def test_features_are_what_the_layers_gave_before_anything_wrote_into_them(net, images):
+def test_features_are_the_outputs_of_layers_before_in_place_changes(net, images):
     found = collect(net, images.split(4), ["body.2", "body.0", "heads.0", "norm"])
     assert list(found) == ["body.2", "body.0", "heads.0", "norm"]
     net.eval()
@@ -62,7 +62,7 @@ def test_features_are_what_the_layers_gave_before_anything_wrote_into_them(net, 
     assert (found["body.0"] < 0).any()
 
 
-def test_none_is_all_convolutions_and_linear_layers_that_every_pass_calls_once(net, images):
+def test_layers_none_takes_all_convolutions_and_linear_layers_called_once_in_every_pass(net, images):
     assert list(collect(net, images.split(4))) == ["body.0", "body.2", "heads.0"]
     either = iter([0, 1])
     assert list(collect(net, images.split(5), call=lambda model, x: model(x, next(either)))) == ["body.0", "body.2"]
@@ -74,7 +74,7 @@ def test_none_is_all_convolutions_and_linear_layers_that_every_pass_calls_once(n
     assert list(collect(Twice(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)), [images])) == ["0"]
 
 
-def test_one_name_the_model_itself_and_a_shared_module_under_both_names(images):
+def test_layers_accepts_one_name_the_model_itself_and_both_names_of_a_shared_module(images):
     shared = nn.Conv2d(3, 3, 1)
     found = collect(nn.Sequential(nn.Identity(), shared), [images], "1")
     assert list(found) == ["1"]
@@ -87,7 +87,7 @@ def test_one_name_the_model_itself_and_a_shared_module_under_both_names(images):
 
 
 @pytest.mark.parametrize("how", ["positions", "features", "pooled"])
-def test_maps_are_flattened_as_they_arrive(net, images, how):
+def test_collect_features_flattens_maps_as_flatten_maps_does(net, images, how):
     plain = collect(net, images.split(4))
     found = collect(net, images.split(4), maps=how)
     for name, values in plain.items():
@@ -95,7 +95,7 @@ def test_maps_are_flattened_as_they_arrive(net, images, how):
     assert found["heads.0"].shape == (10, 2)
 
 
-def test_type_of_the_network_and_float32_means(net, images):
+def test_features_have_the_dtype_of_the_network_and_pooled_ones_float32_at_least(net, images):
     assert collect(net.double(), [images.double()], "body.0")["body.0"].dtype == torch.float64
     net.bfloat16()
     assert collect(net, [images.bfloat16()], "body.0")["body.0"].dtype == torch.bfloat16
@@ -105,7 +105,7 @@ def test_type_of_the_network_and_float32_means(net, images):
 # Positions and samples
 
 
-def test_positions_are_the_same_for_every_network_layer_and_batch_size(images):
+def test_drawn_positions_are_the_same_for_every_network_layer_and_batch_size(images):
     where = torch.arange(64.0).reshape(1, 1, 8, 8).expand(10, 3, 8, 8) + 100 * torch.arange(10.0)[:, None, None, None]
     first, second = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 2, 1)
     net = nn.Sequential(first, second)
@@ -127,7 +127,7 @@ def test_positions_are_the_same_for_every_network_layer_and_batch_size(images):
     assert not torch.equal(collect(net, where.split(4), maps="positions", positions=5, seed=4)["0"], found["0"])
 
 
-def test_positions_cover_the_map_evenly():
+def test_drawn_positions_cover_the_map_evenly():
     where = torch.arange(16.0).reshape(1, 1, 4, 4).expand(2000, 1, 4, 4)
     net = nn.Sequential(nn.Identity())
     counts = collect(net, where.split(500), "0", maps="positions", positions=4)["0"].long().flatten().bincount()
@@ -135,14 +135,14 @@ def test_positions_cover_the_map_evenly():
     assert (counts - 500).abs().max() < 100  # binomial with deviation 19.4
 
 
-def test_maps_smaller_than_the_positions_are_taken_whole(net, images):
+def test_all_positions_are_taken_from_maps_with_fewer_than_drawn(net, images):
     found = collect(net, images.split(4), ["body.0", "body.2"], maps="positions", positions=20)
     assert found["body.0"].shape == (200, 4)
     assert found["body.2"].shape == (90, 5)
     assert torch.equal(found["body.2"], collect(net, images.split(4), "body.2", maps="positions")["body.2"])
 
 
-def test_samples_stop_the_loader(net, images):
+def test_samples_stops_reading_the_loader(net, images):
     served = []
 
     def loader() -> Iterator[Tensor]:
@@ -168,7 +168,7 @@ class Stream(IterableDataset):
         return iter(self.images)
 
 
-def test_batches_of_any_make(net, images):
+def test_batches_can_be_tensors_tuples_lists_and_mappings(net, images):
     expected = collect(net, [images])
     labels = torch.arange(10)
     Batch = namedtuple("Batch", ["images", "labels"])
@@ -202,7 +202,7 @@ def test_call_gets_whole_batches_on_the_device(net, images):
     assert seen[-1].images.device.type == seen[-1].task["more"][0].device.type == "meta"
 
 
-def test_avalanche_loaders_and_multi_head_models():
+def test_features_of_avalanche_loaders_and_multi_head_models():
     from avalanche.benchmarks.utils.data_loader import TaskBalancedDataLoader
     from avalanche.models import as_multitask
     from avalanche.models.utils import avalanche_model_adaptation
@@ -229,7 +229,7 @@ def test_avalanche_loaders_and_multi_head_models():
         collect(model, loader, "model.features.0", call=lambda net, batch: net(batch[0], torch.arange(16) % 2))
 
 
-def test_features_of_a_network_on_a_gpu(net, images):
+def test_features_of_a_network_on_a_gpu_agree_with_the_cpu(net, images):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     expected = collect(net, images.split(4), maps="positions", positions=5)
@@ -239,10 +239,10 @@ def test_features_of_a_network_on_a_gpu(net, images):
         assert torch.allclose(found[name], values, atol=1e-2)
 
 
-# The network is left as it was
+# The network is not changed
 
 
-def test_modes_hooks_buffers_and_random_numbers_are_as_before(net, images):
+def test_collect_features_restores_modes_hooks_buffers_and_random_state(net, images):
     net.train()
     net.norm.eval()  # frozen statistics, as in fine-tuning
     modes = [module.training for module in net.modules()]
@@ -267,7 +267,7 @@ def test_modes_hooks_buffers_and_random_numbers_are_as_before(net, images):
     assert torch.equal(torch.get_rng_state(), luck)
 
 
-def test_a_bar_on_terminals_alone(net, images, monkeypatch, capsys):
+def test_the_progress_bar_is_shown_only_on_terminals(net, images, monkeypatch, capsys):
     collect_features(net, images.split(4))
     assert capsys.readouterr() == ("", "")
     shown = io.StringIO()
@@ -299,12 +299,12 @@ def test_a_bar_on_terminals_alone(net, images, monkeypatch, capsys):
         ("heads.1", "layer 'heads.1' is never called"),
     ],
 )
-def test_layers_that_there_are_not(net, images, layers, message):
+def test_unknown_layers_are_refused_with_suggestions(net, images, layers, message):
     with pytest.raises(FsclError, match=message):
         collect(net, [images], layers)
 
 
-def test_layers_that_are_called_again_or_give_something_else(images):
+def test_layers_called_several_times_or_without_a_row_for_each_image_are_refused(images):
     shared = nn.Conv2d(3, 3, 1)
     with pytest.raises(FsclError, match="layer '0' is called 2 times in a pass; name one that is called once"):
         collect(nn.Sequential(shared, shared), [images], "0")
@@ -340,7 +340,7 @@ def test_layers_that_are_called_again_or_give_something_else(images):
         (torch.zeros(4, 3, 8, 8), r"loader is a tensor \(4, 3, 8, 8\); an iterable of batches would do: x.split"),
     ],
 )
-def test_loaders_without_images(net, loader, message):
+def test_loaders_without_images_are_refused(net, loader, message):
     with pytest.raises(FsclError, match=message):
         collect(net, loader)
 
@@ -349,11 +349,11 @@ def test_loaders_without_images(net, loader, message):
     ("options", "message"),
     [
         ({"maps": "pool"}, "maps is 'pool'; None, 'positions', 'features', 'pooled' would do"),
-        ({"positions": 3}, "positions is 3 with maps=None; positions are drawn with maps='positions' alone"),
+        ({"positions": 3}, "positions is 3 with maps=None; positions are drawn only with maps='positions'"),
         ({"positions": 0, "maps": "positions"}, "positions is 0; None for all, or 1 or more"),
         ({"samples": 0}, "samples is 0"),
     ],
 )
-def test_options_that_do_not_fit(net, images, options, message):
+def test_options_of_collect_features_that_do_not_fit_are_refused(net, images, options, message):
     with pytest.raises(FsclError, match=message):
         collect(net, [images], **options)

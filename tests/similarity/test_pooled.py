@@ -18,7 +18,7 @@ def symmetric(rng, tasks):
 
 
 @pytest.mark.parametrize("pairs", ["all", "lower"])
-def test_one_seed_without_strata_is_the_mantel_test(pairs):
+def test_pooled_mantel_of_one_seed_without_strata_equals_mantel(pairs):
     rng = np.random.default_rng(0)
     x = symmetric(rng, 9)
     y = x + 4 * rng.normal(size=(9, 9))
@@ -29,7 +29,7 @@ def test_one_seed_without_strata_is_the_mantel_test(pairs):
     assert np.isnan(ours.low), "one seed has no spread"
 
 
-def test_the_mean_is_over_seeds():
+def test_pooled_mantel_is_the_mean_over_seeds():
     rng = np.random.default_rng(1)
     seeds = [(symmetric(rng, 7), rng.normal(size=(7, 7))) for _ in range(3)]
     found = pooled_mantel(seeds)
@@ -40,7 +40,7 @@ def test_the_mean_is_over_seeds():
     assert (found.low, found.high) == pytest.approx((found.statistic - half, found.statistic + half), rel=1e-5)
 
 
-def test_strata_compare_ranks_within_them():
+def test_pooled_mantel_with_strata_compares_ranks_within_them():
     rng = np.random.default_rng(2)
     x, y, strata = symmetric(rng, 8), rng.normal(size=(8, 8)), lag(8)
     index = np.tril_indices(8, -1)
@@ -52,7 +52,7 @@ def test_strata_compare_ranks_within_them():
     assert pooled_mantel([(x, y)], strata=named, pairs="lower").statistic == pytest.approx(oracle)
 
 
-def test_what_strata_explain_is_no_finding_and_what_they_do_not_is():
+def test_pooled_mantel_finds_only_what_strata_do_not_explain():
     """Both matrices follow the distance in the stream, with task effects and noise: false positives of 200 trials."""
     rng = np.random.default_rng(3)
     plain, within, true = [], [], []
@@ -73,7 +73,7 @@ def test_what_strata_explain_is_no_finding_and_what_they_do_not_is():
     assert np.mean(np.array(true) < 0.05) > 0.95
 
 
-def test_the_same_tasks_in_each_seed_are_no_more_evidence_than_once():
+def test_the_same_tasks_in_every_seed_are_not_more_evidence_than_in_one():
     rng = np.random.default_rng(4)
     x = symmetric(rng, 8)
     y = x + 4 * rng.normal(size=(8, 8))
@@ -82,7 +82,7 @@ def test_the_same_tasks_in_each_seed_are_no_more_evidence_than_once():
     assert pooled_mantel([(x, y)] * 4).p_value < once / 2
 
 
-def test_undefined_seeds_are_left_out_and_said():
+def test_undefined_seeds_are_left_out_and_noted():
     rng = np.random.default_rng(5)
     x, y = symmetric(rng, 6), rng.normal(size=(6, 6))
     found = pooled_mantel([(x, y), (x, np.ones((6, 6)))], names=("similarity", "forgetting"))
@@ -106,6 +106,6 @@ def test_undefined_seeds_are_left_out_and_said():
         ([(np.eye(5), np.eye(5))], {"strata": np.eye(4)}, r"strata are \(4, 4\)"),
     ],
 )
-def test_mistakes_are_explained(matrices, options, message):
+def test_pooled_mantel_explains_wrong_arguments(matrices, options, message):
     with pytest.raises(FsclError, match=message):
         pooled_mantel(matrices, **options)

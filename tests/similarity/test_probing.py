@@ -39,7 +39,7 @@ MEASURES = {
 Measure = Callable[..., float]
 every = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 
-# What each measure says it does not see: maps of x on the left, of y on the right. `signs` swaps and negates neurons.
+# The declared invariances of each measure: to maps of x on the left, of y on the right. `signs` swaps and negates.
 ROTATIONS = {"signs", "rotation", "scale", "shift"}
 BLIND = dict.fromkeys(MEASURES, (ROTATIONS, ROTATIONS)) | {
     "mean_cca": (ROTATIONS | {"linear"}, ROTATIONS | {"linear"}),
@@ -52,7 +52,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
 
 
 def related(n: int = 64, p: int = 6, q: int = 4, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Features (n, p) and (n, q) that share some of their variance, in directions of unlike strength."""
+    """Features (n, p) and (n, q) that share a part of their variance, in directions of different strength."""
     shared = random(n, 3, seed=5 * seed)
     x = shared @ random(3, p, seed=5 * seed + 1) + random(n, p, seed=5 * seed + 2) * torch.linspace(1, 0.2, p)
     return x, shared @ random(3, q, seed=5 * seed + 3) + random(n, q, seed=5 * seed + 4)
@@ -82,7 +82,7 @@ def mapped(features: Tensor, how: str, seed: int = 9) -> Tensor:
 
 
 @every
-def test_bounded_and_one_with_itself(measure, pair):
+def test_measures_are_bounded_and_1_of_features_with_themselves(measure, pair):
     x, y = pair
     assert isinstance(measure(x, y), float)
     assert 0.1 < measure(x, y) < 0.95
@@ -90,7 +90,7 @@ def test_bounded_and_one_with_itself(measure, pair):
 
 
 @pytest.mark.parametrize("name", MEASURES)
-def test_symmetric_but_for_the_weights_of_pwcca(name, pair):
+def test_all_measures_except_pwcca_are_symmetric(name, pair):
     x, y = pair
     gap = abs(MEASURES[name](x, y) - MEASURES[name](y, x))
     assert gap > 1e-3 if name == "pwcca" else gap < 1e-12
@@ -99,7 +99,7 @@ def test_symmetric_but_for_the_weights_of_pwcca(name, pair):
 @pytest.mark.parametrize("how", sorted(ROTATIONS | {"linear"}))
 @pytest.mark.parametrize("side", [0, 1], ids=["of_x", "of_y"])
 @pytest.mark.parametrize("name", MEASURES)
-def test_each_map_changes_nothing_or_something_as_declared(name, side, how, pair):
+def test_measures_have_exactly_the_declared_invariances(name, side, how, pair):
     measure, given_features = MEASURES[name], list(pair)
     expected = measure(*given_features)
     given_features[side] = mapped(given_features[side], how)
@@ -112,7 +112,7 @@ def test_each_map_changes_nothing_or_something_as_declared(name, side, how, pair
     n=st.integers(24, 40), p=st.integers(1, 8), q=st.integers(1, 8), seed=st.integers(0, 10**6), how=st.data()
 )  # fmt: skip
 @settings(max_examples=20, deadline=None)
-def test_what_a_measure_is_blind_to_it_never_sees(name, n, p, q, seed, how):
+def test_declared_invariances_hold_for_random_sizes(name, n, p, q, seed, how):
     measure, (x, y) = MEASURES[name], related(n, p, q, seed)
     left, right = (how.draw(st.sampled_from(sorted(blind))) for blind in BLIND[name])
     expected = measure(x, y)
@@ -121,7 +121,7 @@ def test_what_a_measure_is_blind_to_it_never_sees(name, n, p, q, seed, how):
 
 
 @every
-def test_the_order_of_samples_counts_in_batches_alone(measure, pair):
+def test_only_minibatch_cka_depends_on_the_order_of_samples(measure, pair):
     order = torch.randperm(64, generator=torch.Generator().manual_seed(0))
     gap = abs(measure(*(features[order] for features in pair)) - measure(*pair))
     assert gap > 1e-4 if measure is MEASURES["minibatch_cka"] else gap < 1e-9
@@ -129,18 +129,18 @@ def test_the_order_of_samples_counts_in_batches_alone(measure, pair):
 
 
 @every
-def test_samples_that_do_not_match_change_everything(measure, pair):
+def test_measures_change_if_samples_are_permuted_on_one_side(measure, pair):
     x, y = pair
     assert measure(x, y) - measure(x, y.flip(0)) > 0.05
 
 
-def test_a_wide_gaussian_is_linear_and_a_narrow_one_sees_no_likeness(pair):
+def test_rbf_cka_tends_to_linear_cka_when_wide_and_to_1_when_narrow(pair):
     assert rbf_cka(*pair, bandwidth=1e5) == pytest.approx(linear_cka(*pair), abs=1e-8)
     assert abs(rbf_cka(*pair) - linear_cka(*pair)) > 0.01
     assert rbf_cka(*pair, bandwidth=1e-3) == pytest.approx(1)
 
 
-def test_unrelated_features_have_no_minibatch_cka_where_the_full_one_is_biased():
+def test_minibatch_cka_of_unrelated_features_is_0_where_linear_cka_is_biased():
     found = [minibatch_cka(random(32, 50, seed=s), random(32, 50, seed=1000 + s)) for s in range(200)]
     assert np.mean(found) == pytest.approx(0, abs=3 * np.std(found) / math.sqrt(200))
     assert min(found) < 0
@@ -150,10 +150,10 @@ def test_unrelated_features_have_no_minibatch_cka_where_the_full_one_is_biased()
 # Independent oracles
 
 
-def test_cka_of_ckatorch(pair):
+def test_cka_agrees_with_ckatorch(pair):
     core = pytest.importorskip("ckatorch.core", reason="ckatorch is no dependency")
     assert linear_cka(*pair) == pytest.approx(core.cka_base(*pair).item(), abs=1e-12)
-    # its median is over all n^2 distances, those of samples to themselves too: on a grid both fall on one value
+    # its median includes the distances of samples to themselves; on a grid both medians are equal
     x, y = (torch.randint(0, 3, (40, size), generator=torch.Generator().manual_seed(size)).double() for size in (5, 7))
     y[:, :3] = x[:, :3]
     for features in (x, y):
@@ -164,7 +164,7 @@ def test_cka_of_ckatorch(pair):
         assert rbf_cka(x, y, bandwidth=bandwidth) == pytest.approx(expected, abs=1e-9)
 
 
-def test_linear_cka_of_rsatoolbox(pair):
+def test_linear_cka_agrees_with_rsatoolbox(pair):
     pytest.importorskip("rsatoolbox", reason="rsatoolbox is no dependency")
     from rsatoolbox.data import Dataset
     from rsatoolbox.rdm import calc_rdm, compare
@@ -173,13 +173,13 @@ def test_linear_cka_of_rsatoolbox(pair):
     assert linear_cka(*pair) == pytest.approx(compare(*distances, method="cosine_cov").item(), abs=1e-12)
 
 
-def test_mean_cca_of_statsmodels(pair):
+def test_mean_cca_agrees_with_statsmodels(pair):
     cancorr = pytest.importorskip("statsmodels.multivariate.cancorr", reason="statsmodels is no dependency")
     x, y = (features.numpy() for features in pair)
     assert mean_cca(*pair) == pytest.approx(cancorr.CanCorr(y, x).cancorr.mean(), abs=1e-10)
 
 
-def test_procrustes_of_scipy(pair):
+def test_procrustes_agrees_with_scipy(pair):
     x, y = pair
     padded = torch.cat([y, torch.zeros(64, 2)], 1)
     disparity = scipy.spatial.procrustes(x.numpy(), padded.numpy())[2]
@@ -201,7 +201,7 @@ def test_rbf_cka_is_the_alignment_of_gaussian_kernels(n, bandwidth):
 
 
 @pytest.mark.parametrize("sizes", [(6, 4), (4, 6), (5, 5)])
-def test_pwcca_is_an_eigenproblem_of_covariances(sizes):
+def test_pwcca_agrees_with_an_eigenproblem_of_covariances(sizes):
     x, y = related(64, *sizes)
     pooled = np.cov(torch.cat([x, y], 1).numpy(), rowvar=False)
     p = sizes[0]
@@ -213,7 +213,7 @@ def test_pwcca_is_an_eigenproblem_of_covariances(sizes):
     assert pwcca(x, y) == pytest.approx(expected, abs=1e-9)
 
 
-def test_cka_and_procrustes_with_more_features_than_samples_are_those_of_a_rotation_to_fewer():
+def test_cka_and_procrustes_of_wide_features_equal_those_of_a_rotation_to_fewer():
     x, y = random(12, 3), random(12, 5, seed=1)
     wide = x @ torch.linalg.qr(random(40, 3, seed=2)).Q.T
     for measure in (linear_cka, rbf_cka, minibatch_cka, procrustes):
@@ -258,7 +258,7 @@ def test_svcca_is_cca_of_the_leading_principal_components(pair, keep):
     assert svcca(*pair, keep=keep) == pytest.approx(canonical(*reduced).mean(), abs=1e-9)
 
 
-def test_one_feature_each_is_a_function_of_the_pearson_correlation():
+def test_measures_of_single_features_are_functions_of_the_pearson_correlation():
     x, y = random(30, 1), random(30, 1, seed=1)
     r = abs(np.corrcoef(x[:, 0], y[:, 0])[0, 1])
     for measure in (mean_cca, svcca, pwcca, procrustes):
@@ -266,18 +266,18 @@ def test_one_feature_each_is_a_function_of_the_pearson_correlation():
     assert linear_cka(x, y) == pytest.approx(r**2)
 
 
-# Hard inputs
+# Extreme inputs
 
 
 @every
-def test_dead_and_constant_neurons_do_not_count(measure, pair):
+def test_measures_ignore_dead_and_constant_neurons(measure, pair):
     x, y = pair
     dead = torch.cat([x[:, :2], torch.full((64, 2), 1e3 / 3), x[:, 2:], torch.zeros(64, 3)], 1)
     assert measure(dead, y) == pytest.approx(measure(x, y), abs=1e-9)
     assert measure(y, dead) == pytest.approx(measure(y, x), abs=1e-9)
 
 
-def test_repeated_neurons_are_no_directions_of_their_own(pair):
+def test_repeated_neurons_do_not_add_directions(pair):
     x, y = pair
     assert mean_cca(torch.cat([x, x[:, :2] - 3 * x[:, 2:4]], 1), y) == pytest.approx(mean_cca(x, y), abs=1e-9)
     assert kept_directions(torch.cat([x, x], 1), keep=1) == 6
@@ -285,7 +285,7 @@ def test_repeated_neurons_are_no_directions_of_their_own(pair):
 
 @every
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_narrow_types_and_strides(measure, dtype, pair):
+def test_measures_accept_narrow_dtypes_and_strides(measure, dtype, pair):
     x, y = pair
     scattered = x.to(dtype).T.contiguous().T
     assert not scattered.is_contiguous()
@@ -295,7 +295,7 @@ def test_narrow_types_and_strides(measure, dtype, pair):
 
 
 @every
-def test_whole_numbers(measure, pair):
+def test_measures_accept_integers(measure, pair):
     x, y = ((3 * features).round() for features in pair)
     for dtype in (torch.int8, torch.int64):
         assert measure(x.to(dtype), y.to(dtype)) == pytest.approx(measure(x, y), abs=1e-12)
@@ -305,19 +305,19 @@ def test_whole_numbers(measure, pair):
 
 @every
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.float64, 1e-10)])
-def test_large_means(measure, dtype, tolerance, pair):
+def test_measures_are_precise_with_large_means(measure, dtype, tolerance, pair):
     x, y = pair
     assert measure((x + 1e3).to(dtype), (y - 1e3).to(dtype)) == pytest.approx(measure(x, y), abs=tolerance)
 
 
 @pytest.mark.parametrize("name", sorted({*MEASURES} - {"minibatch_cka"}))
 @pytest.mark.parametrize("scale", [1e-90, 1e90])
-def test_sizes_whose_fourth_powers_float64_has_not(name, scale, pair):
+def test_measures_do_not_overflow_for_huge_or_tiny_features(name, scale, pair):
     x, y = pair
     assert MEASURES[name](scale * x, y) == pytest.approx(MEASURES[name](x, y), abs=1e-9)
 
 
-def test_small_distances_beside_a_far_sample():
+def test_rbf_cka_is_precise_for_small_distances_beside_a_far_sample():
     x, y = random(30, 3), random(30, 3, seed=1)
     x[0] += 1e9
     kernels = []
@@ -329,7 +329,7 @@ def test_small_distances_beside_a_far_sample():
 
 
 @every
-def test_features_on_a_gpu(measure, pair):
+def test_measures_on_a_gpu_agree_with_the_cpu(measure, pair):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     x, y = pair
@@ -340,7 +340,7 @@ def test_features_on_a_gpu(measure, pair):
 
 
 @every
-def test_no_gradient_is_recorded_and_nothing_written(measure, pair):
+def test_measures_record_no_gradient_and_do_not_change_features(measure, pair):
     x, y = (features.clone().requires_grad_() for features in pair)
     assert not measure([x, y]).requires_grad
     assert measure(x, y) == pytest.approx(measure(*pair), abs=1e-12)
@@ -351,7 +351,7 @@ def test_no_gradient_is_recorded_and_nothing_written(measure, pair):
 
 
 @pytest.mark.parametrize("metric", MEASURES)
-def test_matrix_holds_what_the_measure_says_of_each_pair(metric, pair):
+def test_probing_matrix_equals_the_measure_of_each_pair(metric, pair):
     features = [*pair, random(64, 5, seed=8), random(64, 3, seed=11, dtype=torch.float32)]
     measure = MEASURES[metric]
     matrix = measure(features)
@@ -370,7 +370,7 @@ def test_matrix_holds_what_the_measure_says_of_each_pair(metric, pair):
         assert torch.allclose(again, matrix, atol=1e-12)
 
 
-def test_matrix_passes_options_on(pair):
+def test_probing_matrix_passes_options_on(pair):
     for metric, measure, option in [
         ("rbf_cka", rbf_cka, {"bandwidth": 2.0}),
         ("minibatch_cka", minibatch_cka, {"batch_size": 8}),
@@ -381,7 +381,7 @@ def test_matrix_passes_options_on(pair):
         assert abs(found - measure(*pair)) > 1e-3
 
 
-def test_every_probe_is_a_function_of_its_name():
+def test_every_probe_is_the_name_of_a_function():
     assert set(PROBES) == {*MEASURES, "aligned_cosine"}  # the last has tests of its own: it needs channels that match
 
 
@@ -393,7 +393,7 @@ def test_aligned_cosine_is_the_squared_correlation_of_all_centred_values(pair):
     assert aligned_cosine(x, y) <= procrustes(x, y) ** 2 + 1e-12
 
 
-def test_aligned_cosine_ignores_scale_shift_and_a_common_rotation_but_no_rotation_of_one_side(pair):
+def test_aligned_cosine_is_invariant_to_scale_shift_and_a_common_rotation_only(pair):
     x, y = pair[0][:, :4], pair[1]
     expected = aligned_cosine(x, y)
     turn = torch.linalg.qr(random(4, 4, seed=9)).Q
@@ -402,7 +402,7 @@ def test_aligned_cosine_ignores_scale_shift_and_a_common_rotation_but_no_rotatio
     assert abs(aligned_cosine(x @ turn, y) - expected) > 1e-3
 
 
-def test_aligned_cosine_of_all_pairs_and_of_channels_that_do_not_match(pair):
+def test_aligned_cosine_takes_lists_and_refuses_different_numbers_of_channels(pair):
     features = [pair[0][:, :4], pair[1], random(64, 4, seed=8)]
     matrix = aligned_cosine(iter(features))
     assert torch.equal(matrix, probing_matrix(features, "aligned_cosine"))
@@ -416,7 +416,7 @@ def test_aligned_cosine_of_all_pairs_and_of_channels_that_do_not_match(pair):
 # Maps of convolutions
 
 
-def test_ways_to_flatten_maps():
+def test_flatten_maps_by_positions_features_and_pooling():
     x = torch.arange(2 * 3 * 2 * 4.0).reshape(2, 3, 2, 4)
     assert torch.equal(flatten_maps(x, "positions")[5], x[0, :, 1, 1])
     assert torch.equal(flatten_maps(x, "positions")[8], x[1, :, 0, 0])
@@ -429,7 +429,7 @@ def test_ways_to_flatten_maps():
 
 @every
 @pytest.mark.parametrize("how", ["positions", "features", "pooled"])
-def test_maps_are_flattened_as_asked(measure, how):
+def test_measures_flatten_maps_as_requested(measure, how):
     x, y = random(80, 3, 2, 3), random(80, 2, 2, 3, seed=1)
     y += x[:, :2]
     flat = flatten_maps(x, how), flatten_maps(y, how)
@@ -441,14 +441,14 @@ def test_maps_are_flattened_as_asked(measure, how):
 
 
 @pytest.mark.parametrize("metric", MEASURES)
-def test_the_answer_depends_on_how_maps_are_flattened(metric):
+def test_measures_depend_on_how_maps_are_flattened(metric):
     x, y = random(80, 3, 2, 3), random(80, 2, 2, 3, seed=1)
     y += x[:, :2]
     found = [probing_matrix([x, y], metric, maps=how)[0, 1].item() for how in ("positions", "features", "pooled")]
     assert len({round(value, 3) for value in found}) == 3
 
 
-def test_maps_in_batches_and_for_directions():
+def test_minibatch_cka_and_kept_directions_accept_maps():
     x, y = random(12, 3, 2, 2), random(12, 2, 2, 2, seed=1)
     batches = zip(x.split(4), y.split(4), strict=True)
     assert minibatch_cka(batches, maps="pooled") == pytest.approx(minibatch_cka(x, y, maps="pooled", batch_size=4))
@@ -480,7 +480,7 @@ def test_maps_in_batches_and_for_directions():
         (random(8, 2), torch.zeros(8, 2), "y: all .*samples.* have the same features"),
     ],
 )
-def test_features_that_do_not_fit(measure, x, y, message):
+def test_features_that_do_not_fit_are_refused_by_name(measure, x, y, message):
     with pytest.raises(FsclError, match=message):
         measure(x, y)
     with pytest.raises(FsclError, match=message.replace("x", r"features\[0\]", 1) if message[0] == "x" else "feat"):
@@ -488,7 +488,7 @@ def test_features_that_do_not_fit(measure, x, y, message):
 
 
 @every
-def test_ways_of_calling_that_do_not_fit(measure, pair):
+def test_measures_refuse_wrong_types_of_arguments(measure, pair):
     x, y = pair
     with pytest.raises(FsclError, match="x is Tensor, y is NoneType; give two tensors x and y, or one list of tensors"):
         measure(x)
@@ -508,7 +508,7 @@ def test_ways_of_calling_that_do_not_fit(measure, pair):
 
 @pytest.mark.parametrize("measure", [mean_cca, pwcca])
 @pytest.mark.parametrize("n", [3, 6])
-def test_cca_refuses_what_would_be_one_whatever_the_features(measure, n):
+def test_cca_refuses_too_few_samples_that_make_it_1(measure, n):
     with pytest.raises(FsclError, match=rf"x: {n} samples of 6 features make every .* 1 .*more than 6 samples"):
         measure(random(n, 6), random(n, 2, seed=1))
     with pytest.raises(FsclError, match=rf"features\[1\]: {n} samples of 6 features"):
@@ -518,7 +518,7 @@ def test_cca_refuses_what_would_be_one_whatever_the_features(measure, n):
     assert measure(random(8, 6), random(8, 2, seed=1)) < 1
 
 
-def test_svcca_refuses_directions_that_fill_the_samples():
+def test_svcca_refuses_directions_that_span_all_samples():
     with pytest.raises(FsclError, match=r"x: 19 directions of 20 samples make every .* more than 20 samples"):
         svcca(random(20, 300), random(20, 2, seed=1), keep=1)
     assert kept_directions(random(20, 300), keep=1) == 19
@@ -547,6 +547,6 @@ def test_svcca_refuses_directions_that_fill_the_samples():
         (lambda x: minibatch_cka([(x, x), 3]), r"int; 2 feature matrices would do: \(x, y\)"),
     ],
 )
-def test_mistakes_are_explained(call, message):
+def test_measures_explain_wrong_options(call, message):
     with pytest.raises(FsclError, match=message):
         call(random(8, 2))

@@ -1,4 +1,4 @@
-"""Images without data: that their statistics are those of nature, or of the data that a network remembers."""
+"""Images made without data have the statistics of natural images, or those that a network stored in training."""
 
 import copy
 
@@ -20,24 +20,24 @@ def leaves() -> Tensor:
 
 
 def spectrum(images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Cycles a pixel of every wave, (height, width), and its mean amplitude over images and channels."""
+    """Every wave's frequency in cycles per pixel, (height, width), and mean amplitude over images and channels."""
     frequency = np.hypot(*np.meshgrid(*(np.fft.fftfreq(side) for side in images.shape[2:]), indexing="ij"))
     power = np.abs(np.fft.fft2(images.double().numpy())) ** 2
     return frequency, np.sqrt(power.mean((0, 1)))
 
 
 def kurtosis(values: Tensor) -> float:
-    """3 for a normal distribution."""
+    """The kurtosis; 3 for a normal distribution."""
     centred = (values - values.mean()).double()
     return float((centred**4).mean() / (centred**2).mean() ** 2)
 
 
-# What both promise
+# Noise and leaves
 
 
 @MAKERS
 @pytest.mark.parametrize("shape", [(1, 16, 16), (3, 9, 14), (2, 1, 8)])
-def test_float32_images_of_mean_0_and_variance_1(make, shape):
+def test_noise_and_leaves_are_float32_with_mean_0_and_variance_1(make, shape):
     images = make(5, shape)
     assert images.dtype == torch.float32
     assert images.shape == (5, *shape)
@@ -46,7 +46,7 @@ def test_float32_images_of_mean_0_and_variance_1(make, shape):
 
 
 @MAKERS
-def test_a_seed_repeats_them_and_another_does_not(make):
+def test_noise_and_leaves_are_repeated_by_their_seed_only(make):
     luck = torch.get_rng_state()
     first, again, other = make(3, (2, 8, 8), seed=4), make(3, (2, 8, 8), seed=4), make(3, (2, 8, 8), seed=5)
     assert torch.equal(first, again)
@@ -65,7 +65,7 @@ def test_a_seed_repeats_them_and_another_does_not(make):
         (2, (8, 8), r"2 images of shape \(8, 8\)"),
     ],
 )
-def test_sizes_that_no_image_has(make, n, shape, message):
+def test_noise_and_leaves_refuse_sizes_below_1(make, n, shape, message):
     with pytest.raises(FsclError, match=message):
         make(n, shape)
 
@@ -74,7 +74,7 @@ def test_sizes_that_no_image_has(make, n, shape, message):
 
 
 @pytest.mark.parametrize("exponent", [0.0, 0.5, 1.0, 2.0])
-def test_amplitude_falls_with_frequency_to_the_exponent_alike_in_all_directions(exponent):
+def test_noise_amplitude_falls_as_a_power_of_frequency_in_all_directions(exponent):
     frequency, amplitude = spectrum(noise_images(64, (2, 20, 32), exponent))
     waves = frequency > 0
     slope, offset = np.polyfit(np.log(frequency[waves]), np.log(amplitude[waves]), 1)
@@ -85,7 +85,7 @@ def test_amplitude_falls_with_frequency_to_the_exponent_alike_in_all_directions(
     assert amplitude[0, 0] == pytest.approx(slowest, rel=0.3)  # the mean brightness
 
 
-def test_an_amplitude_of_1_over_f_by_default():
+def test_noise_has_amplitude_1_over_f_by_default():
     assert torch.equal(noise_images(2, (1, 8, 8)), noise_images(2, (1, 8, 8), exponent=1.0))
 
 
@@ -99,7 +99,7 @@ def test_noise_is_normal_and_its_channels_are_independent():
 # Dead leaves
 
 
-def test_leaves_are_flat_with_edges_that_all_channels_share(leaves):
+def test_dead_leaves_are_flat_with_edges_shared_by_all_channels(leaves):
     same = leaves.diff(dim=3) == 0
     assert 0.5 < same.float().mean() < 0.75
     assert torch.equal(same[:, 0], same[:, 1])
@@ -110,12 +110,12 @@ def test_leaves_are_flat_with_edges_that_all_channels_share(leaves):
     assert kurtosis(noise_images(24, (3, 32, 32)).diff(dim=3)) == pytest.approx(3, abs=0.2)
 
 
-def test_leaves_hide_the_ground_and_each_image_has_its_own(leaves):
+def test_dead_leaves_cover_each_image_and_differ_between_images(leaves):
     colours = [set(image[0].flatten().tolist()) for image in leaves]
     assert len(set().union(*colours)) == sum(map(len, colours))
 
 
-def test_leaves_lie_alike_everywhere_and_in_all_directions():
+def test_dead_leaves_have_the_same_statistics_everywhere_and_in_all_directions():
     images = dead_leaves(64, (1, 16, 16))
     down, right = (images.diff(dim=d) for d in (2, 3))
     assert down.square().mean() / right.square().mean() == pytest.approx(1, abs=0.1)
@@ -125,8 +125,8 @@ def test_leaves_lie_alike_everywhere_and_in_all_directions():
         assert (lines - flat).abs().max() < 0.06  # rows and columns, those at the edges too
 
 
-def test_leaves_have_the_amplitudes_of_natural_images_and_look_alike_from_afar(leaves):
-    """Sizes of density r^-2, r^-4, all equal, or uniform, miss one of these or both by 0.1 or more."""
+def test_dead_leaves_have_a_natural_spectrum_and_are_scale_invariant(leaves):
+    """Sizes with density r^-2 or r^-4, equal sizes, and uniform sizes fail at least one check by 0.1 or more."""
     frequency, amplitude = spectrum(leaves)
     waves = (frequency > 0) & (frequency < 0.25)  # beyond it are the smallest leaves, of a pixel
     assert np.polyfit(np.log(frequency[waves]), np.log(amplitude[waves]), 1)[0] == pytest.approx(-0.85, abs=0.1)
@@ -144,7 +144,7 @@ def test_leaves_have_the_amplitudes_of_natural_images_and_look_alike_from_afar(l
 
 
 class Net(nn.Module):
-    """Two layers with normalisation, which may be dropped, and what ought to make no difference to a recall."""
+    """Two layers with optional normalisation, and modules that should not matter for a recall."""
 
     def __init__(self, data: Tensor) -> None:
         super().__init__()
@@ -163,7 +163,7 @@ class Net(nn.Module):
 
 @pytest.fixture
 def networks() -> list[Net]:
-    """Two that have seen unlike data."""
+    """Two networks with statistics of different data."""
     bright = 2 + noise_images(32, (2, 8, 8), exponent=2)
     dark = torch.stack([torch.linspace(-3, 0, 8).expand(8, 8)] * 2) + 0.5 * torch.randn(32, 2, 8, 8)
     return [Net(bright), Net(dark)]
@@ -171,7 +171,7 @@ def networks() -> list[Net]:
 
 @torch.no_grad()
 def mismatch(net: Net, images: Tensor) -> float:
-    """How far what enters each normalisation is from what it remembers: means in deviations, and log deviations."""
+    """Distance of each normalisation's input from its statistics: means in standard deviations, and log deviations."""
     found = []
 
     def look(layer: nn.BatchNorm2d, inputs: tuple[Tensor]) -> None:
@@ -188,7 +188,7 @@ def mismatch(net: Net, images: Tensor) -> float:
     return float(sum(found))
 
 
-def test_recalled_images_come_near_to_what_a_network_remembers_and_to_no_other(networks):
+def test_recalled_images_match_the_statistics_of_their_network_only(networks):
     start = noise_images(16, (2, 8, 8))
     recalled = [recall_images(net, start, steps=60) for net in networks]
     for i, net in enumerate(networks):
@@ -196,7 +196,7 @@ def test_recalled_images_come_near_to_what_a_network_remembers_and_to_no_other(n
         assert mismatch(net, recalled[i]) < 0.1 * mismatch(net, recalled[1 - i])
 
 
-def test_recalled_of_several_networks_they_are_nearer_to_all(networks):
+def test_images_recalled_from_several_networks_are_nearer_to_all_of_them(networks):
     start = noise_images(16, (2, 8, 8))
     both = recall_images(networks, start, steps=80)
     before, after = ([mismatch(net, images) for net in networks] for images in (start, both))
@@ -206,7 +206,7 @@ def test_recalled_of_several_networks_they_are_nearer_to_all(networks):
     assert torch.equal(recall_images(iter(networks[:1]), start, steps=3), recall_images(networks[0], start, steps=3))
 
 
-def test_the_mean_and_variance_that_are_recalled_are_those_that_were_seen():
+def test_recalled_mean_and_variance_equal_those_of_the_training_data():
     net = nn.Sequential(nn.BatchNorm2d(2))
     net[0].running_mean.copy_(torch.tensor([3.0, -1.0]))
     net[0].running_var.copy_(torch.tensor([4.0, 0.25]))
@@ -218,7 +218,7 @@ def test_the_mean_and_variance_that_are_recalled_are_those_that_were_seen():
     assert (brightness > torch.tensor([0.5, 0.1])).all()  # of all images together: each alone may be bright or dark
 
 
-def test_each_step_takes_the_next_network(networks):
+def test_recall_steps_use_the_networks_in_turn(networks):
     passes = [0, 0]
     for i, net in enumerate(networks):
         net.head.register_forward_hook(lambda *_, i=i: passes.__setitem__(i, passes[i] + 1))
@@ -226,7 +226,7 @@ def test_each_step_takes_the_next_network(networks):
     assert passes == [3, 2]
 
 
-def test_more_and_longer_steps_go_farther(networks):
+def test_more_and_larger_recall_steps_change_images_more(networks):
     start = noise_images(16, (2, 8, 8))
     first = recall_images(networks[0], start, steps=1, rate=0.2)
     assert float((first - start).abs().max()) == pytest.approx(0.2, rel=1e-3)  # Adam's first step is the rate
@@ -234,7 +234,7 @@ def test_more_and_longer_steps_go_farther(networks):
     assert found == sorted(found, reverse=True)
 
 
-def test_recall_repeats_itself_and_writes_nothing_but_its_images(networks):
+def test_recall_is_deterministic_and_does_not_change_its_start_images(networks):
     start = noise_images(16, (2, 8, 8))
     before, luck = start.clone(), torch.get_rng_state()
     with torch.no_grad():  # of the caller's, such as an evaluation
@@ -248,7 +248,7 @@ def test_recall_repeats_itself_and_writes_nothing_but_its_images(networks):
     assert torch.equal(recall_images(networks[0], start.double(), steps=3), found)
 
 
-def test_networks_are_left_to_the_bit_also_when_a_pass_fails(networks):
+def test_recall_does_not_change_networks_even_if_a_pass_fails(networks):
     net = networks[0].train()
     net.norm.eval()  # frozen statistics, as in fine-tuning
     net.stem.weight.requires_grad_(False)
@@ -270,7 +270,7 @@ def test_networks_are_left_to_the_bit_also_when_a_pass_fails(networks):
     assert [len(module._forward_hooks) for module in net.modules()] == [int(m is net.drop) for m in net.modules()]
 
 
-def test_networks_that_take_more_than_images_are_called_as_the_user_says(networks):
+def test_recall_makes_passes_with_the_given_call(networks):
     class Labelled(nn.Module):
         def __init__(self, network):
             super().__init__()
@@ -293,7 +293,7 @@ def test_networks_that_take_more_than_images_are_called_as_the_user_says(network
         nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, track_running_stats=False)),
     ],
 )
-def test_networks_that_remember_nothing_are_refused(networks, bare):
+def test_recall_refuses_networks_without_running_statistics(networks, bare):
     start = noise_images(16, (2, 8, 8))
     message = "Sequential has no batch normalisation with running statistics to recall images from; use dead_leaves or"
     for models in (bare, [networks[0], bare]):
@@ -301,7 +301,7 @@ def test_networks_that_remember_nothing_are_refused(networks, bare):
             recall_images(models, start, steps=1)
 
 
-def test_no_networks_or_no_steps_are_refused(networks):
+def test_recall_refuses_no_networks_and_no_steps(networks):
     start = noise_images(16, (2, 8, 8))
     with pytest.raises(FsclError, match="0 networks and 200 steps; one or more of each would do"):
         recall_images([], start)
@@ -309,7 +309,7 @@ def test_no_networks_or_no_steps_are_refused(networks):
         recall_images(networks, start, steps=0)
 
 
-def test_recall_on_a_gpu(networks):
+def test_recall_on_a_gpu_agrees_with_the_cpu(networks):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
     start = noise_images(16, (2, 8, 8))

@@ -22,7 +22,7 @@ SPANS = ["grassmann", "projection"]
 
 @dataclass
 class Bank:
-    """The least that can be called a bank."""
+    """The smallest bank that ``similarity_matrix`` accepts."""
 
     atoms: dict[str, Tensor]
     coefficients: dict[str, Tensor]
@@ -58,7 +58,7 @@ def cosines(values: Tensor) -> np.ndarray:
 
 
 def plane_spanned_by(vectors: Tensor) -> Tensor:
-    """(rank, 9) row vectors as one task's atoms."""
+    """Row vectors (rank, 9) as one task's atoms."""
     return vectors.reshape(1, -1, 3, 3)
 
 
@@ -69,7 +69,7 @@ def plane_spanned_by(vectors: Tensor) -> Tensor:
 @pytest.mark.parametrize("per_layer", [False, True])
 @settings(deadline=None, max_examples=20)
 @given(tasks=st.integers(1, 6), seed=st.integers(0, 10**6), scale=st.sampled_from([1e-30, 1.0, 1e30]))
-def test_symmetric_bounded_and_one_on_the_diagonal(metric, per_layer, tasks, seed, scale):
+def test_similarity_matrix_is_symmetric_bounded_and_1_on_the_diagonal(metric, per_layer, tasks, seed, scale):
     stacks = [random(tasks, 4, 3, 3, seed=seed) * scale, random(tasks, 3, 2, 3, seed=seed + 1)]
     grams = [gram_matrix(random(5, 2, m, seed=seed)) for m in (4, 3)]
     similarity = similarity_matrix(stacks, metric, per_layer=per_layer, grams=grams)
@@ -81,7 +81,7 @@ def test_symmetric_bounded_and_one_on_the_diagonal(metric, per_layer, tasks, see
 
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_the_same_atoms_are_alike_at_any_scale(metric, dtype):
+def test_similarity_of_scaled_atoms_with_themselves_is_1(metric, dtype):
     atoms = random(1, 9, 3, 3, dtype=torch.float32).to(dtype).repeat(4, 1, 1, 1)
     atoms[1] *= 0.25  # exact in every dtype
     atoms[2] *= 8
@@ -91,13 +91,13 @@ def test_the_same_atoms_are_alike_at_any_scale(metric, dtype):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_reordering_tasks_reorders_the_matrix(bank, metric):
+def test_reordering_tasks_reorders_the_similarity_matrix(bank, metric):
     order = [3, 0, 4, 1, 2]
     moved = Bank({name: atoms[order] for name, atoms in bank.atoms.items()}, bank.coefficients)
     torch.testing.assert_close(similarity_matrix(moved, metric), similarity_matrix(bank, metric)[order][:, order])
 
 
-def test_no_gradient_is_recorded():
+def test_similarity_matrix_records_no_gradient():
     assert not similarity_matrix(random(3, 4, 3, 3).requires_grad_()).requires_grad
 
 
@@ -111,7 +111,7 @@ def test_filter_metric_is_the_cosine_of_the_composed_filters(bank):
 
 
 @pytest.mark.parametrize("metric", ["filter", *SPANS])
-def test_gauge_changes_the_plain_cosine_alone(bank, metric):
+def test_a_change_of_gauge_changes_only_the_plain_cosine(bank, metric):
     gauge = {name: random(atoms.shape[1], atoms.shape[1], seed=9) for name, atoms in bank.atoms.items()}
     moved = Bank(
         {name: torch.einsum("mn,tnhw->tmhw", gauge[name], atoms) for name, atoms in bank.atoms.items()},
@@ -122,7 +122,7 @@ def test_gauge_changes_the_plain_cosine_alone(bank, metric):
     assert (similarity_matrix(moved, "cosine", "mean") - cosine).abs().max() > 0.05
 
 
-def test_cosine_is_the_filter_cosine_when_coefficients_are_orthogonal_to_one_scale():
+def test_plain_cosine_is_the_filter_cosine_for_orthogonal_coefficients_of_one_scale():
     atoms = random(5, 4, 3, 3)
     coefficients = 2.5 * torch.linalg.qr(random(21, 4, seed=1)).Q.reshape(7, 3, 4)
     similarity = similarity_matrix(atoms, "cosine", aggregate="mean")
@@ -130,7 +130,7 @@ def test_cosine_is_the_filter_cosine_when_coefficients_are_orthogonal_to_one_sca
     np.testing.assert_allclose(similarity, cosines(composed(coefficients, atoms)), atol=1e-12)
 
 
-def test_more_atoms_than_channels_leaves_a_singular_gram_matrix():
+def test_metrics_accept_the_singular_gram_matrix_of_more_atoms_than_filters():
     atoms, coefficients = random(4, 9, 3, 3, dtype=torch.float32), random(8, 1, 9, seed=1, dtype=torch.float32)
     similarity = similarity_matrix(atoms, "filter", "mean", grams=gram_matrix(coefficients))
     np.testing.assert_allclose(similarity, cosines(composed(coefficients, atoms)), atol=1e-5)
@@ -145,7 +145,7 @@ def test_gram_matrix_sums_over_all_channels():
 # Known answers
 
 
-def test_orthogonal_and_opposite_atoms():
+def test_similarity_of_orthogonal_and_opposite_atoms():
     atoms = torch.zeros(3, 2, 3, 3)
     atoms[0, 0, 0, 0], atoms[1, 1, 2, 2], atoms[2, 0, 0, 0] = 3, 5, -7
     expected = torch.tensor([[1.0, 0, -1], [0, 1, 0], [-1, 0, 1]])
@@ -154,7 +154,7 @@ def test_orthogonal_and_opposite_atoms():
 
 
 @pytest.mark.parametrize("theta", [0.0, 1e-7, 1e-3, 0.3, 1.2, math.pi / 2])
-def test_one_known_principal_angle(theta):
+def test_similarity_of_spans_with_one_known_principal_angle(theta):
     e = torch.eye(9, dtype=torch.float64)
     tilted = torch.stack([e[0], math.cos(theta) * e[1] + math.sin(theta) * e[2]])
     atoms = torch.cat([plane_spanned_by(e[:2]), plane_spanned_by(tilted)])
@@ -164,7 +164,7 @@ def test_one_known_principal_angle(theta):
     assert projection == pytest.approx((1 + math.cos(theta) ** 2) / 2, abs=1e-12)
 
 
-def test_orthogonal_spans_have_no_similarity():
+def test_orthogonal_spans_have_similarity_0():
     e = torch.eye(9)
     atoms = torch.cat([plane_spanned_by(e[:3]), plane_spanned_by(e[3:6])])
     for metric in SPANS:
@@ -172,7 +172,7 @@ def test_orthogonal_spans_have_no_similarity():
 
 
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
-def test_spans_agree_with_scipy(rank):
+def test_similarity_of_spans_agrees_with_scipy(rank):
     atoms = random(6, 5, 3, 3)
     leading = [scipy.linalg.svd(task.reshape(5, 9).T.numpy())[0][:, :rank] for task in atoms]
     grassmann = similarity_matrix(atoms, "grassmann", "mean", rank=rank)
@@ -186,7 +186,7 @@ def test_spans_agree_with_scipy(rank):
 
 @pytest.mark.parametrize("metric", SPANS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_mixing_as_many_atoms_as_the_rank_leaves_their_span(metric, dtype):
+def test_similarity_of_spans_is_invariant_to_mixing_atoms(metric, dtype):
     atoms = random(3, 3, 3, 3, dtype=dtype)
     mixed = torch.einsum("mn,tnhw->tmhw", random(3, 3, seed=5, dtype=dtype), atoms)
     similarity = similarity_matrix(torch.cat([atoms, mixed]), metric, "mean")
@@ -199,7 +199,7 @@ def test_mixing_as_many_atoms_as_the_rank_leaves_their_span(metric, dtype):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("how", ["mean", "product", "depth", "per_layer"])
 @pytest.mark.parametrize("values", [1, 20, 100, 2000])  # 11 tasks are a multiple of no block but one of 1
-def test_blocks_of_any_size_give_the_same_answer(monkeypatch, metric, how, values):
+def test_similarity_matrix_does_not_depend_on_the_block_size(monkeypatch, metric, how, values):
     stacks = [random(11, 4, 3, 3), random(11, 5, 3, 3, seed=1, dtype=torch.float32), random(11, 4, 3, 3, seed=2)]
     stacks[1][7] = 0
     options = {"per_layer": True} if how == "per_layer" else {"aggregate": how}
@@ -212,7 +212,7 @@ def test_blocks_of_any_size_give_the_same_answer(monkeypatch, metric, how, value
     assert (blocks.diagonal(dim1=-2, dim2=-1) == 1).all()
 
 
-def test_mistakes_beyond_the_first_block_name_the_task(monkeypatch):
+def test_errors_beyond_the_first_block_name_the_task(monkeypatch):
     monkeypatch.setattr(subspace, "_BLOCK_VALUES", 120)
     atoms = random(11, 4, 3, 3)
     atoms[8] = atoms[8, :1].clone()
@@ -224,8 +224,8 @@ def test_mistakes_beyond_the_first_block_name_the_task(monkeypatch):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="peak memory is read from /proc")
-def test_memory_beside_the_result_does_not_grow_with_the_pairs():
-    """Eight layers of 3,000 tasks take 576 MB if the float64 similarities of all layers are held."""
+def test_memory_of_similarity_matrix_does_not_grow_with_the_pairs():
+    """Eight layers of 3,000 tasks would take 576 MB if float64 similarities of all layers were in memory."""
     code = """
 import re, torch
 from fscl.similarity import similarity_matrix
@@ -253,7 +253,7 @@ def two_layers() -> list[Tensor]:
 
 
 @pytest.mark.parametrize(("how", "expected"), [("mean", -0.1), ("product", 0.36 * 0.64), ("depth", 0.18 * 1.64)])
-def test_aggregation_by_hand(how, expected):
+def test_aggregate_layers_agrees_with_a_calculation_by_hand(how, expected):
     assert similarity_matrix(two_layers(), aggregate=how)[0, 1] == pytest.approx(expected)
     per_layer = similarity_matrix(two_layers(), per_layer=True)
     assert per_layer[:, 0, 1].tolist() == pytest.approx([0.6, -0.8])
@@ -261,7 +261,7 @@ def test_aggregation_by_hand(how, expected):
 
 
 def alike(*cosines: float) -> list[Tensor]:
-    """A layer for each cosine, of two tasks that have it."""
+    """For each cosine, a layer of two tasks whose atoms have this cosine."""
     values = [[[1, 0], [c, math.sqrt(1 - c**2)]] for c in cosines]
     return list(torch.tensor(values, dtype=torch.float64).reshape(-1, 2, 1, 1, 2))
 
@@ -277,7 +277,7 @@ def alike(*cosines: float) -> list[Tensor]:
         ([-0.5], 0.25),
     ],
 )
-def test_depth_is_the_mean_of_the_products_down_to_each_layer(cosines, expected):
+def test_aggregate_depth_is_the_mean_of_the_products_down_to_each_layer(cosines, expected):
     similarity = similarity_matrix(alike(*cosines), aggregate="depth")
     assert similarity[0, 1] == pytest.approx(expected, abs=1e-15)
     assert torch.equal(similarity, similarity.T)
@@ -289,7 +289,7 @@ def test_depth_is_the_mean_of_the_products_down_to_each_layer(cosines, expected)
 
 @given(cosines=st.lists(st.floats(-1, 1), min_size=1, max_size=6), seed=st.integers(0, 10**6))
 @settings(deadline=None, max_examples=50)
-def test_depth_ends_in_the_product_and_a_layer_that_is_more_alike_never_lowers_it(cosines, seed):
+def test_aggregate_depth_is_at_least_the_product_and_grows_with_each_layer(cosines, seed):
     def depth(values: Sequence[float]) -> float:
         return float(aggregate_layers(torch.tensor(values, dtype=torch.float64), "depth"))
 
@@ -307,7 +307,7 @@ def test_depth_ends_in_the_product_and_a_layer_that_is_more_alike_never_lowers_i
     assert depth(sorted(cosines, key=abs, reverse=True)) >= depth(cosines) - 1e-12
 
 
-def test_the_order_of_layers_counts_in_depth_alone(bank):
+def test_only_aggregate_depth_depends_on_the_order_of_layers(bank):
     for how in ("product", "mean", "depth"):
         forth, back = (
             similarity_matrix(bank, aggregate=how, layers=order) for order in (["stem", "body"], ["body", "stem"])
@@ -317,7 +317,7 @@ def test_the_order_of_layers_counts_in_depth_alone(bank):
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_bank_mapping_sequence_and_single_stack_agree(bank, metric):
+def test_similarity_matrix_is_the_same_for_a_bank_a_mapping_a_sequence_and_a_stack(bank, metric):
     grams = {name: bank.gram(name) for name in bank.layers}
     expected = similarity_matrix(bank, metric)
     assert torch.equal(similarity_matrix(bank.atoms, metric, grams=grams), expected)
@@ -329,11 +329,11 @@ def test_bank_mapping_sequence_and_single_stack_agree(bank, metric):
     assert torch.equal(similarity_matrix(bank, metric, layers="body"), one)
 
 
-# Degenerate atoms and mistakes
+# Degenerate atoms and wrong arguments
 
 
 @pytest.mark.parametrize("metric", METRICS)
-def test_zero_atoms_are_like_themselves_alone(metric):
+def test_zero_atoms_have_similarity_0_to_others_and_1_to_themselves(metric):
     atoms = random(4, 4, 3, 3)
     atoms[1] = atoms[3] = 0
     similarity = similarity_matrix(atoms, metric, "mean", grams=torch.eye(4))
@@ -343,7 +343,7 @@ def test_zero_atoms_are_like_themselves_alone(metric):
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_non_finite_atoms_are_named(bank, bad):
+def test_similarity_matrix_names_non_finite_atoms(bank, bad):
     bank.atoms["body"][3, 2, 1, 0] = bad
     with pytest.raises(FsclError, match=r"layer 'body': task 3 .*not finite"):
         similarity_matrix(bank)
@@ -365,7 +365,7 @@ def test_non_finite_atoms_are_named(bank, bad):
         ({"metric": "projection", "rank": 0}, "rank 0 .* use a rank from 1 to 4"),
     ],
 )
-def test_mistakes_are_explained(arguments, message):
+def test_similarity_matrix_explains_wrong_arguments(arguments, message):
     with pytest.raises(FsclError, match=message):
         similarity_matrix({"conv1": random(3, 4, 3, 3), "conv2": random(3, 2, 3, 3)}, **arguments)
 
@@ -380,12 +380,12 @@ def test_mistakes_are_explained(arguments, message):
         ([random(2, 3, 3, 3), random(3, 3, 3, 3)], "same number of tasks.*'0': 2, '1': 3"),
     ],
 )
-def test_stacks_that_do_not_fit(stacks, message):
+def test_stacks_that_do_not_fit_are_refused(stacks, message):
     with pytest.raises(FsclError, match=message):
         similarity_matrix(stacks)
 
 
-def test_spans_of_layers_that_are_too_small():
+def test_a_rank_too_large_for_a_layer_is_refused_by_name():
     with pytest.raises(FsclError, match="'1x1': rank 3 with m=4 atoms of 1 values; leave it out with layers="):
         similarity_matrix({"1x1": random(2, 4, 1, 1)}, "grassmann")
     thin = random(2, 4, 3, 3)
@@ -394,7 +394,7 @@ def test_spans_of_layers_that_are_too_small():
         similarity_matrix({"thin": thin}, "grassmann")
 
 
-def test_aggregate_layers_mistakes():
+def test_aggregate_layers_and_gram_matrix_refuse_wrong_arguments():
     with pytest.raises(FsclError, match=r"unknown aggregate 'max'; known: product, mean, depth$"):
         aggregate_layers(torch.eye(3)[None], "max")
     with pytest.raises(FsclError, match="no layers"):
@@ -403,10 +403,10 @@ def test_aggregate_layers_mistakes():
         gram_matrix(torch.ones(3))
 
 
-# Filters without a bank
+# Filters without atoms
 
 
-def test_filters_that_share_coefficients_are_represented_exactly():
+def test_atoms_of_filters_represents_filters_with_shared_coefficients_exactly():
     coefficients, atoms = random(8, 3, 4), random(5, 4, 3, 3, seed=1)
     filters = composed(coefficients, atoms)
     found = atoms_of_filters(filters)
@@ -418,7 +418,7 @@ def test_filters_that_share_coefficients_are_represented_exactly():
 
 
 @pytest.mark.parametrize("reference", [0, 2, -1])
-def test_filters_are_projected_on_the_span_of_the_reference(reference):
+def test_atoms_of_filters_projects_on_the_span_of_the_reference(reference):
     filters = random(4, 20, 2, 3, 3, dtype=torch.float32)
     found = atoms_of_filters(list(filters), reference)
     rebuilt = composed(found.coefficients, found.atoms)
@@ -431,14 +431,14 @@ def test_filters_are_projected_on_the_span_of_the_reference(reference):
     assert found.explained.min() < 0.5
 
 
-def test_zero_snapshots_are_fully_explained():
+def test_atoms_of_filters_explains_zero_snapshots_in_full():
     filters = torch.stack([random(4, 2, 3, 3), torch.zeros(4, 2, 3, 3, dtype=torch.float64)])
     assert atoms_of_filters(filters).explained[1] == 1
     with pytest.raises(FsclError, match="reference snapshot 1 are all zero"):
         atoms_of_filters(filters, reference=1)
 
 
-def test_filters_mistakes():
+def test_atoms_of_filters_explains_wrong_arguments():
     filters = random(3, 4, 2, 3, 3)
     with pytest.raises(FsclError, match="reference 3 is not among the 3 snapshots; use 0 to 2"):
         atoms_of_filters(filters, reference=3)

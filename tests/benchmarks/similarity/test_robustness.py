@@ -105,7 +105,7 @@ def test_the_measure_is_the_mean_over_layers_of_that_of_features(trained):
 
 
 def test_too_few_pooled_images_are_refused_not_reported_as_one(trained):
-    with pytest.raises(FsclError, match="canonical correlation 1 whatever they hold"):
+    with pytest.raises(FsclError, match="canonical correlation 1 for any values"):
         probed(*trained, Drawn("fmnist", None).probe(50, 0), 2000, pooled=True)
 
 
