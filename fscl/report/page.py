@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 from jinja2 import BaseLoader, ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+import fscl
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically, written_together
+from fscl.files import remove_stale, write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.report.sections import Picture, Section, build_section
 from fscl.report.table import COLUMNS
 from fscl.runs.record import RunRecord
-from fscl.runs.results import KEPT, write_runs
+from fscl.runs.results import KEPT, runs_text, write_runs
 
 __all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
+
+PACKAGE = Path(fscl.__file__).parent
 
 
 @dataclass(frozen=True)
@@ -35,11 +40,21 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
     One section for each benchmark. The runs themselves are kept in ``runs.json``, from which the report can be made
-    again without the run folders. All files are written under temporary names and then renamed, so a report that is
-    there already stays whole until its successor is. Raises :class:`FsclError` if no run is given.
+    again without the run folders. A report that would not change is left as it is. All files are written under
+    temporary names and then renamed, so a report that is there already stays whole until its successor is.
+
+    Raises:
+        FsclError: no run is given.
     """
     if not runs:
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
+    folder = Path(folder)
+    html, markdown, kept = folder / "index.html", folder / "README.md", folder / KEPT
+    stamp = _stamp(runs, title)
+    if (figures := _drawn_figures(html, markdown, kept, stamp)) is not None:
+        for place in (folder, folder / "figures"):
+            remove_stale(place)
+        return ReportPaths(html, markdown, figures)
     names = list(dict.fromkeys(run.stream for run in runs))
     sections = [build_section(name, [run for run in runs if run.stream == name]) for name in names]
     heading = title or " and ".join(section.title for section in sections)
@@ -47,7 +62,6 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     slugs = _unique([picture.slug for picture in pictures])
     slug_of = {id(picture): slug for picture, slug in zip(pictures, slugs, strict=True)}
 
-    folder = Path(folder)
     files = [folder / "figures" / f"{slug}.png" for slug in slugs]
 
     def svg(picture: Picture) -> Markup:
@@ -56,15 +70,44 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     def png(picture: Picture) -> str:
         return f"figures/{slug_of[id(picture)]}.png"
 
-    values = {"title": heading, "sections": sections, "columns": COLUMNS.values(), "svg": svg, "png": png}
-    html, markdown = folder / "index.html", folder / "README.md"
+    values = {
+        "title": heading,
+        "stamp": stamp,
+        "sections": sections,
+        "columns": COLUMNS.values(),
+        "svg": svg,
+        "png": png,
+    }
     with written_together():
         for picture, file in zip(pictures, files, strict=True):
             save_png(picture.figure, file)
         write_text_atomically(html, environment(html=True).get_template("report.html.j2").render(values))
-        write_runs(runs, folder / KEPT)
+        write_runs(runs, kept)
         write_text_atomically(markdown, environment(html=False).get_template("report.md.j2").render(values))
     return ReportPaths(html, markdown, tuple(files))
+
+
+def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:
+    """A hash of all that decides what a report shows: its runs, its title, and the code that draws it."""
+    digest = hashlib.sha256(f"{title}\n{runs_text(runs)}".encode())
+    for package in ("matplotlib", "seaborn", "numpy", "scipy"):
+        digest.update(f"{package} {version(package)}\n".encode())
+    for file in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css")):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _drawn_figures(html: Path, markdown: Path, kept: Path, stamp: str) -> tuple[Path, ...] | None:
+    """The figures of a report with this stamp that is there and whole; None if the report must be drawn."""
+    try:
+        with open(html, encoding="utf-8") as file:
+            head = file.read(1000)
+        text = markdown.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return None
+    figures = tuple(markdown.parent / name for name in re.findall(r"\]\((figures/[^)]+\.png)\)", text))
+    whole = f'content="{stamp}"' in head and kept.is_file() and all(figure.is_file() for figure in figures)
+    return figures if whole else None
 
 
 def escape_markdown(text: object) -> str:

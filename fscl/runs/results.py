@@ -12,7 +12,7 @@ from fscl.files import write_text_atomically
 from fscl.plain import read_json
 from fscl.runs.record import FORMAT, RunRecord, read_record
 
-__all__ = ["KEPT", "load_run", "load_runs", "write_runs"]
+__all__ = ["KEPT", "load_run", "load_runs", "runs_text", "write_runs"]
 
 KEPT = "runs.json"  # the runs of a report, in its folder
 
@@ -59,9 +59,13 @@ def load_runs(paths: Iterable[str | Path], leave_out: LeaveOut = _refuse) -> lis
 
 def write_runs(runs: Iterable[RunRecord], file: Path) -> None:
     """Write the records of runs into one file, which :func:`load_runs` reads, so that a report can be made again."""
+    write_text_atomically(file, runs_text(runs))
+
+
+def runs_text(runs: Iterable[RunRecord]) -> str:
+    """What :func:`write_runs` writes."""
     text = ",\n".join(json.dumps(run.to_json(), separators=(",", ":")) for run in runs)
-    text = f'{{"format": {FORMAT}, "runs": [\n{text}\n]}}\n'
-    write_text_atomically(file, text)
+    return f'{{"format": {FORMAT}, "runs": [\n{text}\n]}}\n'
 
 
 def _identity(run: RunRecord) -> object:

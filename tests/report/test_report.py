@@ -28,7 +28,7 @@ from fscl.report.summary import SummaryRow, group_runs, summary_rows
 from fscl.report.table import COLUMNS, rich_table
 from fscl.runs.recipe import load_strategy
 from fscl.runs.record import Similarity
-from fscl.runs.results import load_runs
+from fscl.runs.results import KEPT, load_runs
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
 MakeRun = Callable[..., Path]
@@ -622,6 +622,28 @@ def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun)
     _, html, _ = report(folder)
     assert "seed 0. The other seeds learned other tasks." in html
     assert "other 2" not in html
+
+
+def test_a_report_is_drawn_again_only_if_it_would_change(make_run: MakeRun) -> None:
+    folder = make_run("atom_swapping", 0, 4, forgets=0)
+    written = write_report(load_runs([folder]), folder / "report")
+    files = [written.html, written.markdown, folder / "report" / KEPT, *written.figures]
+    assert len(written.figures) > 2
+
+    def times() -> list[int]:
+        assert write_report(load_runs([folder]), folder / "report") == written
+        return [file.stat().st_mtime_ns for file in files]
+
+    before = times()
+    assert times() == before, "nothing changed"
+    written.figures[1].unlink()
+    after = times()
+    assert all(new > old for new, old in zip(after, before, strict=True)), "a figure was missing"
+    write_report(load_runs([folder]), folder / "report", title="Another title")
+    assert "Another title" in written.html.read_text(encoding="utf-8")
+    make_run("atom_swapping", 1, 4, forgets=0)
+    written = write_report(load_runs([folder]), folder / "report")
+    assert "seed 1" in written.html.read_text(encoding="utf-8") or "(n = 2)" in written.html.read_text(encoding="utf-8")
 
 
 def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
