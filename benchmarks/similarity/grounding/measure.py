@@ -1,7 +1,7 @@
 """Tests that a similarity must pass to be believed, with CKA and CCA put to the same tests.
 
 After Ding, Denain, Steinhardt (2021), Grounding representation similarity with statistical testing: a similarity should
-see what matters for what a network does, and should not see what does not.
+see what matters for the behaviour of a network, and should ignore the rest.
 """
 
 import copy

@@ -60,7 +60,7 @@ class Origin:
 
 @lru_cache(maxsize=3)
 def origin(images: str, context: Context, seed: int = 0) -> Origin:
-    """Trained once for all units that one process does."""
+    """The origin for some images, trained once in each process."""
     source = Images(images, context.data)
     budget = QUICK if context.quick else BUDGETS[images]
     longer = replace(budget, images=max(budget.images, 2000 if context.quick else FIRST_IMAGES))
@@ -97,7 +97,7 @@ def noisy(task: Task, share: float, seed: int) -> Task:
 
 
 def probe_of(tasks: Sequence[Task], count: int) -> Tensor:
-    """Test images, as many of each task: what is in distribution for all of them together."""
+    """Test images, as many of each task, so that the probe favours no network."""
     most = -(-count // len(tasks))
     return torch.cat([task.test_images[:most] for task in tasks])[:count]
 
@@ -184,7 +184,7 @@ def transfer_accuracy(first: Origin, bank: AtomBank, tasks: Sequence[Task], per_
     As :func:`fscl.continual.class_mean_accuracy`, which takes data sets of a stream. Features are what enters the head;
     an image gets the class whose mean of normalised features over training images has the largest cosine with its own.
     """
-    images = []  # of all tasks: for class means with their labels, and for the test with theirs
+    images = []  # of each task: training images for class means and test images, both with labels
     for task in tasks:
         order = torch.cat([(task.labels == c).nonzero().flatten()[:per_class] for c in task.labels.unique()])
         images.append((task.images[order], task.labels[order], task.test_images[:tested], task.test_labels[:tested]))

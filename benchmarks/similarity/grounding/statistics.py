@@ -72,7 +72,7 @@ def rank_correlation(values: Array, other: Array) -> float:
 
 
 def partners(similarity: Array, transfer: Array) -> dict[str, Array]:
-    """How good a partner the most similar task is: ``transfer[i, j]`` is what the features of j are worth on task i.
+    """How good a partner the most similar task is: ``transfer[i, j]`` is the accuracy on task i of the features of j.
 
     Returns:
         Of each task: ``top``, 1 if the most similar task is its best partner and 0 if not; ``rank``, that of the most
@@ -107,7 +107,7 @@ def jackknife(
     Args:
         statistic: of the places of the networks that count.
         clusters: a label of each network; those of one label are left out together.
-        strata: groups that the design fixes, of each network; clusters vary within them. None for one.
+        strata: the group of each network, where the design fixes groups; clusters vary within them. None: one group.
 
     Returns:
         The statistic of all networks, and the interval: NaN where leaving one out leaves the statistic undefined, or

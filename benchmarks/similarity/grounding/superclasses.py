@@ -54,10 +54,10 @@ def class_numbers(classes: Sequence[str], wanted: Sequence[str]) -> list[int]:
 def superclass_tasks(superclasses: Sequence[str], seed: int = 0) -> list[tuple[str, list[str]]]:
     """Two tasks of five classes for each pair of superclasses: three classes of one, two of the other, none in common.
 
-    Superclasses are paired at random, so that what the tasks of a pair share is no theme but these two.
+    Superclasses are paired at random, so that tasks of a pair share these two and no other theme.
 
     Returns:
-        For each task what its pair is called, and its classes.
+        For each task the name of its pair, and its classes.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(superclasses))

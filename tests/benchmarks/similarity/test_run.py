@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -250,3 +252,12 @@ def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypat
     page.write_page(results, parts_of(results, reports / "speed" / "results.json"), tmp_path)
     committed = (reports / "similarity" / "README.md").read_text(encoding="utf-8")
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == committed
+
+
+def test_measuring_knows_nothing_of_pages():
+    code = "import sys; import benchmarks.similarity.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    study = {name for name in loaded.split() if name.startswith("benchmarks.similarity.")}
+    assert "benchmarks.similarity.agreement.measure" in study
+    words = ("blocks", "prose", "page", "pictures", "tables", "formats")
+    assert not {name for name in study if name.rpartition(".")[2] in words}
