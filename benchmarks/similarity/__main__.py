@@ -2,6 +2,7 @@
 
 uv run python -m benchmarks.similarity --data DIR            # hours; stopped, it goes on where it was
 uv run python -m benchmarks.similarity --data DIR --quick    # minutes, Fashion-MNIST alone
+uv run python -m benchmarks.similarity --page                # the page anew, from the results in the folder
 """
 
 import os
@@ -11,15 +12,16 @@ from typing import Annotated, Optional
 import typer
 from rich.console import Console
 
-from benchmarks.similarity.contents import Context
 from benchmarks.similarity.cost import cost_part
-from benchmarks.similarity.page import write_page
-from benchmarks.similarity.run import gather, parts_of
+from benchmarks.similarity.page import parts_of, write_page
+from benchmarks.similarity.run import FILE, gather, read_results
+from benchmarks.similarity.units import Context
 from fscl.cli.options import Data, check_writable, complain, data_base
+from fscl.data.datasets import load_images
 from fscl.errors import FsclError
 
 
-def evidence(
+def similarity(
     data: Data = None,
     out: Annotated[
         Optional[Path],  # noqa: UP045
@@ -35,39 +37,41 @@ def evidence(
     speed: Annotated[Path, typer.Option(help="What python -m benchmarks.speed measured, for the costs.")] = Path(
         "reports/speed/results.json"
     ),
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Do finished units again.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Measure finished units again.")] = False,
+    page: Annotated[bool, typer.Option("--page", help="Measure nothing; make the page from the results.")] = False,
 ) -> None:
     """Measure, on real images, how far similarity without data can be believed; write the page that says so.
 
     Trains small networks on Fashion-MNIST and CIFAR-100 (with --quick on Fashion-MNIST alone). What is finished is kept
-    and not done again.
+    and not measured again.
     """
     if jobs is not None and jobs < 1:
         raise FsclError(f"--jobs is {jobs}; it must be at least 1")
     folder = out or (work / "quick" if quick else Path("reports/similarity"))
-    for place in (folder, work):
+    for place in (folder,) if page else (folder, work):
         check_writable(place)
-    measured = speed if speed.exists() else None
-    if measured:
-        cost_part(measured)  # if it cannot be read, sooner than hours later
+    costs = speed if speed.exists() else None
+    if costs:
+        cost_part(costs)  # a file that cannot be read is refused now, not hours later
     console = Console()
-    base = str(data_base(data))
-    with console.status("Reading images ..."):
-        from fscl.data.datasets import load_images
-
-        for images in ("fmnist",) if quick else ("fmnist", "cifar100"):
-            load_images(images, base)  # a missing one shall cost nothing
-    results = gather(Context(base, work, quick), folder, jobs or os.cpu_count() or 1, only, overwrite, console)
+    if page:
+        results = read_results(folder / FILE)
+    else:
+        base = str(data_base(data))
+        with console.status("Reading images ..."):
+            for images in ("fmnist",) if quick else ("fmnist", "cifar100"):
+                load_images(images, base)  # missing images are refused before anything is trained
+        results = gather(Context(base, work, quick), folder, jobs or os.cpu_count() or 1, only, overwrite, console)
     with console.status("Drawing the page ..."):
-        page = write_page(results, parts_of(results, measured), folder)
-    if not measured:
+        file = write_page(results, parts_of(results, costs), folder)
+    if not costs:
         typer.echo(f"no {speed}: the page is without costs; python -m benchmarks.speed measures them", err=True)
-    typer.echo(f"{len(results['units'])} units -> {page}")
+    typer.echo(f"{len(results.units)} units -> {file}")
 
 
 if __name__ == "__main__":
     try:
-        typer.run(evidence)
+        typer.run(similarity)
     except FsclError as error:
         complain(error)
         raise SystemExit(2) from error

@@ -1,95 +1,87 @@
-"""What comparing networks costs: the measurements of ``python -m benchmarks.speed``, read from where it wrote them."""
+"""The section on costs: the measurements of ``python -m benchmarks.speed``, read from where it wrote them."""
 
 import json
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from benchmarks.similarity.contents import Block, Part, Table
+from pydantic import BaseModel
+
+from benchmarks.similarity.blocks import Part, Table
+from benchmarks.similarity.formats import seconds, times
+from benchmarks.similarity.measures import YARDSTICKS
+from benchmarks.similarity.prose import section
 from fscl.errors import FsclError
 
 __all__ = ["cost_part"]
 
-METHODS = {
-    "atoms": "cosine of atoms",
-    "minibatch_cka": "unbiased minibatch CKA",
-    "linear_cka": "linear CKA",
-    "svcca": "SVCCA",
-}
-Rows = Sequence[Mapping[str, Any]]
+TITLES = {"atoms": "cosine of atoms"} | {name: YARDSTICKS[name] for name in ("minibatch_cka", "linear_cka", "svcca")}
+
+
+class _Seconds(BaseModel):
+    median: float
+
+
+class _WithFeatures(BaseModel):
+    seconds: float
+
+
+class _Row(BaseModel):
+    """The time of one method for all pairs of some networks."""
+
+    method: str
+    networks: int
+    pairs: int
+    seconds: _Seconds
+    flops: float
+    extrapolated: bool = False
+    with_features: _WithFeatures | None
+    times_atoms: float
+
+    @property
+    def title(self) -> str:
+        return TITLES[self.method]
 
 
 def cost_part(file: Path) -> Part:
-    """The page's section.
+    """The section.
 
     Args:
         file: ``results.json`` of ``python -m benchmarks.speed``, with its similarity measured.
 
     Raises:
-        FsclError: the file cannot be read, or lacks what was measured of similarity.
+        FsclError: the file cannot be read, or lacks the measurements of similarity.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))["similarity"]
-        rows = [row for row in found["rows"] if row["method"] in METHODS]
-        return Part("Cost", _lead(rows), _blocks(found, rows))
+        similarity = json.loads(file.read_text(encoding="utf-8"))["similarity"]
+        rows = [_Row.model_validate(row) for row in similarity["rows"] if row["method"] in TITLES]
+        atoms = {row.networks: row.seconds.median for row in rows if row.method == "atoms"}
+        networks = max(row.networks for row in rows if row.method != "atoms")
+        return section(
+            "templates/cost.j2",
+            networks=networks,
+            atoms=atoms[networks],
+            rivals=[row for row in rows if row.networks == networks and row.method != "atoms"],
+            most_networks=max(atoms),
+            of_most=atoms[max(atoms)],
+            threads=similarity["threads"],
+            costs=_table(rows),
+        )
     except OSError as error:
         raise FsclError(f"{file}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise FsclError(f"{file}: no similarity measured by python -m benchmarks.speed in it ({error!r})") from error
 
 
-def _blocks(found: Mapping[str, Any], rows: Rows) -> list[Block]:
+def _table(rows: list[_Row]) -> Table:
+    order = list(TITLES)
     cells = [
         [
-            f"{row['networks']:,} ({row['pairs']:,} pairs)",
-            METHODS[row["method"]],
-            _seconds(row["seconds"]["median"]) + ("*" if row["extrapolated"] else ""),
-            f"{row['flops']:.1e}",
-            "1" if row["method"] == "atoms" else _times(row["times_atoms"]),
-            _seconds(row["with_features"]["seconds"]) + "*" if row["with_features"] else "takes none",
+            f"{row.networks:,} ({row.pairs:,} pairs)",
+            row.title,
+            seconds(row.seconds.median) + ("*" if row.extrapolated else ""),
+            f"{row.flops:.1e}",
+            "1" if row.method == "atoms" else times(row.times_atoms),
+            seconds(row.with_features.seconds) + "*" if row.with_features else "takes none",
         ]
-        for row in sorted(rows, key=lambda row: (row["networks"], list(METHODS).index(row["method"])))
+        for row in sorted(rows, key=lambda row: (row.networks, order.index(row.method)))
     ]
-    header = ["networks", "method", "all pairs", "FLOPs", "times the atoms", "with forward passes"]
-    threads = found["threads"]
-    caption = (
-        f"Time for all pairs of N networks on {threads} thread{'s' * (threads > 1)} (median of the rounds). Atoms: 4 "
-        "layers, 12 atoms of 3x3 each. Rivals: features of 10,000 images, 512 of them, of one layer, in float64; "
-        "forward passes through networks of 4 layers beside. A star marks what was timed on fewer networks or images "
-        "and scaled. `python -m benchmarks.speed` measured this, in turns within one run."
-    )
-    return [Table(caption, header, cells)]
-
-
-def _lead(rows: Rows) -> str:
-    atoms = {row["networks"]: row["seconds"]["median"] for row in rows if row["method"] == "atoms"}
-    rivals = [row for row in rows if row["method"] != "atoms"]
-    count = max(row["networks"] for row in rivals)
-    of_count = {row["method"]: row for row in rivals if row["networks"] == count}
-    said = ", ".join(
-        f"{METHODS[name]} {_seconds(row['seconds']['median'])} ({_times(row['times_atoms'])} times as long"
-        + (
-            f"; {_times(row['with_features']['seconds'] / atoms[count])} times with the forward passes"
-            if row["with_features"]
-            else ""
-        )
-        + ")"
-        for name, row in of_count.items()
-    )
-    largest = max(atoms)
-    return (
-        f"All pairs of {count:,} networks on one thread: cosine of atoms **{_seconds(atoms[count])}**, {said}. "
-        f"{largest:,} networks, in blocks of bounded memory: {_seconds(atoms[largest])}."
-    )
-
-
-def _seconds(value: float) -> str:
-    for unit, size in (("µs", 1e-6), ("ms", 1e-3)):
-        if value < 1000 * size:
-            return f"{value / size:.2g} {unit}" if value < 10 * size else f"{value / size:.0f} {unit}"
-    return f"{value:.1f} s" if value < 100 else f"{value:,.0f} s"
-
-
-def _times(value: float) -> str:
-    """Two significant digits, written out."""
-    return f"{float(f'{value:.2g}'):,.0f}" if value >= 10 else f"{value:.2g}"
+    return Table(["networks", "method", "all pairs", "FLOPs", "times the atoms", "with forward passes"], cells)

@@ -1,9 +1,9 @@
-"""Networks over shared coefficients, trained on tasks of known geometry: what the evidence is measured on."""
+"""Tasks of known geometry, and networks over shared coefficients that learn them: what the study is measured on."""
 
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -18,16 +18,30 @@ from fscl.data.datasets import ImageSet, load_images
 from fscl.errors import FsclError
 from fscl.networks import ConvNet
 
-__all__ = ["ARCHITECTURES", "Budget", "Images", "Task", "accuracy", "bank_of", "blank", "learn", "start"]
+__all__ = [
+    "ARCHITECTURES",
+    "DATA",
+    "Budget",
+    "Images",
+    "Task",
+    "accuracy",
+    "bank_of",
+    "blank",
+    "fit",
+    "head_of",
+    "learn",
+    "start",
+]
 
-ARCHITECTURES = ("plain", "vgg", "resnet")
+ARCHITECTURES = {"plain": "plain", "vgg": "VGG-like", "resnet": "ResNet"}
+DATA = {"fmnist": "Fashion-MNIST", "cifar100": "CIFAR-100"}
 SIDE, CLASSES = 32, 10  # of all tasks here
 NORMAL = {"fmnist": ((0.286,), (0.353,)), "cifar100": ((0.507, 0.487, 0.441), (0.267, 0.256, 0.276))}
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What training a network costs; the first task trains coefficients as well, for longer."""
+    """What is spent on training a network; the first task trains coefficients as well, for longer."""
 
     images: int = 6000  # of each task, drawn at random
     epochs: int = 2
@@ -37,8 +51,9 @@ class Budget:
     decay: float = 5e-4
     batch: int = 64
 
-    def to_json(self) -> dict[str, float]:
-        return asdict(self)
+    def steps(self, task: "Task", epochs: int) -> int:
+        """Batches in some epochs of a task."""
+        return len(task.images) // self.batch * epochs
 
 
 @dataclass(frozen=True)
@@ -57,7 +72,7 @@ class Images:
 
     Args:
         name: ``fmnist``, padded to 32x32, or ``cifar100``.
-        data: the data folder, see :func:`fscl.continual.load_images`.
+        data: the data folder, see :func:`fscl.data.datasets.load_images`.
     """
 
     def __init__(self, name: str, data: str | None) -> None:
@@ -84,8 +99,8 @@ class Images:
         """Test images of all classes, in equal parts under each of some rotations: (n, c, 32, 32)."""
         source = self.train if train else self.test
         generator = torch.Generator().manual_seed(seed)
-        chosen = torch.randperm(len(source.images), generator=generator)[:n]
-        pixels = self._pixels(source.images[chosen])
+        drawn = torch.randperm(len(source.images), generator=generator)[:n]
+        pixels = self._pixels(source.images[drawn])
         turned = [rotate(part, turn, InterpolationMode.BILINEAR) if turn else part
                   for part, turn in zip(pixels.tensor_split(len(turns)), turns, strict=True)]  # fmt: skip
         mixed = torch.cat(turned)[torch.randperm(len(pixels), generator=generator)]
@@ -101,9 +116,9 @@ class Images:
         parts = []
         for source, most in ((self.train, budget.images), (self.test, 1000)):
             labels = places[source.labels]
-            chosen = (labels >= 0).nonzero().flatten()
-            chosen = chosen[torch.randperm(len(chosen), generator=generator)[:most]]
-            parts += [self._normalised(change(self._pixels(source.images[chosen]))), labels[chosen]]
+            of_task = (labels >= 0).nonzero().flatten()
+            drawn = of_task[torch.randperm(len(of_task), generator=generator)[:most]]
+            parts += [self._normalised(change(self._pixels(source.images[drawn]))), labels[drawn]]
         return Task(name, *parts)
 
     def _pixels(self, images: Tensor) -> Tensor:
@@ -124,99 +139,114 @@ def blank(architecture: str, channels: int) -> nn.Module:
     """An untrained network of atom layers.
 
     Raises:
-        FsclError: an unknown architecture.
+        FsclError: the architecture is unknown.
     """
     return decompose(_network(architecture, channels)).model
 
 
-def start(architecture: str, task: Task, budget: Budget, seed: int) -> tuple[nn.Module, float]:
-    """A network of atom layers, trained on its first task with all its parameters, then its coefficients frozen.
+def start(architecture: str, task: Task, budget: Budget, seed: int) -> tuple[nn.Module, AtomBank, float]:
+    """Trains all parameters of a network of atom layers on a first task; all further tasks share its coefficients.
 
     Returns:
-        The network, in which only what belongs to a task still requires gradients, and its test accuracy.
+        The network, a bank that holds it as task 0, and its accuracy on test images.
 
     Raises:
-        FsclError: an unknown architecture.
+        FsclError: the architecture is unknown, or the task has fewer images than a batch.
     """
     torch.manual_seed(seed)
     model = blank(architecture, task.images.shape[1])
-    reached = _train(model, task, budget.first_epochs, budget.first_rate, budget, seed)
-    AtomBank(model)  # freezes what tasks share
-    return model, reached
+    reached = fit(model, task, list(model.parameters()), budget.first_epochs, budget.first_rate, budget, seed)
+    bank = AtomBank(model)  # freezes what tasks share
+    bank.store(model, 0, task.name)
+    return model, bank, reached
 
 
 def learn(
     model: nn.Module,
+    bank: AtomBank,
     task: Task,
     budget: Budget,
     seed: int,
-    after_step: Callable[[int, int], None] | None = None,
-    new_head: bool = True,
+    begin_from: int | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> float:
-    """Trains in place what of a network requires gradients, with a fresh head; the test accuracy.
+    """Trains in place what belongs to a task, with a fresh head; returns the accuracy on test images.
 
     Args:
-        after_step: called with the step just done, from 1, and how many there will be.
-        new_head: False goes on with the head as it is.
+        model: the network.
+        bank: fixes what tasks share; :meth:`AtomBank.store` keeps what was learned.
+        task: the images.
+        budget: how long and how fast.
+        seed: of the head and of the order of images.
+        begin_from: the task of the bank to begin from; None begins from the network as it is.
+        after_step: called with the number of the step just done, from 1.
     """
     torch.manual_seed(seed)
-    if new_head:
-        head = [m for m in model.modules() if isinstance(m, nn.Linear)][-1]
-        head.reset_parameters()
-    return _train(model, task, budget.epochs, budget.rate, budget, seed, after_step)
+    bank.begin(model, begin_from)
+    return fit(model, task, bank.parameters(model), budget.epochs, budget.rate, budget, seed, after_step)
 
 
-@torch.no_grad()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    """Share of images that the network labels rightly, in evaluation mode."""
-    model.eval()
-    found = torch.cat([model(channels_last(part)).argmax(1) for part in images.split(500)])
-    return float((found == labels).float().mean())
-
-
-def bank_of(model: nn.Module, states: Sequence[tuple[str, dict[str, Tensor]]]) -> AtomBank:
-    """Snapshots of one network as the tasks of a bank."""
-    bank, network = AtomBank(model), copy.deepcopy(model)
-    for task, (name, state) in enumerate(states):
-        network.load_state_dict(state)
-        bank.store(network, task, name)
-    return bank
-
-
-def _train(
+def fit(
     model: nn.Module,
     task: Task,
+    parameters: Sequence[nn.Parameter],
     epochs: int,
     rate: float,
     budget: Budget,
     seed: int,
-    after_step: Callable[[int, int], None] | None = None,
+    after_step: Callable[[int], None] | None = None,
 ) -> float:
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(trained, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
-    steps = len(task.images) // budget.batch * epochs
+    """Trains some parameters of a network in place, by SGD over one cycle of the rate; returns the accuracy.
+
+    Raises:
+        FsclError: the task has fewer images than a batch, or the loss is not finite at the end.
+    """
+    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+    steps = budget.steps(task, epochs)
     if steps < 1:
         raise FsclError(f"task {task.name!r} has {len(task.images)} images; a batch is {budget.batch}")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
     lower = getattr(torch, Acceleration().resolved(torch.device("cpu")))
     model.train().to(memory_format=torch.channels_last)
-    done = 0
+    step = 0
     for _ in range(epochs):
         order = torch.randperm(len(task.images), generator=generator)
-        for chosen in order[: len(order) // budget.batch * budget.batch].split(budget.batch):
+        for batch in order[: len(order) // budget.batch * budget.batch].split(budget.batch):
             with torch.autocast("cpu", lower, enabled=lower != torch.float32):
-                loss = F.cross_entropy(model(channels_last(task.images[chosen])).float(), task.labels[chosen])
+                loss = F.cross_entropy(model(channels_last(task.images[batch])).float(), task.labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            done += 1
+            step += 1
             if after_step:
-                after_step(done, steps)
+                after_step(step)
     if not math.isfinite(float(loss.detach())):
         raise FsclError(f"training on {task.name!r} ended with loss {float(loss.detach())}; lower the rate")
     return accuracy(model, task.test_images, task.test_labels)
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    """The share of images that the network labels rightly, in evaluation mode."""
+    model.eval()
+    guesses = torch.cat([model(channels_last(part)).argmax(1) for part in images.split(500)])
+    return float((guesses == labels).float().mean())
+
+
+def head_of(model: nn.Module) -> nn.Linear:
+    """The last linear layer."""
+    return [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
+
+
+def bank_of(model: nn.Module, states: Sequence[tuple[str, dict[str, Tensor]]]) -> AtomBank:
+    """A bank whose tasks are states of one network, each with its name."""
+    bank, network = AtomBank(model), copy.deepcopy(model)
+    for task, (name, state) in enumerate(states):
+        network.load_state_dict(state)
+        bank.store(network, task, name)
+    return bank
 
 
 def _network(architecture: str, channels: int) -> nn.Module:

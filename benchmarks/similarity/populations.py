@@ -1,7 +1,7 @@
 """Populations of networks over shared coefficients, in the three ways in which such networks come about."""
 
-import copy
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,18 +10,39 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from benchmarks.similarity.contents import Context
-from benchmarks.similarity.lab import CLASSES, Budget, Images, Task, bank_of, blank, learn, start
+from benchmarks.similarity.lab import CLASSES, DATA, Budget, Images, Task, blank, learn, start
+from benchmarks.similarity.units import Context
 from fscl.atoms import AtomBank
 from fscl.files import write_text_atomically
 
-__all__ = ["REGIMES", "Population", "budget_of", "drawn_tasks", "networks_of", "population", "tensors_of"]
+__all__ = [
+    "REGIMES",
+    "TASKS",
+    "Population",
+    "Regime",
+    "below_diagonal",
+    "budget_of",
+    "drawn_tasks",
+    "learned_tasks",
+    "networks_of",
+    "population",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Regime:
+    """How the networks of a population come about."""
+
+    title: str
+    short: str  # in headers of tables
+
 
 REGIMES = {
-    "sequence": "tasks learned one after another",
-    "first": "every task learned from the first",
-    "snapshots": "snapshots of one task's training",
+    "sequence": Regime("tasks learned one after another", "one after another"),
+    "first": Regime("every task learned from the first", "each from the first"),
+    "snapshots": Regime("snapshots of one task's training", "snapshots"),
 }
+TASKS = {"fmnist": f"{DATA['fmnist']}, rotated", "cifar100": f"{DATA['cifar100']}, class sets"}
 BUDGETS = {
     "fmnist": Budget(images=8000, epochs=2, first_epochs=6),
     "cifar100": Budget(images=5000, epochs=6, first_epochs=15),
@@ -33,7 +54,7 @@ PROBE, QUICK_PROBE = 1000, 250
 
 @dataclass(frozen=True)
 class Population:
-    """Networks over shared coefficients, and what to probe them with."""
+    """Networks over shared coefficients, and the images to probe them with."""
 
     images: str
     architecture: str
@@ -41,8 +62,8 @@ class Population:
     bank: AtomBank
     model: nn.Module  # the network of its first task
     accuracies: list[float]  # of each network on its own task
-    probe: Tensor  # test images of all tasks alike, (n, channels, 32, 32)
-    seconds: float  # what training took
+    probe: Tensor  # test images, as many of each task, (n, channels, 32, 32)
+    seconds: float  # of training
 
 
 def budget_of(images: str, context: Context) -> Budget:
@@ -52,7 +73,11 @@ def budget_of(images: str, context: Context) -> Budget:
 def drawn_tasks(
     source: Images, images: str, count: int, budget: Budget, seed: int
 ) -> tuple[list[float], Callable[[int], Task]]:
-    """Angles, the first one upright, and what gives a task by its number: a rotation, or a random set of classes."""
+    """Draws rotations of Fashion-MNIST, the first one upright, or sets of ten classes of CIFAR-100.
+
+    Returns:
+        The angles, and a function that makes the task of a number.
+    """
     rng = np.random.default_rng(seed)
     turns = [0.0, *rng.uniform(0, 360, count - 1).round().tolist()]
     classes = [rng.permutation(len(source.train.classes))[:CLASSES].tolist() for _ in range(count)]
@@ -68,56 +93,72 @@ def drawn_tasks(
 def population(images: str, architecture: str, regime: str, context: Context, seed: int = 0) -> Population:
     """Trains a population, or reads it from the work folder if it was trained before.
 
-    Rotations of Fashion-MNIST by random angles, the first one upright; random sets of ten classes of CIFAR-100.
+    Args:
+        images: ``fmnist``, whose tasks are rotations, or ``cifar100``, whose tasks are sets of ten classes.
+        architecture: ``plain``, ``vgg`` or ``resnet``.
+        regime: one of REGIMES.
+        context: where data and the work folder are, and whether to be quick.
+        seed: of the tasks, the first weights and the order of images.
     """
-    import time
-
     source, budget = Images(images, context.data), budget_of(images, context)
     count = QUICK_NETWORKS if context.quick else NETWORKS
     turns, task = drawn_tasks(source, images, count, budget, seed)
-    kind = "quick" if context.quick else "full"
-    folder = context.work / "populations" / f"{images}-{architecture}-{regime}-{seed}-{kind}"
+    mode = "quick" if context.quick else "full"
+    folder = context.work / "populations" / f"{images}-{architecture}-{regime}-{seed}-{mode}"
     facts = folder / "facts.json"
     if not facts.exists():
         began = time.perf_counter()
-        bank, reached = _trained(architecture, regime, budget, seed, count, task)
+        if regime == "snapshots":
+            bank, accuracies = _snapshots(architecture, task, count, budget, seed)
+        else:
+            bank, _, accuracies = learned_tasks(architecture, regime, task, count, budget, seed)
         folder.mkdir(parents=True, exist_ok=True)
         bank.save(folder / "bank.safetensors")
-        _write(facts, {"accuracies": reached, "seconds": time.perf_counter() - began})
-    found = json.loads(facts.read_text(encoding="utf-8"))
+        _write(facts, {"accuracies": accuracies, "seconds": time.perf_counter() - began})
+    trained = json.loads(facts.read_text(encoding="utf-8"))
     bank = AtomBank.load(folder / "bank.safetensors")
     model = blank(architecture, source.channels)
     bank.restore(model, 0)
-    used = turns if regime != "snapshots" else turns[:2]
-    probe = source.probe(QUICK_PROBE if context.quick else PROBE, seed, used if images == "fmnist" else (0,))
-    return Population(images, architecture, regime, bank, model.eval(), found["accuracies"], probe, found["seconds"])
+    shown = turns if regime != "snapshots" else turns[:2]
+    probe = source.probe(QUICK_PROBE if context.quick else PROBE, seed, shown if images == "fmnist" else (0,))
+    return Population(
+        images, architecture, regime, bank, model.eval(), trained["accuracies"], probe, trained["seconds"]
+    )
 
 
-def _trained(
-    architecture: str, regime: str, budget: Budget, seed: int, count: int, task: Callable[[int], Task]
+def learned_tasks(
+    architecture: str, regime: str, task: Callable[[int], Task], count: int, budget: Budget, seed: int
+) -> tuple[AtomBank, nn.Module, list[float]]:
+    """Learns tasks one after another, each from the network before it or from the first.
+
+    Returns:
+        The bank of all tasks, the network of the first, and the accuracy of each network on its own task.
+    """
+    model, bank, reached = start(architecture, task(0), budget, seed)
+    accuracies = [reached]
+    for number in range(1, count):
+        now = task(number)
+        begin_from = 0 if regime == "first" else None
+        accuracies.append(learn(model, bank, now, budget, seed + number, begin_from))
+        bank.store(model, number, now.name)
+    bank.restore(model, 0)
+    return bank, model, accuracies
+
+
+def _snapshots(
+    architecture: str, task: Callable[[int], Task], count: int, budget: Budget, seed: int
 ) -> tuple[AtomBank, list[float]]:
-    model, reached = start(architecture, task(0), budget, seed)
-    first = copy.deepcopy(model.state_dict())
-    states, accuracies = [(task(0).name, first)], [reached]
-    if regime == "snapshots":
-        steps = len(task(1).images) // budget.batch * budget.epochs
-        marks = np.unique(np.geomspace(1, steps, 4 * count).round().astype(int))
-        marks = marks[np.linspace(0, len(marks) - 1, count - 1).round().astype(int)]
+    """The network of the first task, and networks at steps of training on the second, denser at its beginning."""
+    model, bank, _ = start(architecture, task(0), budget, seed)
+    second = task(1)
+    steps = np.unique(np.geomspace(1, budget.steps(second, budget.epochs), 4 * count).round().astype(int))
+    kept = steps[np.linspace(0, len(steps) - 1, count - 1).round().astype(int)]
 
-        def keep(step: int, _: int) -> None:
-            if step in marks:
-                states.append((f"step {step}", copy.deepcopy(model.state_dict())))
+    def keep(step: int) -> None:
+        if step in kept:
+            bank.store(model, len(bank), f"step {step}")
 
-        accuracies = [learn(model, task(1), budget, seed + 1, keep)]
-    else:
-        for number in range(1, count):
-            if regime == "first":
-                model.load_state_dict(first)
-            now = task(number)
-            accuracies.append(learn(model, now, budget, seed + number))
-            states.append((now.name, copy.deepcopy(model.state_dict())))
-    model.load_state_dict(first)
-    return bank_of(model, states), accuracies
+    return bank, [learn(model, bank, second, budget, seed + 1, after_step=keep)]
 
 
 def _write(file: Path, values: dict[str, object]) -> None:
@@ -125,14 +166,11 @@ def _write(file: Path, values: dict[str, object]) -> None:
 
 
 def networks_of(bank: AtomBank, model: nn.Module) -> list[nn.Module]:
-    """A network for each task of a bank, for evaluation."""
-    networks = [copy.deepcopy(model).eval() for _ in bank.tasks]
-    for network, task in zip(networks, bank.tasks, strict=True):
-        bank.restore(network, task)
-    return networks
+    """A network for each task of a bank, in evaluation mode."""
+    return [bank.network(model, task) for task in bank.tasks]
 
 
-def tensors_of(matrix: Tensor) -> list[float]:
-    """The entries below the diagonal, row by row, to six digits: what a page draws."""
+def below_diagonal(matrix: Tensor) -> Tensor:
+    """The entries of a square matrix below its diagonal, row by row: one of each pair."""
     rows, columns = torch.tril_indices(len(matrix), len(matrix), -1)
-    return [round(float(value), 6) for value in matrix[rows, columns]]
+    return matrix[rows, columns]

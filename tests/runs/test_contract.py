@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.similarity.grounding_superclasses import SUPERCLASSES
+from benchmarks.similarity.grounding.superclasses import SUPERCLASSES
 from fscl.continual.strategies import strategy_class
 from fscl.data.datasets import data_root
 from fscl.data.images import ImageSet, join_images

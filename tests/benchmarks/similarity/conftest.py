@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks.similarity import lab
-from benchmarks.similarity.contents import Part, Picture, Table
+from benchmarks.similarity.blocks import Part, Picture, Table
 from fscl.data.datasets import ImageSet
 from fscl.plots.figures import save_png
 
@@ -29,14 +29,20 @@ def drawn(name: str, per_class: int, seed: int) -> ImageSet:
     return ImageSet(images, labels, [f"{name}_{c}" for c in range(classes)])
 
 
-@pytest.fixture
-def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder from which the laboratory reads the small data sets."""
+@pytest.fixture(scope="session")
+def load_small() -> Callable[[str, str | None], tuple[ImageSet, ImageSet]]:
+    """In the place of `load_images`."""
 
     def load(name: str, root: str | None) -> tuple[ImageSet, ImageSet]:
         return drawn(name, 20, 0), drawn(name, 10, 1)
 
-    monkeypatch.setattr(lab, "load_images", load)
+    return load
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_small: Callable[..., object]) -> str:
+    """A folder from which the laboratory reads the small data sets."""
+    monkeypatch.setattr(lab, "load_images", load_small)
     return str(tmp_path / "data")  # a name of its own: what is loaded is kept by name
 
 
@@ -46,7 +52,7 @@ def rendered(tmp_path: Path) -> Callable[[Part], str]:
 
     def read(part: Part) -> str:
         texts = [part.title, part.lead, *part.points]
-        texts += [text for goal in part.goals for text in (goal.what, *goal.reached.values())]
+        texts += [text for goal in part.goals for text in (goal.statement, *map(str, goal.reached.values()))]
         for block in part.blocks:
             if isinstance(block, Table):
                 assert block.rows

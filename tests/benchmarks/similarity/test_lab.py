@@ -15,6 +15,8 @@ from benchmarks.similarity.lab import (
     accuracy,
     bank_of,
     blank,
+    fit,
+    head_of,
     learn,
     start,
 )
@@ -151,8 +153,9 @@ def test_the_first_task_trains_all_and_others_only_what_is_theirs(data, architec
     source, short = Images("fmnist", data), Budget(images=32, epochs=1, first_epochs=1, batch=16)
     torch.manual_seed(8)
     untrained = blank(architecture, 1)
-    model, reached = start(architecture, source.rotated(0, short, 0), short, 8)
+    model, bank, reached = start(architecture, source.rotated(0, short, 0), short, 8)
     assert 0 <= reached <= 1
+    assert (bank.tasks, bank.names) == ([0], ["0°"])
     frozen = shared(model)
     for name, value in shared(untrained).items():
         known, now = (v.double().flatten(0, 1).flatten(1) for v in (value, frozen[name]))
@@ -166,41 +169,64 @@ def test_the_first_task_trains_all_and_others_only_what_is_theirs(data, architec
             torch.testing.assert_close(gram / gram[0, 0], torch.eye(len(gram)), rtol=0, atol=1e-4)
 
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    learn(model, source.rotated(90, short, 1), short, 1)
+    learn(model, bank, source.rotated(90, short, 1), short, 1)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name]) == (name in frozen), name
 
 
 def test_learning_is_reproducible_and_its_seed_matters(task):
-    model, _ = start("plain", task, TINY, 0)
-    for new_head in (True, False):  # without a new head the order of images alone is drawn
-        found = []
-        for seed in (1, 1, 2):
-            network = copy.deepcopy(model)
-            torch.rand(seed)  # whatever was drawn before
-            learn(network, task, TINY, seed, new_head=new_head)
-            found.append(network.state_dict())
-        assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
-        assert any(not torch.equal(value, found[2][name]) for name, value in found[0].items())
-
-
-def test_a_head_is_new_unless_it_is_kept(task):
-    model, _ = start("plain", task, TINY, 0)
-    for new in (True, False):
+    model, bank, _ = start("plain", task, TINY, 0)
+    states = []
+    for seed in (1, 1, 2):
         network = copy.deepcopy(model)
-        learn(network, task, KEPT, 3, new_head=new)
-        heads = [m.weight for net in (network, model) for m in net.modules() if isinstance(m, nn.Linear)]
-        assert torch.allclose(*heads, rtol=0, atol=1e-6) != new
-        for layer, other in zip(network.modules(), model.modules(), strict=True):
+        torch.rand(seed)  # whatever was drawn before
+        learn(network, bank, task, TINY, seed)
+        states.append(network.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert any(not torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+def test_the_order_of_images_alone_makes_a_difference(task):
+    model, _, _ = start("plain", task, TINY, 0)
+    states = []
+    for seed in (1, 1, 2):
+        network = copy.deepcopy(model)
+        parameters = [p for p in network.parameters() if p.requires_grad]
+        fit(network, task, parameters, TINY.epochs, TINY.rate, TINY, seed)
+        states.append(network.state_dict())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    assert any(not torch.equal(value, states[2][name]) for name, value in states[0].items())
+
+
+def test_a_task_has_a_fresh_head_over_the_atoms_that_it_begins_from(task):
+    model, bank, _ = start("plain", task, TINY, 0)
+    moved = copy.deepcopy(model)
+    learn(moved, bank, task, TINY, 5)
+    for begin_from, origin in ((None, moved), (0, model)):
+        network = copy.deepcopy(moved)
+        learn(network, bank, task, KEPT, 3, begin_from)
+        assert not torch.allclose(head_of(network).weight, head_of(origin).weight, rtol=0, atol=1e-6)
+        for layer, other in zip(network.modules(), origin.modules(), strict=True):
             if isinstance(layer, AtomConv2d):
                 torch.testing.assert_close(layer.atoms, other.atoms, rtol=0, atol=1e-6)
 
 
+def test_what_is_not_to_be_trained_is_not_moved(task):
+    model, _, _ = start("plain", task, TINY, 0)
+    before = copy.deepcopy(model.state_dict())
+    fit(model, task, list(head_of(model).parameters()), TINY.epochs, TINY.rate, TINY, 0)
+    after = dict(model.named_parameters())
+    assert {name for name, value in after.items() if not torch.equal(value, before[name])} == {
+        name for name in after if after[name].data_ptr() in {p.data_ptr() for p in head_of(model).parameters()}
+    }
+
+
 def test_every_step_is_counted(task):
-    model, _ = start("plain", task, TINY, 0)
-    seen: list[tuple[int, int]] = []
-    learn(model, task, Budget(epochs=3, batch=20), 0, lambda done, steps: seen.append((done, steps)))
-    assert seen == [(step, 9) for step in range(1, 10)]  # of 64 images three whole batches an epoch
+    model, bank, _ = start("plain", task, TINY, 0)
+    budget, steps = Budget(epochs=3, batch=20), []
+    learn(model, bank, task, budget, 0, after_step=steps.append)
+    assert steps == list(range(1, 10))  # of 64 images three whole batches an epoch
+    assert budget.steps(task, 3) == 9
 
 
 def test_accuracy_is_the_share_of_images_labelled_rightly():
@@ -220,10 +246,10 @@ def test_accuracy_is_the_share_of_images_labelled_rightly():
 def test_a_bank_gives_every_network_back_exactly(data, architecture):
     source, short = Images("fmnist", data), Budget(images=32, epochs=1, first_epochs=1, batch=16)
     with torch.enable_grad():
-        model, _ = start(architecture, source.rotated(0, short, 0), short, 0)
+        model, first, _ = start(architecture, source.rotated(0, short, 0), short, 0)
         networks = [copy.deepcopy(model)]
         for number in (1, 2):
-            learn(model, source.rotated(50 * number, short, number), short, number)
+            learn(model, first, source.rotated(50 * number, short, number), short, number)
             networks.append(copy.deepcopy(model))
         model.load_state_dict(networks[1].state_dict())
     bank = bank_of(model, [(f"task {k}", network.state_dict()) for k, network in enumerate(networks)])
@@ -239,7 +265,7 @@ def test_a_bank_gives_every_network_back_exactly(data, architecture):
 def test_what_cannot_train_is_refused(task):
     with pytest.raises(FsclError, match="task '0°' has 64 images; a batch is 65"):
         start("plain", task, Budget(batch=65), 0)
-    model, _ = start("plain", task, TINY, 0)
+    model, bank, _ = start("plain", task, TINY, 0)
     broken = Task("broken", task.images * float("inf"), task.labels, task.test_images, task.test_labels)
     with pytest.raises(FsclError, match="training on 'broken' ended with loss nan; lower the rate"):
-        learn(model, broken, TINY, 0)
+        learn(model, bank, broken, TINY, 0)

@@ -4,14 +4,15 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from benchmarks.similarity.contents import RUNGS, Goal, Part, Picture, Table
+from benchmarks.similarity.blocks import Goal, Part, Picture, Table, Tally
+from benchmarks.similarity.measures import MEASURES
 from benchmarks.similarity.page import write_page
+from benchmarks.similarity.run import Results
 
 NASTY = "<script>alert('x')</script> & \"c\" | a*b"
 ROWS = [
@@ -19,13 +20,15 @@ ROWS = [
     ["plain words", "–", "a_b, c_d | `code` | **bold**"],
     ["a <b>third</b> & last", "0", "&lt;"],
 ]
-RESULTS = {
+DONE = {
     "quick": False,
     "units": {
         "a-one": {"result": {}, "seconds": 3600.0, "date": "2026-01-03", "machine": "<i>some</i> processor"},
         "a-two": {"result": {}, "seconds": 5400.0, "date": "2026-01-02", "machine": "<i>some</i> processor"},
     },
 }
+RESULTS = Results.model_validate(DONE)
+ATOMS, MOMENTS, TANGENT, RESPONSE, READINGS = (measure.title for measure in MEASURES)
 VOID = {"meta", "link", "br", "img", "hr", "input", "path", "use", "rect", "line", "polyline", "circle", "image"}
 
 
@@ -40,12 +43,15 @@ def drawing() -> Figure:
 def parts() -> list[Part]:
     first = Part("Of & <first>", f"**Bold** lead with `x < y`; {NASTY}", [
         "A paragraph: **3 < 5** & `a & b`.",
-        Table(f"Caption of {NASTY}", ["name <n>", "score", "more|less"], ROWS),
-        Table("Of details.", ["what"], [["a detail"]], folded="More <details>"),
+        Table(["name <n>", "score", "more|less"], ROWS, f"Caption of {NASTY}"),
+        Table(["what"], [["a detail"]], "Of details.", folded="More <details>"),
         Picture("first-figure", drawing(), "Title <t>", "Caption & **all**."),
         Picture("second-figure", drawing(), "Another", "The same lines again.", wide=True),
     ])  # fmt: skip
-    goals = [Goal("Reach <b>", {"atoms": "1 of 2", "tangent": "met"}), Goal("Go on", {"response": "failed"})]
+    goals = [
+        Goal("Reach <b>", {ATOMS: Tally(1, 2), TANGENT: Tally(2, 2)}),
+        Goal("Go on", {RESPONSE: Tally(0, 3, undecided=1)}),
+    ]
     points = ["A **point** of `a < b`.", "And another."]
     return [first, Part("Of the second", "It has no blocks.", [], goals, points)]
 
@@ -120,10 +126,11 @@ def test_points_goals_and_details_are_there(folder, page):
     text = (folder / "README.md").read_text(encoding="utf-8")
     lines = [cells_of(line) for line in text.splitlines() if line.startswith("|")]
     header = next(cells for cells in lines if cells[0] == "goal")
-    for goal, reached in (("Reach <b>", {"atoms": "1 of 2", "tangent": "met"}), ("Go on", {"response": "failed"})):
+    cells = {"Reach <b>": {ATOMS: "1 of 2", TANGENT: "2 of 2"}, "Go on": {RESPONSE: "0 of 3, 1 undecided"}}
+    for goal, reached in cells.items():
         row = next(cells for cells in lines if cells[0].replace("\\<", "<") == goal)
         known = dict(zip(header[1:], row[1:], strict=True))
-        assert {key: known.pop(RUNGS[key]) for key in reached} == reached
+        assert {title: known.pop(title) for title in reached} == reached
         assert set(known.values()) == {"–"}, "of the other ways nothing is known"
         start = page.texts["td"].index(goal)
         assert page.texts["td"][start + 1 : start + len(row)] == row[1:]
@@ -185,14 +192,14 @@ def test_both_say_how_the_results_came_about(folder, page):
 
 
 def test_a_page_of_some_of_the_units_says_so(tmp_path):
-    file = write_page(RESULTS | {"of": 35}, parts(), tmp_path)
+    file = write_page(Results.model_validate(DONE | {"of": 35}), parts(), tmp_path)
     assert "2 of 35 units, 2.5 hours of one core" in Read(file.read_text(encoding="utf-8")).texts["dd"]
 
 
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_quick_page_says_so(tmp_path, quick):
-    units: dict[str, Any] = {"a-one": RESULTS["units"]["a-one"]}
-    file = write_page({"quick": quick, "units": units}, parts()[1:], tmp_path)
+    results = Results(quick=quick, units={"a-one": RESULTS.units["a-one"]})
+    file = write_page(results, parts()[1:], tmp_path)
     facts = Read(file.read_text(encoding="utf-8")).texts["dd"]
     assert any(fact.startswith("quick") for fact in facts) == quick
     assert any(fact.endswith("--quick") for fact in facts) == quick
@@ -208,7 +215,7 @@ def test_the_same_results_make_the_same_page(folder, tmp_path):
 
 
 def test_minus_signs_are_shown_as_such_and_hyphens_stay(tmp_path):
-    table = Table("", ["what", "score"], [["ten-1", "-0.50 [-1.00, 0.25]"], ["2026-01-02", "1e-05"], ["c", "`-1`"]])
+    table = Table(["what", "score"], [["ten-1", "-0.50 [-1.00, 0.25]"], ["2026-01-02", "1e-05"], ["c", "`-1`"]])
     file = write_page(RESULTS, [Part("Signs", "From -1 to 1.", [table])], tmp_path)
     page = Read(file.read_text(encoding="utf-8"))
     assert page.texts["td"][-6:] == ["ten-1", "−0.50 [−1.00, 0.25]", "2026-01-02", "1e-05", "c", "-1"]

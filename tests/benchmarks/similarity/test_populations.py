@@ -1,4 +1,4 @@
-"""Populations: trained once, kept, and learned from where their regime says."""
+"""Populations are trained once and kept, and their networks begin from where their regime says."""
 
 import copy
 from typing import NoReturn
@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.similarity import populations as module
-from benchmarks.similarity.contents import Context
 from benchmarks.similarity.lab import Budget, Images, accuracy, blank, learn
-from benchmarks.similarity.populations import REGIMES, networks_of, population, tensors_of
+from benchmarks.similarity.populations import REGIMES, below_diagonal, networks_of, population
+from benchmarks.similarity.units import Context
 from fscl.atoms import AtomBank
 
 TINY = Budget(images=48, epochs=2, first_epochs=1, batch=16)
@@ -72,9 +72,7 @@ def test_networks_are_learned_from_where_the_regime_says(context, regime):
         task = source.rotated(angle, TINY, 5 + number)
         for origin in {0, number - 1}:
             network = copy.deepcopy(networks[origin])
-            for name, parameter in network.named_parameters():
-                parameter.requires_grad_(not name.endswith("coefficients"))
-            reached = learn(network, task, TINY, 5 + number)
+            reached = learn(network, found.bank, task, TINY, 5 + number)
             said = origin == (0 if regime == "first" else number - 1)
             assert alike(network.state_dict(), networks[number].state_dict()) == said, (number, origin)
             assert not said or reached == found.accuracies[number]
@@ -136,4 +134,4 @@ def test_a_bank_s_networks_are_those_of_its_tasks():
 
 
 def test_entries_below_the_diagonal_row_by_row():
-    assert tensors_of(torch.tensor([[9, 8, 7], [1, 9, 7], [2.0000004, 3, 9]])) == [1, 2, 3]
+    assert below_diagonal(torch.tensor([[9, 8, 7], [1, 9, 7], [2, 3, 9]])).tolist() == [1, 2, 3]

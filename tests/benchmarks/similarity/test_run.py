@@ -1,27 +1,39 @@
-"""Units are done once, what is done is kept whatever comes after, and sections are made of what there is."""
+"""Units are measured once, results are kept whatever comes after, and sections are made of the results there are."""
 
 import json
+import math
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import joblib
 import pytest
 
-from benchmarks.similarity import run as module
-from benchmarks.similarity.contents import Context, Part, Unit
-from benchmarks.similarity.run import PARTS, gather, parts_of
+from benchmarks.similarity import page, run
+from benchmarks.similarity.blocks import Part
+from benchmarks.similarity.page import parts_of
+from benchmarks.similarity.run import SECTIONS, Results, gather, read_results
+from benchmarks.similarity.units import Context, Number, Result, Unit
 from fscl.errors import FsclError
 
-Answer = Callable[[Context], dict[str, Any]]
+ROOT = Path(__file__).resolve().parents[3]
+
+
+class Said(Result):
+    by: str
+    new: int = 0
+    lost: Number = 0.5
+
+
+Answer = Callable[[Context], Said]
 
 
 class Made:
-    """Two parts in the place of the evidence's: what their units answer, and how often each was asked."""
+    """Two sections in place of the study's: what their units measure, and how often each was asked."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -30,23 +42,24 @@ class Made:
 
     def units(self, part: str, quick: bool) -> list[Unit]:
         names = [f"{part}-one", f"{part}-two"] if quick else [f"{part}-{n}" for n in ("one", "two", "three")]
-        return [Unit(name, partial(self.call, name), self.version) for name in names]
+        return [Unit(name, partial(self.measure, name), Said, self.version) for name in names]
 
-    def call(self, name: str, context: Context) -> dict[str, Any]:
+    def measure(self, name: str, context: Context) -> Said:
         self.asked.append(name)
-        return self.answers.get(name, lambda _: {"said by": name})(context)
+        return self.answers.get(name, lambda _: Said(by=name))(context)
 
 
 @pytest.fixture
 def made(monkeypatch: pytest.MonkeyPatch) -> Made:
     made = Made()
-    for name in ("cats", "dogs"):
-        measure = SimpleNamespace(units=partial(made.units, name))
-        page = SimpleNamespace(part=lambda results, name=name: Part(name, json.dumps(results, sort_keys=True), []))
-        monkeypatch.setitem(sys.modules, f"benchmarks.similarity.{name}", measure)
-        monkeypatch.setitem(sys.modules, f"benchmarks.similarity.{name}_page", page)
-    monkeypatch.setattr(module, "PARTS", ("dogs", "cats"))
+    sections = ("dogs", "cats")
+    monkeypatch.setattr(run, "SECTIONS", {name: partial(made.units, name) for name in sections})
+    monkeypatch.setattr(page, "PARTS", {name: partial(part_of, name) for name in sections})
     return made
+
+
+def part_of(title: str, results: dict[str, Said]) -> Part:
+    return Part(title, " ".join(f"{name}={result.by}" for name, result in results.items()), [])
 
 
 @pytest.fixture
@@ -67,12 +80,13 @@ def failing(message: str) -> Answer:
 
 def test_every_unit_is_done_once_and_kept(made, context, tmp_path):
     results = gather(context, tmp_path / "out", 1)
-    assert sorted(made.asked) == list(results["units"]) == ["cats-one", "cats-two", "dogs-one", "dogs-two"]
-    assert results == kept(tmp_path / "out")
-    for name, unit in results["units"].items():
-        assert unit["result"] == {"said by": name}
-        assert unit["seconds"] >= 0
-        assert {"date", "machine"} < unit.keys()
+    assert sorted(made.asked) == list(results.units) == ["cats-one", "cats-two", "dogs-one", "dogs-two"]
+    assert results.model_dump() == kept(tmp_path / "out")
+    for name, unit in results.units.items():
+        assert unit.result == {"by": name, "new": 0, "lost": 0.5}
+        assert unit.seconds >= 0
+        assert unit.date
+        assert unit.machine
     assert gather(context, tmp_path / "out", 1) == results
     assert len(made.asked) == 4
 
@@ -80,8 +94,8 @@ def test_every_unit_is_done_once_and_kept(made, context, tmp_path):
 def test_several_at_a_time_are_all_kept(made, context, tmp_path):
     with joblib.parallel_config(backend="threading"):
         results = gather(context, tmp_path, 3)
-    assert sorted(made.asked) == list(results["units"])
-    assert kept(tmp_path) == results
+    assert sorted(made.asked) == list(results.units)
+    assert kept(tmp_path) == results.model_dump()
 
 
 def test_a_unit_that_fails_costs_no_other(made, context, tmp_path):
@@ -92,7 +106,7 @@ def test_a_unit_that_fails_costs_no_other(made, context, tmp_path):
     assert list(kept(tmp_path)["units"]) == ["cats-two", "dogs-two"]
     made.asked.clear()
     made.answers = {}
-    assert len(gather(context, tmp_path, 1)["units"]) == 4
+    assert len(gather(context, tmp_path, 1).units) == 4
     assert sorted(made.asked) == ["cats-one", "dogs-one"]
 
 
@@ -115,7 +129,7 @@ def test_only_some_of_the_units(made, context, tmp_path, units):
     gather(context, tmp_path, 1, only="dogs-one")
     results = gather(context, tmp_path, 1, only=units)
     wanted = ["cats-two"] if units == "cats-two" else ["cats-one", "cats-two"]
-    assert list(results["units"]) == [*wanted, "dogs-one"]
+    assert list(results.units) == [*wanted, "dogs-one"]
     assert sorted(made.asked) == [*wanted, "dogs-one"]
 
 
@@ -134,22 +148,22 @@ def test_results_of_the_two_modes_are_not_mixed(made, tmp_path, quick):
     with pytest.raises(FsclError, match=f"holds results of the {'quick' if quick else 'full'} mode"):
         gather(other, tmp_path, 1, overwrite=True)
     assert not made.asked
-    assert kept(tmp_path) == results
-    assert len(gather(other, tmp_path / "other", 1)["units"]) == (6 if quick else 4)
+    assert kept(tmp_path) == results.model_dump()
+    assert len(gather(other, tmp_path / "other", 1).units) == (6 if quick else 4)
 
 
 def test_units_are_done_again_when_asked(made, context, tmp_path):
     gather(context, tmp_path, 1)
     made.asked.clear()
-    made.answers["dogs-one"] = lambda _: {"new": 1}
+    made.answers["dogs-one"] = lambda _: Said(by="a dog", new=1)
     results = gather(context, tmp_path, 1, only="dogs", overwrite=True)
     assert made.asked == ["dogs-one", "dogs-two"]
-    assert results["units"]["dogs-one"]["result"] == {"new": 1}
-    assert list(results["units"]) == ["cats-one", "cats-two", "dogs-one", "dogs-two"]
+    assert results.units["dogs-one"].result["new"] == 1
+    assert list(results.units) == ["cats-one", "cats-two", "dogs-one", "dogs-two"]
     made.answers["dogs-one"] = failing("no bone")
     with pytest.raises(FsclError, match="1 of 4 units failed"):
         gather(context, tmp_path, 1, overwrite=True)
-    assert kept(tmp_path)["units"]["dogs-one"]["result"] == {"new": 1}, "the former result is better than none"
+    assert kept(tmp_path)["units"]["dogs-one"]["result"]["new"] == 1, "the former result is better than none"
 
 
 def test_units_that_measure_something_new_are_done_again(made, context, tmp_path):
@@ -186,7 +200,7 @@ def test_a_full_disk_leaves_the_former_results_whole(made, context, tmp_path, mo
             gather(context, tmp_path, 1)
     assert kept(tmp_path) == before
     assert [file.name for file in tmp_path.iterdir()] == ["results.json"]
-    assert len(gather(context, tmp_path, 1)["units"]) == 4
+    assert len(gather(context, tmp_path, 1).units) == 4
 
 
 def test_sections_are_made_of_the_units_there_are(made, context, tmp_path):
@@ -194,18 +208,56 @@ def test_sections_are_made_of_the_units_there_are(made, context, tmp_path):
     assert [part.title for part in parts_of(results)] == ["cats"]
     results = gather(context, tmp_path, 1, only="dogs-two")
     dogs, cats = parts_of(results)  # in the order of the page, not of what was done
-    assert (dogs.title, json.loads(dogs.lead)) == ("dogs", {"dogs-two": {"said by": "dogs-two"}})
-    assert list(json.loads(cats.lead)) == ["cats-one", "cats-two"]
-    results["units"]["birds-one"] = results["units"]["cats-one"]  # of an older version
+    assert (dogs.title, dogs.lead) == ("dogs", "dogs-two=dogs-two")
+    assert cats.lead == "cats-one=cats-one cats-two=cats-two"
+    results.units["birds-one"] = results.units["cats-one"]  # of an older version
     assert parts_of(results) == [dogs, cats]
-    assert parts_of({"quick": True, "units": {}}) == []
+    assert parts_of(Results(quick=True, units={})) == []
+
+
+def test_an_undefined_number_is_null_in_the_file_and_nan_when_it_is_read(made, context, tmp_path):
+    made.answers["dogs-one"] = lambda _: Said(by="a dog", lost=math.nan)
+    gather(context, tmp_path, 1, only="dogs-one")
+    assert kept(tmp_path)["units"]["dogs-one"]["result"]["lost"] is None
+    read = read_results(tmp_path / "results.json").of_section("dogs")["dogs-one"]
+    assert isinstance(read, Said)
+    assert math.isnan(read.lost)
 
 
 @pytest.mark.parametrize("quick", [True, False])
-def test_units_of_the_evidence_are_told_apart_and_travel(quick):
-    units = module._units(quick)
+def test_units_of_the_study_have_names_of_their_own_and_can_be_pickled(quick):
+    units = run._units(quick)
     names = [unit.name for unit in units]
     assert len(set(names)) == len(names)
-    assert {name.split("-")[0] for name in names} == set(PARTS)
+    assert {name.split("-")[0] for name in names} == set(SECTIONS)
     for unit in units:
         assert pickle.loads(pickle.dumps(unit)).name == unit.name
+
+
+def test_committed_results_are_read_and_written_by_the_same_types():
+    """So that the committed page can be made again."""
+    results = read_results(ROOT / "reports" / "similarity" / "results.json")
+    read = {name: result for section in SECTIONS for name, result in results.of_section(section).items()}
+    assert read.keys() == results.units.keys()
+    assert len(read) == results.of == 35
+    for name, result in read.items():
+        assert result.to_json() == results.units[name].result, name
+
+
+def test_the_committed_page_is_that_of_the_committed_results(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "save_png", lambda figure, file: None)
+    monkeypatch.setattr(page, "inline_svg", lambda figure, slug, text: "")
+    reports = ROOT / "reports"
+    results = read_results(reports / "similarity" / "results.json")
+    page.write_page(results, parts_of(results, reports / "speed" / "results.json"), tmp_path)
+    committed = (reports / "similarity" / "README.md").read_text(encoding="utf-8")
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == committed
+
+
+def test_measuring_knows_nothing_of_pages():
+    code = "import sys; import benchmarks.similarity.run; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    study = {name for name in loaded.split() if name.startswith("benchmarks.similarity.")}
+    assert "benchmarks.similarity.agreement.measure" in study
+    words = ("blocks", "prose", "page", "pictures", "tables", "formats")
+    assert not {name for name in study if name.rpartition(".")[2] in words}
