@@ -88,7 +88,7 @@ def test_leaves_the_model_as_it_was(network, stream):
 
 
 def test_a_model_without_a_linear_layer_is_refused():
-    with pytest.raises(FsclError, match="Conv2d has no linear layer whose inputs could serve as features"):
+    with pytest.raises(FsclError, match="Conv2d has no linear layer whose inputs could be its features"):
         class_mean_accuracy(nn.Conv2d(1, 1, 3), *task(toy(0), toy(1)))
 
 

@@ -167,10 +167,10 @@ def test_the_same_images_are_held_out_in_every_task(make) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "says"),
     [
-        (rotated_stream, {"rotations": []}, r"rotations is \[\]; it takes at least one angle in degrees, or how many"),
-        (rotated_stream, {"rotations": 0}, r"rotations is 0; it takes at least one"),
-        (rotated_stream, {"rotations": [0, math.nan]}, r"rotations is \[0, nan\]; it takes"),
-        (rotated_stream, {"rotations": [0, 90, 360]}, r"rotations is \[0, 90, 360\]; two of them are the same"),
+        (rotated_stream, {"rotations": []}, r"rotations is \[\]; give at least one angle in degrees"),
+        (rotated_stream, {"rotations": 0}, r"rotations is 0; give at least one"),
+        (rotated_stream, {"rotations": [0, math.nan]}, r"rotations is \[0, nan\]; give"),
+        (rotated_stream, {"rotations": [0, 90, 360]}, r"rotations is \[0, 90, 360\]; two of these angles are equal"),
         (
             rotated_stream,
             {"rotations": 2, "scenario": "class"},

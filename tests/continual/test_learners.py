@@ -144,7 +144,7 @@ def test_an_attribute_that_is_not_declared_is_saved_or_refused(stream: Any, valu
     strategy.wsn._new = value
     codec = Codec(stream, lambda: strategy.model)
     if refused:
-        with pytest.raises(FsclError, match=r"WSNPlugin\._new is a list_iterator: no plain data to resume from"):
+        with pytest.raises(FsclError, match=r"WSNPlugin\._new is a list_iterator, which a checkpoint cannot hold"):
             plugin_state(strategy, codec)
     else:
         assert str(plugin_state(strategy, codec)[0]["_new"]) == str(value)

@@ -112,7 +112,7 @@ LEARNERS = {
 }
 
 
-@pytest.mark.filterwarnings("error:images are loaded by Avalanche")
+@pytest.mark.filterwarnings("error:Avalanche loads the images")
 @pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"shuffle": False}])
 @pytest.mark.parametrize("name", LEARNERS)
 def test_training_is_the_same_to_the_bit_with_it_and_without(digits, network, name, options):

@@ -89,9 +89,9 @@ def same(one, other):
 @pytest.mark.parametrize("how", STRIDED)
 def test_a_network_that_reckons_with_strides_is_trained_without(stream, how):
     weights, drawn, said, layout = trained(stream, STRIDED[how], Acceleration())
-    assert not layout.last
+    assert not layout.channels_last
     (line,) = said
-    assert line.startswith("Net is trained without channels last, with which it ")
+    assert line.startswith("Net is trained without channels last, because with this layout it ")
     assert "flatten(1)" in line
     assert "training.channels_last = false" in line
     plain, plainly_drawn, nothing, _ = trained(stream, STRIDED[how], Acceleration(channels_last=False))
@@ -103,7 +103,7 @@ def test_a_network_that_reckons_with_strides_is_trained_without(stream, how):
 @pytest.mark.parametrize("how", PLAIN)
 def test_the_trial_leaves_no_trace_in_a_network_that_stands_it(stream, how, monkeypatch):
     weights, drawn, said, layout = trained(stream, PLAIN[how], Acceleration())
-    assert layout.last
+    assert layout.channels_last
     assert layout.decided
     assert said == []
     monkeypatch.setattr(Layout, "decide", lambda *_, **__: None)
@@ -115,9 +115,9 @@ def test_the_trial_leaves_no_trace_in_a_network_that_stands_it(stream, how, monk
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_lower_precision_is_no_reason_to_go_without(stream, precision):
     *_, said, layout = trained(stream, PLAIN["flatten"], Acceleration(precision))
-    assert (layout.last, said) == (True, [])
+    assert (layout.channels_last, said) == (True, [])
     *_, said, layout = trained(stream, STRIDED["view"], Acceleration(precision))
-    assert (layout.last, len(said)) == (False, 1)
+    assert (layout.channels_last, len(said)) == (False, 1)
 
 
 @pytest.mark.parametrize("name", ["convnet", "avalanche:SlimResNet18", "pytorchcv:resnet20_cifar10"])
@@ -127,7 +127,7 @@ def test_networks_of_libraries_stand_it(name, stream):
     network.register_forward_pre_hook(Layout())
     layout = Layout.of(network)
     layout.decide(network, experience, "cpu", 1e-3)
-    assert layout.last
+    assert layout.channels_last
 
 
 def test_what_cannot_be_tried_is_left_as_it_is(stream):
@@ -141,4 +141,4 @@ def test_what_cannot_be_tried_is_left_as_it_is(stream):
     for dataset in ([], [("text", 0)], [(torch.randn(3), 0, 0)], [(torch.randn(1, 8, 8), 0, 0)]):
         layout.decided = False
         layout.decide(network, type("Experience", (), {"dataset": dataset})(), "cpu", 1e-3)
-        assert layout.last
+        assert layout.channels_last

@@ -84,7 +84,7 @@ def test_validation_holds_out_the_same_training_images_in_every_scenario(scenari
 
 def test_tasks_of_different_sizes_are_no_domains() -> None:
     with pytest.raises(
-        FsclError, match=r"scenario is 'domain', so all tasks have the same classes; these have \[1, 2\]"
+        FsclError, match=r"scenario is 'domain', so all tasks must have the same classes; these have \[1, 2\]"
     ):
         split_classes(numbered(), numbered(), [["class 1"], ["class 0", "class 3"]], scenario="domain")
     with pytest.raises(FsclError, match=r"scenario is 'classes'; known: task, domain, class"):
@@ -174,7 +174,7 @@ WIDTHS = {
 HEADS = {"task": 3, "domain": 1, "class": 1, "rotations": 1, "rotations with heads": 2, "permutations": 1}
 
 
-@pytest.mark.filterwarnings("error:images are loaded by Avalanche")
+@pytest.mark.filterwarnings("error:Avalanche loads the images")
 @pytest.mark.parametrize("kind", WIDTHS)
 def test_avalanches_naive_trains_and_whole_batches_change_nothing(digits, kind: str) -> None:
     ends = []

@@ -391,12 +391,12 @@ def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream,
     users = ModuleType("learners_of_a_user")
     users.Streaming = Streaming
     monkeypatch.setitem(sys.modules, users.__name__, users)
-    with pytest.raises(FsclError, match=r"Streaming\.source is a list_iterator: no plain data to resume from"):
+    with pytest.raises(FsclError, match=r"Streaming\.source is a list_iterator, which a checkpoint cannot hold"):
         Trainer(stream, Learner("learners_of_a_user.Streaming"), Training(), Network())
     trainer = trainer_of(stream, "naive")
     trainer.strategy.plugins.append(EWCPlugin(1.0))
     trainer.strategy.plugins[-1].importances = {0: iter([])}
-    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a list_iterator: no plain data to resume from"):
+    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a list_iterator, which a checkpoint cannot hold"):
         trainer.state_dict()
 
 

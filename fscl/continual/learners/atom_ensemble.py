@@ -135,7 +135,7 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
             ).to(output.dtype)
             strategy.mb_output = output
 
-    # inside
+    # private
 
     def _nearest(self, task: int, together: Sequence[int]) -> list[int]:
         """The members for a task: the most similar of those before it, and not learned along with it."""
