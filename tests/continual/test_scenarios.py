@@ -125,9 +125,9 @@ def test_parts_of_a_joined_set_stay_apart_and_are_shuffled_within() -> None:
 @pytest.mark.parametrize(
     ("tasks", "says"),
     [
-        ([1], r"tasks is \[1\]: a number for each joined data set; here there are 2, of 4, 6 classes"),
-        ([1, 2, 3], r"tasks is \[1, 2, 3\]: a number for each joined data set"),
-        ([1, 4], r"6 classes cannot be shared out evenly among 4 tasks; these can: \[1, 2, 3, 6\]"),
+        ([1], r"tasks is \[1\]; give one number for each joined data set \(there are 2, of 4, 6 classes\)"),
+        ([1, 2, 3], r"tasks is \[1, 2, 3\]; give one number for each joined data set"),
+        ([1, 4], r"6 classes cannot be shared out evenly among 4 tasks; numbers that fit: \[1, 2, 3, 6\]"),
         ([0, 1], r"4 classes cannot be shared out evenly among 0 tasks"),
     ],
 )

@@ -97,7 +97,7 @@ def test_images_are_normalised_by_the_training_images():
         ({"tasks": [["class 0", "cat"]]}, "unknown class 'cat'; known classes: class 0, class 1, class 2"),
         ({"tasks": [["class 0"], ["class 1", "class 0"]]}, "class 'class 0' is in more than one task"),
         ({"tasks": [["class 0"], []]}, "task 1 has no classes"),
-        ({"tasks": 4}, r"6 classes cannot be shared out evenly among 4 tasks; these can: \[1, 2, 3, 6\]"),
+        ({"tasks": 4}, r"6 classes cannot be shared out evenly among 4 tasks; numbers that fit: \[1, 2, 3, 6\]"),
         ({"tasks": 0}, "cannot be shared out evenly among 0 tasks"),
         ({"tasks": -2}, "cannot be shared out evenly among -2 tasks"),
         ({"tasks": 2, "validation": 1.0}, "validation is 1.0; it is a share of the training images"),

@@ -250,7 +250,7 @@ def test_a_bank_answers_in_a_network_built_anew_as_it_did_in_training(stream, tm
 
 
 def test_tasks_smaller_than_a_batch_are_not_dropped_in_silence(stream):
-    with pytest.raises(FsclError, match="drop_last leaves nothing of a task of 72 images in batches of 100"):
+    with pytest.raises(FsclError, match="drop_last leaves no batch of a task of 72 images, because batch_size is 100"):
         trainer_of(stream, "naive", batch_size=100, drop_last=True)
 
 
