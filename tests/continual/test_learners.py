@@ -197,7 +197,7 @@ def test_a_trainer_decomposes_once_and_never_repoints_an_optimizer(
     def refuse(*_: Any) -> None:
         raise AssertionError("an optimizer is pointed at other parameters")
 
-    monkeypatch.setattr("fscl.continual.learners.atoms._hand_over", refuse)
+    monkeypatch.setattr("fscl.continual.learners.atoms._repoint_optimizer", refuse)
     for name in ("AtomSwapping", "AtomEnsemble"):
         learner = Learner(f"fscl.continual.{name}")
         Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL)).train_next()

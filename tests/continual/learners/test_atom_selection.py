@@ -194,7 +194,7 @@ def test_what_cannot_be_is_refused(digits):
     from avalanche.models import IncrementalClassifier
 
     alone = split_classes(*digits, tasks=[["0"], ["1", "2"]], scenario="class")
-    with pytest.raises(FsclError, match="experience 0 has nothing but class 0"):
+    with pytest.raises(FsclError, match="experience 0 has only class 0; it needs two or more"):
         built().train(alone.train_stream[0])
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), IncrementalClassifier(144, 2))
     with pytest.raises(FsclError, match="has one head that grows"):

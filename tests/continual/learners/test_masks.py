@@ -68,7 +68,7 @@ def test_no_task_is_forgotten_to_the_bit(masked, stream, outputs, kind, optimize
         bodies.append({n: plugin.shared[n].clone() for n in plugin.shared})
     assert list(plugin.shared) == [f"model.{n}" for n in WEIGHTS]
     assert all(not torch.equal(bodies[0][n], bodies[2][n]) for n in plugin.shared)  # weights were trained on
-    plugin._kept.clear()  # so that networks are composed anew from bits and shared weights
+    plugin._networks.clear()  # so that networks are composed anew from bits and shared weights
     assert all(torch.equal(a, b) for a, b in zip(outputs.say(strategy, stream.test_stream), after_own, strict=True))
 
 
@@ -81,7 +81,7 @@ def test_a_task_trained_again_leaves_the_others_alone(masked, stream, starts, ki
     strategy.train(stream.train_stream[0])
     assert same(networks(plugin)[1], before[1])
     assert not same(networks(plugin)[0], before[0])
-    norms = [n for n in plugin.own[0] if n.startswith("model.features")]
+    norms = [n for n in plugin.own_entries[0] if n.startswith("model.features")]
     assert all(torch.equal(starts.states[2][n], before[0][n]) for n in norms)
 
 
@@ -97,7 +97,7 @@ def test_training_that_diverges_or_is_interrupted_spoils_no_stored_task(masked, 
     for group in strategy.optimizer.param_groups:
         group["lr"] = 1e30
     strategy.train(stream.train_stream[1])
-    plugin._kept.clear()
+    plugin._networks.clear()
     assert same(networks(plugin)[0], before[0])
 
 

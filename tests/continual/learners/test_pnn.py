@@ -211,7 +211,7 @@ def test_the_last_task_may_be_trained_on_and_no_other(stream, starts):
     second = dict(strategy.pnn.networks[1])
     strategy.train(stream.train_stream[1])
     assert all(torch.equal(starts.states[2][n], v) for n, v in second.items())
-    with pytest.raises(FsclError, match=r"task 0 is learned already.*those of tasks 1 are built on it"):
+    with pytest.raises(FsclError, match=r"task 0 is learned already.*the columns of tasks 1 are built on it"):
         strategy.train(stream.train_stream[0])
 
 
