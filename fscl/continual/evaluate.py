@@ -188,9 +188,8 @@ class _Tap:
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         if not linear:
             raise FsclError(f"{type(model).__name__} has no linear layer whose inputs could be its features")
-        self.task = (
-            int(next(iter(heads[-1].classifiers))) if heads else 0
-        )  # any task will do: features do not depend on the head
+        # any task will do, because features do not depend on the head
+        self.task = int(next(iter(heads[-1].classifiers))) if heads else 0
         self.seen: list[Tensor] = []
         self.hook = (heads or linear)[-1].register_forward_pre_hook(self)
 

@@ -92,9 +92,8 @@ class PluginStrategy(Naive):
     """
 
     _plugin_class: ClassVar[type[LearnerPlugin] | None] = None
-    _constructor: ClassVar[Callable[..., None]] = (
-        Naive.__init__
-    )  # the generated one, which takes the plugin's arguments
+    # the generated constructor, which takes the plugin's arguments
+    _constructor: ClassVar[Callable[..., None]] = Naive.__init__
 
     def __init_subclass__(cls, **plugin: type[LearnerPlugin]) -> None:
         super().__init_subclass__()

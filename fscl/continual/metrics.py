@@ -90,9 +90,8 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._accuracy: dict[tuple[int, int], float] = {}  # (experience trained last, experience evaluated)
         self._stream: str | None = None  # the stream on which self._accuracy was measured
         self._right: dict[tuple[str, int], tuple[float, int]] = {}  # (stream, experience) -> (right answers, samples)
-        self._transfer: list[
-            dict[int, float]
-        ] = []  # for each training experience: experience -> accuracy of its features
+        # for each training experience: experience -> accuracy of the features on it
+        self._transfer: list[dict[int, float]] = []
         self._order: list[int] = []  # current_experience of each training experience, in the order of training
         self._tasks: dict[int, int] = {}  # experience -> its task in the bank
         self._training = False

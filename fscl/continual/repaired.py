@@ -149,9 +149,8 @@ class EWC(AvalancheEWC):
 
 class _EWCPlugin(EWCPlugin):
     transient = ("_anchors",)
-    _anchors: dict[
-        str, tuple[Tensor, Tensor]
-    ]  # parameter -> (importance, weights that the penalty pulls to); made for each task
+    # parameter -> (importance, weights that the penalty pulls to); made for each task
+    _anchors: dict[str, tuple[Tensor, Tensor]]
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)

@@ -110,9 +110,8 @@ class Trainer:
             model = strategy_type.prepare(model, **learner.arguments)  # the optimizer needs the final parameters
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         pairs = zip(stream.train_stream, stream.test_stream, strict=True)
-        self._tasks = [
-            (first_images(a.dataset), b.dataset) for a, b in pairs
-        ]  # (training data, test data) for class means
+        # (training data, test data) of each task, for class means
+        self._tasks = [(first_images(train.dataset), test.dataset) for train, test in pairs]
         self._start = StartRecorder(self._tasks, self.device)
         self._acceleration = Acceleration(training.precision, training.channels_last, training.compile)
         self.strategy = strategy_type(

@@ -1,4 +1,4 @@
-"""Channels last: networks that stand it get it, those that do not are told of, and no number depends on the trial."""
+"""Channels last is used for networks that compute the same with it; a warning names the others; trials change nothing."""
 
 import random
 import warnings
@@ -15,7 +15,7 @@ from fscl.continual.memory_layout import Layout
 
 
 class Strided(torch.autograd.Function):
-    """Fails in the backward pass alone."""
+    """Fails only in the backward pass."""
 
     @staticmethod
     def forward(ctx, x):
@@ -66,7 +66,7 @@ PLAIN = {
 
 
 def trained(stream, how, *plugins):
-    """The weights after two tasks, and what was said."""
+    """The weights after two tasks, the next random numbers, the warnings and the layout hook."""
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(3)
     model = as_multitask(Net(how), "fc")
@@ -87,7 +87,7 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("how", STRIDED)
-def test_a_network_that_reckons_with_strides_is_trained_without(stream, how):
+def test_a_network_that_depends_on_strides_is_trained_without_channels_last(stream, how):
     weights, drawn, said, layout = trained(stream, STRIDED[how], Acceleration())
     assert not layout.channels_last
     (line,) = said
@@ -101,7 +101,7 @@ def test_a_network_that_reckons_with_strides_is_trained_without(stream, how):
 
 
 @pytest.mark.parametrize("how", PLAIN)
-def test_the_trial_leaves_no_trace_in_a_network_that_stands_it(stream, how, monkeypatch):
+def test_the_trial_of_channels_last_changes_neither_network_nor_random_state(stream, how, monkeypatch):
     weights, drawn, said, layout = trained(stream, PLAIN[how], Acceleration())
     assert layout.channels_last
     assert layout.decided
@@ -113,7 +113,7 @@ def test_the_trial_leaves_no_trace_in_a_network_that_stands_it(stream, how, monk
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_is_no_reason_to_go_without(stream, precision):
+def test_lower_precision_alone_does_not_turn_off_channels_last(stream, precision):
     *_, said, layout = trained(stream, PLAIN["flatten"], Acceleration(precision))
     assert (layout.channels_last, said) == (True, [])
     *_, said, layout = trained(stream, STRIDED["view"], Acceleration(precision))
@@ -121,7 +121,7 @@ def test_lower_precision_is_no_reason_to_go_without(stream, precision):
 
 
 @pytest.mark.parametrize("name", ["convnet", "avalanche:SlimResNet18", "pytorchcv:resnet20_cifar10"])
-def test_networks_of_libraries_stand_it(name, stream):
+def test_networks_of_libraries_are_trained_with_channels_last(name, stream):
     network, images = build_network(name, (3, 32, 32), 10), torch.randn(2, 3, 32, 32)
     experience = type("Experience", (), {"dataset": [(x, 0, 0) for x in images]})()
     network.register_forward_pre_hook(Layout())
@@ -130,7 +130,7 @@ def test_networks_of_libraries_stand_it(name, stream):
     assert layout.channels_last
 
 
-def test_what_cannot_be_tried_is_left_as_it_is(stream):
+def test_a_network_that_cannot_be_tried_keeps_channels_last(stream):
     class Uncopied(Net):
         def __deepcopy__(self, memo):
             raise RuntimeError("no")

@@ -1,4 +1,4 @@
-"""PackNet: packs tasks into one network by pruning. A task is trained in the weights left free."""
+"""PackNet: packs tasks into one network by pruning; each task trains the weights that are still free."""
 
 from typing import Any
 
@@ -65,9 +65,8 @@ class PackNetPlugin(MaskPlugin):
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        for name, weight in self.weights(
-            strategy.model
-        ).items():  # momentum and weight decay have changed frozen weights, too
+        # momentum and weight decay have changed frozen weights, too
+        for name, weight in self.weights(strategy.model).items():
             weight.mul_(self._free[name]).add_(self._fixed[name])
         self._steps += 1
         steps = strategy.train_epochs * len(strategy.dataloader)
