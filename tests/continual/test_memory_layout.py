@@ -1,4 +1,4 @@
-"""Channels last is used for networks that compute the same with it; a warning names the others; trials change nothing."""
+"""Channels last is used for networks that compute the same with it; a warning names others; trials change nothing."""
 
 import random
 import warnings
