@@ -95,7 +95,7 @@ class Stream:
         """
         if not 1 <= count <= len(self.tasks):
             raise FsclError(
-                f"count is {count}, and the stream has {len(self.tasks)} tasks; 1 to {len(self.tasks)} would do"
+                f"the first {count} tasks cannot be taken of {len(self.tasks)}; 1 to {len(self.tasks)} would do"
             )
         streams = {name: [e.dataset for e in list(stream)[:count]] for name, stream in self.benchmark.streams.items()}
         names = self.names[:count]
