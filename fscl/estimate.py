@@ -1,4 +1,4 @@
-"""A mean over seeds, how far seeds differ, and the interval of the mean. Imports neither torch nor scipy.stats."""
+"""A mean over seeds with its spread and interval. Imports neither torch nor scipy.stats, so that it loads quickly."""
 
 import math
 from collections.abc import Iterable
@@ -13,7 +13,7 @@ __all__ = ["Estimate", "seed_interval"]
 
 @dataclass(frozen=True)
 class Estimate:
-    """Mean over seeds, sample standard deviation, and 95 % t interval of the mean; NaN but for the mean when n = 1.
+    """Mean over n seeds, sample standard deviation and 95 % t interval of the mean. For n = 1 all but the mean are NaN.
 
     >>> print(Estimate(81.5, 0.5, 80.26, 82.74, 3), Estimate(81.5, math.nan, math.nan, math.nan, 1), sep="; ")
     81.5 ± 0.5 [80.26, 82.74] (n=3); 81.5 (n=1)
@@ -33,7 +33,8 @@ class Estimate:
 def seed_interval(values: Iterable[float]) -> Estimate:
     """Mean, spread and 95 % t interval of one result over independent seeds, in the units of the values.
 
-    Raises :class:`FsclError` for no values, or one that is not finite: leaving it out silently would make n a lie.
+    Raises:
+        FsclError: there are no values, or a value is not finite. Leaving it out silently would make ``n`` wrong.
 
     >>> print(seed_interval([81.0, 81.5, 82.0]))
     81.5 ± 0.5 [80.26, 82.74] (n=3)
@@ -41,11 +42,10 @@ def seed_interval(values: Iterable[float]) -> Estimate:
     from scipy.special import stdtrit
 
     sample = np.array([float(value) for value in values])
-    bad = sample[~np.isfinite(sample)]
-    if not sample.size or bad.size:
-        raise FsclError(
-            f"{f'a seed has value {bad[0]}' if bad.size else 'no values'}; give the finite value of each seed"
-        )
+    not_finite = sample[~np.isfinite(sample)]
+    if not sample.size or not_finite.size:
+        problem = f"a seed has value {not_finite[0]}" if not_finite.size else "no values"
+        raise FsclError(f"{problem}; give one finite value for each seed")
     n, mean = len(sample), float(sample.mean())
     if n == 1:
         return Estimate(mean, math.nan, math.nan, math.nan, 1)

@@ -1,4 +1,4 @@
-"""Networks in evaluation mode for a while."""
+"""Puts networks in evaluation mode for a block of code."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ __all__ = ["evaluating"]
 
 @contextmanager
 def evaluating(*networks: nn.Module) -> Iterator[None]:
-    """Within the block all modules are in evaluation mode; afterwards each is in the mode in which it was.
+    """Within the block all modules are in evaluation mode. Afterwards each module has its former mode again.
 
     Example:
         >>> net = nn.Sequential(nn.Dropout(), nn.BatchNorm2d(3).eval())

@@ -1,4 +1,4 @@
-"""What a trainer is told of training and of the network: types, bounds and defaults, each written here alone."""
+"""The settings of training and of the network: the only place that has their types, bounds and defaults."""
 
 from typing import Annotated, Any, Literal
 
@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 __all__ = ["Network", "Precision", "Schedule", "Settings", "Text", "Training"]
 
 Text = Annotated[str, Field(max_length=1000)]
-# no number is so large that what is made of it is: sizes are counted in integers of 32 bits
+# the bounds keep sizes that are computed from these numbers within 32-bit integers
 Positive = Annotated[int, Field(ge=1, le=10**9)]
 BatchSize = Annotated[int, Field(ge=1, le=10**6)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -16,7 +16,7 @@ Schedule = Literal["one-cycle", "cosine", "constant"]
 
 
 class Settings(BaseModel):
-    """Base of typed values that refuse a key that they do not know."""
+    """Base class of settings. Refuses unknown keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
@@ -24,12 +24,12 @@ class Settings(BaseModel):
 
 
 class Network(Settings):
-    """The network, see ``fscl.continual.build_network``."""
+    """The network, see :func:`fscl.continual.build_network`."""
 
     name: Text = "convnet"
-    """``convnet``, a name of ``torchvision:``, ``timm:``, ``pytorchcv:`` or ``avalanche:``, or ``module:callable``."""
+    """``convnet``, ``module:callable``, or ``torchvision:NAME``, also of ``timm``, ``pytorchcv``, ``avalanche``."""
     args: dict[str, Any] = {}
-    """Its keyword arguments."""
+    """The keyword arguments of the network."""
 
 
 class Training(Settings):
@@ -37,21 +37,21 @@ class Training(Settings):
 
     epochs: Positive = 10
     epochs_next: Positive | None = None
-    """From the second task on; by default as on the first."""
+    """Epochs from the second task on; by default as for the first task."""
     batch_size: BatchSize = 64
     drop_last: bool = False
-    """Whether an epoch's last batch is left out where it is smaller than the others."""
+    """Whether the last batch of an epoch is left out if it is smaller than ``batch_size``."""
     optimizer: Literal["sgd", "adam"] = "sgd"
     lr: Annotated[float, Field(gt=0)] = 0.05
     lr_next: Annotated[float, Field(gt=0)] | None = None
-    """From the second task on; by default as on the first."""
+    """Learning rate from the second task on; by default as for the first task."""
     momentum: Share = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-3
     schedule: Schedule = "one-cycle"
     label_smoothing: Share = 0.0
     precision: Precision = "float32"
-    """Of products; ``auto`` is bfloat16 where the processor multiplies in it. See ``fscl.continual.Acceleration``."""
+    """Precision of convolutions and matrix products. ``auto`` is bfloat16 if the processor multiplies in it."""
     channels_last: bool = True
-    """Whether images and filters lie in memory as convolutions take them fastest."""
+    """Whether images are laid out with channels last, which is faster on most processors."""
     compile: bool = False
-    """Whether ``torch.compile`` is used."""
+    """Whether ``torch.compile`` compiles the network."""

@@ -1,4 +1,4 @@
-"""Numbers and names for people: text is made of them here, last, and never taken apart again."""
+"""Numbers and names as text for people. Results stay numbers until a page or a terminal shows them."""
 
 import math
 import reprlib
@@ -20,14 +20,14 @@ __all__ = [
     "small_p",
 ]
 
-DASH = "–"  # for a number that is not defined
+DASH = "–"  # stands for a number that is not defined
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
 
 
 def decimal(value: float | None, places: int = 2) -> str:
-    """With a real minus, which what rounds to 0 does not have.
+    """A number with fixed decimals and a typographic minus. A number that rounds to 0 has no minus.
 
     >>> decimal(0.125), decimal(-12.34, 1), decimal(-0.001), decimal(None)
     ('0.12', '−12.3', '0.00', '–')
@@ -36,7 +36,8 @@ def decimal(value: float | None, places: int = 2) -> str:
 
 
 def signed(value: float, places: int = 2) -> str:
-    """
+    """A number with its sign. A number that rounds to 0 has none.
+
     >>> signed(0.5), signed(-0.25), signed(-0.001)
     ('+0.50', '−0.25', '0.00')
     """
@@ -56,7 +57,8 @@ def points(share: float | None, places: int = 2, sign: bool = False) -> str:
 
 
 def interval(low: float, high: float, places: int = 2) -> str:
-    """
+    """An interval with signed ends; empty if the ends are not finite.
+
     >>> interval(-0.5, 0.25), interval(float("nan"), float("nan"))
     ('[−0.50, +0.25]', '')
     """
@@ -64,7 +66,8 @@ def interval(low: float, high: float, places: int = 2) -> str:
 
 
 def small_p(value: float) -> str:
-    """
+    """A p-value with three decimals.
+
     >>> small_p(0.00012), small_p(0.0314), small_p(float("nan"))
     ('< 0.001', '0.031', '–')
     """
@@ -72,7 +75,7 @@ def small_p(value: float) -> str:
 
 
 def percent(share: float) -> str:
-    """Rounded down: 100 % is all.
+    """A share in percent, rounded down, so that only a full share is 100 %.
 
     >>> percent(0.99996), percent(1.0)
     ('99.9 %', '100 %')
@@ -81,7 +84,7 @@ def percent(share: float) -> str:
 
 
 def decimals(distance: float, least: int = 2, most: int = 4) -> int:
-    """How many decimals numbers take that are so far apart: two digits of the distance are seen.
+    """The number of decimals that shows two digits of the distance between numbers.
 
     >>> decimals(1.0), decimals(0.04), decimals(0.002), decimals(4e-7, most=6)
     (2, 3, 4, 6)
@@ -90,7 +93,7 @@ def decimals(distance: float, least: int = 2, most: int = 4) -> int:
 
 
 def human_bytes(size: float) -> str:
-    """Decimal units: 1 kB = 1000 B.
+    """A number of bytes in decimal units: 1 kB = 1000 B.
 
     >>> human_bytes(17600), human_bytes(432), human_bytes(16e6)
     ('17.6 kB', '432 B', '16.0 MB')
@@ -105,7 +108,8 @@ def human_bytes(size: float) -> str:
 
 
 def human_seconds(seconds: float, whole_minutes: bool = False) -> str:
-    """
+    """A duration with units. ``whole_minutes`` leaves out the seconds of a duration below one hour.
+
     >>> human_seconds(4.27), human_seconds(140), human_seconds(7260), human_seconds(140, whole_minutes=True)
     ('4.3 s', '2 min 20 s', '2 h 01 min', '2 min')
     """
@@ -119,7 +123,8 @@ def human_seconds(seconds: float, whole_minutes: bool = False) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """
+    """A duration as on a digital clock.
+
     >>> clock(None), clock(62.4), clock(3725.0)
     ('–', '1:02', '1:02:05')
     """
@@ -131,27 +136,28 @@ def clock(seconds: float | None) -> str:
 
 
 def brief(value: object) -> str:
-    """A value as a message shows it: on one line, and not longer than a line.
+    """A value for an error message: one line of at most 80 characters.
 
     >>> brief("a\\nb"), len(brief("x" * 1000))
     ("'a\\\\nb'", 80)
     """
     try:
         text = _SHORT.repr(value)
-    except ValueError:  # more digits than Python writes
+    except ValueError:  # an integer with more digits than Python converts
         text = "an integer of thousands of digits"
     return text if text.isprintable() else ascii(text)
 
 
 def printable(name: str) -> str:
-    r"""A name as text that can be printed and written anywhere; bytes that are no UTF-8 and control characters escaped.
+    r"""A name as text that can be printed and written anywhere.
 
-    Names of files and folders may hold both, and most of what writes text fails on the former.
+    Control characters, and bytes that are not UTF-8, are escaped. Names of files and folders may contain both, and most
+    functions that write text fail on bytes that are not UTF-8.
 
     >>> printable("caf\udce9"), printable("a\nb"), printable("Käfer")
     ('caf\\xe9', 'a\\nb', 'Käfer')
     """
-    escaped = ("Cc", "Cs", "Zl", "Zp")  # control, bytes that are no UTF-8, line and paragraph separators
+    escaped = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, line and paragraph separators
     return "".join(
         c.encode("unicode_escape").decode().replace(r"\udc", r"\x") if unicodedata.category(c) in escaped else c
         for c in name

@@ -1,4 +1,4 @@
-"""The Avalanche side: streams, learners, metrics and evaluation; and the images and networks that they take."""
+"""Continual learning on Avalanche: streams, learners, metrics and evaluation, and the images and networks they use."""
 
 from fscl.continual.acceleration import Acceleration
 from fscl.continual.domains import permuted_stream, rotated_stream

@@ -23,19 +23,20 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 class Acceleration(SupervisedPlugin):
     """Trains and evaluates a strategy's network faster, on the CPU or a GPU, with accuracies within seed noise.
 
-    Weights, gradients and heads stay in float32; what convolutions multiply is cast. In ``float16`` the loss is scaled
-    so that small gradients survive, and a step whose gradients are not finite is left out; strategies that call
-    ``loss.backward()`` themselves are not scaled.
+    Weights, gradients and heads stay in float32. The inputs of convolutions and matrix products are cast. In
+    ``float16`` the loss is scaled so that small gradients survive, and a step whose gradients are not finite is left
+    out. The loss is not scaled for a strategy that calls ``loss.backward()`` itself.
 
     Args:
-        precision: of convolutions and matrix products. ``auto`` is bfloat16 where the processor multiplies in it, else
-            float32.
-        channels_last: whether images are laid out with channels last, in which convolutions are faster on most
-            processors. Parameters stay as they are, for Avalanche's plugins flatten them and their gradients. A network
-            that fails with it, as ``x.view(len(x), -1)`` of a map does, or computes something else, is found on two
-            images before it is trained, and goes without; a warning says so.
-        compile: whether ``torch.compile`` compiles the network (below its heads, which come and go). Pays on long
-            trainings only: compiling takes most of a minute. On the CPU it needs a C++ compiler.
+        precision: precision of convolutions and matrix products. ``auto`` is bfloat16 if the processor multiplies in
+            it, else float32.
+        channels_last: whether images are laid out with channels last, which makes convolutions faster on most
+            processors. The layout of parameters does not change, because Avalanche's plugins flatten parameters and
+            gradients. Some networks fail with this layout (``x.view(len(x), -1)`` of a map does), or compute something
+            else. So each network is tried on two images before it is trained; if it does not fit, a warning says so
+            and the layout is not used.
+        compile: whether ``torch.compile`` compiles the network below its heads, which are added when tasks arrive. This
+            pays only for long trainings, because compiling takes most of a minute. On the CPU it needs a C++ compiler.
 
     Raises:
         FsclError: the precision is unknown, or there is no compiler.
@@ -48,7 +49,7 @@ class Acceleration(SupervisedPlugin):
     supports_distributed = False
     transient = ("_scaler",)
 
-    # "auto", where a benchmark's training says float32: a benchmark's numbers are not to depend on the processor
+    # Training's default is float32, because the numbers of a benchmark must not depend on the processor
     def __init__(self, precision: Precision = "auto", channels_last: bool = True, compile: bool = False) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):
@@ -68,7 +69,7 @@ class Acceleration(SupervisedPlugin):
         self._prepare(strategy)
         if self.resolved(strategy.device) == "float16":
             self._scaler = torch.amp.GradScaler(strategy.device.type)
-            # between what plugins do before and after backward: penalties are in the loss, and gradients are as ever
+            # Plugins add penalties to the loss before it is scaled, and read gradients after they are unscaled
             use_backward(strategy, lambda: self._scaled_backward(strategy))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -82,18 +83,18 @@ class Acceleration(SupervisedPlugin):
         self._prepare(strategy)
 
     def _prepare(self, strategy: Any) -> None:
-        """Idempotent, for the network may be replaced, by its decomposition for one, between experiences."""
+        """Can be called again: the network may be replaced between experiences, for example by its decomposition."""
         model = strategy.model
         dtype = PRECISIONS[self.resolved(strategy.device)]
         if self.channels_last and Layout.of(model) is None:
             model.register_forward_pre_hook(Layout())
         if dtype != torch.float32:
-            _wrap(model, "forward", _Lowered(model, strategy.device.type, dtype))
+            _replace_method(model, "forward", _ForwardInLowPrecision(model, strategy.device.type, dtype))
             for module in model.modules():
                 if isinstance(module, MultiTaskModule):
-                    _wrap(module, "forward_single_task", _InFloat32(module, "forward_single_task"))
+                    _replace_method(module, "forward_single_task", _MethodInFloat32(module, "forward_single_task"))
             for head in _heads(model):
-                _wrap(head, "forward", _InFloat32(head, "forward", strategy.device.type))
+                _replace_method(head, "forward", _MethodInFloat32(head, "forward", strategy.device.type))
         if self.compile:
             _check_compiler(strategy.device)
             for module in _compilable(model):
@@ -115,46 +116,49 @@ class Acceleration(SupervisedPlugin):
         gradients = [p.grad for group in strategy.optimizer.param_groups for p in group["params"] if p.grad is not None]
         if gradients and not bool(torch.stack([g.isfinite().all() for g in gradients]).all()):
             for gradient in gradients:
-                gradient.zero_()  # what plugins find is finite, and this one step is not made
+                gradient.zero_()  # so that plugins see finite gradients; the step itself is skipped
             skip_next_step(strategy)
         self._scaler.update()
 
 
-class _Lowered:
-    """A network's ``forward`` in a lower precision, whoever calls it, whatever ends it; float32 comes out."""
+class _ForwardInLowPrecision:
+    """Runs a network's ``forward`` in a lower precision and returns float32.
+
+    The precision ends with the call, even if the call fails. It does not depend on who calls ``forward``.
+    """
 
     def __init__(self, module: nn.Module, device: str, dtype: torch.dtype) -> None:
         self.module, self.device, self.dtype = module, device, dtype
 
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         with torch.autocast(self.device, self.dtype):
-            return _float(type(self.module).forward(self.module, *inputs, **named))
+            return _float(type(self.module).forward(self.module, *inputs, **keywords))
 
 
-class _InFloat32:
-    """A module's method from which float32 comes out, and, given a device, in which all is float32."""
+class _MethodInFloat32:
+    """Runs a module's method and returns float32. With a device, the method also computes in float32."""
 
     def __init__(self, module: nn.Module, name: str, device: str | None = None) -> None:
         self.module, self.name, self.device = module, name, device
 
-    def __call__(self, *inputs: Any, **named: Any) -> Any:
+    def __call__(self, *inputs: Any, **keywords: Any) -> Any:
         method = getattr(type(self.module), self.name)
         if self.device is None:
-            return _float(method(self.module, *inputs, **named))
+            return _float(method(self.module, *inputs, **keywords))
         with torch.autocast(self.device, enabled=False):
-            return method(self.module, *map(_float, inputs), **{n: _float(v) for n, v in named.items()})
+            return method(self.module, *map(_float, inputs), **{n: _float(v) for n, v in keywords.items()})
 
 
-def _wrap(module: nn.Module, name: str, wrapper: Any) -> None:
-    """On the module itself, so that copies and pickles of it carry the wrapper along, with themselves in it; once."""
+def _replace_method(module: nn.Module, name: str, wrapper: Any) -> None:
+    """Replaces a method on the module itself, once: copies and pickles of the module then wrap themselves."""
     vars(module).setdefault(name, wrapper)
 
 
 def _heads(model: nn.Module) -> Sequence[nn.Module]:
-    """What makes a network's outputs: Avalanche's classifiers, or its last linear layer."""
-    for kind in (MultiHeadClassifier, IncrementalClassifier):  # the first holds some of the second
-        if found := [m for m in model.modules() if isinstance(m, kind)]:
-            return found
+    """The modules that compute a network's outputs: Avalanche's classifiers, or else the last linear layer."""
+    for classifier in (MultiHeadClassifier, IncrementalClassifier):  # a MultiHeadClassifier holds incremental ones
+        if heads := [m for m in model.modules() if isinstance(m, classifier)]:
+            return heads
     return [m for m in model.modules() if isinstance(m, nn.Linear)][-1:]
 
 
@@ -163,7 +167,7 @@ def _float(value: Any) -> Any:
 
 
 def _compilable(model: nn.Module) -> list[nn.Module]:
-    """The largest parts of a network that do not change as tasks arrive."""
+    """The largest parts of a network that stay the same when tasks arrive."""
     if not any(isinstance(module, DynamicModule) for module in model.modules()):
         return [model] if any(True for _ in model.parameters()) else []
     return [

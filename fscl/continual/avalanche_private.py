@@ -1,7 +1,7 @@
-"""What fscl takes of Avalanche 0.6 that is no public API of it, each in a function of its own.
+"""The private parts of Avalanche 0.6 that fscl uses, one function for each.
 
-Each has a test that fails once Avalanche no longer has it. Methods that Avalanche's templates call and that subclasses
-override, such as ``_before_training_exp``, are where they are overridden.
+Each function has a test that fails as soon as Avalanche changes that part. One kind of private name is used elsewhere:
+methods of Avalanche's templates that a subclass overrides, such as ``_before_training_exp``.
 """
 
 import warnings
@@ -34,34 +34,34 @@ __all__ = [
 ]
 
 
-# data sets: a sample's image in memory is found below the wrappers, whose public access loads and transforms it
+# data sets: the public way to a sample loads and transforms it; the images in memory are below the wrappers
 
 
 def images_of(data: Any) -> Any:
-    """The samples of an Avalanche data set without its attributes, as a tree of wrappers; other data as it is."""
+    """The tree of wrappers below an Avalanche data set, without its attributes; any other ``data`` unchanged."""
     return getattr(data, "_flat_data", data)
 
 
 def children_of(data: Any) -> tuple[Sequence[Any], Sequence[int] | None] | None:
-    """The data sets that a wrapper in this tree concatenates, and which of their samples; None for other data."""
+    """The data sets that a wrapper concatenates, and the indices it takes of them; None if ``data`` is no wrapper."""
     if not hasattr(data, "_datasets") or not hasattr(data, "_indices"):
         return None
     return data._datasets, data._indices
 
 
 def transform_groups_of(data: Any) -> list[Any]:
-    """The groups of transforms that a wrapper applies, the frozen ones first; they say how a sample is transformed."""
-    groups = [getattr(data, f"_{kind}transform_groups", None) for kind in ("frozen_", "")]
+    """The transform groups that a wrapper applies to its samples, the frozen ones first."""
+    groups = [getattr(data, f"_{prefix}transform_groups", None) for prefix in ("frozen_", "")]
     return [group for group in groups if group is not None]
 
 
 def attributes_of(data: Any) -> Mapping[str, Any]:
-    """The data attributes of a data set by name; only those whose names are known beforehand can be had publicly."""
+    """The data attributes of a data set by name. Avalanche's public API cannot list them."""
     attributes: Mapping[str, Any] = getattr(data, "_data_attributes", {})
     return attributes
 
 
-# loaders: the order of samples is drawn by Avalanche's samplers, and followed without loading samples
+# loaders: Avalanche's samplers draw the order of samples; fscl follows it without loading single samples
 
 
 def is_plain_multi_loader(loader: Any) -> bool:
@@ -73,7 +73,7 @@ def is_plain_multi_loader(loader: Any) -> bool:
 
 
 def samplers_of(loader: MultiDatasetDataLoader) -> list[Any]:
-    """The samplers of a loader's data sets, made anew as each pass makes them."""
+    """New samplers of a loader's data sets, made as the loader makes them for each pass."""
     samplers: list[Any] = loader._create_samplers(
         loader.datasets, loader.batch_sizes, loader.distributed_sampling, loader.loader_kwargs
     )
@@ -84,12 +84,12 @@ def samplers_of(loader: MultiDatasetDataLoader) -> list[Any]:
 
 
 def head_entries(task: int) -> tuple[str, str]:
-    """What a ``MultiHeadClassifier`` calls a task's head, and the mask of its classes that were learned."""
+    """The names in a ``MultiHeadClassifier`` of a task's head, and of the mask of the classes that were learned."""
     return f"classifiers.{task}", f"active_units_T{task}"
 
 
 def _widen(module: MultiTaskModule, outputs: int) -> None:
-    """A multi-task module answers mixed mini-batches as wide as its widest head, a width that it keeps apart."""
+    """Sets the width of a multi-task module's outputs for mixed mini-batches: that of its widest head."""
     module.max_class_label = max(module.max_class_label, outputs)
 
 
@@ -100,27 +100,27 @@ when_head_grows(MultiTaskModule, _widen)
 
 
 class SilentEvaluator(EvaluationPlugin):
-    """An evaluator without metrics that does nothing; Avalanche's own copies the experience at each event."""
+    """An evaluator without metrics that does nothing. Avalanche's own evaluator copies the experience at each event."""
 
     def __init__(self) -> None:
-        with warnings.catch_warnings():  # that there is nothing to log to is meant
+        with warnings.catch_warnings():  # no loggers is what we want here
             warnings.filterwarnings("ignore", "No loggers specified")
             super().__init__()
 
-    __getattribute__ = object.__getattribute__  # without Avalanche's answer to every event
+    __getattribute__ = object.__getattribute__  # Avalanche's version answers every event with a function
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
         pass
 
 
 def criterion_of(strategy: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss function that a strategy was given, of outputs and targets; ``criterion()`` takes none but its batch."""
+    """The loss function of outputs and targets that a strategy was given; ``criterion()`` takes no arguments."""
     criterion: Callable[[Tensor, Tensor], Tensor] = strategy._criterion
     return criterion
 
 
 def use_backward(strategy: Any, function: Callable[[], None]) -> None:
-    """Puts a function in the place of a strategy's ``backward``: no event is between it and ``after_backward``."""
+    """Replaces a strategy's ``backward`` by a function. No event would do: the next one is ``after_backward``."""
     strategy.backward = function
 
 
@@ -130,26 +130,26 @@ def use_own_backward(strategy: Any) -> None:
 
 
 def skip_next_step(strategy: Any) -> None:
-    """Has a strategy leave out its next optimizer step, which no plugin can."""
+    """Makes a strategy leave out its next optimizer step. Plugins have no event for this."""
     strategy.optimizer_step = lambda: vars(strategy).pop("optimizer_step", None)
 
 
-# synaptic intelligence: its plugin keeps weights and importances by parameter, as objects with a tensor ``data``
+# synaptic intelligence: its plugin keeps one object for each parameter, whose ``data`` is a tensor
 
 
 def weights_after_task(plugin: SynapticIntelligencePlugin) -> dict[str, Any]:
-    """The weights at which the last task ended, to which the penalty draws."""
+    """The weights at the end of the last task. The penalty pulls the network back to them."""
     weights: dict[str, Any] = plugin.ewc_data[0]
     return weights
 
 
 def weights_importance(plugin: SynapticIntelligencePlugin) -> dict[str, Any]:
-    """The importance of each weight, by which the penalty is weighed."""
+    """The importance of each weight, which is its factor in the penalty."""
     importance: dict[str, Any] = plugin.ewc_data[1]
     return importance
 
 
 def weights_before_step(plugin: SynapticIntelligencePlugin) -> dict[str, Any]:
-    """The weights before a training step, from which its path is measured."""
+    """The weights before a training step. The path of the step is measured from them."""
     weights: dict[str, Any] = plugin.syn_data["old_theta"]
     return weights

@@ -1,4 +1,4 @@
-"""Tasks that are the same images in another guise: rotated, or with their pixels permuted."""
+"""Streams whose tasks have the same images, changed in each task: rotated, or with permuted pixels."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,7 +13,7 @@ from fscl.errors import FsclError
 
 __all__ = ["permuted", "permuted_stream", "pixel_orders", "rotated", "rotated_stream"]
 
-AT_ONCE = 1024  # images that are rotated at a time: as floating point they take four times as much memory
+ROTATED_AT_ONCE = 1024  # images; torchvision rotates in float32, which takes four times their memory
 
 
 def rotated_stream(
@@ -26,21 +26,22 @@ def rotated_stream(
     validation: float = 0.0,
     scenario: Scenario = "domain",
 ) -> Stream:
-    """Tasks of known geometry: all images of all classes, rotated by an angle a task.
+    """A stream of tasks with known geometry: each task has all images of all classes, rotated by its own angle.
 
-    Images are rotated once, as bytes, and normalised with the mean and deviation of the upright training images.
+    Images are rotated once, as uint8. They are normalised with the mean and deviation of the upright training images.
 
     Args:
         train, test: the images.
-        rotations: angles in degrees, counter-clockwise, one a task; or how many, evenly spaced over the full circle
-            from 0 on.
-        seed: of the validation images.
-        crop_padding, flip, validation: as in :func:`fscl.continual.split_classes`; the same images are held out in
-            every task, so that none is trained on at one angle and tested at another.
-        scenario: ``domain`` (one head) or ``task`` (a head a task), see :class:`fscl.continual.Stream`.
+        rotations: an angle for each task, in degrees, counter-clockwise; or the number of tasks, whose angles are then
+            evenly spaced over the full circle and begin at 0.
+        seed: seed of the choice of validation images.
+        crop_padding, flip, validation: as in :func:`fscl.continual.split_classes`. All tasks hold out the same images,
+            so that no image is trained on at one angle and tested at another.
+        scenario: ``domain`` (one head) or ``task`` (a head for each task), see :class:`fscl.continual.Stream`.
 
     Raises:
-        FsclError: there are no rotations, one is not finite, or what :func:`fscl.continual.split_classes` raises.
+        FsclError: there are no rotations, two are equal, one is not finite, or as in
+            :func:`fscl.continual.split_classes`.
 
     Example:
         >>> from fscl.data.datasets import load_images
@@ -49,11 +50,11 @@ def rotated_stream(
     """
     angles = [360 * i / rotations for i in range(rotations)] if isinstance(rotations, int) else list(rotations)
     if not angles or not all(map(math.isfinite, angles)):
-        raise FsclError(f"rotations is {rotations}; it takes at least one angle in degrees, or how many")
+        raise FsclError(f"rotations is {rotations}; give at least one angle in degrees, or the number of tasks")
     if len({angle % 360 for angle in angles}) < len(angles):
-        raise FsclError(f"rotations is {rotations}; two of them are the same")
-    guises = [(f"rotated {angle:g}°", partial(rotated, degrees=angle)) for angle in angles]
-    return _stream(train, test, guises, "rotations", scenario, seed, crop_padding, flip, validation)
+        raise FsclError(f"rotations is {rotations}; two of these angles are equal, up to whole turns")
+    changes = [(f"rotated {angle:g}°", partial(rotated, degrees=angle)) for angle in angles]
+    return _stream(train, test, changes, "rotations", scenario, seed, crop_padding, flip, validation)
 
 
 def permuted_stream(
@@ -66,19 +67,18 @@ def permuted_stream(
     validation: float = 0.0,
     scenario: Scenario = "domain",
 ) -> Stream:
-    """Tasks that share no spatial structure: all images of all classes, their pixels in another order a task.
+    """A stream of tasks that share no spatial structure: each task has all images, with its own order of pixels.
 
-    The first task has the images as they are. Pixels are put into order once, as bytes; the channels of a pixel stay
-    together.
+    The first task has the images unchanged. Pixels are permuted once, as uint8. The channels of a pixel stay together.
 
     Args:
         train, test: the images.
-        permutations: how many tasks.
-        seed: of the orders, see :func:`pixel_orders`, and of the validation images.
+        permutations: the number of tasks.
+        seed: seed of the orders, see :func:`pixel_orders`, and of the choice of validation images.
         crop_padding, flip, validation, scenario: as in :func:`rotated_stream`.
 
     Raises:
-        FsclError: there are no permutations, or what :func:`fscl.continual.split_classes` raises.
+        FsclError: there are no permutations, or as in :func:`fscl.continual.split_classes`.
 
     Example:
         >>> from fscl.data.datasets import load_images
@@ -89,16 +89,16 @@ def permuted_stream(
         raise FsclError(f"permutations is {permutations}; it must be at least 1")
     _, _, height, width = train.images.shape
     orders = pixel_orders(permutations, height * width, seed)
-    guises = [(f"permutation {i}" if i else "not permuted", partial(permuted, order=o)) for i, o in enumerate(orders)]
-    return _stream(train, test, guises, "permutations", scenario, seed, crop_padding, flip, validation)
+    changes = [(f"permutation {i}" if i else "not permuted", partial(permuted, order=o)) for i, o in enumerate(orders)]
+    return _stream(train, test, changes, "permutations", scenario, seed, crop_padding, flip, validation)
 
 
 def rotated(images: Tensor, degrees: float) -> Tensor:
-    """Images rotated counter-clockwise about their centre, bilinear; what comes in from outside is black.
+    """Images rotated counter-clockwise about their centre, with bilinear interpolation; what was outside is black.
 
     Args:
         images: uint8 (N, C, H, W).
-        degrees: a whole number of turns gives the images themselves.
+        degrees: the angle. Whole turns return ``images`` itself.
 
     Returns:
         uint8 (N, C, H, W).
@@ -113,13 +113,13 @@ def rotated(images: Tensor, degrees: float) -> Tensor:
     if degrees % 360 == 0:
         return images
     turned = torch.empty_like(images)
-    for some, place in zip(images.split(AT_ONCE), turned.split(AT_ONCE), strict=True):
-        place.copy_(rotate(some, degrees, InterpolationMode.BILINEAR))
+    for part, target in zip(images.split(ROTATED_AT_ONCE), turned.split(ROTATED_AT_ONCE), strict=True):
+        target.copy_(rotate(part, degrees, InterpolationMode.BILINEAR))
     return turned
 
 
 def permuted(images: Tensor, order: Tensor) -> Tensor:
-    """Images whose pixel i is the former pixel ``order[i]``, counted along the rows.
+    """Images with permuted pixels: pixel i is the former pixel ``order[i]``. Pixels are counted row by row.
 
     Args:
         images: (N, C, H, W).
@@ -136,9 +136,9 @@ def permuted(images: Tensor, order: Tensor) -> Tensor:
 
 
 def pixel_orders(count: int, pixels: int, seed: int = 0) -> list[Tensor]:
-    """Random orders of pixels, int64 (pixels) each, of which the first is the one they are in.
+    """``count`` orders of pixels, each int64 (pixels,). The first is the identity, all later ones are random.
 
-    With more of them from the same seed the first ones stay the same.
+    A larger ``count`` with the same seed adds orders at the end and changes none.
 
     Example:
         >>> first, second = pixel_orders(2, 5)
@@ -152,8 +152,8 @@ def pixel_orders(count: int, pixels: int, seed: int = 0) -> list[Tensor]:
 def _stream(
     train: ImageSet,
     test: ImageSet,
-    guises: Sequence[tuple[str, Callable[[Tensor], Tensor]]],
-    what: str,
+    changes: Sequence[tuple[str, Callable[[Tensor], Tensor]]],
+    tasks_are: str,
     scenario: Scenario,
     seed: int,
     crop_padding: int,
@@ -162,9 +162,9 @@ def _stream(
 ) -> Stream:
     classes = same_classes(train, test)
     if scenario == "class":
-        raise FsclError(f"scenario is 'class', but all {what} have the same classes; use 'domain' or 'task'")
+        raise FsclError(f"scenario is 'class', but all {tasks_are} have the same classes; use 'domain' or 'task'")
     tasks = [
         Task(name, classes, *(TaskImages(change(part.images), part.labels) for part in (train, test)))
-        for name, change in guises
+        for name, change in changes
     ]
     return assemble(tasks, train.images, scenario, seed, crop_padding, flip, validation)

@@ -1,4 +1,4 @@
-"""What a run measures: the accuracy matrix, and how well the features of one task serve another without training."""
+"""What a run measures: accuracies, and how well the features of one task serve other tasks without training."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -18,11 +18,11 @@ from fscl.modes import evaluating
 
 __all__ = ["AccuracyRecorder", "FeatureRecorder", "StartRecorder", "class_mean_accuracy", "features_of", "first_images"]
 
-Features = tuple[Tensor, Tensor]  # (N, p) what enters the head, (N) labels
+Features = tuple[Tensor, Tensor]  # (N, p) inputs of the head, (N,) labels
 
 
 class AccuracyRecorder(SupervisedPlugin):
-    """Counts right answers during evaluation; metric names are never parsed.
+    """Counts right answers during evaluation. It does not depend on the names of Avalanche's metrics.
 
     Example:
         >>> recorder = AccuracyRecorder()  # Naive(..., plugins=[recorder])
@@ -51,60 +51,60 @@ class AccuracyRecorder(SupervisedPlugin):
 
 
 class FeatureRecorder(SupervisedPlugin):
-    """Keeps the features that evaluations compute on their way to the head, so that nothing need compute them again.
+    """Keeps the features that an evaluation computes anyway, so that they are not computed a second time.
 
-    Only those of the network as it is in training count, not those of networks that a learner keeps for a task.
+    It records features of the network in training only. It ignores networks that a learner has stored for a task.
 
     Example:
         >>> recorder = FeatureRecorder()  # Naive(..., plugins=[recorder])
-        >>> with recorder.recording() as features:  # by experience, filled as experiences are evaluated
+        >>> with recorder.recording() as features:  # experience -> features, filled when the block ends
         ...     pass  # strategy.eval(stream.test_stream)
     """
 
     supports_distributed = False
-    transient = ("_kept", "_tap")
+    transient = ("_recorded", "_tap")
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept: dict[int, list[Features]] | None = None
+        self._recorded: dict[int, list[Features]] | None = None
         self._tap: _Tap | None = None
 
     @contextmanager
     def recording(self) -> Iterator[dict[int, Features]]:
-        """Within the block evaluations are recorded; the features are in the dictionary once the block has ended."""
+        """Records evaluations within the block. The dictionary is filled when the block ends."""
         features: dict[int, Features] = {}
-        self._kept = {}
+        self._recorded = {}
         try:
             yield features
-            for experience, parts in self._kept.items():
-                found, labels = zip(*parts, strict=True)
-                features[experience] = torch.cat(found), torch.cat(labels)
+            for experience, batches_of_features in self._recorded.items():
+                inputs, labels = zip(*batches_of_features, strict=True)
+                features[experience] = torch.cat(inputs), torch.cat(labels)
         finally:
-            self._kept = None
+            self._recorded = None
 
     def before_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._kept is not None:
+        if self._recorded is not None:
             self._tap = _Tap(strategy.model)
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
-        if self._tap is None or self._kept is None:
+        if self._tap is None or self._recorded is None:
             return
         seen = self._tap.close()
         self._tap = None
         switches = [p for p in strategy.plugins if isinstance(p, TaskSwitchPlugin)]
         if len(seen) == 1 and all(p.shown is None for p in switches):
-            self._kept.setdefault(strategy.experience.current_experience, []).append((seen[0], strategy.mb_y))
+            self._recorded.setdefault(strategy.experience.current_experience, []).append((seen[0], strategy.mb_y))
 
 
 class StartRecorder(SupervisedPlugin):
-    """Measures the features with which a learner starts a task; comes after the plugin that prepares the network."""
+    """Measures the features with which a learner starts a task. Runs after the learner's plugin."""
 
     supports_distributed = False
     transient = ("_tasks", "_device")
 
     def __init__(self, tasks: Sequence[tuple[Any, Any]], device: torch.device) -> None:
         super().__init__()
-        self._tasks, self._device = tasks, device  # training and test data of each
+        self._tasks, self._device = tasks, device  # (training data, test data) of each task
         self.value = self.seconds = 0.0
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -115,7 +115,7 @@ class StartRecorder(SupervisedPlugin):
 
 
 def features_of(model: nn.Module, images: Tensor) -> Tensor:
-    """What enters the heads, or the last linear layer, in evaluation mode: (N, p); gradients pass.
+    """The inputs of the heads, or of the last linear layer, in evaluation mode: (N, p). Gradients are recorded.
 
     Raises:
         FsclError: the model has neither heads nor a linear layer.
@@ -139,18 +139,19 @@ def class_mean_accuracy(
     device: Any = "cpu",
     features: Features | None = None,
 ) -> float:
-    """Accuracy on a task of the features that a network has, with no training: nearest class mean.
+    """Nearest-class-mean accuracy of a network's features on a task. Nothing is trained.
 
-    Each test image gets the class whose mean feature, over the first ``per_class`` training images of the class, has
-    the largest cosine with its own. Features are what enters the head (or the last linear layer).
+    The mean feature of a class is taken over its first ``per_class`` training images. Each test image gets the class
+    whose mean feature has the largest cosine with the feature of the image. Features are the inputs of the head, or of
+    the last linear layer.
 
     Args:
-        model: the network, evaluated as it stands.
-        train, test: Avalanche data sets of one task; the transforms of evaluation are used on both.
-        per_class: training images a class.
-        batch_size: images a forward pass.
-        device: where the model is.
-        features: of the test images and their labels, if they are known: (N, p) and (N).
+        model: the network.
+        train, test: Avalanche data sets of one task. The transforms of evaluation are applied to both.
+        per_class: number of training images of each class.
+        batch_size: number of images in a forward pass.
+        device: the device of the model.
+        features: features (N, p) and labels (N,) of the test images, if they were computed before.
 
     Returns:
         The share of right answers, in [0, 1].
@@ -159,18 +160,18 @@ def class_mean_accuracy(
         FsclError: the model has neither heads nor a linear layer.
     """
     with evaluating(model):
-        given, labels = _features(model, first_images(train, per_class).eval(), batch_size, device)
+        trained, labels = _features(model, first_images(train, per_class).eval(), batch_size, device)
         classes = labels.unique()
-        means = torch.stack([F.normalize(given[labels == c], dim=1).mean(0) for c in classes])
-        given, labels = _features(model, test.eval(), batch_size, device) if features is None else features
-        guess = classes[(F.normalize(given, dim=1) @ F.normalize(means, dim=1).T).argmax(1)]
-        return float((guess == labels).double().mean())
+        means = torch.stack([F.normalize(trained[labels == c], dim=1).mean(0) for c in classes])
+        tested, targets = _features(model, test.eval(), batch_size, device) if features is None else features
+        answers = classes[(F.normalize(tested, dim=1) @ F.normalize(means, dim=1).T).argmax(1)]
+        return float((answers == targets).double().mean())
 
 
 def _features(model: nn.Module, dataset: Any, batch_size: int, device: Any) -> Features:
     tap, labels = _Tap(model), []
     try:
-        with torch.random.fork_rng(devices=[]):  # a loader draws a seed even where nothing is shuffled
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed even if it does not shuffle
             for x, y, *_ in batches(dataset, batch_size, device):
                 avalanche_forward(model, x.to(device), tap.task)
                 labels.append(y.to(device))
@@ -180,14 +181,15 @@ def _features(model: nn.Module, dataset: Any, batch_size: int, device: Any) -> F
 
 
 class _Tap:
-    """Collects what enters a network's heads, or its last linear layer, until it is closed."""
+    """Collects the inputs of a network's heads, or of its last linear layer, until it is closed."""
 
     def __init__(self, model: nn.Module) -> None:
         heads = [m for m in model.modules() if isinstance(m, MultiHeadClassifier)]
         linear = [m for m in model.modules() if isinstance(m, nn.Linear)]
         if not linear:
-            raise FsclError(f"{type(model).__name__} has no linear layer whose inputs could serve as features")
-        self.task = int(next(iter(heads[-1].classifiers))) if heads else 0  # whichever: features come before it
+            raise FsclError(f"{type(model).__name__} has no linear layer whose inputs could be its features")
+        # any task will do, because features do not depend on the head
+        self.task = int(next(iter(heads[-1].classifiers))) if heads else 0
         self.seen: list[Tensor] = []
         self.hook = (heads or linear)[-1].register_forward_pre_hook(self)
 
@@ -201,10 +203,10 @@ class _Tap:
 
 def first_images(dataset: Any, per_class: int = 50) -> Any:
     """The first ``per_class`` images of each class, as an Avalanche data set."""
-    taken: dict[int, int] = {}
-    keep = []
+    counts: dict[int, int] = {}
+    positions = []
     for i, label in enumerate(dataset.targets):
-        taken[label] = taken.get(label, 0) + 1
-        if taken[label] <= per_class:
-            keep.append(i)
-    return dataset.subset(keep)
+        counts[label] = counts.get(label, 0) + 1
+        if counts[label] <= per_class:
+            positions.append(i)
+    return dataset.subset(positions)

@@ -1,4 +1,4 @@
-"""Networks with a head a task."""
+"""Networks with a head for each task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,15 +14,16 @@ __all__ = ["MultiHeadNetwork", "build_network"]
 
 
 class MultiHeadNetwork(MultiTaskDecorator):
-    """A network with a head a task in the place of its last linear layer, as ``avalanche.models.as_multitask`` makes.
+    """A network whose last linear layer is replaced by a head for each task.
 
-    A mini-batch of several tasks, as replay and joint training have, passes the layers below the heads in one.
-    Avalanche passes each task's few images apart, so that batch normalisation sees batches of three where there are
-    twenty tasks, in several times the time. Where a mini-batch is of one task, outputs are the same to the bit.
+    It differs from the network of ``avalanche.models.as_multitask`` in one point: a mini-batch of several tasks, which
+    replay and joint training have, passes the layers below the heads as one batch. Avalanche's network passes the
+    images of each task separately. With twenty tasks its batch normalisation then sees batches of three images, and a
+    step takes several times as long. If a mini-batch has one task, the outputs of both networks are equal to the bit.
 
     Args:
-        model: the network; its classifier is taken off.
-        classifier_name: the attribute that is, or ends in, its last linear layer.
+        model: the network; its classifier is removed.
+        classifier_name: the attribute of the network that is its last linear layer, or ends in it.
 
     Example:
         >>> import torch
@@ -42,14 +43,14 @@ class MultiHeadNetwork(MultiTaskDecorator):
 def build_network(
     name: str, image_shape: tuple[int, int, int], num_classes: int, arguments: Mapping[str, Any] | None = None
 ) -> nn.Module:
-    """A freshly initialised network with a head a task in the place of its last linear layer.
+    """A newly initialised network whose last linear layer is replaced by a head for each task.
 
     Args:
-        name, image_shape, arguments: as of :func:`fscl.networks.make_network`.
-        num_classes: outputs of each head.
+        name, image_shape, arguments: as in :func:`fscl.networks.make_network`.
+        num_classes: number of outputs of each head.
 
     Raises:
-        FsclError: as of :func:`~fscl.networks.make_network`, or the network has no linear layer to replace.
+        FsclError: as in :func:`~fscl.networks.make_network`, or the network has no linear layer to replace.
 
     Example:
         >>> import torch
@@ -62,12 +63,12 @@ def build_network(
 
 
 def _classifier(model: nn.Module, name: str) -> str:
-    """The attribute that ends in the last linear layer, as ``as_multitask`` wants it."""
+    """The attribute that is the last linear layer or ends in it, the form that ``as_multitask`` takes."""
     children = list(model.named_children())
     for attribute, child in reversed(children):
         last = child[-1] if isinstance(child, nn.Sequential) and len(child) else child
         if isinstance(last, nn.Linear):
             return attribute
     raise FsclError(
-        f"network {name!r} has no linear layer to replace by heads; its parts: {', '.join(n for n, _ in children)}"
+        f"network {name!r} has no linear layer that heads could replace; its parts: {', '.join(n for n, _ in children)}"
     )

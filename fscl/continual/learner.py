@@ -1,4 +1,4 @@
-"""What a learner is made of: a plugin, and a strategy that has it built in and takes its arguments."""
+"""The two parts of a learner: a plugin, and a strategy that has the plugin built in and takes its arguments."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -10,36 +10,36 @@ from torch import nn
 
 __all__ = ["UNSEEN", "LearnerPlugin", "PluginStrategy", "with_arguments_of"]
 
-UNSEEN = -1000.0  # a learner's answer for a class that it does not know (yet), as Avalanche's heads give it
+UNSEEN = -1000.0  # the logit of a class that a learner has not learned yet; Avalanche's heads use this value
 
 
 class LearnerPlugin(SupervisedPlugin):
-    """Base of plugins that make a strategy another learner.
+    """Base class of plugins that are learners.
 
     Attributes:
-        transient: attributes that are made anew for each experience, and are not needed to resume between two. All
-            others must be plain data, see ``fscl.continual.declared``.
+        transient: names of attributes that are made anew for each experience, so that a checkpoint between two
+            experiences does not need them. All other attributes must be plain data, see ``fscl.continual.declared``.
     """
 
     supports_distributed = False
     transient: ClassVar[tuple[str, ...]] = ()
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The network that takes the place of a strategy's network; as it is, unless a learner needs another one."""
+        """The network that the learner trains in place of a strategy's network; by default that network itself."""
         return model
 
     def attach(self, strategy: Any) -> None:
-        """Gives the strategy's network what the learner needs of it; a second time it changes nothing."""
+        """Adds to the strategy's network what the learner needs. A second call changes nothing."""
 
 
 def with_arguments_of(*sources: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Makes the signature of a constructor show the arguments that it passes on as ``**arguments``.
+    """Makes a constructor's signature show the arguments that it passes on as ``**arguments``.
 
-    So an argument and its default are written once. The signature is what completion, documentation and the check of
-    recipes read.
+    An argument and its default are then written once. Completion, documentation and the check of recipes read the
+    signature.
 
     Args:
-        sources: the classes that take the arguments; a later one's come after an earlier one's, all by keyword.
+        sources: the classes that take the arguments. Their arguments are shown in this order, as keyword arguments.
 
     Example:
         >>> class Net:
@@ -54,14 +54,14 @@ def with_arguments_of(*sources: Callable[..., Any]) -> Callable[[Callable[..., N
     def decorate(constructor: Callable[..., None]) -> Callable[..., None]:
         signature = inspect.signature(constructor)
         parameters = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
-        rest: inspect.Parameter | None = None  # what the last of them passes on to what is not known here
+        keywords: inspect.Parameter | None = None  # the ``**arguments`` of the last source that has them
         for source in sources:
             for parameter in inspect.signature(source).parameters.values():
                 if parameter.kind is parameter.VAR_KEYWORD:
-                    rest = parameter
+                    keywords = parameter
                 else:
                     parameters.setdefault(parameter.name, parameter.replace(kind=parameter.KEYWORD_ONLY))
-        shown = [*parameters.values(), *([rest] if rest else [])]
+        shown = [*parameters.values(), *([keywords] if keywords else [])]
         function: Any = constructor
         function.__signature__ = signature.replace(parameters=shown)
         function.__annotations__ = {p.name: p.annotation for p in shown if p.annotation is not p.empty}
@@ -71,13 +71,13 @@ def with_arguments_of(*sources: Callable[..., Any]) -> Callable[[Callable[..., N
 
 
 class PluginStrategy(Naive):
-    """Base of strategies that are ``Naive`` with one plugin built in.
+    """Base class of strategies that are ``Naive`` with one plugin built in.
 
-    A subclass names the attribute that holds its plugin, and the plugin's class. It takes the arguments of both.
+    A subclass names the attribute that holds its plugin, and the plugin's class. It takes the arguments of the plugin
+    and of ``Naive``.
 
     Args:
-        plugins: more plugins; they run after the built-in one, so that what they read after an experience is kept
-            already.
+        plugins: more plugins. They run after the built-in one: after an experience they see what it has stored.
         **arguments: as in the plugin's class and in ``avalanche.training.Naive``.
 
     Example:
@@ -92,43 +92,44 @@ class PluginStrategy(Naive):
     """
 
     _plugin_class: ClassVar[type[LearnerPlugin] | None] = None
-    _constructor: ClassVar[Callable[..., None]] = Naive.__init__  # the one that takes the plugin's arguments
+    # the generated constructor, which takes the plugin's arguments
+    _constructor: ClassVar[Callable[..., None]] = Naive.__init__
 
     def __init_subclass__(cls, **plugin: type[LearnerPlugin]) -> None:
         super().__init_subclass__()
         if len(plugin) > 1 or (plugin and cls._plugin_class is not None):
             raise TypeError(f"{cls.__name__} has more than one plugin built in; give further ones as plugins=[...]")
-        for name, kind in plugin.items():
-            cls._plugin_class = kind
-            cls.__init__ = cls._constructor = _constructor_with(name, kind)  # type: ignore[method-assign]
-            if scenarios := getattr(kind, "scenarios", ()):
+        for name, plugin_class in plugin.items():
+            cls._plugin_class = plugin_class
+            cls.__init__ = cls._constructor = _constructor_with(name, plugin_class)  # type: ignore[method-assign]
+            if scenarios := getattr(plugin_class, "scenarios", ()):
                 cls.scenarios = scenarios
 
     @classmethod
     def prepare(cls, model: nn.Module, **arguments: Any) -> nn.Module:
-        """The network that takes the place of another one, for whoever makes the optimizer before the strategy.
+        """The network that the strategy trains in place of ``model``. Make the optimizer for this network's parameters.
 
-        A strategy that is given a network which was not prepared prepares it, and points its optimizer at the new
+        This call is optional: a strategy prepares a network that was not prepared, and points its optimizer at the new
         parameters.
 
         Args:
-            model: the network that the strategy is meant for.
-            **arguments: the strategy's own.
+            model: the network.
+            **arguments: the arguments of the strategy's plugin.
 
         Raises:
             FsclError: the network or an argument does not fit.
         """
         if cls._plugin_class is None or cls.__init__ is not cls._constructor:
-            return model  # what the arguments of another constructor mean for the plugin is not known
+            return model  # a user's constructor may give its arguments another meaning
         return cls._plugin_class(**arguments).prepare(model)
 
 
-def _constructor_with(name: str, kind: type[LearnerPlugin]) -> Callable[..., None]:
-    own = inspect.signature(kind).parameters
+def _constructor_with(name: str, plugin_class: type[LearnerPlugin]) -> Callable[..., None]:
+    plugin_arguments = inspect.signature(plugin_class).parameters
 
-    @with_arguments_of(kind, Naive)
+    @with_arguments_of(plugin_class, Naive)
     def __init__(self: Any, *, plugins: Sequence[SupervisedPlugin] | None = None, **arguments: Any) -> None:
-        plugin = kind(**{name: arguments.pop(name) for name in own if name in arguments})
+        plugin = plugin_class(**{name: arguments.pop(name) for name in plugin_arguments if name in arguments})
         setattr(self, name, plugin)
         Naive.__init__(self, plugins=[plugin, *(plugins or [])], **arguments)
         plugin.attach(self)

@@ -1,8 +1,8 @@
-"""What a learner keeps, as plain data and back: no pickled code goes in, and none is executed when it is read.
+"""Turns the state of a learner into plain data and back. No code is pickled, and none is executed on reading.
 
-Exemplars are written as places in the stream, copies of the network as their values, banks as their contents, and the
-helpers that Avalanche's plugins delegate to by their class and attributes. The result holds tensors, numbers, text,
-lists, tuples and dicts alone: every torch reads them with ``weights_only``, whatever else it knows to be safe.
+Exemplars are written as positions in the stream, copies of the network as their tensors, banks as their contents, and
+the helper objects of Avalanche's plugins as a class name and attributes. The result holds only tensors, numbers, text,
+lists, tuples and dicts. Every version of torch reads these with ``weights_only``.
 """
 
 import copy
@@ -36,32 +36,33 @@ from fscl.errors import FsclError
 
 __all__ = ["Codec", "is_code", "plugin_state", "restore_plugins", "restore_strategy", "stored_bytes", "strategy_state"]
 
-HELPERS = (ExemplarsBuffer, ExemplarsSelectionStrategy, RegularizationMethod)  # objects that are their attributes
+# helper objects of plugins that can be made again from their class and attributes
+HELPERS = (ExemplarsBuffer, ExemplarsSelectionStrategy, RegularizationMethod)
 PARAM, SAMPLES, NETWORK, OBJECT, DEFAULTS, AS_BUILT, BANK, SET, DEVICE = (
-    f"fscl: {kind}"
-    for kind in ("parameter", "samples", "network", "object", "defaults", "as built", "bank", "set", "device")
+    f"fscl: {mark}"
+    for mark in ("parameter", "samples", "network", "object", "defaults", "as built", "bank", "set", "device")
 )
-# what synaptic intelligence (Zenke et al. 2017) writes anew at each step
-SCRATCH = ("old_theta", "new_theta", "grad", "trajectory")
+# entries that synaptic intelligence (Zenke et al. 2017) writes anew at each step: they are not counted as stored
+WRITTEN_EACH_STEP = ("old_theta", "new_theta", "grad", "trajectory")
 FACTORIES = {factory.__name__: factory for factory in (dict, list, set, int, float)}
 
 
 class Codec:
-    """Writes and reads what the plugins of one strategy keep of one stream.
+    """Encodes and decodes the state of one strategy and its plugins on one stream.
 
     Args:
-        stream: the stream, in whose training images exemplars are looked up.
-        model: the strategy's network, of which a learner may keep former states.
+        stream: the stream. Exemplars must be training images of it.
+        model: returns the strategy's network. A learner may keep former states of it.
     """
 
     def __init__(self, stream: Stream, model: Callable[[], nn.Module]) -> None:
         self.stream, self._model = stream, model
 
     def encode(self, value: Any, owner: str) -> Any:
-        """Tensors, numbers, text and containers of them.
+        """The value as tensors, numbers, text and containers of these.
 
         Raises:
-            FsclError: there is anything else in it; the message begins with ``owner``.
+            FsclError: the value holds anything that cannot be written so. The message begins with ``owner``.
         """
         if value is None or isinstance(value, Tensor | bool | int | float | str):
             return value
@@ -85,16 +86,21 @@ class Codec:
         if isinstance(value, nn.Module):
             return self._network(value, owner)
         if isinstance(value, HELPERS):
-            kind = type(value)
+            helper = type(value)
             attributes = {n: self.encode(v, f"{owner}.{n}") for n, v in vars(value).items() if not is_code(v)}
-            return {OBJECT: f"{kind.__module__}:{kind.__qualname__}", "attributes": attributes}
-        raise FsclError(f"{owner} is a {type(value).__name__}: no plain data to resume from")
+            return {OBJECT: f"{helper.__module__}:{helper.__qualname__}", "attributes": attributes}
+        raise FsclError(
+            f"{owner} is a {type(value).__name__}, which a checkpoint cannot hold as plain data; if it is made anew "
+            "for each experience, name it in the class attribute `transient`"
+        )
 
-    def decode(self, value: Any, device: Any, own: Any = None) -> Any:
-        """What :meth:`encode` was given, on a device.
+    def decode(self, value: Any, device: Any, as_built: Any = None) -> Any:
+        """The value that :meth:`encode` was given, on a device.
 
         Args:
-            own: what a strategy that was built anew has in its place.
+            value: the result of :meth:`encode`.
+            device: where its tensors go.
+            as_built: the value that a newly built strategy has in this place.
         """
         if isinstance(value, Tensor):
             return value.to(device)
@@ -106,7 +112,7 @@ class Codec:
                 if mark in value:
                     return read(value, device)
             if AS_BUILT in value:
-                return own
+                return as_built
             if SET in value:
                 return set(value[SET])
             if DEVICE in value:
@@ -120,7 +126,9 @@ class Codec:
         if isinstance(value, Tensor) and value.numel() == 1:
             return value.item()  # equal labels are equal keys
         if not isinstance(value, bool | int | float | str | tuple | None):
-            raise FsclError(f"{owner} has a {type(value).__name__} as a key: no plain data to resume from")
+            raise FsclError(
+                f"{owner} has a {type(value).__name__} as a key, which a checkpoint cannot hold as plain data"
+            )
         return value
 
     def _param_of(self, value: dict[str, Any], device: Any) -> ParamData:
@@ -137,13 +145,13 @@ class Codec:
     def _object_of(self, value: dict[str, Any], device: Any) -> Any:
         module, _, name = value[OBJECT].partition(":")
         if not f"{module}.".startswith(("avalanche.training.", "fscl.continual.")):
-            raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is no helper of a learner")
-        kind = getattr(importlib.import_module(module), name, None)
-        if not (isinstance(kind, type) and issubclass(kind, HELPERS)):
-            raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is no helper of a learner")
-        found: Any = object.__new__(kind)
-        vars(found).update({n: self.decode(v, device) for n, v in value["attributes"].items()})
-        return found
+            raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is not a helper class of a learner")
+        helper = getattr(importlib.import_module(module), name, None)
+        if not (isinstance(helper, type) and issubclass(helper, HELPERS)):
+            raise FsclError(f"a checkpoint names {value[OBJECT]!r}, which is not a helper class of a learner")
+        instance: Any = object.__new__(helper)
+        vars(instance).update({n: self.decode(v, device) for n, v in value["attributes"].items()})
+        return instance
 
     # former states of the network
 
@@ -152,10 +160,12 @@ class Codec:
         if not state:
             return {AS_BUILT: type(module).__name__}
         if type(module) is not type(self._model()) or state.keys() - self._model().state_dict().keys():
-            kind = type(module).__name__
-            raise FsclError(f"{owner} is a {kind} other than the network: no plain data to resume from")
+            raise FsclError(
+                f"{owner} is a {type(module).__name__} other than the strategy's network, "
+                "which a checkpoint cannot hold as plain data"
+            )
         trains = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
-        # what is kept is a state, not a view of what goes on to be trained
+        # clones, because training goes on to change the tensors
         return {NETWORK: {n: t.clone() for n, t in state.items()}, "training": module.training, "trains": trains}
 
     def _network_of(self, value: dict[str, Any], device: Any) -> nn.Module:
@@ -168,18 +178,18 @@ class Codec:
     # exemplars
 
     def _samples(self, data: AvalancheDataset, owner: str) -> dict[str, Any]:
-        """Which images of which experience, in order; and what a learner noted of each."""
+        """The experience and position of each sample, in order, and the notes that a learner attached to it."""
         if not len(data):
             return {SAMPLES: torch.empty(0, 2, dtype=torch.int64), "notes": {}, "bytes": 0}
         try:
             sources, source, index = samples_behind(data)
         except Unservable as reason:
-            raise FsclError(f"{owner}: {reason}; no plain data to resume from") from reason
-        home = [self._experience(images, owner) for images in sources]
-        places = torch.stack([torch.tensor(home)[source], index], 1)
+            raise FsclError(f"{owner} holds a data set that a checkpoint cannot hold, because {reason}") from reason
+        experiences = torch.tensor([self._experience(images, owner) for images in sources])
+        places = torch.stack([experiences[source], index], 1)
         notes = {
             name: torch.stack([torch.as_tensor(attribute[i]) for i in range(len(data))])
-            for name, attribute in _noted(data)
+            for name, attribute in _extra_attributes(data)
         }
         size = len(data) * (sources[0].images[:1].nbytes + sources[0].targets[:1].nbytes)
         return {SAMPLES: places, "notes": notes, "bytes": size + sum(t.nbytes for t in notes.values())}
@@ -188,18 +198,20 @@ class Codec:
         for number, experience in enumerate(self.stream.train_stream):
             if samples_behind(experience.dataset)[0][0] is images:
                 return number
-        raise FsclError(f"{owner} holds images that are not of the stream: no plain data to resume from")
+        raise FsclError(
+            f"{owner} holds images that are not training images of the stream, so a checkpoint cannot hold them"
+        )
 
     def _samples_of(self, value: dict[str, Any], device: Any) -> AvalancheDataset:
         places = value[SAMPLES]
         if not len(places):
             return concat_datasets([])
-        order, parts = [], []
+        all_rows, parts = [], []
         for number in places[:, 0].unique().tolist():
             rows = (places[:, 0] == number).nonzero()[:, 0]
-            order.append(rows)
+            all_rows.append(rows)
             parts.append(self.stream.train_stream[number].dataset.subset(self._positions(number, places[rows, 1])))
-        data = concat_datasets(parts).subset(torch.cat(order).argsort().tolist())
+        data = concat_datasets(parts).subset(torch.cat(all_rows).argsort().tolist())
         notes = [
             TensorDataAttribute(
                 FlatData([list(values)], discard_elements_not_in_indices=True), name=name, use_in_getitem=True
@@ -209,23 +221,23 @@ class Codec:
         return make_avalanche_dataset(data, data_attributes=notes) if notes else data
 
     def _positions(self, experience: int, index: Tensor) -> list[int]:
-        """Where in an experience's data set the images with these numbers in memory are."""
-        _, _, held = samples_behind(self.stream.train_stream[experience].dataset)
-        where = torch.full((int(held.max()) + 1,), -1)
-        where[held] = torch.arange(len(held))
-        return where[index].tolist()
+        """The positions, in an experience's data set, of the images with these indices in memory."""
+        _, _, in_memory = samples_behind(self.stream.train_stream[experience].dataset)
+        position_of = torch.full((int(in_memory.max()) + 1,), -1)
+        position_of[in_memory] = torch.arange(len(in_memory))
+        return position_of[index].tolist()
 
 
 def stored_bytes(value: Any) -> int:
-    """Bytes of what encoded data holds: tensors, and exemplars with their labels and notes."""
+    """The bytes of encoded data: its tensors, and its exemplars with their labels and notes."""
     if isinstance(value, Tensor):
         return value.nbytes
     if isinstance(value, Mapping):
         if SAMPLES in value:
             return int(value["bytes"])
-        if BANK in value:  # which its learner counts, by kind
+        if BANK in value:  # the learner itself counts its bank, by kind
             return 0
-        return sum(stored_bytes(item) for name, item in value.items() if name not in SCRATCH)
+        return sum(stored_bytes(item) for name, item in value.items() if name not in WRITTEN_EACH_STEP)
     if isinstance(value, list | tuple | set):
         return sum(map(stored_bytes, value))
     return 0
@@ -235,18 +247,18 @@ def is_code(value: Any) -> bool:
     return isinstance(value, type | FunctionType | BuiltinFunctionType | MethodType)
 
 
-def _noted(data: AvalancheDataset) -> Iterator[tuple[str, Any]]:
-    """What samples carry beside image, target and task label."""
+def _extra_attributes(data: AvalancheDataset) -> Iterator[tuple[str, Any]]:
+    """The attributes that samples carry besides image, target and task label."""
     for attribute in attributes_of(data).values():
         if attribute.use_in_getitem and attribute.name not in ("targets", "targets_task_labels"):
             yield attribute.name, attribute
 
 
 def plugin_state(strategy: Any, codec: Codec) -> list[dict[str, Any]]:
-    """The attributes of each plugin that are data.
+    """The attributes of each plugin, encoded. Functions and transient attributes are left out.
 
     Raises:
-        FsclError: a plugin holds anything else, so that it cannot be resumed.
+        FsclError: a plugin holds a value that cannot be written as plain data.
     """
     return [
         {} if isinstance(plugin, EvaluationPlugin) else _attributes(plugin, frozenset(), codec)
@@ -255,23 +267,25 @@ def plugin_state(strategy: Any, codec: Codec) -> list[dict[str, Any]]:
 
 
 def strategy_state(strategy: Any, codec: Codec) -> dict[str, Any]:
-    """The data that a strategy's own class keeps on it, beside what every Avalanche strategy has.
+    """The attributes that a strategy's class adds to those of every Avalanche strategy, encoded.
 
     Raises:
-        FsclError: it cannot be written as plain data, so that it cannot be resumed.
+        FsclError: an attribute cannot be written as plain data.
     """
-    others = {name for name, value in vars(strategy).items() if any(value is plugin for plugin in strategy.plugins)}
-    return _attributes(strategy, _common_attributes() | others, codec)
+    plugin_attributes = {
+        name for name, value in vars(strategy).items() if any(value is plugin for plugin in strategy.plugins)
+    }
+    return _attributes(strategy, _common_attributes() | plugin_attributes, codec)
 
 
 def restore_plugins(strategy: Any, state: list[dict[str, Any]], codec: Codec, device: Any) -> None:
-    """Gives each plugin the attributes that :func:`plugin_state` found in it."""
+    """Gives each plugin the attributes that :func:`plugin_state` wrote."""
     for plugin, attributes in zip(strategy.plugins, state, strict=True):
         _restore(plugin, attributes, codec, device)
 
 
 def restore_strategy(strategy: Any, state: dict[str, Any], codec: Codec, device: Any) -> None:
-    """Gives the strategy the attributes that :func:`strategy_state` found on it."""
+    """Gives the strategy the attributes that :func:`strategy_state` wrote."""
     _restore(strategy, state, codec, device)
 
 

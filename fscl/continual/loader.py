@@ -1,4 +1,4 @@
-"""Mini-batches straight from tensors in memory, for any Avalanche strategy that trains on our streams."""
+"""Mini-batches straight from tensors in memory, for any Avalanche strategy that trains on a stream of fscl."""
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -37,30 +37,35 @@ __all__ = [
     "tensors_behind",
 ]
 
-_NOTHING = TensorDataset(torch.empty(0))
+_EMPTY = TensorDataset(torch.empty(0))
 PLACES = ("auto", "device", "host", "off")
 Place = Literal["auto", "device", "host", "off"]
 
 
 class InMemoryLoader(SupervisedPlugin):
-    """Serves mini-batches of a :class:`~fscl.continual.stream.Stream` as whole batches, in place of Avalanche's loader.
+    """Makes whole mini-batches of a :class:`~fscl.continual.stream.Stream` at once, in place of Avalanche's loader.
 
     Avalanche transforms one sample at a time, which takes nine tenths of a step on a small network. This plugin gathers
-    and transforms whole batches of the uint8 images that our streams keep in memory. It takes the order of samples from
-    the loader that it replaces, whatever that is (task-balanced, replay, a plain ``DataLoader``), and draws the same
-    random numbers: what a strategy sees is the same, bit for bit, as with Avalanche's loader without worker processes
-    (whose augmentation is seeded apart). Where a batch is of one task, a multi-head network is told so, which spares it
-    a search for the tasks in the batch (and a GPU a synchronisation) at each step.
+    and transforms whole batches of the uint8 images that a stream keeps in memory. It takes the order of samples from
+    the loader that it replaces, which may be task-balanced, a replay loader or a plain ``DataLoader``. It draws the
+    same random numbers. So a strategy sees the same mini-batches, bit for bit, as with Avalanche's loader without
+    worker processes. (Worker processes have random states of their own.) If all samples of a batch have one task, a
+    multi-head network is given one label, so that it does not search the batch for tasks. On a GPU this saves a
+    synchronisation in each step.
 
-    It steps aside, and warns once, where it cannot do the same: the data is not one of our streams (or a mixture of
-    parts of them, as replay makes), its transform is not an :class:`~fscl.data.transforms.ImageTransform`, samples
-    carry more than image, target and task label, the collate function is not the usual one, or memory is short.
+    The plugin leaves the loader in place, and warns once, if it cannot make the same mini-batches. This is so if
+
+    - the data is neither a stream of fscl nor a mixture of parts of one, as replay makes,
+    - the transform is not an :class:`~fscl.data.transforms.ImageTransform`,
+    - samples carry more than image, target and task label,
+    - the collate function is not torch's default, or
+    - memory is short.
 
     Args:
         place: where images are kept while they are trained on. ``device``: on the strategy's device. ``host``: in the
-            machine's memory, each batch sent through pinned memory. ``auto``: on the device if they take up at most
-            half of what is free there, else on the host, unless that takes a copy (of a mixture) larger than half of
-            the free memory, when Avalanche's loader serves them. ``off``: always Avalanche's loader.
+            machine's memory; each batch is sent through pinned memory. ``auto``: on the device if the images take at
+            most half of its free memory, else on the host. If a mixture must be copied and the copy takes more than
+            half of the free memory, ``auto`` uses Avalanche's loader. ``off``: always Avalanche's loader.
 
     Raises:
         FsclError: the place is unknown.
@@ -83,7 +88,7 @@ class InMemoryLoader(SupervisedPlugin):
         self._replace(strategy)
 
     def before_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        self._replace(strategy)  # again: plugins that come after this one put in theirs at before_training_exp
+        self._replace(strategy)  # again: a later plugin may have set its own loader in before_training_exp
 
     def before_eval_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._replace(strategy)
@@ -93,19 +98,19 @@ class InMemoryLoader(SupervisedPlugin):
             return
         try:
             strategy.dataloader = InMemoryBatches(strategy.dataloader, strategy.device, self.place)
-            _attach_fast_path(strategy.model)
+            _pass_one_label(strategy.model)
         except Unservable as reason:
             if not self._warned:
                 warnings.warn(
-                    f"images are loaded by Avalanche, one at a time, because {reason}; InMemoryLoader could not serve "
-                    "whole batches",
+                    f"Avalanche loads the images one at a time, because {reason}; InMemoryLoader cannot make whole "
+                    "batches of them",
                     stacklevel=2,
                 )
             self._warned = True
 
 
 def batches(dataset: Any, batch_size: int, device: Any = "cpu") -> Iterable[Sequence[Tensor]]:
-    """(x, y, task) mini-batches of an Avalanche data set in its own order; whole batches at once where they can be."""
+    """(x, y, task) mini-batches of an Avalanche data set, in its order; made from memory if that is possible."""
     loader = DataLoader(dataset, batch_size, collate_fn=getattr(dataset, "collate_fn", None))
     try:
         return InMemoryBatches(loader, torch.device(device))
@@ -117,17 +122,20 @@ class InMemoryBatches:
     """The mini-batches [x, y, task] of another loader, made from tensors in memory.
 
     Attributes:
-        task: the task label, where all samples have the same.
+        task: the task label of all samples; None if they have several.
+
+    Raises:
+        Unservable: the mini-batches cannot be made from memory.
     """
 
     def __init__(self, loader: Any, device: torch.device, place: Place = "auto") -> None:
-        if not _is_understood(loader):
+        if not _has_known_order(loader):
             raise Unservable(f"{type(loader).__name__} is an unknown loader")
         self.loader = loader
         parts = loader.datasets if isinstance(loader, MultiDatasetDataLoader) else [loader.dataset]
         collate = loader.collate_fn if isinstance(loader, DataLoader) else loader.loader_kwargs["collate_fn"]
         if collate is not default_collate:
-            raise Unservable("its collate function is not torch's own")
+            raise Unservable("its collate function is not torch's default")
         images, targets, self.transform = tensors_behind(parts, may_copy=place != "auto")
         tasks = torch.cat([task_labels(part) for part in parts])
         self.task = int(tasks[0]) if bool((tasks == tasks[0]).all()) else None
@@ -142,8 +150,8 @@ class InMemoryBatches:
 
     def __iter__(self) -> Iterator[list[Tensor]]:
         sampler, generator = _order(self.loader)
-        # what a DataLoader draws from torch's generator before it asks its sampler is drawn here too
-        iter(DataLoader(_NOTHING, batch_sampler=[], generator=generator))
+        # a DataLoader draws from torch's generator before it asks its sampler; this draws the same numbers
+        iter(DataLoader(_EMPTY, batch_sampler=[], generator=generator))
         for positions in sampler:
             index = torch.as_tensor(positions)
             x, y, tasks = (self._at(values, index) for values in (self.images, self.targets, self.tasks))
@@ -159,43 +167,43 @@ class InMemoryBatches:
 
 
 class _Label(int):
-    """A task label that stands for those of a whole batch."""
+    """One task label for all samples of a batch."""
 
 
 def task_of(labels: Any) -> int | None:
-    """The task label of all samples of a batch that :class:`InMemoryBatches` made, if they have one in common.
+    """The task label that all samples of a batch have, if :class:`InMemoryBatches` made the batch; otherwise None.
 
-    It is known of the very tensor that was made: what is joined to it, or taken from it, has none.
+    The label is an attribute of the tensor ``labels``. A tensor made from it, by joining or indexing, has no label.
     """
     return getattr(labels, "of_one_task", None)
 
 
-def _attach_fast_path(model: Any) -> None:
-    if isinstance(model, MultiTaskModule) and _one_label not in model._forward_pre_hooks.values():
-        model.register_forward_pre_hook(_one_label)
-        model.register_forward_hook(_as_wide_as_ever)
+def _pass_one_label(model: Any) -> None:
+    if isinstance(model, MultiTaskModule) and _take_one_label not in model._forward_pre_hooks.values():
+        model.register_forward_pre_hook(_take_one_label)
+        model.register_forward_hook(_pad_outputs)
 
 
-def _one_label(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-    """One label in place of a tensor of equal ones: a multi-task module then need not search it."""
+def _take_one_label(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Replaces a tensor of equal labels by one label, so that a multi-task module does not search it."""
     label = task_of(inputs[1]) if len(inputs) == 2 else None
     return inputs if label is None else (inputs[0], label)
 
 
-def _as_wide_as_ever(module: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
-    """Given a label a sample, a multi-task module answers with as many outputs as its widest head."""
+def _pad_outputs(module: Any, inputs: tuple[Any, ...], outputs: Any) -> Any:
+    """Pads outputs to the width of the widest head, as multi-task modules do when each sample has a label."""
     if len(inputs) == 2 and isinstance(inputs[1], _Label) and isinstance(outputs, Tensor) and outputs.ndim == 2:
         return F.pad(outputs, (0, max(module.max_class_label - outputs.shape[1], 0)))
     return outputs
 
 
-def _is_understood(loader: Any) -> bool:
-    """Whether a loader goes through its data in a way that can be followed from outside."""
+def _has_known_order(loader: Any) -> bool:
+    """Whether the order in which a loader goes through its data can be followed from outside."""
     return is_plain_multi_loader(loader) or (type(loader) is DataLoader and loader.batch_sampler is not None)
 
 
 def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
-    """The positions of each mini-batch in the concatenation of a loader's data sets, and where it draws them from."""
+    """The positions of each mini-batch in the concatenation of a loader's data sets, and the random generator."""
     if isinstance(loader, DataLoader):
         return loader.batch_sampler, loader.generator  # type: ignore[return-value]
     sampler = MultiDatasetSampler(
@@ -209,20 +217,21 @@ def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether images take up at most half of what is free on a device."""
+    """Whether images take at most half of the free memory of a device."""
     return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
 
 
 class Unservable(Exception):
-    """Why a loader cannot be served from memory, as the end of a sentence."""
+    """Mini-batches cannot be made from memory. The message is a reason that completes a sentence after "because"."""
 
 
 def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor, Tensor, ImageTransform]:
-    """Images and targets of all samples behind Avalanche data sets, one after another, and what transforms them.
+    """The images and targets of all samples of Avalanche data sets, one set after another, and their transform.
 
     Raises:
-        Unservable: they are not those of our streams, their transforms differ or are none of ours, or they must be
-            copied, into more than half of the free memory, and ``may_copy`` is false.
+        Unservable: the images are not from a stream of fscl; the samples have different transforms, or one that is not
+            an ``ImageTransform``; or a copy of the images takes more than half of the free memory and ``may_copy`` is
+            False.
     """
     leaves, source, index = _concatenated([_leaves(images_of(part)) for part in parts])
     transforms = [steps for _, steps in leaves]
@@ -241,28 +250,32 @@ def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor
     images = first.images.new_empty((len(index), *first.images.shape[1:]))
     targets = first.targets.new_empty(len(index))
     for i, (leaf, _) in enumerate(leaves):
-        here = source == i
-        images[here], targets[here] = leaf.images[index[here]], leaf.targets[index[here]]
+        rows = source == i
+        images[rows], targets[rows] = leaf.images[index[rows]], leaf.targets[index[rows]]
     return images, targets, transforms[0][0]
 
 
 def samples_behind(data: Any) -> tuple[list[TaskImages], Tensor, Tensor]:
-    """The images in memory below an Avalanche data set, and for each of its samples which of them, and where in it.
+    """The images in memory below an Avalanche data set, and where each of its samples is.
+
+    Returns:
+        (sources, source, index): sample i is at position ``index[i]`` of ``sources[source[i]]``.
 
     Raises:
-        Unservable: they are not those of our streams.
+        Unservable: the images are not from a stream of fscl.
     """
     leaves, source, index = _leaves(images_of(data))
     return [images for images, _ in leaves], source, index
 
 
-Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]  # and of each sample: which of them, where in it
+# (images, their transforms), and for each sample the number of its images and its position in them
+Leaves = tuple[list[tuple[TaskImages, list[Any]]], Tensor, Tensor]
 
 
 def _leaves(data: Any, group: str | None = None) -> Leaves:
-    """The images below Avalanche's wrappers, with the transforms on the way to them.
+    """The images below Avalanche's wrappers, with the transforms that the wrappers apply to them.
 
-    The outermost wrapper decides which group of transforms all that are inside apply.
+    The outermost wrapper decides which transform group all wrappers inside it apply.
     """
     if isinstance(data, TaskImages):
         return [(data, [])], torch.zeros(len(data), dtype=torch.int64), torch.arange(len(data))
@@ -285,14 +298,14 @@ def _concatenated(parts: Sequence[Leaves]) -> Leaves:
         raise Unservable("there are no images")
     leaves: list[tuple[TaskImages, list[Any]]] = []
     sources = []
-    for found, source, _ in parts:
+    for part_leaves, source, _ in parts:
         sources.append(source + len(leaves))
-        leaves += found
+        leaves += part_leaves
     return leaves, torch.cat(sources), torch.cat([index for *_, index in parts])
 
 
 def _steps(transform: Any) -> list[Any]:
-    """The transforms inside Avalanche's wrappers."""
+    """The transforms that a transform of Avalanche is composed of."""
     if transform is None:
         return []
     inner = getattr(transform, "transforms", None)
@@ -302,7 +315,7 @@ def _steps(transform: Any) -> list[Any]:
 
 
 def task_labels(part: Any) -> Tensor:
-    """(N) task labels of an Avalanche data set."""
+    """The task labels of an Avalanche data set, (N,)."""
     extra = {a.name: a for a in attributes_of(part).values() if a.use_in_getitem}
     labels = extra.pop("targets_task_labels", None)
     if labels is None or extra:

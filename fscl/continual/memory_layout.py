@@ -1,4 +1,4 @@
-"""Images with channels last, for the networks that stand it."""
+"""Images with channels last, for the networks that compute the same with this layout."""
 
 import copy
 import random
@@ -18,96 +18,99 @@ __all__ = ["Layout", "channels_last"]
 class Layout:
     """A hook before a network's forward pass that lays images out with channels last.
 
-    Convolutions adapt to it whatever the layout of their filters, and hand it on. Most networks do not mind. Those that
-    reckon with strides do: ``view`` fails, in the forward pass or in the backward one, and ``as_strided`` reads other
-    values. A copy of the network is tried on two images, in both layouts, before the layout is settled; of all that is
-    drawn or counted on the way nothing is left.
+    Convolutions take this layout with filters of any layout, and give it to their outputs. Most networks compute the
+    same with it. Networks that depend on strides do not: ``view`` fails, in the forward or the backward pass, and
+    ``as_strided`` reads other values. So a copy of the network is tried on two images in both layouts before the layout
+    is used. The trial changes neither the network nor any random state.
     """
 
     def __init__(self) -> None:
-        self.last, self.decided = True, False
+        self.channels_last, self.decided = True, False
 
     @staticmethod
     def of(model: nn.Module) -> "Layout | None":
-        """That of a network, if it has one."""
+        """The layout hook of a network, or None."""
         return next((hook for hook in model._forward_pre_hooks.values() if isinstance(hook, Layout)), None)
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if not self.last:
+        if not self.channels_last:
             return inputs
         return tuple(channels_last(x) if isinstance(x, Tensor) and x.ndim == 4 else x for x in inputs)
 
     def decide(self, model: nn.Module, experience: Any, device: Any, tolerance: float) -> None:
-        """Once: whether the network stands the layout, on images of the experience.
+        """Tries the layout on images of the experience, and drops it if the network fails. Only the first call does so.
 
         Args:
-            model: the network that this is a hook of.
+            model: the network that has this hook.
             experience: an Avalanche experience.
-            device: where the network is.
-            tolerance: of the largest output, by which outputs may differ between the layouts.
+            device: the device of the network.
+            tolerance: share of the largest output by which outputs may differ between the layouts.
         """
         if self.decided:
             return
         self.decided = True
-        with _as_before(device):
+        with _restored_random_states(device):
             try:
                 samples = [experience.dataset[i] for i in range(min(2, len(experience.dataset)))]
                 images = torch.stack([sample[0] for sample in samples]).to(device)
                 tasks = torch.tensor([int(sample[-1]) for sample in samples], device=device)
                 trial = copy.deepcopy(model)
-            except Exception:  # no images, or a network that cannot be copied: nothing is known
+            except Exception:  # no images, or a network that cannot be copied: it cannot be tried
                 return
-            if images.ndim == 4 and (reason := _misfit(trial, images, tasks, tolerance)):
-                self.last = False
+            if images.ndim == 4 and (reason := _failure_of_layout(trial, images, tasks, tolerance)):
+                self.channels_last = False
                 warnings.warn(
-                    f"{_called(model)} is trained without channels last, with which {reason}; to avoid this, flatten "
-                    "maps with x.flatten(1) in place of x.view, or say channels_last=False (in recipes "
-                    "training.channels_last = false)",
+                    f"{_class_name(model)} is trained without channels last, because with this layout {reason}; "
+                    "flatten maps with x.flatten(1) in place of x.view, or set channels_last=False (in recipes "
+                    "training.channels_last = false) to avoid this warning",
                     stacklevel=2,
                 )
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) laid out with channels last, also where there is one channel and both layouts are the same
-    memory: strides tell a convolution which one is meant."""
+    """Images (N, C, H, W) laid out with channels last.
+
+    With one channel both layouts are the same memory, and only the strides tell a convolution which one is meant. So
+    the strides are set in that case.
+    """
     if x.shape[1] > 1 or not x.is_contiguous():
         return x.contiguous(memory_format=torch.channels_last)
     return x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
 
 
-def _misfit(model: nn.Module, images: Tensor, tasks: Tensor, tolerance: float) -> str:
-    """What a network does with channels last that it does not do without; empty if it does the same."""
+def _failure_of_layout(model: nn.Module, images: Tensor, tasks: Tensor, tolerance: float) -> str:
+    """How a network fails with channels last, in words; empty if it computes the same in both layouts."""
     layout = Layout.of(model)
     assert layout is not None
     answers: dict[bool, Any] = {}
     for training in (False, True):
-        for last in (True, False):
-            layout.last = last
+        for channels_last in (True, False):
+            layout.channels_last = channels_last
             model.train(training)
             _seed(images.device)
             try:
                 with torch.set_grad_enabled(training):
-                    answers[last] = avalanche_forward(model, images, tasks)
-                    if training and isinstance(answers[last], Tensor):
-                        answers[last].float().square().sum().backward()
+                    answers[channels_last] = avalanche_forward(model, images, tasks)
+                    if training and isinstance(answers[channels_last], Tensor):
+                        answers[channels_last].float().square().sum().backward()
             except Exception as error:
-                answers[last] = error
+                answers[channels_last] = error
             if training and not isinstance(answers[True], Exception):
-                break  # the other layout has nothing to explain
-        failed = answers[True]
-        if isinstance(failed, Exception):
-            # what fails in both is no matter of layout, and will be said when it fails
-            return "" if isinstance(answers[False], Exception) else f"it fails ({' '.join(str(failed).split())[:150]})"
-        if not training and _differ(failed, answers[False], tolerance):
+                break  # it did not fail, so the other layout need not be tried
+        answer = answers[True]
+        if isinstance(answer, Exception):
+            # a failure in both layouts has another cause, which training will report
+            return "" if isinstance(answers[False], Exception) else f"it fails ({' '.join(str(answer).split())[:150]})"
+        if not training and _differ(answer, answers[False], tolerance):
             return "it computes something else"
     return ""
 
 
-def _differ(one: Any, other: Any, tolerance: float) -> bool:
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)) or one.shape != other.shape:
+def _differ(answer: Any, expected: Any, tolerance: float) -> bool:
+    if not (isinstance(answer, Tensor) and isinstance(expected, Tensor)) or answer.shape != expected.shape:
         return False
-    largest = other.abs().nan_to_num().max() if other.numel() else other.new_zeros(())
-    return not torch.allclose(one, other, rtol=0, atol=float(tolerance * largest) + 1e-6, equal_nan=True)
+    largest = expected.abs().nan_to_num().max() if expected.numel() else expected.new_zeros(())
+    return not torch.allclose(answer, expected, rtol=0, atol=float(tolerance * largest) + 1e-6, equal_nan=True)
 
 
 def _seed(device: torch.device) -> None:
@@ -120,18 +123,18 @@ def _seed(device: torch.device) -> None:
 
 
 @contextmanager
-def _as_before(device: Any) -> Iterator[None]:
-    """Random states of torch, numpy and Python are afterwards what they were."""
-    plain, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002 - what networks may draw from
+def _restored_random_states(device: Any) -> Iterator[None]:
+    """Restores the random states of torch, numpy and Python when the block ends."""
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002 - networks may draw from it
     devices = [torch.device(device)] if torch.device(device).type == "cuda" else []
     try:
         with torch.random.fork_rng(devices):
             yield
     finally:
-        random.setstate(plain)
-        np.random.set_state(arrays)  # noqa: NPY002
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def _called(model: nn.Module) -> str:
-    """Of a network with a head a task the network within, which is the one that people wrote."""
+def _class_name(model: nn.Module) -> str:
+    """The class that the user wrote: a multi-head network holds it as ``model``."""
     return type(getattr(model, "model", model)).__name__

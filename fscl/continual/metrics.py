@@ -1,4 +1,4 @@
-"""Task-to-task subspace similarity as Avalanche metrics, for any strategy that trains convolutions."""
+"""Similarity of tasks as Avalanche metrics, for any strategy that trains convolutions."""
 
 from typing import Any
 
@@ -27,27 +27,28 @@ def subspace_similarity_metrics(
     correlate: bool = True,
     transfer: Any = None,
 ) -> list[PluginMetric]:
-    """Metrics for ``EvaluationPlugin``: how alike the networks of the tasks are, without any data.
+    """Metrics for ``EvaluationPlugin``: the similarity of the tasks' networks, computed without data.
 
-    After each training experience t: a value for each earlier experience i (``.../exp_i`` at step t), their mean, and
-    a heatmap figure. After each evaluation: the Mantel correlation of similarity with forgetting, as soon as all
-    experiences so far have been evaluated after each training experience. Forgetting is measured on the stream called
-    ``test``; without one, on the first other stream that is evaluated, but never on ``train``.
+    After each training experience t they emit the similarity to each earlier experience i (``.../exp_i`` at step t),
+    the mean similarity of all pairs, and a heatmap. After each evaluation they emit the Mantel correlation of
+    similarity with forgetting, as soon as all experiences so far have been evaluated after each training experience.
+    Forgetting is measured on the stream that is called ``test``. If there is none, it is measured on the first stream
+    that is evaluated and is not called ``train``.
 
     With :class:`~fscl.continual.AtomSwapping` or its plugin the atoms are read from the bank. For any other strategy
-    the filters are remembered after each experience and projected on coefficients that span the first ones; the share
-    of their energy that this keeps is emitted too (``.../explained``, mean over layers): where it is small, the
-    similarity is that of a small part of the filters.
+    the filters after each experience are projected on coefficients that span the filters after the first. The share of
+    the filters' energy that the projection keeps is emitted too (``.../explained``, mean over layers). If this share is
+    small, the similarity describes only a small part of the filters.
 
     Args:
         metric: ``cosine``, ``filter``, ``grassmann`` or ``projection``, see :func:`fscl.similarity.similarity_matrix`.
-        aggregate: over layers, ``product`` (of squares), ``mean`` or ``depth``, see
+        aggregate: how layers are aggregated: ``product`` (of squares), ``mean`` or ``depth``, see
             :func:`fscl.similarity.aggregate_layers`.
-        heatmap: whether to emit figures (TensorBoard and W&B draw them; text and CSV loggers take the scalars).
-        correlate: whether to correlate with forgetting.
-        transfer: a benchmark with ``train_stream`` and ``test_stream``, to correlate with transfer as well: after each
-            training experience the nearest-class-mean accuracy of its features on every experience is measured, which
-            is the one part that needs data; see :func:`fscl.continual.class_mean_accuracy`.
+        heatmap: whether to emit figures. TensorBoard and W&B draw them; text and CSV loggers take the scalars.
+        correlate: whether to correlate similarity with forgetting.
+        transfer: a benchmark with ``train_stream`` and ``test_stream``; if given, similarity is correlated with
+            transfer as well. Transfer is measured after each training experience, as the nearest-class-mean accuracy on
+            every experience (:func:`fscl.continual.class_mean_accuracy`). Only this part needs data.
 
     Raises:
         FsclError: the metric or the aggregate is unknown.
@@ -63,7 +64,7 @@ def subspace_similarity_metrics(
 
 
 class SubspaceSimilarity(PluginMetric[Tensor]):
-    """The metric behind :func:`subspace_similarity_metrics`; ``result()`` is the (T, T) matrix so far."""
+    """The metric that :func:`subspace_similarity_metrics` makes. ``result()`` is the (T, T) similarity so far."""
 
     def __init__(
         self,
@@ -75,9 +76,9 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
     ) -> None:
         super().__init__()
         self.transfer = transfer
-        for what, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
+        for argument, value, known in (("metric", metric, METRICS), ("aggregate", aggregate, AGGREGATES)):
             if value not in known:
-                raise FsclError(f"{what} is {value!r}; known: {', '.join(known)}")
+                raise FsclError(f"{argument} is {value!r}; known: {', '.join(known)}")
         self.metric, self.aggregate = metric, aggregate
         self.heatmap, self.correlate = heatmap, correlate
         self.reset()
@@ -87,15 +88,16 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         self._names: list[str] = []
         self._bank: AtomBank | None = None
         self._accuracy: dict[tuple[int, int], float] = {}  # (experience trained last, experience evaluated)
-        self._stream: str | None = None  # the one that the accuracies are of
-        self._right: dict[tuple[str, int], tuple[float, int]] = {}
-        self._transfer: list[dict[int, float]] = []  # of the features after each training experience, by experience
-        self._order: list[int] = []  # current_experience of each training experience, in order
-        self._tasks: dict[int, int] = {}  # what each is called in the bank
+        self._stream: str | None = None  # the stream on which self._accuracy was measured
+        self._right: dict[tuple[str, int], tuple[float, int]] = {}  # (stream, experience) -> (right answers, samples)
+        # for each training experience: experience -> accuracy of the features on it
+        self._transfer: list[dict[int, float]] = []
+        self._order: list[int] = []  # current_experience of each training experience, in the order of training
+        self._tasks: dict[int, int] = {}  # experience -> its task in the bank
         self._training = False
 
     def result(self) -> Tensor | None:
-        """(T, T) similarity of the experiences trained so far, in the order of training, or None before two."""
+        """(T, T) similarity of the experiences trained so far, in the order of training; None before two."""
         if len(self._order) < 2:
             return None
         if self._bank is None:
@@ -104,7 +106,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         return similarity_matrix(self._bank, self.metric, self.aggregate)[rows][:, rows]
 
     def correlation(self) -> Correlation | None:
-        """Mantel correlation of similarity with forgetting; None until the accuracies that it needs are there."""
+        """Mantel correlation of similarity with forgetting; None until all accuracies that it needs were measured."""
         similarity = self.result()
         if similarity is None:
             return None
@@ -118,11 +120,11 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         return mantel(similarity, forgetting_matrix(accuracy), pairs="lower", names=("similarity", "forgetting"))
 
     def transfer_correlation(self) -> Correlation | None:
-        """Mantel correlation of similarity with transfer between the experiences trained so far; None before two."""
+        """Mantel correlation of similarity with transfer; None before two experiences, or without ``transfer``."""
         similarity = self.result()
         if similarity is None or len(self._transfer) != len(similarity):
             return None
-        # [i, j]: accuracy on experience i of the features of experience j
+        # [i, j]: accuracy on experience i of the features after experience j
         accuracy = np.array([[row[i] for row in self._transfer] for i in self._order])
         return mantel(similarity, accuracy, names=("similarity", "transfer"))
 
@@ -134,25 +136,25 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
     def after_training_exp(self, strategy: Any) -> list[MetricValue] | None:
         self._training = False
         experience, number = strategy.experience, strategy.experience.current_experience
-        if number in self._order:  # trained again: its row is made anew
-            at = self._order.index(number)
+        if number in self._order:  # trained again: the new values replace the old
+            position = self._order.index(number)
             for history in (
                 self._order,
                 self._names,
                 self._history.atoms,
                 self._history.explained,
                 self._transfer,
-            ):  # the last may be empty
-                del history[at : at + 1]
+            ):
+                del history[position : position + 1]  # a slice, because some of these lists may be empty
             self._accuracy = {key: value for key, value in self._accuracy.items() if key[0] != number}
         self._order.append(number)
         self._names.append(getattr(experience, "task_name", f"task {number}"))
-        swapping = next((p for p in strategy.plugins if isinstance(p, AtomBankPlugin)), None)
-        self._bank = None if swapping is None else swapping.bank
-        if swapping is None:
+        bank_plugin = next((p for p in strategy.plugins if isinstance(p, AtomBankPlugin)), None)
+        self._bank = None if bank_plugin is None else bank_plugin.bank
+        if bank_plugin is None:
             self._history.add(strategy.model)
         else:
-            self._tasks[number] = swapping.tasks_of(experience)[0]
+            self._tasks[number] = bank_plugin.tasks_of(experience)[0]
         if self.transfer is not None:
             self._transfer.append(self._class_means(strategy))
         similarity = self.result()
@@ -182,14 +184,14 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             for train, test in pairs
         }
 
-    def _correlation_values(self, what: str, found: Correlation | None, step: int) -> list[MetricValue]:
-        if found is None:
+    def _correlation_values(self, name: str, correlation: Correlation | None, step: int) -> list[MetricValue]:
+        if correlation is None:
             return []
-        if not found.defined:
-            return [MetricValue(self, f"{self}/{what}_rho", str(found), step)]
+        if not correlation.defined:
+            return [MetricValue(self, f"{self}/{name}_rho", str(correlation), step)]
         return [
-            MetricValue(self, f"{self}/{what}_rho", found.statistic, step),
-            MetricValue(self, f"{self}/{what}_p", found.p_value, step),
+            MetricValue(self, f"{self}/{name}_rho", correlation.statistic, step),
+            MetricValue(self, f"{self}/{name}_p", correlation.p_value, step),
         ]
 
     # evaluation
@@ -209,9 +211,9 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
             return None
         for (stream, experience), (right, n) in self._right.items():
             if stream == "train":
-                continue  # forgetting is of images that were not trained on
+                continue  # forgetting is measured on images that were not trained on
             if self._stream is None or (stream == "test" and self._stream != "test"):
-                self._stream, self._accuracy = stream, {}  # a validation stream counts until there is a test stream
+                self._stream, self._accuracy = stream, {}  # a test stream replaces a validation stream
             if stream == self._stream:
                 self._accuracy[self._order[-1], experience] = right / n
         if not self.correlate:
@@ -223,7 +225,7 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
 
 
 def similarity_figure(similarity: Tensor, names: list[str]) -> Any:
-    """A figure of its own for loggers to draw; it is not registered with pyplot, so nothing keeps it alive."""
+    """A heatmap for loggers. It is not registered with pyplot, which would keep its memory."""
     from fscl.plots import similarity_heatmap
 
     return similarity_heatmap(similarity.detach().cpu().double().numpy(), names).figure

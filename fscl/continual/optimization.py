@@ -1,4 +1,4 @@
-"""The optimizer that a recipe names, fused where the device can, and its learning rate by experience and by step."""
+"""The optimizer that a recipe names, and the schedule of its learning rate."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -16,13 +16,13 @@ __all__ = ["LearningRateSchedule", "build_optimizer"]
 def build_optimizer(
     training: Training, parameters: Iterable[nn.Parameter], device: torch.device
 ) -> torch.optim.Optimizer:
-    """The optimizer of the first task.
+    """The optimizer of a run, with the settings of the first task.
 
     Args:
-        training: its ``optimizer`` is ``adam``, or ``sgd`` with Nesterov's momentum; its ``momentum`` is that of SGD,
-            or the decay of Adam's first moment.
-        parameters: what it trains.
-        device: where the parameters will be.
+        training: ``optimizer`` is ``adam``, or ``sgd`` with Nesterov's momentum. With ``adam``, ``momentum`` is the
+            decay of the first moment.
+        parameters: the parameters that it trains.
+        device: the device on which the parameters will be. The optimizer is fused on a CPU and on CUDA.
 
     Example:
         >>> optimizer = build_optimizer(Training(), nn.Linear(2, 2).parameters(), torch.device("cpu"))
@@ -30,19 +30,19 @@ def build_optimizer(
         True
     """
     lr, momentum, weight_decay = training.lr, training.momentum, training.weight_decay
-    fused = device.type in ("cpu", "cuda")  # one pass over a parameter, in place of one an operation
+    fused = device.type in ("cpu", "cuda")  # one pass over a parameter instead of one for each operation
     if training.optimizer == "adam":
         return torch.optim.Adam(parameters, lr, betas=(momentum, 0.999), weight_decay=weight_decay, fused=fused)
-    chosen = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
+    sgd = torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, nesterov=momentum > 0, fused=fused)
     if momentum > 0:
-        chosen.register_step_pre_hook(_begin_momentum)
-    return chosen
+        sgd.register_step_pre_hook(_begin_momentum)
+    return sgd
 
 
 def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-    """Momentum, of zero, for weights whose first gradient comes after others': fused SGD fails without.
+    """Sets zero momentum for weights that have their first gradient now. Without it fused SGD fails.
 
-    Such weights are heads of a task of which the exemplars of the first batches have none.
+    Such weights are for example the head of a task that has no exemplars in the first mini-batches.
     """
     for group in optimizer.param_groups:
         for weight in group["params"]:
@@ -51,12 +51,13 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
 
 
 class LearningRateSchedule(SupervisedPlugin):
-    """Starts the optimizer afresh at each experience and follows a schedule, step by step, to the experience's end.
+    """Clears the optimizer's state at each experience, and follows a schedule over the steps of the experience.
 
     Args:
-        training: its ``lr`` is the learning rate of the first experience and the peak of ``one-cycle``; its ``lr_next``
-            that of the others. Its ``schedule`` is ``one-cycle``, ``cosine`` to zero, or ``constant``. ``one-cycle``
-            moves the ``momentum`` between 0.05 less and 0.05 more, against the learning rate.
+        training: ``lr`` is the learning rate of the first experience, and ``lr_next`` that of all later ones; for
+            ``one-cycle`` it is the peak. ``schedule`` is ``one-cycle``, ``cosine`` (to zero) or ``constant``.
+            ``one-cycle`` moves the momentum between ``momentum + 0.05`` and ``momentum - 0.05``, opposite to the
+            learning rate.
 
     Example:
         >>> plugins = [LearningRateSchedule(Training(lr=0.05, lr_next=0.02))]  # Naive(..., plugins=plugins)
@@ -80,7 +81,7 @@ class LearningRateSchedule(SupervisedPlugin):
             group["lr"] = group["initial_lr"] = lr
         steps = strategy.train_epochs * len(strategy.dataloader)
         if training.schedule == "one-cycle":
-            # one step more than there are: the scheduler's constructor takes the first
+            # one step more than the experience has, because the constructor takes the first step
             momentum = training.momentum
             low, high = round(max(momentum - 0.05, 0), 6), round(min(momentum + 0.05, 0.999), 6)
             self._scheduler = OneCycleLR(

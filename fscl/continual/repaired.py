@@ -1,6 +1,7 @@
-"""Avalanche's strategies that need a repair to run here: with a head a task, on any network, resumed.
+"""Strategies of Avalanche 0.6 that do not run here without a repair.
 
-Each class says what breaks in Avalanche 0.6; a test fails for each once it does no longer.
+Some fail on networks with a head for each task, some accept only networks of Avalanche, some cannot be resumed. Each
+class says what it repairs. For each repair a test checks that Avalanche still needs it.
 """
 
 from typing import Any
@@ -26,14 +27,14 @@ __all__ = ["AGEM", "DER", "EWC", "LFL", "MAS", "SynapticIntelligence"]
 
 
 class AGEM(AvalancheAGEM):
-    """A-GEM (Chaudhry et al., ICLR 2019) whose memory is sampled anew from each experience on.
+    """A-GEM (Chaudhry et al., ICLR 2019) that makes a new iterator over its memory at the start of each experience.
 
-    Avalanche's holds an iterator over its memory from the end of one experience to the next, which no other process can
-    take up.
+    Avalanche's class keeps one iterator from one experience to the next. An iterator cannot be saved, so a run could
+    not be resumed.
 
     Args:
-        **arguments: as in ``avalanche.training.AGEM``: ``patterns_per_exp`` exemplars are kept of each experience, of
-            which ``sample_size`` give the direction that a step must not go against.
+        **arguments: as in ``avalanche.training.AGEM``. ``patterns_per_exp`` exemplars are kept of each experience;
+            ``sample_size`` of them give the direction that a step must not go against.
     """
 
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -46,16 +47,16 @@ class AGEM(AvalancheAGEM):
 
 
 class DER(AvalancheDER):
-    """DER++ (Buzzega et al., NeurIPS 2020) for networks with a head a task, or with one that grows.
+    """DER++ (Buzzega et al., NeurIPS 2020) for networks with a head for each task, or with one head that grows.
 
-    Avalanche's asks the network for the logits that it stores without saying of which task the images are, and cannot
-    hold them against those of a head that has grown since. Here classes that were yet to come have logits of 0.
+    Avalanche's class does not pass task labels when it computes the logits to store, and it cannot compare stored
+    logits with those of a head that has grown since. Here the stored logits of classes that come later are 0.
 
     Args:
-        mem_size: exemplars in all.
-        batch_size_mem: of them, in each step; by default as many as new images.
-        alpha: weight of the distance to the logits that were stored.
-        beta: weight of the loss on the exemplars' labels; 0 makes it DER.
+        mem_size: number of exemplars in all.
+        batch_size_mem: number of exemplars in each step; by default as many as new images.
+        alpha: weight of the distance to the stored logits.
+        beta: weight of the loss on the exemplars' labels; with 0 the method is DER.
         **arguments: as in ``avalanche.training.DER``.
     """
 
@@ -80,20 +81,20 @@ class DER(AvalancheDER):
 
 
 class LogitsBuffer(ClassBalancedBufferWithLogits):
-    """Exemplars with the logits that the network gave at the end of their task, as many as there will be classes."""
+    """Exemplars with the logits at the end of their task, padded to the number of classes of the whole stream."""
 
     def update(self, strategy: Any, **kwargs: Any) -> None:
         model, experience = strategy.model, strategy.experience
         classes = 1 + max(max(e.classes_in_this_experience) for e in experience.origin_stream)
-        strategy.model = _Answering(model, experience.task_labels[0], classes)
+        strategy.model = _TaskNetwork(model, experience.task_labels[0], classes)
         try:
             super().update(strategy, **kwargs)
         finally:
             strategy.model = model
 
 
-class _Answering(nn.Module):
-    """A network's answers for images of one task, of a given width."""
+class _TaskNetwork(nn.Module):
+    """A network that answers for one task, with outputs padded to a given width."""
 
     def __init__(self, network: nn.Module, label: int, width: int) -> None:
         super().__init__()
@@ -107,20 +108,23 @@ class _Answering(nn.Module):
 
 
 class EWC(AvalancheEWC):
-    """EWC (Kirkpatrick et al., PNAS 2017) that holds a weight no harder than a step of this size can.
+    """EWC (Kirkpatrick et al., PNAS 2017) whose penalty cannot make gradient descent diverge.
 
-    A penalty whose curvature exceeds about the inverse of the learning rate throws a weight further than it had moved.
-    Avalanche's adds up over tasks, and comes to that sooner or later: a strength that helps after three tasks ends in
-    weights that are not finite after ten. Here curvature is cut to half the inverse of the learning rate, at which a
-    step undoes half of what a weight has moved. All else is the same. Penalties of several tasks are, up to a constant,
-    one about the mean of their weights, weighted by importance; only that one is kept, so that neither what is stored
-    nor a step grows with the number of tasks.
+    If the curvature of the penalty is larger than about the inverse of the learning rate, a step throws a weight
+    further away than it had moved. In Avalanche's class the penalties of tasks add up until this happens: a strength
+    that helps after three tasks gives weights that are not finite after ten. Here the curvature is limited to half the
+    inverse of the learning rate, at which one step undoes half of a weight's move. The rest of the method is unchanged.
+
+    The penalties of several tasks equal one penalty, up to a constant: its centre is the mean of the tasks' weights,
+    weighted by importance. Only this one is stored, so that neither memory nor the time of a step grows with the number
+    of tasks.
 
     Args:
         ewc_lambda: the penalty's strength, at least 0.
-        mode: ``separate``, where all tasks count alike, or ``online`` (Schwarz et al., ICML 2018), where importances of
-            earlier tasks fade and weights are held where the last task left them.
-        decay_factor: by which importances are multiplied at each new task; for ``online`` alone, which needs it.
+        mode: ``separate``, in which all tasks count equally, or ``online`` (Schwarz et al., ICML 2018), in which
+            importances of earlier tasks decay and the penalty pulls weights to those after the last task.
+        decay_factor: factor by which importances are multiplied at each new task. ``online`` needs it; ``separate``
+            does not use it.
         **arguments: as in ``avalanche.training.EWC``.
 
     Example:
@@ -140,12 +144,13 @@ class EWC(AvalancheEWC):
         **arguments: Any,
     ) -> None:
         super().__init__(ewc_lambda=ewc_lambda, mode=mode, decay_factor=decay_factor, **arguments)
-        _put_in_place(self, EWCPlugin, _EWCPlugin(ewc_lambda, mode, decay_factor))
+        _replace_plugin(self, EWCPlugin, _EWCPlugin(ewc_lambda, mode, decay_factor))
 
 
 class _EWCPlugin(EWCPlugin):
     transient = ("_anchors",)
-    _anchors: dict[str, tuple[Tensor, Tensor]]  # by parameter: importance, and where it is to stay; made a task
+    # parameter -> (importance, weights that the penalty pulls to); made for each task
+    _anchors: dict[str, tuple[Tensor, Tensor]]
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
@@ -167,8 +172,8 @@ class _EWCPlugin(EWCPlugin):
         for name, weight in strategy.model.named_parameters():
             if name in self._anchors and rates.get(id(weight), 0) > 0:
                 importance, anchor = self._anchors[name]
-                most = 1 / (4 * self.ewc_lambda * rates[id(weight)])  # the penalty's curvature is 2 lambda importance
-                penalty = penalty + (importance.clamp(max=most) * (weight - anchor).square()).sum()
+                limit = 1 / (4 * self.ewc_lambda * rates[id(weight)])  # the curvature is 2 lambda importance
+                penalty = penalty + (importance.clamp(max=limit) * (weight - anchor).square()).sum()
         strategy.loss += self.ewc_lambda * penalty
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -176,33 +181,33 @@ class _EWCPlugin(EWCPlugin):
         task = strategy.clock.train_exp_counter
         if self.mode == "online" or task == 0:
             return
-        importances, weights = self.importances.pop(task - 1), self.saved_params.pop(task - 1)
-        for name, before in importances.items():
-            now, weight = self.importances[task][name], self.saved_params[task][name]
-            before, anchor = before.expand(now.shape), weights[name].expand(now.shape)
-            total = before + now.data
-            weight.data = torch.where(total > 0, (before * anchor + now.data * weight.data) / total, weight.data)
-            now.data = total
+        old_importances, old_weights = self.importances.pop(task - 1), self.saved_params.pop(task - 1)
+        for name, old_importance in old_importances.items():
+            importance, weight = self.importances[task][name], self.saved_params[task][name]
+            old, anchor = old_importance.expand(importance.shape), old_weights[name].expand(importance.shape)
+            total = old + importance.data
+            weight.data = torch.where(total > 0, (old * anchor + importance.data * weight.data) / total, weight.data)
+            importance.data = total
 
 
 class LFL(AvalancheLFL):
-    """Less-forgetting learning (Jung et al., 2016) for any network: features are what enters the head.
+    """Less-forgetting learning (Jung et al., 2016) for any network; features are the inputs of the head.
 
-    Avalanche's takes networks of its own alone, and leaves them in evaluation mode while they are trained.
+    Avalanche's class accepts only Avalanche's own networks, and leaves them in evaluation mode while they are trained.
 
     Args:
-        lambda_e: weight of the distance to the features of the network before the experience.
+        lambda_e: weight of the distance to the features that the network had before the experience.
         **arguments: as in ``avalanche.training.LFL``.
     """
 
     def __init__(self, *, lambda_e: float = 1.0, **arguments: Any) -> None:
         super().__init__(lambda_e=lambda_e, **arguments)
-        _put_in_place(self, LFLPlugin, _LFLPlugin(lambda_e))
+        _replace_plugin(self, LFLPlugin, _LFLPlugin(lambda_e))
 
 
 class _LFLPlugin(LFLPlugin):
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
-        pass  # which network it is does not matter
+        pass  # Avalanche's version refuses networks of other classes
 
     def compute_features(self, model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
@@ -211,19 +216,19 @@ class _LFLPlugin(LFLPlugin):
 
 
 class MAS(AvalancheMAS):
-    """MAS (Aljundi et al., ECCV 2018) that goes on where a batch has no loss left.
+    """MAS (Aljundi et al., ECCV 2018) that also trains on a mini-batch whose loss is exactly 0.
 
-    Avalanche's takes a loss of exactly 0, as of images of which a network is sure, for none, and raises.
+    The loss is 0 if the network is certain of all images. Avalanche's class takes this for a missing loss and raises.
 
     Args:
         lambda_reg: weight of the penalty.
-        alpha: share of the former importances in those after a task; the task's own have the rest.
+        alpha: share of the former importances in the importances after a task; the rest is the task's importances.
         **arguments: as in ``avalanche.training.MAS``.
     """
 
     def __init__(self, *, lambda_reg: float = 1.0, alpha: float = 0.5, **arguments: Any) -> None:
         super().__init__(lambda_reg=lambda_reg, alpha=alpha, **arguments)
-        _put_in_place(self, MASPlugin, _MASPlugin(lambda_reg, alpha))
+        _replace_plugin(self, MASPlugin, _MASPlugin(lambda_reg, alpha))
 
 
 class _MASPlugin(MASPlugin):
@@ -234,16 +239,18 @@ class _MASPlugin(MASPlugin):
 
 
 class SynapticIntelligence(AvalancheSI):
-    """SI (Zenke et al., ICML 2017) that tells weights before a step, and before a task, from those after it.
+    """SI (Zenke et al., ICML 2017) that stores copies of the weights before a step and before a task.
 
-    Avalanche's keeps views of the weights where these are on the CPU. They move along, so that no weight ever seems to
-    have moved, none is important, and there is no penalty: its accuracies there are those of fine-tuning. Weights along
-    which the loss rose have no importance here; Avalanche's have a negative one, which rewards them for moving away.
-    Both cut importances off at 0.001, so that ``si_lambda`` is large where it has an effect.
+    On the CPU Avalanche's class keeps views of the weights. The views change with the weights, so that no weight ever
+    seems to have moved. Then no weight is important, there is no penalty, and accuracies are those of fine-tuning.
+
+    There is a second difference: a weight along which the loss rose has importance 0 here. In Avalanche's class its
+    importance is negative, which rewards the weight for moving away. Both classes limit importances to 0.001, so
+    ``si_lambda`` must be large to have an effect.
 
     Args:
-        **arguments: as in ``avalanche.training.SynapticIntelligence``: ``si_lambda`` is the penalty's weight, ``eps``
-            what keeps importances of weights that hardly moved finite.
+        **arguments: as in ``avalanche.training.SynapticIntelligence``. ``si_lambda`` is the penalty's weight. ``eps``
+            keeps the importance of a weight finite that hardly moved.
     """
 
     def _before_training_exp(self, **kwargs: Any) -> None:
@@ -266,11 +273,11 @@ class SynapticIntelligence(AvalancheSI):
         return [plugin for plugin in self.plugins if isinstance(plugin, SynapticIntelligencePlugin)]
 
 
-def _put_in_place(strategy: Any, kind: type[Any], plugin: Any) -> None:
-    """Gives a strategy a plugin for the one of a kind that Avalanche made for it."""
-    strategy.plugins = [plugin if isinstance(p, kind) else p for p in strategy.plugins]
+def _replace_plugin(strategy: Any, plugin_class: type[Any], plugin: Any) -> None:
+    """Replaces the plugin of a class that Avalanche made for a strategy."""
+    strategy.plugins = [plugin if isinstance(p, plugin_class) else p for p in strategy.plugins]
 
 
 def _detach(weights: dict[str, Any]) -> None:
-    for kept in weights.values():
-        kept.data = kept.data.clone()
+    for stored in weights.values():
+        stored.data = stored.data.clone()

@@ -1,4 +1,4 @@
-"""Streams: a data set cut into tasks, as an Avalanche benchmark whose images stay in memory as uint8."""
+"""Streams: a data set divided into tasks, as an Avalanche benchmark whose images stay in memory as uint8."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ Scenario = Literal["task", "domain", "class"]
 
 
 class TaskImages(Dataset[tuple[Tensor, int]]):
-    """The images of one task: uint8 (N, C, H, W), targets int64 (N), see :class:`Stream` for what they count."""
+    """The images of one task, uint8 (N, C, H, W), and their targets, int64 (N,), see :class:`Stream`."""
 
     def __init__(self, images: Tensor, targets: Tensor) -> None:
         self.images = images
@@ -36,7 +36,7 @@ class TaskImages(Dataset[tuple[Tensor, int]]):
 
 
 class Task(NamedTuple):
-    """What a task consists of; its targets are counted from zero within it."""
+    """One task of a stream. Its targets are counted from zero within the task."""
 
     name: str
     classes: list[str]
@@ -48,21 +48,21 @@ class Task(NamedTuple):
 class Stream:
     """Tasks to be learned one after another, in one of three scenarios.
 
-    ========== =================================== ==================================== ===================
-    scenario   task label of experience t           targets of experience t              heads
-    ========== =================================== ==================================== ===================
-    ``task``   t, known at test time                counted from zero                    one a task
-    ``domain`` 0                                    counted from zero, the same classes  one
-    ``class``  0                                    counted on from those of t - 1       one that grows
-    ========== =================================== ==================================== ===================
+    ========== =================================== ======================================== ===================
+    scenario   task label of experience t           targets of experience t                  heads
+    ========== =================================== ======================================== ===================
+    ``task``   t, known at test time                counted from zero                        one for each task
+    ``domain`` 0                                    counted from zero, the same classes      one
+    ``class``  0                                    counted on from those of experience t-1  one that grows
+    ========== =================================== ======================================== ===================
 
     Attributes:
-        benchmark: Avalanche's scenario, with ``train_stream`` and ``test_stream``; each experience has an attribute
+        benchmark: the Avalanche benchmark, with ``train_stream`` and ``test_stream``. Each experience has an attribute
             ``task_name``.
         tasks: the class names of each task, in the order in which they are learned.
         image_shape: (C, H, W).
         scenario: ``task``, ``domain`` or ``class``.
-        names: what each task is called.
+        names: the name of each task.
 
     References:
         van de Ven, Tolias. Three Scenarios for Continual Learning. 2019.
@@ -84,17 +84,19 @@ class Stream:
 
     @property
     def classes_per_task(self) -> int:
-        """Classes of the largest task: the outputs of its head, or with which the one that grows begins."""
+        """The number of classes of the largest task. A head, or a head that grows, starts with so many outputs."""
         return max(map(len, self.tasks))
 
     def first(self, count: int) -> "Stream":
-        """The stream of the first tasks, as if there were no others.
+        """The stream of the first ``count`` tasks.
 
         Raises:
-            FsclError: there are fewer.
+            FsclError: ``count`` is not between 1 and the number of tasks.
         """
         if not 1 <= count <= len(self.tasks):
-            raise FsclError(f"the first {count} of {len(self.tasks)} tasks are wanted; 1 to {len(self.tasks)} would do")
+            raise FsclError(
+                f"the first {count} tasks cannot be taken of {len(self.tasks)}; 1 to {len(self.tasks)} would do"
+            )
         streams = {name: [e.dataset for e in list(stream)[:count]] for name, stream in self.benchmark.streams.items()}
         names = self.names[:count]
         return Stream(_benchmark(streams, names), self.tasks[:count], self.image_shape, self.scenario, names)
@@ -111,26 +113,28 @@ def split_classes(
     validation: float = 0.0,
     scenario: Scenario = "task",
 ) -> Stream:
-    """Cuts a data set into tasks of disjoint classes: the Split CIFAR protocol.
+    """Divides a data set into tasks of disjoint classes, as Split CIFAR does.
 
-    In the scenario ``domain`` the n-th classes of all tasks have the same label, as if they were one class that looks
-    different in each task; so tasks must have equally many classes.
+    In the scenario ``domain`` the n-th classes of all tasks have the same target, as if they were one class that looks
+    different in each task. So all tasks must have the same number of classes.
 
     Images are normalised with the mean and deviation of the training images.
 
     Args:
         train, test: the images.
-        tasks: how many tasks of equally many classes; of a joined data set how many such tasks of each part; or the
-            class names of each task, with or without what it is called. See :func:`fscl.data.class_split.share_out`.
-        seed: order of the classes (and the validation images).
-        shuffle: False keeps the data set's own order of classes.
+        tasks: the number of tasks, each with the same number of classes; or, for a joined data set, this number for
+            each part; or the class names of each task; or a mapping from the name of each task to its class names. See
+            :func:`fscl.data.class_split.share_out`.
+        seed: seed of the order of classes, and of the choice of validation images.
+        shuffle: False keeps the order of classes of the data set.
         crop_padding, flip: augmentation of training images, see :class:`ImageTransform`.
-        validation: share of each task's *training* images that takes the place of its test images, for choosing
-            models without looking at the test set; 0 uses the test images.
-        scenario: what is known and asked of a task, see :class:`Stream`.
+        validation: share of each task's *training* images that replaces its test images, so that models can be chosen
+            without the test set; 0 keeps the test images.
+        scenario: ``task``, ``domain`` or ``class``, see :class:`Stream`.
 
     Raises:
-        FsclError: classes cannot be shared out, a class is unknown, or the scenario is or does not fit the tasks.
+        FsclError: classes cannot be shared out, a class is unknown, or the scenario is unknown or does not fit the
+            tasks.
 
     Example:
         >>> from fscl.data.datasets import load_images
@@ -143,21 +147,21 @@ def split_classes(
     """
     classes = same_classes(train, test)
     groups = share_out(classes, tasks, seed, shuffle, train.parts)
-    found = [
+    assembled = [
         Task(name, [classes[c] for c in group], _select(train, group), _select(test, group)) for name, group in groups
     ]
-    return assemble(found, train.images, scenario, seed, crop_padding, flip, validation)
+    return assemble(assembled, train.images, scenario, seed, crop_padding, flip, validation)
 
 
 def same_classes(train: ImageSet, test: ImageSet) -> list[str]:
-    """The classes that training and test images have in common.
+    """The classes of training and test images, which must be the same.
 
     Raises:
-        FsclError: they differ.
+        FsclError: training and test images have different classes.
     """
     if train.classes != test.classes:
-        odd = sorted(set(train.classes) ^ set(test.classes)) or train.classes
-        raise FsclError(f"training and test images have different classes: {', '.join(odd[:5])}")
+        different = sorted(set(train.classes) ^ set(test.classes)) or train.classes
+        raise FsclError(f"training and test images have different classes: {', '.join(different[:5])}")
     return train.classes
 
 
@@ -170,16 +174,16 @@ def assemble(
     flip: bool,
     validation: float,
 ) -> Stream:
-    """A stream of tasks that are there.
+    """A stream of given tasks.
 
     Args:
-        tasks: with targets counted from zero.
-        seen: uint8 (N, C, H, W), the images by whose mean and deviation all are normalised.
-        scenario, seed, crop_padding, flip, validation: as in :func:`split_classes`. Tasks of the same targets, such as
-            rotations of the same images, have the same images held out.
+        tasks: the tasks; the targets of each are counted from zero.
+        seen: uint8 (N, C, H, W). All images are normalised with the mean and deviation of these.
+        scenario, seed, crop_padding, flip, validation: as in :func:`split_classes`. Tasks that have the same targets,
+            such as rotations of the same images, hold out the same images.
 
     Raises:
-        FsclError: the scenario is unknown or does not fit the tasks, the validation share is none, or a task has no
+        FsclError: the scenario is unknown or does not fit the tasks, ``validation`` is not in [0, 1), or a task has no
             images.
     """
     if scenario not in get_args(Scenario):
@@ -188,7 +192,7 @@ def assemble(
         raise FsclError(f"validation is {validation}; it is a share of the training images, at least 0 and below 1")
     sizes = [len(task.classes) for task in tasks]
     if scenario == "domain" and len(set(sizes)) > 1:
-        raise FsclError(f"scenario is 'domain', so all tasks have the same classes; these have {sizes} classes")
+        raise FsclError(f"scenario is 'domain', so all tasks must have the same classes; these have {sizes} classes")
     mean, std = _statistics(seen)
     augmented, plain = ImageTransform(mean, std, crop_padding, flip), ImageTransform(mean, std)
     streams: dict[str, list[Any]] = {"train": [], "test": []}
@@ -210,12 +214,12 @@ def assemble(
 def labelled(
     images: Any, targets: list[int], label: int, train: Callable[[Any], Any], test: Callable[[Any], Any]
 ) -> Any:
-    """Images of one task as an Avalanche data set.
+    """The images of one task as an Avalanche data set.
 
     Args:
         images: a data set of (image, target).
-        targets: of each image.
-        label: the task's.
+        targets: the target of each image.
+        label: the task label.
         train, test: the transforms of images in training and in evaluation.
     """
     attributes = [
@@ -227,23 +231,23 @@ def labelled(
 
 
 def _benchmark(streams: dict[str, list[Any]], names: Sequence[str]) -> Any:
-    """Avalanche's scenario of the data of each experience."""
+    """The Avalanche benchmark of the data of each experience."""
     benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(**streams)))
     for stream in benchmark.streams.values():
         for experience, name in zip(stream, names, strict=True):
             experience.task_name = name
-            # Avalanche gives a set, with which its own multi-head classifier cannot index a tensor
+            # Avalanche sets a set, with which its own multi-head classifier cannot index a tensor
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
     return benchmark
 
 
 def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel, in units of [0, 1], from how often each of the 256 values occurs."""
+    """Mean and deviation of each channel, in units of [0, 1], computed from a histogram of the 256 values."""
     values = torch.arange(256, dtype=torch.float64) / 255
     mean, std = [], []
     for channel in images.unbind(1):
         counts = torch.zeros(256, dtype=torch.int64)
-        for part in channel.flatten().split(2**22):  # counting takes eight bytes a value
+        for part in channel.flatten().split(2**22):  # in parts, because counting takes eight bytes for each value
             counts += torch.bincount(part, minlength=256)
         n = int(counts.sum())
         mean.append(float((counts * values).sum() / n))
@@ -252,20 +256,20 @@ def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
 
 
 def _select(data: ImageSet, group: list[int]) -> TaskImages:
-    target = torch.full((len(data.classes),), -1)
-    target[group] = torch.arange(len(group))
-    targets = target[data.labels]
+    target_of = torch.full((len(data.classes),), -1)
+    target_of[group] = torch.arange(len(group))
+    targets = target_of[data.labels]
     return TaskImages(data.images[targets >= 0], targets[targets >= 0])
 
 
 def _hold_out(images: TaskImages, share: float, seed: int) -> dict[str, TaskImages]:
-    """Class by class, ``share`` of the images for validation and the rest for training."""
+    """Holds out a share of the images of each class as test images; the rest are training images."""
     generator = torch.Generator().manual_seed(seed)
     held = torch.zeros(len(images), dtype=torch.bool)
     for target in images.targets.unique():
         members = (images.targets == target).nonzero()[:, 0]
-        chosen = torch.randperm(len(members), generator=generator)[: max(1, round(share * len(members)))]
-        held[members[chosen]] = True
+        positions = torch.randperm(len(members), generator=generator)[: max(1, round(share * len(members)))]
+        held[members[positions]] = True
     return {
         "train": TaskImages(images.images[~held], images.targets[~held]),
         "test": TaskImages(images.images[held], images.targets[held]),

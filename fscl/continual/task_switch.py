@@ -1,4 +1,4 @@
-"""What the learners that keep a network a task have in common: in evaluation the network points at the stored ones."""
+"""Base classes of learners that store a network for each task, and evaluate each task with its stored network."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -17,10 +17,11 @@ __all__ = ["LabelSwitchPlugin", "TaskSwitchPlugin", "head_names", "multi_heads"]
 
 
 class TaskSwitchPlugin(LearnerPlugin):
-    """Base of plugins that store a network, or part of one, for each task, and evaluate with the stored ones.
+    """Base class of plugins that store a network, or part of one, for each task.
 
-    A task in training is evaluated as it stands; one that was never learned, with what is in the network. Evaluation
-    leaves no trace: not in the network, not in the heads, not in the random number generators.
+    In evaluation the strategy's network points at the tensors that are stored for a task. A task in training, and a
+    task that was never learned, is evaluated with the network as training left it. Evaluation changes neither the
+    network, nor its heads, nor the random states.
     """
 
     transient: ClassVar[tuple[str, ...]] = ("_before", "_random", "_heads", "_shown")
@@ -28,13 +29,13 @@ class TaskSwitchPlugin(LearnerPlugin):
     def __init__(self) -> None:
         super().__init__()
         self._training: set[int] = set()  # tasks of the experience in training
-        self._before: dict[str, Tensor] = {}  # what the network held before it was pointed elsewhere
+        self._before: dict[str, Tensor] = {}  # the network's own tensors while it points at stored ones
         self._shown: int | None = None
         self._random: list[Tensor] = []
-        self._heads: list[tuple[nn.Module, dict[str, Any]]] = []  # what heads were before an evaluation
+        self._heads: list[tuple[nn.Module, dict[str, Any]]] = []  # the heads as they were before the evaluation
 
     def tasks_of(self, experience: Any) -> list[int]:
-        """The numbers under which what is learned of an experience is stored."""
+        """The tasks under which the network of an experience is stored."""
         return list(experience.task_labels)
 
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
@@ -42,22 +43,22 @@ class TaskSwitchPlugin(LearnerPlugin):
         raise NotImplementedError
 
     def memory(self) -> dict[str, int]:
-        """Mean bytes kept of a task, by kind."""
+        """Bytes stored for each task (mean over tasks), by kind."""
         raise NotImplementedError
 
     def shared_memory(self) -> dict[str, int]:
-        """Bytes kept once for all tasks, by kind."""
+        """Bytes stored once for all tasks, by kind."""
         raise NotImplementedError
 
     @property
     def shown(self) -> int | None:
-        """The task that the network is pointed at; None where it is as training left it."""
+        """The task whose stored tensors the network points at; None if it is as training left it."""
         return self._shown
 
     # evaluation
 
     def before_eval(self, strategy: Any, **kwargs: Any) -> None:
-        self._show(strategy.model, None)  # an interrupted evaluation may have left the network pointed elsewhere
+        self._show(strategy.model, None)  # an interrupted evaluation may have left the network pointing at a task
         self._random = [torch.get_rng_state()]
         if strategy.device.type == "cuda":
             self._random.append(torch.cuda.get_rng_state(strategy.device))
@@ -65,11 +66,11 @@ class TaskSwitchPlugin(LearnerPlugin):
         self._heads = [(module, _structure(module)) for head in heads for module in head.modules()]
 
     def before_eval_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        self._show(strategy.model, None)  # a head that Avalanche grows next must be the network's own
+        self._show(strategy.model, None)  # Avalanche grows a head next: it must be the network's own
 
     def after_eval(self, strategy: Any, **kwargs: Any) -> None:
         self._show(strategy.model, None)
-        for module, before in self._heads:  # Avalanche grew them for tasks and classes that were only evaluated
+        for module, before in self._heads:  # Avalanche added heads and classes of tasks that were only evaluated
             vars(module).update(before)
         self._heads = []
         torch.set_rng_state(self._random[0])
@@ -87,10 +88,10 @@ class TaskSwitchPlugin(LearnerPlugin):
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._training = set()
 
-    # inside
+    # private
 
     def _show(self, model: nn.Module, task: int | None) -> None:
-        """Points the network at a task's tensors; None, or a task in training or unknown, at its own."""
+        """Points the network at a task's stored tensors, or at its own if ``task`` is None, in training or unknown."""
         entries = None if task is None or task in self._training else self.stored(task)
         if entries is None:
             task = None
@@ -105,7 +106,7 @@ class TaskSwitchPlugin(LearnerPlugin):
 
 
 class LabelSwitchPlugin(TaskSwitchPlugin):
-    """Base of plugins that evaluate each sample with the network of its task label; mini-batches may mix tasks."""
+    """Base class of plugins that evaluate each sample with its own task's network. Mini-batches may mix tasks."""
 
     scenarios = ("task",)
 
@@ -118,23 +119,23 @@ class LabelSwitchPlugin(TaskSwitchPlugin):
         labels = self._labels(strategy)
         if len(labels) < 2:
             return
-        for label in labels:  # the outputs so far are of one network for all tasks: take each from its own
+        for label in labels:  # so far one network computed all outputs: each task needs its own network
             self._show(strategy.model, label)
             mask = strategy.mb_task_id == label
             part = avalanche_forward(strategy.model, strategy.mb_x[mask], strategy.mb_task_id[mask])
             strategy.mb_output[mask, : part.shape[1]] = part
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Leaves out samples of other tasks that are already stored (a replay plugin's): nothing may change there."""
+        """Leaves out samples, such as replayed ones, of other tasks that are stored: their networks must not change."""
         if len(self._labels(strategy)) > 1:
             task_ids = strategy.mb_task_id
-            ours = torch.tensor([int(t) in self._training or self.stored(int(t)) is None for t in task_ids])
-            if bool(ours.any()) and not bool(ours.all()):
-                keep = ours.to(task_ids.device)
-                strategy.mbatch = [part[keep] for part in strategy.mbatch]
+            trained = torch.tensor([int(t) in self._training or self.stored(int(t)) is None for t in task_ids])
+            if bool(trained.any()) and not bool(trained.all()):
+                rows = trained.to(task_ids.device)
+                strategy.mbatch = [part[rows] for part in strategy.mbatch]
 
     def _labels(self, strategy: Any) -> list[int]:
-        """Task labels of the mini-batch; of an experience with one task without looking at the device."""
+        """The task labels of the mini-batch. Reads the tensor only if needed, because this synchronises a GPU."""
         task = task_of(strategy.mb_task_id)
         labels = list(strategy.experience.task_labels) if task is None else [task]
         if len(labels) == 1 and (task is not None or not strategy.is_training):
@@ -143,10 +144,10 @@ class LabelSwitchPlugin(TaskSwitchPlugin):
 
 
 def head_names(model: nn.Module, task: int | None = None) -> list[str] | None:
-    """State entries, or modules, that are heads: of one task, or all; None if no head is told by its class.
+    """Names of the entries or modules that are heads, of one task or of all; None if no module's class marks a head.
 
     A multi-head module has a head for each task. Any other dynamic module without convolutions, such as Avalanche's
-    ``IncrementalClassifier``, is one head that grows, and is every task's.
+    ``IncrementalClassifier``, is one head that grows and that all tasks have.
     """
     heads = multi_heads(model)
     if not heads:
@@ -171,6 +172,6 @@ def _growing_heads(model: nn.Module) -> list[str]:
 
 
 def _structure(module: nn.Module) -> dict[str, Any]:
-    """What a module is made of; given back to ``vars``, it undoes what was added or replaced since."""
+    """A module's attributes, with copies of its tables; ``vars(module).update`` with them undoes later additions."""
     tables = ("_parameters", "_buffers", "_modules")
     return {**vars(module), **{table: dict(vars(module)[table]) for table in tables}}

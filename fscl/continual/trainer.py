@@ -1,4 +1,4 @@
-"""One learner on one stream: trained experience by experience, measured after each, and able to resume between them."""
+"""Trains one learner on one stream, experience by experience. Measures after each, and can resume between two."""
 
 import random
 import time
@@ -51,14 +51,14 @@ Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of one experience t.
+    """The measurements after experience t.
 
     Attributes:
-        accuracy: share of right answers on the tests of tasks 0..t.
-        transfer: nearest-class-mean accuracy on every task of the features after task t.
-        start: the same on task t of the features just before training on it.
+        accuracy: share of right answers on the test images of tasks 0 to t, in [0, 1].
+        transfer: nearest-class-mean accuracy on every task, of the features after task t.
+        start: nearest-class-mean accuracy on task t, of the features just before training on it.
         train_seconds, evaluate_seconds: wall time.
-        stored: bytes that the learner keeps beside its network.
+        stored: bytes that the learner keeps besides its network.
     """
 
     accuracy: list[float]
@@ -72,21 +72,22 @@ class Measured:
 class Trainer:
     """Builds a strategy for a stream and trains it one experience at a time.
 
-    Each experience starts from random states that depend on the seed and its number alone, so that a resumed run ends
-    with the numbers of an uninterrupted one.
+    The random states at the start of an experience depend only on the seed and the number of the experience. So a
+    resumed run ends with the same numbers as an uninterrupted run.
 
     Args:
         stream: the tasks.
-        learner: an Avalanche strategy and its own arguments.
+        learner: an Avalanche strategy and its arguments.
         training: how a task is trained.
-        network: what is trained.
-        seed: of the initial weights and of all that is drawn later.
-        device: where to train.
+        network: the network to train.
+        seed: seed of the initial weights and of everything that is drawn later.
+        device: the device to train on.
         loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.
         progress: called with (experience, epoch, epochs) after each epoch.
 
     Raises:
-        FsclError: the class, its arguments or the network are unknown, or the learner keeps what cannot be resumed.
+        FsclError: the strategy, one of its arguments or the network is unknown; the learner cannot learn the scenario
+            of the stream; a training option does not fit; or the learner keeps a value that cannot be saved.
     """
 
     def __init__(
@@ -102,17 +103,18 @@ class Trainer:
         progress: Progress | None = None,
     ) -> None:
         self.stream, self.training, self.seed, self.device = stream, training, seed, torch.device(device)
-        kind = strategy_class(learner.class_path, learner.arguments)
+        strategy_type = strategy_class(learner.class_path, learner.arguments)
         _seed_all(seed, 0)
         model = build_network(network.name, stream.image_shape, stream.classes_per_task, network.args)
-        if issubclass(kind, PluginStrategy):
-            model = kind.prepare(model, **learner.arguments)  # so that the optimizer is made for the final parameters
+        if issubclass(strategy_type, PluginStrategy):
+            model = strategy_type.prepare(model, **learner.arguments)  # the optimizer needs the final parameters
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         pairs = zip(stream.train_stream, stream.test_stream, strict=True)
-        self._tasks = [(first_images(a.dataset), b.dataset) for a, b in pairs]  # for class means, chosen once
+        # (training data, test data) of each task, for class means
+        self._tasks = [(first_images(train.dataset), test.dataset) for train, test in pairs]
         self._start = StartRecorder(self._tasks, self.device)
         self._acceleration = Acceleration(training.precision, training.channels_last, training.compile)
-        self.strategy = kind(
+        self.strategy = strategy_type(
             model=model,
             optimizer=build_optimizer(training, model.parameters(), self.device),
             criterion=nn.CrossEntropyLoss(label_smoothing=training.label_smoothing),
@@ -122,7 +124,7 @@ class Trainer:
             device=self.device,
             evaluator=SilentEvaluator(),
             plugins=[
-                InMemoryLoader(loader),  # type: ignore[arg-type]  # checked there
+                InMemoryLoader(loader),  # type: ignore[arg-type]  # InMemoryLoader checks it
                 self._acceleration,
                 LearningRateSchedule(training),
                 self._start,
@@ -132,47 +134,51 @@ class Trainer:
             ],
             **learner.arguments,
         )
-        if stream.scenario not in (fits := scenarios_of(self.strategy)):
-            why = ", because it needs a test image's task label" if fits == ["task"] else ""
+        if stream.scenario not in (scenarios := scenarios_of(self.strategy)):
+            reason = ", because it needs a test image's task label" if scenarios == ["task"] else ""
             raise FsclError(
-                f"{learner.class_path} cannot learn a stream of scenario {stream.scenario!r}{why}; use "
-                f"{' or '.join(f'split.scenario={name}' for name in fits)}"
+                f"{learner.class_path} cannot learn a stream of scenario {stream.scenario!r}{reason}; use "
+                f"{' or '.join(f'split.scenario={name}' for name in scenarios)}"
             )
         if training.label_smoothing and has_own_loss(self.strategy):
             raise FsclError(
                 f"{learner.class_path} has a loss of its own without label smoothing; set training.label_smoothing=0"
             )
         self._codec = Codec(stream, lambda: self.strategy.model)
-        self._kept_by_learner()  # refuses what could not be resumed before anything is trained
-        small = min(len(e.dataset) for e in stream.train_stream)
-        if training.drop_last and small < training.batch_size:
-            raise FsclError(f"drop_last leaves nothing of a task of {small} images in batches of {training.batch_size}")
+        self._learner_state()  # refuses a learner that cannot be resumed before anything is trained
+        smallest = min(len(e.dataset) for e in stream.train_stream)
+        if training.drop_last and smallest < training.batch_size:
+            raise FsclError(
+                f"drop_last leaves no batch of a task of {smallest} images, because batch_size is "
+                f"{training.batch_size}; set drop_last=false or a smaller batch_size"
+            )
         self.done = 0
-        self._known: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}  # by task: a network, and its accuracy
+        # task -> (the tensors that the learner stored when the task was measured, its accuracy)
+        self._measured: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}
         self._history = FilterHistory()
         self._stored: list[int] = []
 
     @property
     def bank(self) -> AtomBank | None:
-        """The bank of a learner that has one."""
+        """The learner's bank, or None if it has none."""
         return next((p.bank for p in self.strategy.plugins if isinstance(p, AtomBankPlugin)), None)
 
     @property
     def precision(self) -> str:
-        """Of convolutions, on this device where the recipe says ``auto``: ``float32``, ``bfloat16`` or ``float16``."""
+        """The precision of convolutions on this device: ``float32``, ``bfloat16`` or ``float16``."""
         return self._acceleration.resolved(self.device)
 
     def untrained(self) -> list[float]:
-        """Nearest-class-mean accuracy on every task of the features before any training."""
+        """Nearest-class-mean accuracy on every task, of the features before any training."""
         self.strategy.model.to(self.device)
-        self._accelerate()  # in the precision in which tasks will start
+        self._accelerate()  # so that the precision is that of training
         return self._class_means()
 
     def train_next(self) -> Measured:
-        """Trains the next experience and measures.
+        """Trains the next experience and measures the network.
 
         Raises:
-            FsclError: training diverged, so that a weight is not finite.
+            FsclError: training diverged: a weight is not finite.
         """
         t = self.done
         _seed_all(self.seed, t + 1)
@@ -182,7 +188,7 @@ class Trainer:
         try:
             self.strategy.train(self.stream.train_stream[t], drop_last=self.training.drop_last)
         except Exception:
-            self._check_finite()  # which is then why, whatever a learner says of it
+            self._check_finite()  # if training diverged, this explains it better than the learner's own error
             raise
         self._check_finite()
         trained = time.perf_counter()
@@ -192,27 +198,27 @@ class Trainer:
         if self.bank is None:
             self._history.add(self.strategy.model)
         self.done = t + 1
-        self._stored.append(stored_bytes(self._kept_by_learner()))
-        # reading the clock twice in a row would count the recorder's own pass as training
+        self._stored.append(stored_bytes(self._learner_state()))
+        # the recorder measures within the training time, so its seconds are taken off
         train_seconds = trained - began - self._start.seconds
         return Measured(
             accuracy, transfer, self._start.value, train_seconds, time.perf_counter() - trained, self._stored[-1]
         )
 
     def similarity(self) -> tuple[list[str], Tensor, str]:
-        """(layers, (L, T, T) cosine similarity of the tasks so far, ``atoms`` or ``filters``)."""
+        """(layers, (L, T, T) cosine similarity of the tasks so far, what was compared: ``atoms`` or ``filters``)."""
         if self.bank is not None:
             return self.bank.layers, self.bank.similarity(per_layer=True), "atoms"
         return list(self._history.first), self._history.similarity(per_layer=True), "filters"
 
     def explained(self) -> list[list[float]] | None:
-        """[layer][task]: share of the filters' energy that the similarity compares; None for a bank, which has all."""
+        """[layer][task]: share of the filters' energy that the similarity compares; None with a bank (all of it)."""
         if self.bank is not None:
             return None
         return [[shares[layer] for shares in self._history.explained] for layer in self._history.first]
 
     def memory(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Bytes (of one more task, by kind; once for all tasks, by kind): all that must be kept to serve every task."""
+        """Bytes that must be kept to serve every task: (for each task, once for all tasks), both by kind."""
         for plugin in self.strategy.plugins:
             if isinstance(plugin, TaskSwitchPlugin):
                 return plugin.memory(), plugin.shared_memory()
@@ -221,7 +227,7 @@ class Trainer:
         head = sum(t.nbytes for n, t in state.items() if within(n, heads))
         body = sum(t.nbytes for t in state.values()) - head
         first, last = self._stored[0], self._stored[-1]
-        # where each task adds more than the one before, the mean, so that the whole is right
+        # the mean if each task adds more than the task before it, so that the sum over tasks is right
         growth = min((last - first) / max(self.done - 1, 1), last / self.done)
         heads_grow = self.stream.scenario != "domain"
         per_task, shared = ({"head": round(head / self.done)}, {}) if heads_grow else ({}, {"head": head})
@@ -231,16 +237,16 @@ class Trainer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a new process needs to go on after the last experience; tensors and plain values only.
+        """All that a new process needs to continue after the last experience, as tensors and plain values.
 
         Raises:
-            FsclError: the learner keeps something that cannot be written without pickling code.
+            FsclError: the learner keeps a value that cannot be written without pickling code.
         """
         return {
             "done": self.done,
             "model": self.strategy.model.state_dict(),
             "trains": [name for name, weight in self.strategy.model.named_parameters() if weight.requires_grad],
-            **self._kept_by_learner(),
+            **self._learner_state(),
             "first": self._history.first,
             "atoms": self._history.atoms,
             "explained": self._history.explained,
@@ -248,19 +254,19 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes up where :meth:`state_dict` was made; the trainer must have been built with the same arguments."""
+        """Continues from a :meth:`state_dict`. The trainer must have been built with the same arguments."""
         self.done = state["done"]
         strategy = self.strategy
         strategy.model.to(self.device).train()
         strategy.is_training = True
         for experience in list(self.stream.train_stream)[: self.done]:
             strategy.experience = experience
-            strategy.model_adaptation()  # heads
+            strategy.model_adaptation()  # adds the heads
         strategy.is_training, strategy.experience = False, None
         strategy.model.load_state_dict(state["model"])
         for name, weight in strategy.model.named_parameters():
             weight.requires_grad_(name in state["trains"])
-        self._accelerate()  # so that former states of the network are taken in its precision
+        self._accelerate()  # first, because former states of the network are copies of it and need its precision
         restore_plugins(strategy, state["plugins"], self._codec, self.device)
         restore_strategy(strategy, state["strategy"], self._codec, self.device)
         self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
@@ -268,38 +274,39 @@ class Trainer:
         self._stored = list(state["stored"])
 
     def _accelerate(self) -> None:
-        """Prepares the network as it is prepared for the first task, whose images say what it stands."""
+        """Prepares the network as for the first task, whose images decide whether channels last can be used."""
         self.strategy.experience = self.stream.train_stream[0]
         self._acceleration.before_eval(self.strategy)
         self.strategy.experience = None
 
-    def _kept_by_learner(self) -> dict[str, Any]:
+    def _learner_state(self) -> dict[str, Any]:
         return {
             "strategy": strategy_state(self.strategy, self._codec),
             "plugins": plugin_state(self.strategy, self._codec),
         }
 
     def _accuracies(self, t: int) -> list[float]:
-        """Accuracy on the tests of tasks 0..t after task t.
+        """Accuracy on the test images of tasks 0 to t, after task t.
 
-        A network that the learner keeps for a task is measured once it is there and again at the end of the stream; not
-        between, while it is made of the very same tensors.
+        A network that the learner has stored for a task is measured when it is stored, and again at the end of the
+        stream. In between the accuracy is not measured again as long as the stored tensors are unchanged.
         """
         last = t == len(self.stream.tasks) - 1
-        todo = [i for i in range(t + 1) if last or not self._is_known(i)]
-        found = self._accuracy.accuracies(self.strategy, [self.stream.test_stream[i] for i in todo])
-        self._known |= {i: (self._kept(i), accuracy) for i, accuracy in zip(todo, found, strict=True)}
-        return [self._known[i][1] for i in range(t + 1)]
+        tasks = [i for i in range(t + 1) if last or not self._is_unchanged(i)]
+        accuracies = self._accuracy.accuracies(self.strategy, [self.stream.test_stream[i] for i in tasks])
+        self._measured |= {i: (self._stored_tensors(i), a) for i, a in zip(tasks, accuracies, strict=True)}
+        return [self._measured[i][1] for i in range(t + 1)]
 
-    def _is_known(self, task: int) -> bool:
-        (before, _), now = self._known.get(task, ([], 0.0)), self._kept(task)
+    def _is_unchanged(self, task: int) -> bool:
+        """Whether the tensors that are stored for a task are those that were measured."""
+        (before, _), now = self._measured.get(task, ([], 0.0)), self._stored_tensors(task)
         same = (a is b and v == w for (a, v), (b, w) in zip(before, now, strict=False))
         return len(before) == len(now) > 0 and all(same)
 
-    def _kept(self, task: int) -> list[tuple[Tensor, int]]:
-        """The tensors of the network that the learner keeps for a task, each with the number of writes to it."""
-        kept = [plugin.stored(task) or {} for plugin in self._switches()]
-        return [(tensor, tensor._version) for entries in kept for tensor in entries.values()]
+    def _stored_tensors(self, task: int) -> list[tuple[Tensor, int]]:
+        """The tensors that the learner has stored for a task, each with the number of writes to it."""
+        stored = [plugin.stored(task) or {} for plugin in self._label_switches()]
+        return [(tensor, tensor._version) for entries in stored for tensor in entries.values()]
 
     def _check_finite(self) -> None:
         model = self.strategy.model
@@ -311,12 +318,12 @@ class Trainer:
                     "training.lr_next or penalty may help"
                 )
 
-    def _switches(self) -> list[LabelSwitchPlugin]:
-        """Those by which a test image is seen by the network of its own task, and by no other."""
+    def _label_switches(self) -> list[LabelSwitchPlugin]:
+        """The plugins that evaluate each test image only with the network of its own task."""
         return [p for p in self.strategy.plugins if isinstance(p, LabelSwitchPlugin)]
 
     def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
-        """Nearest-class-mean accuracy on every task; of those in ``features`` the test images need no other pass."""
+        """Nearest-class-mean accuracy on every task; ``features`` are features of test images, if known already."""
         return [
             class_mean_accuracy(self.strategy.model, *data, device=self.device, features=(features or {}).get(i))
             for i, data in enumerate(self._tasks)
@@ -333,13 +340,13 @@ class _ProgressPlugin(SupervisedPlugin):
 
     def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
         if self._progress is not None:
-            # the clock, which comes last, has not counted this epoch yet
+            # strategy.clock runs last, so it has not counted this epoch yet
             epoch = strategy.clock.train_exp_epochs + 1
             self._progress(strategy.experience.current_experience, epoch, strategy.train_epochs)
 
 
 def _seed_all(seed: int, step: int) -> None:
-    mixed = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
-    random.seed(mixed)
-    np.random.seed(mixed)  # noqa: NPY002 - what libraries draw from
-    torch.manual_seed(mixed)
+    seed_of_step = int(np.random.SeedSequence([seed, step]).generate_state(1)[0])
+    random.seed(seed_of_step)
+    np.random.seed(seed_of_step)  # noqa: NPY002 - libraries draw from it
+    torch.manual_seed(seed_of_step)

@@ -54,8 +54,8 @@ def share_out(
     sizes = list(parts) or [len(classes)]
     if len(counts) != len(sizes):
         raise FsclError(
-            f"tasks is {counts}: a number for each joined data set; here there are {len(sizes)}, of "
-            f"{', '.join(map(str, sizes))} classes"
+            f"tasks is {counts}; give one number for each joined data set (there are {len(sizes)}, of "
+            f"{', '.join(map(str, sizes))} classes)"
         )
     return _even(classes, counts, sizes, seed, shuffle)
 
@@ -66,7 +66,7 @@ def _even(classes: Sequence[str], counts: Sequence[int], sizes: Sequence[int], s
     for count, size in zip(counts, sizes, strict=True):
         if count < 1 or size % count:
             fits = [n for n in range(1, size + 1) if size % n == 0]
-            raise FsclError(f"{size} classes cannot be shared out evenly among {count} tasks; these can: {fits}")
+            raise FsclError(f"{size} classes cannot be shared out evenly among {count} tasks; numbers that fit: {fits}")
         order = torch.randperm(size, generator=generator) if shuffle else torch.arange(size)
         groups += [(order[i : i + size // count] + first).tolist() for i in range(0, size, size // count)]
         first += size
@@ -77,8 +77,8 @@ def _named(classes: Sequence[str], names: Sequence[str], lists: Sequence[Sequenc
     flat = [name for group in lists for name in group]
     if unknown := [name for name in flat if name not in classes]:
         raise FsclError(f"unknown class {unknown[0]!r}; known classes: {', '.join(classes)}")
-    if twice := [name for name in flat if flat.count(name) > 1]:
-        raise FsclError(f"class {twice[0]!r} is in more than one task")
+    if repeated := [name for name in flat if flat.count(name) > 1]:
+        raise FsclError(f"class {repeated[0]!r} is in more than one task")
     if empty := [number for number, group in enumerate(lists) if not group]:
         raise FsclError(f"task {empty[0]} has no classes")
     places = {name: place for place, name in enumerate(classes)}

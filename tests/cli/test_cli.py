@@ -249,7 +249,7 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["run", "--set", "training.epochs=x"], r"--set: training.epochs = 'x'"),
         (
             ["run", "--set", "split.tasks=3"],
-            r"10 classes cannot be shared out evenly among 3 tasks; these can: .1, 2, 5, 10.",
+            r"10 classes cannot be shared out evenly among 3 tasks; numbers that fit: .1, 2, 5, 10.",
         ),
         (["run", "--set", "split.tasks=[['1', 'eleven']]"], r"unknown class 'eleven'; known classes: 0, 1, 2"),
         (

@@ -14,7 +14,7 @@ STRATEGIES = {"atom_swapping": AtomSwapping, "naive": Naive, "from_scratch": Fro
 
 
 class Outputs(SupervisedPlugin):
-    """Remembers what a strategy's evaluation says of each experience."""
+    """Records the outputs of a strategy's evaluation for each experience."""
 
     supports_distributed = False
 
@@ -26,14 +26,14 @@ class Outputs(SupervisedPlugin):
         self.of.setdefault(strategy.experience.current_experience, []).append(strategy.mb_output.clone())
 
     def say(self, strategy: Any, experiences: Any) -> list[Tensor]:
-        """The outputs of a whole evaluation, one tensor an experience."""
+        """Evaluates, and returns the outputs, one tensor for each experience."""
         self.of = {}
         strategy.eval(list(experiences))
         return [torch.cat(self.of[e.current_experience]) for e in experiences]
 
 
 class Starts(SupervisedPlugin):
-    """Remembers the network with which each training experience begins, after all other plugins have prepared it."""
+    """Records the network at the start of each training experience, after all other plugins have prepared it."""
 
     supports_distributed = False
 
@@ -74,13 +74,13 @@ def small_network() -> nn.Module:
 
 @pytest.fixture
 def network() -> Callable[[], nn.Module]:
-    """Builds the 8-channel network, with a head a task."""
+    """Builds the 8-channel network with a head for each task."""
     return small_network
 
 
 @pytest.fixture
 def learner() -> Callable[..., Any]:
-    """Builds a strategy by name, from the same seed each time."""
+    """Builds a strategy by name, always from the same seed."""
 
     def build(
         kind: str = "atom_swapping",
@@ -113,7 +113,7 @@ def starts() -> Starts:
 
 @pytest.fixture
 def same_bank() -> Callable[[Any, Any], bool]:
-    """Whether two banks are the same to the bit."""
+    """Whether two banks are equal to the bit."""
 
     def compare(a: Any, b: Any) -> bool:
         pairs = [(a.shared, b.shared), *((a.entries(t), b.entries(t)) for t in a.tasks)]

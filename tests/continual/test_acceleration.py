@@ -17,7 +17,7 @@ SETTINGS = [("float32", True), ("bfloat16", False), ("bfloat16", True), ("float1
 
 
 class Seen(SupervisedPlugin):
-    """What passes through the network: types and layouts of convolutions' and heads' inputs and outputs."""
+    """Records types and layouts of the inputs and outputs of convolutions and heads."""
 
     supports_distributed = False
 
@@ -45,7 +45,7 @@ class Seen(SupervisedPlugin):
 
 @pytest.mark.parametrize(("precision", "channels_last"), SETTINGS)
 @pytest.mark.parametrize("kind", ["naive", "atom_swapping", "from_scratch"])
-def test_learners_learn_as_well_as_in_float32(learner, stream, kind, precision, channels_last):
+def test_accuracy_in_lower_precision_is_close_to_float32(learner, stream, kind, precision, channels_last):
     accuracies = []
     for plugins in ([], [Acceleration(precision, channels_last)]):
         recorder = AccuracyRecorder()
@@ -61,7 +61,7 @@ def test_learners_learn_as_well_as_in_float32(learner, stream, kind, precision, 
 
 
 @pytest.mark.parametrize(("precision", "channels_last"), SETTINGS)
-def test_convolutions_run_in_it_and_heads_and_outputs_do_not(learner, stream, precision, channels_last):
+def test_convolutions_run_in_the_precision_and_heads_and_outputs_in_float32(learner, stream, precision, channels_last):
     seen = Seen()
     learner(plugins=[InMemoryLoader(), Acceleration(precision, channels_last), seen]).train(stream.train_stream[0])
     assert {dtype for dtype, _ in seen.convolutions} == {getattr(torch, precision)}
@@ -72,7 +72,7 @@ def test_convolutions_run_in_it_and_heads_and_outputs_do_not(learner, stream, pr
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_restored_tasks_answer_as_they_did(learner, stream, outputs):
+def test_restored_tasks_have_equal_outputs_in_bfloat16(learner, stream, outputs):
     strategy = learner(plugins=[InMemoryLoader(), Acceleration("bfloat16"), outputs])
     before = []
     for experience in stream.train_stream:
@@ -83,15 +83,15 @@ def test_restored_tasks_answer_as_they_did(learner, stream, outputs):
 
 @pytest.mark.parametrize("plugin", [lambda: EWCPlugin(0.5), lambda: LwFPlugin(1.0, 2.0)])
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_other_plugins_work_beside_it(learner, stream, plugin, precision):
+def test_ewc_and_lwf_train_in_lower_precision(learner, stream, plugin, precision):
     strategy = learner("naive", plugins=[InMemoryLoader(), Acceleration(precision), plugin()])
     for experience in stream.train_stream:
         strategy.train(experience)
     assert all(bool(p.isfinite().all()) for p in strategy.model.parameters())
 
 
-def test_batches_of_several_tasks_go_through_several_heads(learner, stream):
-    """Avalanche writes the answers of the heads into a float32 tensor, which lower precision does not fit."""
+def test_a_batch_of_several_tasks_uses_each_task_s_head_in_bfloat16(learner, stream):
+    """Avalanche writes the outputs of heads into a float32 tensor, so heads must not answer in lower precision."""
     strategy = learner("naive", plugins=[Acceleration("bfloat16")], train_epochs=1)
     for experience in stream.train_stream[:2]:
         strategy.train(experience)
@@ -104,7 +104,7 @@ def test_batches_of_several_tasks_go_through_several_heads(learner, stream):
     assert mixed.dtype == torch.float32
 
 
-def test_precision_ends_with_the_forward_pass_even_where_that_fails(learner, stream):
+def test_a_failed_forward_pass_ends_autocast(learner, stream):
     strategy = learner("naive", plugins=[Acceleration("bfloat16")])
     strategy.train(stream.train_stream[0])
     with pytest.raises(RuntimeError):
@@ -113,7 +113,7 @@ def test_precision_ends_with_the_forward_pass_even_where_that_fails(learner, str
     assert strategy.model(torch.randn(2, 1, 8, 8), 0).dtype == torch.float32
 
 
-def test_copies_of_the_network_work_on_their_own(learner, stream):
+def test_copies_and_pickles_of_an_accelerated_network_do_not_depend_on_it(learner, stream):
     strategy = learner("naive", plugins=[Acceleration("bfloat16")], train_epochs=1)
     strategy.train(stream.train_stream[0])
     strategy.train(stream.train_stream[1])
@@ -127,7 +127,7 @@ def test_copies_of_the_network_work_on_their_own(learner, stream):
     assert torch.equal(pickle.loads(pickle.dumps(twin))(x, 0), twin(x, 0))
 
 
-def test_an_interrupted_forward_pass_leaves_nothing_behind(learner, stream):
+def test_an_interrupted_forward_pass_ends_autocast(learner, stream):
     strategy = learner("naive", plugins=[Acceleration("bfloat16")], train_epochs=1)
     strategy.train(stream.train_stream[0])
 
@@ -142,8 +142,8 @@ def test_an_interrupted_forward_pass_leaves_nothing_behind(learner, stream):
     assert (torch.eye(2) @ torch.eye(2)).dtype == torch.float32
 
 
-def test_other_networks_are_called_as_they_like(learner):
-    """Keywords, one head, a multi-task module of one's own: outputs, and what the last layer sees, are float32."""
+def test_networks_of_other_signatures_have_float32_outputs(learner):
+    """Keyword arguments, one head, a user's multi-task module: outputs and inputs of the last layer are float32."""
 
     class Single(nn.Module):
         def __init__(self):
@@ -172,7 +172,7 @@ def test_other_networks_are_called_as_they_like(learner):
 
 
 @pytest.mark.parametrize("make", [AGEMPlugin, SynapticIntelligencePlugin], ids=["agem", "si"])
-def test_parameters_keep_the_layout_that_plugins_rely_on(learner, stream, make):
+def test_channels_last_does_not_change_the_layout_of_parameters(learner, stream, make):
     plugin = make(20, 16) if make is AGEMPlugin else make(si_lambda=1.0)
     strategy = learner("naive", plugins=[InMemoryLoader(), Acceleration("float32"), plugin], train_epochs=1)
     for experience in stream.train_stream[:2]:
@@ -181,7 +181,7 @@ def test_parameters_keep_the_layout_that_plugins_rely_on(learner, stream, make):
 
 
 class TestFloat16:
-    def test_gradients_and_loss_are_those_of_float32(self, learner, stream):
+    def test_float16_gives_the_gradients_and_loss_of_float32(self, learner, stream):
         found = []
         for precision in ("float32", "float16"):
             seen = Seen()
@@ -195,7 +195,7 @@ class TestFloat16:
                 exact[name], scaled[name], rtol=0.1, atol=2e-2 * float(exact[name].abs().max() + 1e-3)
             )
 
-    def test_a_step_with_infinite_gradients_is_left_out(self, learner, network, stream):
+    def test_float16_leaves_out_a_step_with_infinite_gradients(self, learner, network, stream):
         class Spoil(SupervisedPlugin):
             supports_distributed = False
 
@@ -217,7 +217,7 @@ class TestFloat16:
         assert "optimizer_step" not in vars(strategy)
         assert all(torch.equal(a, b) for a, b in zip(spoil.before, strategy.model.parameters(), strict=True))
 
-    def test_the_strategy_has_its_own_backward_again_afterwards(self, learner, stream):
+    def test_float16_restores_the_strategy_s_backward_after_training(self, learner, stream):
         strategy = learner("naive", plugins=[Acceleration("float16")], train_epochs=1)
         strategy.train(stream.train_stream[0])
         assert "backward" not in vars(strategy)
@@ -226,7 +226,7 @@ class TestFloat16:
 class TestCompile:
     @pytest.fixture
     def traced(self, monkeypatch):
-        """Compiles with the back end that runs the traced graph as it is: seconds instead of a minute."""
+        """Compiles with a back end that runs the traced graph unchanged, in seconds instead of a minute."""
         graphs = []
 
         def backend(graph, inputs):
@@ -241,7 +241,7 @@ class TestCompile:
 
     @pytest.mark.parametrize("kind", ["naive", "atom_swapping", "from_scratch"])
     @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-    def test_multi_head_networks_learn_the_same(self, learner, stream, outputs, traced, kind, precision):
+    def test_compiled_multi_head_networks_learn_the_same(self, learner, stream, outputs, traced, kind, precision):
         said = []
         for compiled in (False, True):
             plugins = [InMemoryLoader(), Acceleration(precision, compile=compiled), outputs]
@@ -256,20 +256,20 @@ class TestCompile:
 
     @pytest.mark.slow
     @pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++"))), reason="needs a C++ compiler")
-    def test_generated_code_learns_too(self, learner, stream):
+    def test_code_of_the_default_compiler_back_end_learns(self, learner, stream):
         recorder = AccuracyRecorder()
         strategy = learner(plugins=[InMemoryLoader(), Acceleration("auto", compile=True), recorder], train_epochs=12)
         for experience in stream.train_stream:
             strategy.train(experience)
         assert min(recorder.accuracies(strategy, list(stream.test_stream))) > 0.85
 
-    def test_a_missing_compiler_is_said_plainly(self, learner, stream, monkeypatch):
+    def test_compile_without_a_compiler_is_refused(self, learner, stream, monkeypatch):
         monkeypatch.setattr("fscl.continual.acceleration.shutil.which", lambda name: None)
         with pytest.raises(FsclError, match=r"torch.compile needs a C\+\+ compiler on the CPU \(g\+\+, clang\+\+"):
             learner(plugins=[Acceleration(compile=True)]).train(stream.train_stream[0])
 
 
-def test_auto_is_lower_precision_only_where_the_processor_multiplies_in_it(monkeypatch):
+def test_auto_is_bfloat16_only_if_the_processor_multiplies_in_it(monkeypatch):
     for capabilities, expected in (
         ({}, "float32"),
         ({"avx512_bf16": True}, "bfloat16"),
@@ -280,6 +280,6 @@ def test_auto_is_lower_precision_only_where_the_processor_multiplies_in_it(monke
     assert Acceleration("float16").resolved(torch.device("cpu")) == "float16"
 
 
-def test_unknown_precisions_are_refused():
+def test_an_unknown_precision_is_refused_with_the_known_ones():
     with pytest.raises(FsclError, match="precision is 'half'; known: auto, float32, bfloat16, float16"):
         Acceleration("half")

@@ -1,4 +1,4 @@
-"""What fscl takes of Avalanche that is no public API is still there, and means what it meant."""
+"""The private parts of Avalanche that fscl uses still exist and still do the same."""
 
 import ast
 from pathlib import Path
@@ -26,7 +26,7 @@ def built(kind=Naive, **options):
     return kind(model=net, optimizer=optimizer, train_mb_size=16, evaluator=None, **options)
 
 
-def test_children_of_a_data_set_are_the_images_and_which_of_them(stream):
+def test_children_of_a_data_set_are_its_images_and_indices(stream):
     whole = stream.train_stream[0].dataset
     data, wrappers = private.images_of(whole), 0
     while (children := private.children_of(data)) is not None:
@@ -40,7 +40,7 @@ def test_children_of_a_data_set_are_the_images_and_which_of_them(stream):
     assert list(indices) == [5, 3]
 
 
-def test_transform_groups_are_those_that_are_applied(stream):
+def test_transform_groups_of_a_data_set_are_those_that_it_applies(stream):
     train = stream.train_stream[0].dataset
     for data, name in ((train, "train"), (train.eval(), "eval")):
         groups = private.transform_groups_of(private.images_of(data))
@@ -51,7 +51,7 @@ def test_transform_groups_are_those_that_are_applied(stream):
     assert before.transform_groups["train"] != after.transform_groups["train"]
 
 
-def test_attributes_are_those_that_samples_carry(stream):
+def test_attributes_of_a_data_set_are_those_of_its_samples(stream):
     attributes = private.attributes_of(stream.train_stream[1].dataset)
     assert set(attributes) == {"targets", "targets_task_labels"}
     assert attributes["targets_task_labels"].use_in_getitem
@@ -67,7 +67,7 @@ def test_samplers_of_a_loader_draw_what_the_loader_yields(stream):
     assert sorted(i for batch in samplers[0] for i in batch) == list(range(len(stream.train_stream[0].dataset)))
 
 
-def test_a_loader_that_goes_its_own_way_is_not_plain(stream):
+def test_a_loader_with_its_own_samplers_is_not_plain(stream):
     class Backwards(MultiDatasetDataLoader):
         def _create_samplers(self, *arguments):
             return super()._create_samplers(*arguments)[::-1]
@@ -88,8 +88,8 @@ def test_head_entries_are_those_of_a_multi_head_classifier(stream):
         assert f"1.{head}.classifier.weight" in state
 
 
-def test_a_head_that_is_put_widens_the_modules_above(stream):
-    """Which would answer a mini-batch of several tasks with outputs too narrow for it."""
+def test_putting_a_wide_head_widens_the_outputs_of_multi_task_modules(stream):
+    """Otherwise a mini-batch of several tasks would get outputs that are too narrow for this head."""
     model = as_multitask(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "1")
     head, mask = private.head_entries(7)
     wide = {f"1.{head}.classifier.weight": torch.ones(5, 4), f"1.{head}.classifier.bias": torch.ones(5)}
@@ -99,7 +99,7 @@ def test_a_head_that_is_put_widens_the_modules_above(stream):
     assert MultiTaskModule().max_class_label == 0
 
 
-def test_the_silent_evaluator_answers_no_event_where_avalanches_answers_all():
+def test_the_silent_evaluator_has_no_event_methods():
     silent = private.SilentEvaluator()
     with pytest.warns(UserWarning, match="No loggers specified"):
         loud = EvaluationPlugin()
@@ -109,12 +109,12 @@ def test_the_silent_evaluator_answers_no_event_where_avalanches_answers_all():
     assert silent.get_last_metrics() == {}
 
 
-def test_the_criterion_is_the_function_that_the_strategy_was_given():
+def test_criterion_of_returns_the_loss_function_of_the_strategy():
     loss = nn.CrossEntropyLoss(label_smoothing=0.1)
     assert private.criterion_of(built(criterion=loss)) is loss
 
 
-def test_backward_and_the_next_step_can_be_replaced(stream):
+def test_backward_can_be_replaced_and_the_next_step_skipped(stream):
     class Counting(SupervisedPlugin):
         supports_distributed = False
         weights, steps = None, 0

@@ -8,7 +8,7 @@ from fscl.errors import FsclError
 
 
 def toy(seed, per_class=30, noise=20, swap=0):
-    """Each class lights up its own quarter of a 4x4 image; ``swap`` images of class 0 light up that of class 1."""
+    """Each class lights up its own quarter of a 4x4 image; ``swap`` images of class 0 light up class 1's quarter."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(4).repeat_interleave(per_class)
     images = torch.randint(0, noise, (len(labels), 1, 4, 4), generator=generator)
@@ -19,7 +19,7 @@ def toy(seed, per_class=30, noise=20, swap=0):
 
 
 class Pixels(nn.Module):
-    """Features are the pixels themselves; the head says nonsense."""
+    """A network whose features are the pixels; its head is not trained."""
 
     def __init__(self):
         super().__init__()
@@ -36,22 +36,22 @@ def task(train, test):
     return stream.train_stream[0].dataset, stream.test_stream[0].dataset
 
 
-def test_separable_features_give_everything():
+def test_class_mean_accuracy_is_1_for_separable_features():
     assert class_mean_accuracy(Pixels(), *task(toy(0), toy(1))) == 1
 
 
-def test_the_share_of_wrong_images_is_known():
+def test_class_mean_accuracy_counts_the_wrong_images():
     assert class_mean_accuracy(Pixels(), *task(toy(0), toy(1, swap=9))) == (60 - 9) / 60
 
 
-def test_only_the_first_images_of_a_class_are_used():
-    """The first nine of class a look like b: alone they make both means the same quarter, among 30 they do not."""
+def test_class_means_use_only_the_first_images_of_a_class():
+    """The first nine images of class a look like b. The mean of nine is then that of b; the mean of 30 is not."""
     data = task(toy(0, swap=9), toy(1))
     assert class_mean_accuracy(Pixels(), *data, per_class=30) == 1
     assert class_mean_accuracy(Pixels(), *data, per_class=9) < 0.9
 
 
-def test_is_nearest_mean_by_cosine_of_what_enters_the_head(network, digits):
+def test_class_mean_accuracy_is_nearest_mean_by_cosine_of_the_head_s_inputs(network, digits):
     stream = split_classes(*digits, tasks=[["3", "8", "5"], ["0", "1"]], crop_padding=1, flip=True)
     model = network().eval()
     train, test = ([e.dataset.eval() for e in s] for s in (stream.train_stream, stream.test_stream))
@@ -69,7 +69,7 @@ def test_is_nearest_mean_by_cosine_of_what_enters_the_head(network, digits):
     assert 0.34 < expected < 1
 
 
-def test_leaves_the_model_as_it_was(network, stream):
+def test_class_mean_accuracy_does_not_change_the_model(network, stream):
     model = network()
     model.train()
     model.model.features[1].eval()
@@ -87,12 +87,12 @@ def test_leaves_the_model_as_it_was(network, stream):
     assert class_mean_accuracy(model, *data) == first
 
 
-def test_a_model_without_a_linear_layer_is_refused():
-    with pytest.raises(FsclError, match="Conv2d has no linear layer whose inputs could serve as features"):
+def test_class_mean_accuracy_refuses_a_model_without_a_linear_layer():
+    with pytest.raises(FsclError, match="Conv2d has no linear layer whose inputs could be its features"):
         class_mean_accuracy(nn.Conv2d(1, 1, 3), *task(toy(0), toy(1)))
 
 
-def test_recorded_accuracies_are_counted_over_the_samples(learner, stream):
+def test_recorded_accuracies_are_shares_of_samples_not_of_batches(learner, stream):
     recorder = AccuracyRecorder()
     strategy = learner("naive", plugins=[recorder], eval_mb_size=7)
     strategy.train(stream.train_stream[0])

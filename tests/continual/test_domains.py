@@ -1,4 +1,4 @@
-"""The same images in other guises: rotations of known angles, permutations of pixels."""
+"""Streams of the same images: rotations by known angles, and permutations of pixels."""
 
 import math
 
@@ -33,21 +33,21 @@ def labels_of(experience) -> list[int]:
 
 
 @pytest.mark.parametrize("turns", [0, 360, -720])
-def test_whole_turns_are_the_images_themselves(turns: int) -> None:
+def test_a_whole_turn_returns_the_images_unchanged(turns: int) -> None:
     images = noise()
     assert torch.equal(rotated(images, turns), images)
 
 
 @pytest.mark.parametrize(("degrees", "quarters"), [(90, 1), (180, 2), (270, 3), (-90, 3), (450, 1)])
 @pytest.mark.parametrize("side", [8, 9])
-def test_quarter_turns_move_pixels_and_change_none(degrees: int, quarters: int, side: int) -> None:
+def test_a_quarter_turn_equals_rot90(degrees: int, quarters: int, side: int) -> None:
     images = noise(height=side, width=side)
     assert torch.equal(rotated(images, degrees), torch.rot90(images, quarters, (2, 3)))
 
 
 @pytest.mark.parametrize("degrees", [30.0, 36.0, 137.5])
-def test_a_rotation_is_that_of_scipy_and_of_pillow(degrees: float) -> None:
-    """Away from the border, where each has its own idea of what lies outside; on a picture without sharp edges."""
+def test_a_rotation_equals_those_of_scipy_and_pillow(degrees: float) -> None:
+    """Compared away from the border, where the libraries differ, on a picture without sharp edges."""
     grid = np.linspace(-3, 3, 33)
     smooth = (np.sin(grid)[:, None] * np.cos(2 * grid) * 100 + 128).astype(np.uint8)
     ours = rotated(torch.from_numpy(smooth)[None, None], degrees)[0, 0].numpy().astype(float)
@@ -59,7 +59,7 @@ def test_a_rotation_is_that_of_scipy_and_of_pillow(degrees: float) -> None:
     assert np.abs(ours - smooth)[inside].max() > 20
 
 
-def test_each_image_is_rotated_on_its_own_and_what_comes_in_is_black() -> None:
+def test_images_are_rotated_one_by_one_and_corners_are_black() -> None:
     images = noise(5000, channels=1, height=4, width=4)  # more than are rotated at a time
     turned = rotated(images, 45)
     assert turned.dtype == torch.uint8
@@ -84,7 +84,7 @@ def test_a_permutation_moves_whole_pixels_and_is_undone_by_its_inverse() -> None
         assert torch.equal(moved[:, :, i // 5, i % 5], images[:, :, j // 5, j % 5])
 
 
-def test_orders_are_permutations_that_follow_the_seed() -> None:
+def test_pixel_orders_are_permutations_that_follow_the_seed() -> None:
     orders = pixel_orders(4, 30, seed=3)
     assert torch.equal(orders[0], torch.arange(30))
     for order in orders:
@@ -113,14 +113,14 @@ def test_every_task_has_the_same_images_up_to_its_rotation(scenario: str) -> Non
             assert experience.task_name == stream.names[t]
 
 
-def test_a_number_of_rotations_is_spaced_evenly() -> None:
+def test_a_number_of_rotations_gives_evenly_spaced_angles() -> None:
     by_number, by_angle = (rotated_stream(*some(), rotations) for rotations in (5, [0, 72, 144, 216, 288]))
     assert by_number.names == by_angle.names
     assert len(rotated_stream(*some(), 1).train_stream) == 1
 
 
 @pytest.mark.parametrize("scenario", ["domain", "task"])
-def test_permutations_are_shared_by_training_and_test_images(scenario: str) -> None:
+def test_training_and_test_images_of_a_task_have_the_same_permutation(scenario: str) -> None:
     train, test = some(height=3, width=4)
     stream = permuted_stream(train, test, 4, seed=6, scenario=scenario)
     assert torch.equal(images_of(stream.train_stream[0]), train.images)
@@ -138,7 +138,7 @@ def test_permutations_are_shared_by_training_and_test_images(scenario: str) -> N
         assert list(stream.test_stream[t].task_labels) == [t if scenario == "task" else 0]
 
 
-def test_equal_seeds_give_equal_streams_and_others_others() -> None:
+def test_permuted_streams_are_equal_only_for_equal_seeds() -> None:
     data = some()
     streams = [permuted_stream(*data, 3, seed=seed) for seed in (0, 0, 1)]
     for t in range(3):
@@ -149,7 +149,7 @@ def test_equal_seeds_give_equal_streams_and_others_others() -> None:
 
 @pytest.mark.parametrize("make", [rotated_stream, permuted_stream])
 def test_the_same_images_are_held_out_in_every_task(make) -> None:
-    """An image that one task trains on would be known at another angle."""
+    """Otherwise an image could be trained on at one angle and tested at another."""
     images = torch.arange(40, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
     images[:, :, 1:3, 1:3] += 100  # a frame whose grey, and a middle whose grey, number the image
     train = ImageSet(images, torch.arange(40) % 4, ["a", "b", "c", "d"])
@@ -167,10 +167,10 @@ def test_the_same_images_are_held_out_in_every_task(make) -> None:
 @pytest.mark.parametrize(
     ("make", "options", "says"),
     [
-        (rotated_stream, {"rotations": []}, r"rotations is \[\]; it takes at least one angle in degrees, or how many"),
-        (rotated_stream, {"rotations": 0}, r"rotations is 0; it takes at least one"),
-        (rotated_stream, {"rotations": [0, math.nan]}, r"rotations is \[0, nan\]; it takes"),
-        (rotated_stream, {"rotations": [0, 90, 360]}, r"rotations is \[0, 90, 360\]; two of them are the same"),
+        (rotated_stream, {"rotations": []}, r"rotations is \[\]; give at least one angle in degrees"),
+        (rotated_stream, {"rotations": 0}, r"rotations is 0; give at least one"),
+        (rotated_stream, {"rotations": [0, math.nan]}, r"rotations is \[0, nan\]; give"),
+        (rotated_stream, {"rotations": [0, 90, 360]}, r"rotations is \[0, 90, 360\]; two of these angles are equal"),
         (
             rotated_stream,
             {"rotations": 2, "scenario": "class"},
@@ -182,7 +182,7 @@ def test_the_same_images_are_held_out_in_every_task(make) -> None:
         (permuted_stream, {"permutations": 2, "scenario": "class"}, r"but all permutations have .*'domain' or 'task'"),
     ],
 )
-def test_what_cannot_be_is_explained(make, options: dict, says: str) -> None:
+def test_arguments_of_domain_streams_that_do_not_fit_are_refused(make, options: dict, says: str) -> None:
     with pytest.raises(FsclError, match=says):
         make(*some(), **options)
 
@@ -194,7 +194,7 @@ def test_training_and_test_images_must_have_the_same_classes() -> None:
 
 
 @pytest.mark.skipif(find_data("fmnist") is None, reason="Fashion-MNIST is not installed")
-def test_real_articles_of_clothing_upright_on_their_side_and_upside_down() -> None:
+def test_rotations_of_fashion_mnist_equal_rot90() -> None:
     train, test = (ImageSet(s.images[:200], s.labels[:200], s.classes) for s in load_images("fmnist", download=False))
     stream = rotated_stream(train, test, 4)
     for t, experience in enumerate(stream.test_stream):

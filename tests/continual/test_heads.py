@@ -1,4 +1,4 @@
-"""Networks with a head a task."""
+"""Networks with a head for each task."""
 
 import copy
 
@@ -13,7 +13,7 @@ from fscl.data.images import ImageSet
 
 @pytest.fixture
 def pair():
-    """Avalanche's network and ours, with equal weights and heads for three tasks."""
+    """Avalanche's network and that of fscl, with equal weights and heads for three tasks."""
     labels = torch.arange(6).repeat(2)
     images = ImageSet(torch.zeros(12, 1, 8, 8, dtype=torch.uint8), labels, [str(c) for c in range(6)])
     stream = split_classes(images, images, tasks=3, seed=0)
@@ -27,7 +27,7 @@ def pair():
     return theirs, ours
 
 
-def test_it_computes_what_avalanches_does(pair):
+def test_multi_head_network_equals_avalanche_s_in_evaluation(pair):
     theirs, ours = pair
     x, tasks = torch.rand(30, 1, 8, 8), torch.arange(3).repeat(10)
     for model in pair:
@@ -38,7 +38,7 @@ def test_it_computes_what_avalanches_does(pair):
     assert all(torch.equal(theirs(x, None)[t], ours(x, None)[t]) for t in range(3))
 
 
-def test_a_mini_batch_of_several_tasks_is_normalised_as_one(pair):
+def test_a_mini_batch_of_several_tasks_is_normalised_as_one_batch(pair):
     theirs, ours = (model.train() for model in pair)
     alone = copy.deepcopy(ours)
     x, tasks = torch.rand(30, 1, 8, 8) * torch.rand(30, 1, 1, 1), torch.arange(3).repeat(10)

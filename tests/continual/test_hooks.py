@@ -21,15 +21,15 @@ PLUGINS = sorted(
 
 
 @pytest.mark.parametrize("plugin", PLUGINS, ids=lambda plugin: plugin.__name__)
-def test_every_hook_is_one_that_avalanche_calls(plugin):
-    """A misspelt hook would pass in silence."""
+def test_every_hook_of_a_plugin_is_an_event_of_avalanche(plugin):
+    """Avalanche would silently ignore a misspelt hook."""
     base = SupervisedPlugin if issubclass(plugin, SupervisedPlugin) else PluginMetric
     hooks = [n for n, f in vars(plugin).items() if callable(f) and n.startswith(("before", "after"))]
     unknown = [name for name in hooks if not callable(getattr(base, name, None))]
     assert unknown == []
 
 
-def test_all_plugins_were_found():
+def test_the_search_for_plugins_finds_all_of_them():
     names = {plugin.__name__ for plugin in PLUGINS}
     assert names >= {"AtomSwappingPlugin", "FromScratchPlugin", "InMemoryLoader", "SubspaceSimilarity"}
     assert len(names) >= 8

@@ -1,4 +1,4 @@
-"""What learners keep is written as plain data and read back as it was; nothing else is read."""
+"""The state of learners is saved as plain data and restored; anything else is refused."""
 
 import copy
 from collections import defaultdict
@@ -34,7 +34,7 @@ def through_a_file(value, path):
 
 
 def exemplars(stream):
-    """Of all tasks, in no order, some of them twice."""
+    """Exemplars of all tasks, in no order, some of them twice."""
     parts = [stream.train_stream[e].dataset for e in (2, 0, 1)]
     data = concat_datasets(parts)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(1))[:50].tolist()
@@ -47,7 +47,7 @@ def same_samples(one, other):
     )
 
 
-def test_exemplars_come_back_as_they_were_in_another_process_s_stream(stream, digits, model, codec, tmp_path):
+def test_exemplars_are_restored_from_a_stream_built_anew(stream, digits, model, codec, tmp_path):
     data = exemplars(stream)
     written = through_a_file(codec.encode(data, "memory"), tmp_path)
     anew = split_classes(*digits, tasks=[["0", "1"], ["2", "3"], ["4", "5"]])
@@ -58,7 +58,7 @@ def test_exemplars_come_back_as_they_were_in_another_process_s_stream(stream, di
     assert stored_bytes(written) == 55 * (8 * 8 + 8)
 
 
-def test_exemplars_are_augmented_as_before(digits, model):
+def test_restored_exemplars_are_augmented_as_before(digits, model):
     augmented = [split_classes(*digits, tasks=5, crop_padding=2, flip=True) for _ in range(2)]
     data = augmented[0].train_stream[3].dataset.subset([5, 0, 7])
     found = Codec(augmented[1], lambda: model).decode(Codec(augmented[0], lambda: model).encode(data, "memory"), "cpu")
@@ -70,7 +70,7 @@ def test_exemplars_are_augmented_as_before(digits, model):
     assert not torch.equal(draws[0], torch.stack([x for x, *_ in data.eval()]))
 
 
-def test_notes_on_exemplars_come_back_with_them(stream, codec, tmp_path):
+def test_logits_attached_to_exemplars_are_restored(stream, codec, tmp_path):
     data = exemplars(stream)
     notes = torch.arange(2.0 * len(data)).view(-1, 2)
     attribute = TensorDataAttribute(FlatData([list(notes)]), name="logits", use_in_getitem=True)
@@ -82,12 +82,12 @@ def test_notes_on_exemplars_come_back_with_them(stream, codec, tmp_path):
     assert stored_bytes(written) == 3 * (8 * 8 + 8 + 2 * 4)
 
 
-def test_an_empty_memory_is_one(codec, tmp_path):
+def test_an_empty_exemplar_buffer_is_restored(codec, tmp_path):
     found = codec.decode(through_a_file(codec.encode(ReservoirSamplingBuffer(5), "memory"), tmp_path), "cpu")
     assert (len(found.buffer), found.max_size) == (0, 5)
 
 
-def test_a_buffer_goes_on_as_it_would_have(stream, codec, tmp_path):
+def test_a_restored_buffer_updates_as_the_original_does(stream, codec, tmp_path):
     buffer = ClassBalancedBuffer(20)
     buffer.update_from_dataset(stream.train_stream[0].dataset)
     found = codec.decode(through_a_file(codec.encode(buffer, "memory"), tmp_path), "cpu")
@@ -98,13 +98,13 @@ def test_a_buffer_goes_on_as_it_would_have(stream, codec, tmp_path):
     assert same_samples(found.buffer.eval(), buffer.buffer.eval())
 
 
-def test_images_of_elsewhere_are_refused(stream, digits, model):
+def test_exemplars_that_are_not_of_the_stream_are_refused(stream, digits, model):
     other = split_classes(*digits, tasks=5)
-    with pytest.raises(FsclError, match=r"Buffer\.memory holds images that are not of the stream"):
+    with pytest.raises(FsclError, match=r"Buffer\.memory holds images that are not training images of the stream"):
         Codec(stream, lambda: model).encode(other.train_stream[0].dataset, "Buffer.memory")
 
 
-def test_a_former_network_is_a_state_of_its_own(model, codec, tmp_path):
+def test_a_former_network_is_saved_as_a_snapshot(model, codec, tmp_path):
     former = copy.deepcopy(model).eval()
     for name, parameter in former.named_parameters():
         parameter.requires_grad_("classifier" in name)
@@ -124,14 +124,14 @@ def test_a_former_network_is_a_state_of_its_own(model, codec, tmp_path):
     }
 
 
-def test_another_network_is_refused_and_one_without_values_left_as_built(codec, model):
-    with pytest.raises(FsclError, match=r"Plugin\.net is a Linear other than the network"):
+def test_a_foreign_network_is_refused_and_a_module_without_tensors_stays_as_built(codec, model):
+    with pytest.raises(FsclError, match=r"Plugin\.net is a Linear other than the strategy's network"):
         codec.encode(nn.Linear(2, 2), "Plugin.net")
     own = nn.CrossEntropyLoss()
     assert codec.decode(codec.encode(nn.CrossEntropyLoss(), "Plugin.loss"), "cpu", own) is own
 
 
-def test_containers_keep_their_kind(codec, tmp_path):
+def test_containers_keep_their_types(codec, tmp_path):
     value = {1: [torch.ones(2), (None, "a")], "b": defaultdict(set, {0: {1, 2}}), "c": {True}, "d": 0.5}
     found = codec.decode(through_a_file(codec.encode(value, "x"), tmp_path), "cpu")
     assert torch.equal(found[1].pop(0), value[1].pop(0))
@@ -140,7 +140,7 @@ def test_containers_keep_their_kind(codec, tmp_path):
     assert isinstance(found[1][0], tuple)
 
 
-def test_a_bank_is_plain_data(codec, tmp_path):
+def test_a_bank_is_saved_as_plain_data(codec, tmp_path):
     net = nn.Sequential(nn.Conv2d(1, 2, 3))
     from fscl.atoms import decompose, freeze_coefficients
 
@@ -155,12 +155,12 @@ def test_a_bank_is_plain_data(codec, tmp_path):
 @pytest.mark.parametrize(
     "name", ["os:system", "avalanche.training.plugins:EWCPlugin", "avalanche.training.storage_policy:random", "x"]
 )
-def test_a_checkpoint_may_name_helpers_of_learners_alone(codec, name):
-    with pytest.raises(FsclError, match="which is no helper of a learner"):
+def test_a_checkpoint_that_names_another_class_is_refused(codec, name):
+    with pytest.raises(FsclError, match="which is not a helper class of a learner"):
         codec.decode({"fscl: object": name, "attributes": {}}, "cpu")
 
 
 @pytest.mark.parametrize("value", [iter([]), object(), {"a": {"b": [lambda: 0]}}, {object(): 1}])
-def test_what_is_no_data_is_refused(codec, value):
-    with pytest.raises(FsclError, match=r"Plugin\.it (is a|has a) .*no plain data to resume from"):
+def test_values_that_are_not_plain_data_are_refused(codec, value):
+    with pytest.raises(FsclError, match=r"Plugin\.it (is a|has a) .*which a checkpoint cannot hold as plain data"):
         codec.encode(value, "Plugin.it")

@@ -1,4 +1,4 @@
-"""Every learner declares itself: its arguments, its scenarios, and what it keeps for an experience alone."""
+"""Every learner declares its arguments, its scenarios, and the attributes that are made anew for each experience."""
 
 import inspect
 import sys
@@ -58,7 +58,7 @@ def test_a_strategy_takes_the_arguments_of_its_plugin_and_of_naive(kind: type[Pl
 
 
 @pytest.mark.parametrize("kind", BUILT_IN, ids=lambda kind: kind.__name__)
-def test_a_strategy_has_its_plugin_before_those_of_the_user(kind: type[PluginStrategy]) -> None:
+def test_the_built_in_plugin_comes_before_the_user_s_plugins(kind: type[PluginStrategy]) -> None:
     more = SupervisedPlugin()
     strategy = kind(**net_and_optimizer(), plugins=[more])
     first, second = strategy.plugins[:2]
@@ -68,7 +68,7 @@ def test_a_strategy_has_its_plugin_before_those_of_the_user(kind: type[PluginStr
     assert attribute.replace("_", "") == kind.__name__.lower()
 
 
-def test_an_argument_that_neither_takes_is_refused() -> None:
+def test_an_unknown_argument_or_a_wrong_type_is_refused() -> None:
     with pytest.raises(TypeError, match="prune_share"):
         fscl.continual.PackNet(**net_and_optimizer(), prune_share=0.5)
     with pytest.raises(FsclError, match=r"no recipe argument 'prune_share'; arguments: post_prune_share, prune_prop"):
@@ -77,7 +77,7 @@ def test_an_argument_that_neither_takes_is_refused() -> None:
         strategy_class("fscl.continual.AtomEnsemble", {"num_atoms": "nine"})
 
 
-def test_a_strategy_of_a_users_own_may_have_a_constructor_of_its_own() -> None:
+def test_a_user_s_subclass_may_have_another_constructor() -> None:
     class Halving(fscl.continual.PackNet):
         def __init__(self, share: float = 0.5, **arguments: Any) -> None:
             super().__init__(prune_proportion=share, **arguments)
@@ -86,7 +86,7 @@ def test_a_strategy_of_a_users_own_may_have_a_constructor_of_its_own() -> None:
     assert Halving(**net_and_optimizer()).packnet.prune_proportion == 0.5
 
 
-def test_a_users_constructor_says_by_itself_what_its_arguments_mean(
+def test_the_trainer_respects_the_constructor_of_a_user_s_subclass(
     stream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Few(fscl.continual.AtomSwapping):
@@ -101,7 +101,7 @@ def test_a_users_constructor_says_by_itself_what_its_arguments_mean(
     assert {layer.num_atoms for layer in atom_layers(trainer.strategy.model).values()} == {3}
 
 
-def test_a_strategy_has_one_plugin_built_in() -> None:
+def test_a_second_built_in_plugin_is_refused() -> None:
     with pytest.raises(TypeError, match=r"Two has more than one plugin built in; give further ones as plugins="):
 
         class Two(fscl.continual.PackNet, wsn=fscl.continual.WSNPlugin):
@@ -109,8 +109,8 @@ def test_a_strategy_has_one_plugin_built_in() -> None:
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_what_is_declared_transient_exists_and_is_made_anew(name: str, digits: Any) -> None:
-    """A learner from whom all of it is taken between two experiences learns the same."""
+def test_a_learner_without_its_transient_attributes_continues_equally(name: str, digits: Any) -> None:
+    """All transient attributes are removed between two experiences; the learner then learns the same."""
     fits = [s for s in ("task", "class") if s in getattr(strategy_class(RECIPES[name].class_path), "scenarios", [s])]
     stream = fscl.continual.split_classes(*digits, tasks=[["0", "1"], ["2", "3"]], scenario=fits[0])
     whole, other = trained(name, stream, 1), trained(name, stream, 1)
@@ -127,7 +127,7 @@ def test_what_is_declared_transient_exists_and_is_made_anew(name: str, digits: A
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_each_class_declares_attributes_that_it_has(name: str, digits: Any) -> None:
+def test_declared_transient_attributes_exist(name: str, digits: Any) -> None:
     fits = [s for s in ("task", "class") if s in getattr(strategy_class(RECIPES[name].class_path), "scenarios", [s])]
     stream = fscl.continual.split_classes(*digits, tasks=[["0", "1"], ["2", "3"]], scenario=fits[0])
     trainer = trained(name, stream, 2)
@@ -139,19 +139,19 @@ def test_each_class_declares_attributes_that_it_has(name: str, digits: Any) -> N
 
 
 @pytest.mark.parametrize(("value", "refused"), [(torch.ones(2), False), ({"a": [1, "b"]}, False), (iter([]), True)])
-def test_an_attribute_that_is_not_declared_is_saved_or_refused(stream: Any, value: Any, refused: bool) -> None:
+def test_an_attribute_that_is_not_transient_is_saved_or_refused(stream: Any, value: Any, refused: bool) -> None:
     strategy = fscl.continual.WSN(**net_and_optimizer())
     strategy.wsn._new = value
     codec = Codec(stream, lambda: strategy.model)
     if refused:
-        with pytest.raises(FsclError, match=r"WSNPlugin\._new is a list_iterator: no plain data to resume from"):
+        with pytest.raises(FsclError, match=r"WSNPlugin\._new is a list_iterator, which a checkpoint cannot hold"):
             plugin_state(strategy, codec)
     else:
         assert str(plugin_state(strategy, codec)[0]["_new"]) == str(value)
     assert strategy_state(strategy, codec) == {}  # the plugin is saved once, with the plugins
 
 
-def test_scenarios_and_losses_are_those_of_the_strategy_and_its_plugins() -> None:
+def test_scenarios_and_own_loss_are_declared_by_strategy_and_plugins() -> None:
     from avalanche.training import ER_ACE
 
     class Sorted(SupervisedPlugin):
@@ -166,16 +166,16 @@ def test_scenarios_and_losses_are_those_of_the_strategy_and_its_plugins() -> Non
     assert not has_own_loss(Naive(**net_and_optimizer()))
 
 
-def test_what_reports_take_for_learning_at_once_is_joint_training() -> None:
-    """Reports read run.json without Avalanche, and committed ones name nothing but the class."""
+def test_the_class_name_that_reports_know_is_that_of_joint_training() -> None:
+    """Reports read run.json without importing Avalanche, so they know joint training only by its class name."""
     assert strategy_class(AT_ONCE) is fscl.continual.Joint
 
 
 @pytest.mark.parametrize("name", ["AtomSwapping", "AtomEnsemble"])
-def test_a_network_prepared_before_its_optimizer_trains_to_the_same_numbers(
+def test_preparing_the_network_before_the_optimizer_changes_no_result(
     name: str, stream: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As the one that is decomposed, and its optimizer pointed at the new parameters, when the strategy is built."""
+    """Without preparation the strategy decomposes the network and repoints the optimizer, with the same results."""
 
     def numbers() -> tuple[Any, dict[str, torch.Tensor], list[tuple[int, ...]]]:
         learner = Learner(f"fscl.continual.{name}", {"num_atoms": 6})
@@ -191,13 +191,11 @@ def test_a_network_prepared_before_its_optimizer_trains_to_the_same_numbers(
     assert all(torch.equal(tensor, second[1][entry]) for entry, tensor in first[1].items())
 
 
-def test_a_trainer_decomposes_once_and_never_repoints_an_optimizer(
-    stream: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trainer_never_repoints_its_optimizer(stream: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("an optimizer is pointed at other parameters")
 
-    monkeypatch.setattr("fscl.continual.learners.atoms._hand_over", refuse)
+    monkeypatch.setattr("fscl.continual.learners.atoms._repoint_optimizer", refuse)
     for name in ("AtomSwapping", "AtomEnsemble"):
         learner = Learner(f"fscl.continual.{name}")
         Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL)).train_next()

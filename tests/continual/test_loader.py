@@ -18,7 +18,7 @@ from fscl.errors import FsclError
 
 
 class Batches(SupervisedPlugin):
-    """Keeps every mini-batch of training, and the kind of loader that it came from."""
+    """Keeps every mini-batch of training, and the classes of the loaders."""
 
     supports_distributed = False
 
@@ -38,11 +38,11 @@ class Batches(SupervisedPlugin):
 
 
 def rows(x):
-    """The images, as a sorted list that two orders of the same images share."""
+    """The images as a sorted list, which does not depend on their order."""
     return sorted(map(tuple, x.flatten(1).tolist()))
 
 
-def test_crops_are_windows_of_the_padded_image_drawn_image_by_image():
+def test_each_image_is_cropped_to_its_own_random_window():
     images = torch.randint(1, 256, (64, 3, 6, 5), dtype=torch.uint8)
     transform = ImageTransform([0.0] * 3, [1.0] * 3, crop_padding=2)
     cropped = (transform(images) * 255).round().to(torch.uint8)
@@ -65,7 +65,7 @@ def test_flips_mirror_about_half_of_the_images():
     assert 150 < int(mirrored.sum()) < 250  # five deviations
 
 
-def test_normalisation_is_that_of_the_formula_and_of_single_images():
+def test_normalisation_follows_its_formula_and_keeps_the_input():
     images = torch.randint(0, 256, (8, 3, 4, 4), dtype=torch.uint8)
     mean, std = [0.1, 0.5, 0.7], [0.2, 0.3, 0.4]
     transform = ImageTransform(mean, std)
@@ -79,7 +79,7 @@ def test_normalisation_is_that_of_the_formula_and_of_single_images():
 
 
 @pytest.mark.parametrize(("crop_padding", "flip"), [(0, False), (2, False), (0, True), (3, True)])
-def test_one_by_one_and_all_at_once_are_the_same_to_the_bit(crop_padding, flip):
+def test_transforming_a_batch_equals_transforming_single_images_to_the_bit(crop_padding, flip):
     images = torch.randint(0, 256, (50, 3, 6, 5), dtype=torch.uint8)
     transform = ImageTransform([0.1, 0.5, 0.7], [0.2, 0.3, 0.4], crop_padding, flip)
     torch.manual_seed(3)
@@ -91,7 +91,7 @@ def test_one_by_one_and_all_at_once_are_the_same_to_the_bit(crop_padding, flip):
     assert torch.equal(transform(images), together) == (not crop_padding and not flip)
 
 
-def test_evaluation_batches_are_those_of_the_ordinary_loader_to_the_bit(stream):
+def test_evaluation_batches_equal_those_of_torch_s_loader_to_the_bit(stream):
     data = stream.test_stream[1].dataset.eval()
     ordinary = list(DataLoader(data, batch_size=7, collate_fn=data.collate_fn))
     ours = batches(data, 7)
@@ -112,11 +112,11 @@ LEARNERS = {
 }
 
 
-@pytest.mark.filterwarnings("error:images are loaded by Avalanche")
+@pytest.mark.filterwarnings("error:Avalanche loads the images")
 @pytest.mark.parametrize("options", [{}, {"drop_last": True}, {"shuffle": False}])
 @pytest.mark.parametrize("name", LEARNERS)
-def test_training_is_the_same_to_the_bit_with_it_and_without(digits, network, name, options):
-    """Three augmented tasks of three epochs: the same images in the same order, and the same draws afterwards."""
+def test_training_with_the_in_memory_loader_equals_training_without_to_the_bit(digits, network, name, options):
+    """Three augmented tasks of three epochs have equal images, order and random numbers afterwards."""
     stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"], ["4", "5"]], crop_padding=1, flip=True)
     kind, arrange = LEARNERS[name]
     ends = []
@@ -146,8 +146,8 @@ def test_training_is_the_same_to_the_bit_with_it_and_without(digits, network, na
     assert not torch.equal(batches_a[0][0][0], batches_a[1][0][0])  # each epoch has images, or an order, of its own
 
 
-def test_tasks_of_different_sizes_have_outputs_of_one_width(digits, learner):
-    """As with Avalanche's loader: a multi-head network answers with as many outputs as its widest head has."""
+def test_outputs_are_as_wide_as_the_widest_head(digits, learner):
+    """With either loader a multi-head network has as many outputs as its widest head."""
     stream = split_classes(*digits, tasks=[["0", "1", "2"], ["3", "4"]])
     widths = []
     for ours in ([], [InMemoryLoader()]):
@@ -173,7 +173,7 @@ class Said(SupervisedPlugin):
 
 
 class Mixing(SupervisedPlugin):
-    """Puts samples of the task before into each mini-batch, as rehearsal does."""
+    """Adds samples of the task before to each mini-batch, as rehearsal does."""
 
     supports_distributed = False
 
@@ -188,7 +188,7 @@ class Mixing(SupervisedPlugin):
             strategy.mbatch = [torch.cat(pair) for pair in zip(strategy.mbatch, self.kept, strict=True)]
 
 
-def test_samples_that_plugins_add_go_to_their_own_heads(learner, stream):
+def test_samples_that_a_plugin_adds_train_the_head_of_their_task(learner, stream):
     ends = []
     for ours in ([], [InMemoryLoader()]):
         strategy = learner("naive", plugins=[*ours, Mixing()])
@@ -200,8 +200,8 @@ def test_samples_that_plugins_add_go_to_their_own_heads(learner, stream):
     assert all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
 
 
-def test_strategies_that_join_batches_and_networks_with_other_outputs_work(digits, network):
-    """DER appends to the labels within a step; some networks answer with more than one tensor."""
+def test_der_and_networks_with_several_outputs_train_with_the_in_memory_loader(digits, network):
+    """DER appends to the labels within a step; some networks return more than one tensor."""
     stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"]])
     model = ConvNet(1, 2, widths=(8,), pool_after=(0,))
     optimizer = torch.optim.SGD(model.parameters(), 0.05)
@@ -230,7 +230,7 @@ def test_strategies_that_join_batches_and_networks_with_other_outputs_work(digit
     ).train(stream.train_stream[0])
 
 
-def test_loaders_that_iterate_their_own_way_are_left_alone(stream):
+def test_a_loader_with_its_own_iteration_is_not_replaced(stream):
     class EverySecond(TaskBalancedDataLoader):
         def __iter__(self):
             yield from list(super().__iter__())[::2]
@@ -239,7 +239,7 @@ def test_loaders_that_iterate_their_own_way_are_left_alone(stream):
         InMemoryBatches(EverySecond(stream.train_stream[0].dataset, batch_size=16), torch.device("cpu"))
 
 
-def test_labels_stay_with_their_images(learner, digits, stream):
+def test_images_keep_their_labels_through_the_in_memory_loader(learner, digits, stream):
     seen = Batches()
     learner("naive", plugins=[InMemoryLoader(), seen]).train(stream.train_stream[2])
     data = stream.train_stream[2].dataset.eval()
@@ -264,7 +264,7 @@ def test_training_images_are_augmented_and_evaluated_ones_are_not(digits, learne
     assert torch.equal(seen.evaluated[0][0], torch.stack([test[i][0] for i in range(len(test))]))
 
 
-def test_parts_and_mixtures_are_served_in_their_own_order(stream):
+def test_subsets_and_mixtures_keep_their_order_of_samples(stream):
     first, second = (e.dataset.eval() for e in stream.train_stream[:2])
     for data in (first.subset([5, 1, 1, 2]), first.concat(second), first.subset([3, 4]).concat(second.subset([9]))):
         ours = batches(data, 3)
@@ -275,7 +275,7 @@ def test_parts_and_mixtures_are_served_in_their_own_order(stream):
     assert batches(first.concat(second), 3).task is None
 
 
-def test_the_outermost_wrapper_says_whether_parts_are_augmented(digits):
+def test_the_outermost_wrapper_decides_whether_parts_are_augmented(digits):
     stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"]], crop_padding=2, flip=True)
     first, second = (e.dataset for e in stream.train_stream)
     part = first.subset(range(9))
@@ -308,7 +308,7 @@ REASONS = ["not an ImageTransform", "different transforms", "carry logits", "col
 
 
 @pytest.mark.parametrize("reason", REASONS)
-def test_what_it_does_not_understand_is_left_to_avalanche(stream, digits, reason):
+def test_data_that_cannot_be_served_from_memory_is_loaded_by_avalanche(stream, digits, reason):
     data = strange(stream, digits, reason)
     loader = DataLoader(data, 4, collate_fn=data.collate_fn)
     with pytest.raises(Exception, match=reason):
@@ -316,7 +316,7 @@ def test_what_it_does_not_understand_is_left_to_avalanche(stream, digits, reason
     assert isinstance(batches(data, 4), DataLoader)
 
 
-def test_other_data_sets_are_left_to_avalanche_and_it_says_so_once(network):
+def test_other_data_sets_are_loaded_by_avalanche_with_one_warning(network):
     x, y = torch.randn(20, 1, 8, 8), torch.arange(20) % 2
     data = _make_taskaware_tensor_classification_dataset(x, y, task_labels=[0] * 20)
     benchmark = with_task_labels(with_classes_timeline(benchmark_from_datasets(train=[data], test=[data])))
@@ -341,7 +341,7 @@ def test_other_data_sets_are_left_to_avalanche_and_it_says_so_once(network):
     assert rows(torch.cat([b[0] for b in seen.epochs[0]])) == rows(x)
 
 
-def test_copies_that_would_fill_the_memory_are_not_made(learner, network, stream, monkeypatch):
+def test_a_mixture_larger_than_half_the_free_memory_is_not_copied(learner, network, stream, monkeypatch):
     class Memory:
         available = 100
 
@@ -359,7 +359,7 @@ def test_copies_that_would_fill_the_memory_are_not_made(learner, network, stream
     assert [kind is InMemoryBatches for kind in seen.loaders] == [True, False]
 
 
-def test_it_can_be_switched_off_and_refuses_unknown_places(learner, stream):
+def test_the_in_memory_loader_can_be_off_and_refuses_unknown_places(learner, stream):
     seen = Batches()
     learner("naive", plugins=[InMemoryLoader("off"), seen]).train(stream.train_stream[0])
     assert InMemoryBatches not in seen.loaders
@@ -369,7 +369,7 @@ def test_it_can_be_switched_off_and_refuses_unknown_places(learner, stream):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("place", ["auto", "device", "host"])
-def test_batches_on_a_gpu_are_those_of_the_cpu(digits, place):
+def test_batches_on_a_gpu_equal_those_on_the_cpu(digits, place):
     stream = split_classes(*digits, tasks=[["0", "1"]], crop_padding=1, flip=True)
     data = stream.train_stream[0].dataset
     sides = []

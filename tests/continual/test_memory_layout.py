@@ -1,4 +1,4 @@
-"""Channels last: networks that stand it get it, those that do not are told of, and no number depends on the trial."""
+"""Channels last is used for networks that compute the same with it; a warning names others; trials change nothing."""
 
 import random
 import warnings
@@ -15,7 +15,7 @@ from fscl.continual.memory_layout import Layout
 
 
 class Strided(torch.autograd.Function):
-    """Fails in the backward pass alone."""
+    """Fails only in the backward pass."""
 
     @staticmethod
     def forward(ctx, x):
@@ -66,7 +66,7 @@ PLAIN = {
 
 
 def trained(stream, how, *plugins):
-    """The weights after two tasks, and what was said."""
+    """The weights after two tasks, the next random numbers, the warnings and the layout hook."""
     for seed in (torch.manual_seed, np.random.seed, random.seed):
         seed(3)
     model = as_multitask(Net(how), "fc")
@@ -87,11 +87,11 @@ def same(one, other):
 
 
 @pytest.mark.parametrize("how", STRIDED)
-def test_a_network_that_reckons_with_strides_is_trained_without(stream, how):
+def test_a_network_that_depends_on_strides_is_trained_without_channels_last(stream, how):
     weights, drawn, said, layout = trained(stream, STRIDED[how], Acceleration())
-    assert not layout.last
+    assert not layout.channels_last
     (line,) = said
-    assert line.startswith("Net is trained without channels last, with which it ")
+    assert line.startswith("Net is trained without channels last, because with this layout it ")
     assert "flatten(1)" in line
     assert "training.channels_last = false" in line
     plain, plainly_drawn, nothing, _ = trained(stream, STRIDED[how], Acceleration(channels_last=False))
@@ -101,9 +101,9 @@ def test_a_network_that_reckons_with_strides_is_trained_without(stream, how):
 
 
 @pytest.mark.parametrize("how", PLAIN)
-def test_the_trial_leaves_no_trace_in_a_network_that_stands_it(stream, how, monkeypatch):
+def test_the_trial_of_channels_last_changes_neither_network_nor_random_state(stream, how, monkeypatch):
     weights, drawn, said, layout = trained(stream, PLAIN[how], Acceleration())
-    assert layout.last
+    assert layout.channels_last
     assert layout.decided
     assert said == []
     monkeypatch.setattr(Layout, "decide", lambda *_, **__: None)
@@ -113,24 +113,24 @@ def test_the_trial_leaves_no_trace_in_a_network_that_stands_it(stream, how, monk
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
-def test_lower_precision_is_no_reason_to_go_without(stream, precision):
+def test_lower_precision_alone_does_not_turn_off_channels_last(stream, precision):
     *_, said, layout = trained(stream, PLAIN["flatten"], Acceleration(precision))
-    assert (layout.last, said) == (True, [])
+    assert (layout.channels_last, said) == (True, [])
     *_, said, layout = trained(stream, STRIDED["view"], Acceleration(precision))
-    assert (layout.last, len(said)) == (False, 1)
+    assert (layout.channels_last, len(said)) == (False, 1)
 
 
 @pytest.mark.parametrize("name", ["convnet", "avalanche:SlimResNet18", "pytorchcv:resnet20_cifar10"])
-def test_networks_of_libraries_stand_it(name, stream):
+def test_networks_of_libraries_are_trained_with_channels_last(name, stream):
     network, images = build_network(name, (3, 32, 32), 10), torch.randn(2, 3, 32, 32)
     experience = type("Experience", (), {"dataset": [(x, 0, 0) for x in images]})()
     network.register_forward_pre_hook(Layout())
     layout = Layout.of(network)
     layout.decide(network, experience, "cpu", 1e-3)
-    assert layout.last
+    assert layout.channels_last
 
 
-def test_what_cannot_be_tried_is_left_as_it_is(stream):
+def test_a_network_that_cannot_be_tried_keeps_channels_last(stream):
     class Uncopied(Net):
         def __deepcopy__(self, memo):
             raise RuntimeError("no")
@@ -141,4 +141,4 @@ def test_what_cannot_be_tried_is_left_as_it_is(stream):
     for dataset in ([], [("text", 0)], [(torch.randn(3), 0, 0)], [(torch.randn(1, 8, 8), 0, 0)]):
         layout.decided = False
         layout.decide(network, type("Experience", (), {"dataset": dataset})(), "cpu", 1e-3)
-        assert layout.last
+        assert layout.channels_last

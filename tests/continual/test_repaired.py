@@ -1,4 +1,4 @@
-"""Repaired learners do what they say; and Avalanche's own still break, or these repairs can go."""
+"""Repaired learners work, and Avalanche's own still fail. If one no longer fails, its repair can be removed."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def trainer_of(stream, class_path, **arguments):
 
 
 def learned(stream, class_path, **arguments):
-    """All weights, one after another, at the end of the stream."""
+    """All weights at the end of the stream, as one vector."""
     trainer = trainer_of(stream, class_path, **arguments)
     for _ in stream.tasks:
         trainer.train_next()
@@ -35,7 +35,7 @@ def resumed(stream, class_path, **arguments):
     return second
 
 
-def test_avalanche_s_a_gem_cannot_be_resumed(stream):
+def test_avalanche_s_a_gem_still_cannot_be_resumed(stream):
     trainer = resumed(stream, "avalanche.training.AGEM", patterns_per_exp=10, sample_size=16)
     with pytest.raises(StopIteration):
         trainer.train_next()
@@ -63,12 +63,12 @@ def test_a_gem_projects_gradients_that_would_undo_former_tasks(stream):
     assert all(after == before for before, after in angles if before >= 0), angles
 
 
-def test_avalanche_s_der_does_not_know_heads(stream):
+def test_avalanche_s_der_still_fails_on_multi_head_networks(stream):
     with pytest.raises(TypeError, match="task_labels"):
         trainer_of(stream, "avalanche.training.DER", mem_size=10).train_next()
 
 
-def test_der_keeps_the_answers_of_the_head_of_the_task(stream):
+def test_der_stores_the_logits_of_the_task_s_head(stream):
     trainer = trainer_of(stream, "fscl.continual.repaired.DER", mem_size=30)
     for task in range(2):
         trainer.train_next()
@@ -81,7 +81,7 @@ def test_der_keeps_the_answers_of_the_head_of_the_task(stream):
         assert torch.allclose(answers, torch.stack([logits for *_, logits in samples]), atol=1e-5)
 
 
-def test_avalanche_s_lfl_takes_no_network_but_its_own(stream):
+def test_avalanche_s_lfl_still_accepts_only_its_own_networks(stream):
     with pytest.raises(NotImplementedError, match="get_features"):
         trainer_of(stream, "avalanche.training.LFL", lambda_e=1.0).train_next()
 
@@ -111,7 +111,7 @@ def test_lfl_trains_in_training_mode(stream):
     assert norms[0].num_batches_tracked.item() == statistics + len(modes)  # and once a batch
 
 
-def test_features_are_what_enters_the_head(stream):
+def test_features_of_returns_the_inputs_of_the_head(stream):
     model = build_network("convnet", (1, 8, 8), 2, {"widths": [8, 8], "pool_after": [0], "dropout": 0.5}).train()
     x = torch.rand(5, 1, 8, 8)
     found = features_of(model, x)
@@ -123,7 +123,7 @@ def test_features_are_what_enters_the_head(stream):
         features_of(nn.Conv2d(1, 1, 3), x)
 
 
-def test_options_of_the_original_are_refused_or_passed_on():
+def test_lfl_passes_on_the_arguments_of_avalanche():
     net = nn.Linear(4, 2)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     strategy = LFL(model=net, optimizer=optimizer, criterion=nn.CrossEntropyLoss(), lambda_e=3.0, train_epochs=7)
@@ -131,14 +131,14 @@ def test_options_of_the_original_are_refused_or_passed_on():
     assert [p.lambda_e for p in strategy.plugins if hasattr(p, "lambda_e")] == [3.0]
 
 
-def test_avalanche_s_ewc_diverges_where_its_penalty_is_strong(stream):
+def test_avalanche_s_ewc_still_diverges_with_a_strong_penalty(stream):
     trainer = trainer_of(stream, "avalanche.training.EWC", ewc_lambda=1e8)
     trainer.train_next()
     with pytest.raises(FsclError, match="diverged on task 2"):
         trainer.train_next()
 
 
-def test_ewc_of_any_strength_holds_what_matters_where_it_was(stream):
+def test_ewc_of_any_strength_holds_important_weights(stream):
     moved = []
     for strength in (0.0, 1e2, 1e5, 1e12):
         trainer = trainer_of(stream, "fscl.continual.repaired.EWC", ewc_lambda=strength)
@@ -154,7 +154,7 @@ def test_ewc_of_any_strength_holds_what_matters_where_it_was(stream):
 
 
 @pytest.mark.parametrize("mode", [{}, {"mode": "online", "decay_factor": 0.5}], ids=["separate", "online"])
-def test_ewc_s_penalties_are_avalanche_s_where_steps_do_not_overshoot(stream, mode):
+def test_a_weak_ewc_penalty_equals_avalanche_s(stream, mode):
     theirs = learned(stream, "avalanche.training.EWC", ewc_lambda=20.0, **mode)
     ours = learned(stream, "fscl.continual.repaired.EWC", ewc_lambda=20.0, **mode)
     free = learned(stream, "avalanche.training.Naive")
@@ -178,16 +178,16 @@ def without_loss(trainer):
     trainer.train_next()
 
 
-def test_avalanche_s_mas_takes_a_loss_of_zero_for_none(stream):
+def test_avalanche_s_mas_still_fails_on_a_loss_of_zero(stream):
     with pytest.raises(ValueError, match="Loss is not available"):
         without_loss(trainer_of(stream, "avalanche.training.MAS", lambda_reg=1.0))
 
 
-def test_mas_goes_on_where_there_is_no_loss_left(stream):
+def test_mas_trains_on_a_loss_of_zero(stream):
     without_loss(trainer_of(stream, "fscl.continual.repaired.MAS", lambda_reg=1.0))
 
 
-def test_mas_is_avalanche_s_where_there_is_a_loss(stream):
+def test_mas_equals_avalanche_s_on_a_positive_loss(stream):
     theirs = learned(stream, "avalanche.training.MAS", lambda_reg=0.1, alpha=0.3)
     ours = learned(stream, "fscl.continual.repaired.MAS", lambda_reg=0.1, alpha=0.3)
     assert torch.equal(theirs, ours)
@@ -198,13 +198,13 @@ def importances(trainer):
     return plugin.ewc_data[1]
 
 
-def test_avalanche_s_si_finds_no_weight_important_on_the_cpu(stream):
+def test_avalanche_s_si_still_finds_no_weight_important_on_the_cpu(stream):
     trainer = trainer_of(stream, "avalanche.training.SynapticIntelligence", si_lambda=1.0)
     trainer.train_next()
     assert not any(kept.data.any() for kept in importances(trainer).values())
 
 
-def test_si_adds_up_what_each_step_gained_along_each_weight(stream):
+def test_si_importance_is_the_loss_gained_along_each_weight(stream):
     trainer = trainer_of(stream, "fscl.continual.repaired.SynapticIntelligence", si_lambda=1.0, eps=1.0)
     (plugin,) = [p for p in trainer.strategy.plugins if isinstance(p, SynapticIntelligencePlugin)]
     weight = dict(trainer.strategy.model.named_parameters())["model.features.4.weight"]

@@ -1,4 +1,4 @@
-"""Task labels, targets and heads in each scenario; and that Avalanche's own learners train in all of them."""
+"""Task labels, targets and heads in each scenario. Avalanche's own learners train in all scenarios."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ PAIRS = [["0", "1"], ["4", "7"], ["3", "2"]]
 
 
 def numbered(classes: int = 6, per_class: int = 5, first: int = 0) -> ImageSet:
-    """Images that are told by their grey; the class is it divided by ``per_class``."""
+    """Images with a grey value of their own; the class is the value divided by ``per_class``."""
     labels = torch.arange(classes).repeat_interleave(per_class)
     images = torch.arange(first, first + len(labels)).to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).clone()
     mixed = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
@@ -30,14 +30,14 @@ def numbered(classes: int = 6, per_class: int = 5, first: int = 0) -> ImageSet:
 
 
 def samples(experience) -> dict[int, int]:
-    """Target by grey value, through Avalanche's data set."""
+    """Grey value -> target, read through Avalanche's data set."""
     data = experience.dataset
     greys = samples_behind(data)[0][0].images[:, 0, 0, 0].tolist()
     return dict(zip(greys, map(int, data.targets), strict=True))
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain", "class"])
-def test_labels_follow_the_scenario_and_images_do_not(scenario: str) -> None:
+def test_the_scenario_decides_labels_and_targets_but_not_images(scenario: str) -> None:
     data = numbered(), numbered(first=100)
     stream = split_classes(*data, tasks=3, seed=1, scenario=scenario)
     plain = split_classes(*data, tasks=3, seed=1)
@@ -61,7 +61,7 @@ def test_labels_follow_the_scenario_and_images_do_not(scenario: str) -> None:
         assert len(seen) == 30
 
 
-def test_classes_are_counted_on_over_tasks_of_different_sizes() -> None:
+def test_class_scenario_counts_targets_on_over_tasks_of_different_sizes() -> None:
     tasks = [["class 5"], ["class 0", "class 3", "class 1"], ["class 4", "class 2"]]
     stream = split_classes(numbered(), numbered(), tasks, scenario="class")
     assert [e.classes_in_this_experience for e in stream.train_stream] == [[0], [1, 2, 3], [4, 5]]
@@ -82,16 +82,16 @@ def test_validation_holds_out_the_same_training_images_in_every_scenario(scenari
         assert set(held.values()) == set(kept.values()) == set(stream.train_stream[t].classes_in_this_experience)
 
 
-def test_tasks_of_different_sizes_are_no_domains() -> None:
+def test_domain_scenario_refuses_tasks_of_different_sizes() -> None:
     with pytest.raises(
-        FsclError, match=r"scenario is 'domain', so all tasks have the same classes; these have \[1, 2\]"
+        FsclError, match=r"scenario is 'domain', so all tasks must have the same classes; these have \[1, 2\]"
     ):
         split_classes(numbered(), numbered(), [["class 1"], ["class 0", "class 3"]], scenario="domain")
     with pytest.raises(FsclError, match=r"scenario is 'classes'; known: task, domain, class"):
         split_classes(numbered(), numbered(), 3, scenario="classes")  # type: ignore[arg-type]
 
 
-def test_tasks_may_have_names_of_their_own() -> None:
+def test_tasks_can_be_named() -> None:
     tasks = {"odd": ["class 1", "class 3"], "even": ["class 4", "class 0"]}
     stream = split_classes(numbered(), numbered(), tasks, seed=3)
     assert stream.names == ["odd", "even"]
@@ -102,12 +102,12 @@ def test_tasks_may_have_names_of_their_own() -> None:
 
 
 def joined() -> tuple[ImageSet, ImageSet]:
-    """Four classes of letters, then six of numbers."""
+    """A joined data set: four classes of letters, then six classes of numbers."""
     letters = ImageSet(numbered(4).images, numbered(4).labels, list("abcd"))
     return join_images({"letters": (letters, letters), "numbers": (numbered(), numbered())})
 
 
-def test_parts_of_a_joined_set_stay_apart_and_are_shuffled_within() -> None:
+def test_parts_of_a_joined_data_set_are_shuffled_separately() -> None:
     orders = []
     for seed in (0, 0, 1):
         stream = split_classes(*joined(), tasks=[1, 3], seed=seed)
@@ -125,18 +125,18 @@ def test_parts_of_a_joined_set_stay_apart_and_are_shuffled_within() -> None:
 @pytest.mark.parametrize(
     ("tasks", "says"),
     [
-        ([1], r"tasks is \[1\]: a number for each joined data set; here there are 2, of 4, 6 classes"),
-        ([1, 2, 3], r"tasks is \[1, 2, 3\]: a number for each joined data set"),
-        ([1, 4], r"6 classes cannot be shared out evenly among 4 tasks; these can: \[1, 2, 3, 6\]"),
+        ([1], r"tasks is \[1\]; give one number for each joined data set \(there are 2, of 4, 6 classes\)"),
+        ([1, 2, 3], r"tasks is \[1, 2, 3\]; give one number for each joined data set"),
+        ([1, 4], r"6 classes cannot be shared out evenly among 4 tasks; numbers that fit: \[1, 2, 3, 6\]"),
         ([0, 1], r"4 classes cannot be shared out evenly among 0 tasks"),
     ],
 )
-def test_numbers_that_do_not_fit_the_parts_are_explained(tasks: list[int], says: str) -> None:
+def test_numbers_of_tasks_that_do_not_fit_the_parts_are_refused(tasks: list[int], says: str) -> None:
     with pytest.raises(FsclError, match=says):
         split_classes(*joined(), tasks=tasks)
 
 
-def test_one_set_is_one_part() -> None:
+def test_share_out_of_one_part_equals_share_out_of_a_number() -> None:
     assert share_out("abcdef", [3], seed=2) == share_out("abcdef", 3, seed=2)
     assert len(share_out("abcdef", 3, seed=2)) == 3
 
@@ -153,7 +153,7 @@ def streams(digits) -> dict[str, object]:
 
 
 class Widths(SupervisedPlugin):
-    """Outputs of the network while each experience is trained, and what served the batches."""
+    """Records the width of outputs while each experience is trained, and the class of the loader."""
 
     supports_distributed = False
 
@@ -174,9 +174,9 @@ WIDTHS = {
 HEADS = {"task": 3, "domain": 1, "class": 1, "rotations": 1, "rotations with heads": 2, "permutations": 1}
 
 
-@pytest.mark.filterwarnings("error:images are loaded by Avalanche")
+@pytest.mark.filterwarnings("error:Avalanche loads the images")
 @pytest.mark.parametrize("kind", WIDTHS)
-def test_avalanches_naive_trains_and_whole_batches_change_nothing(digits, kind: str) -> None:
+def test_naive_learns_every_scenario_equally_with_whole_batches(digits, kind: str) -> None:
     ends = []
     for ours in ([], [InMemoryLoader()]):
         stream = streams(digits)[kind]
@@ -206,8 +206,8 @@ def test_avalanches_naive_trains_and_whole_batches_change_nothing(digits, kind: 
     assert all(torch.equal(ends[0][0][name], ends[1][0][name]) for name in ends[0][0])
 
 
-def test_a_class_learner_forgets_where_one_with_task_labels_is_asked_less(digits) -> None:
-    """The last task's classes take over a head that all tasks share, however well it knows them."""
+def test_naive_forgets_more_in_the_class_scenario_than_in_the_task_scenario(digits) -> None:
+    """In the class scenario the classes of the last task suppress all others in the shared head."""
     ends = {}
     for scenario in ("task", "class"):
         stream = split_classes(*digits, PAIRS, scenario=scenario)
@@ -219,7 +219,7 @@ def test_a_class_learner_forgets_where_one_with_task_labels_is_asked_less(digits
     assert max(ends["class"][:2]) < min(ends["task"][:2])
 
 
-def test_a_head_that_grew_is_resumed(digits) -> None:
+def test_a_run_with_a_head_that_grows_is_resumed(digits) -> None:
     stream = split_classes(*digits, PAIRS, scenario="class")
 
     def fresh() -> Trainer:

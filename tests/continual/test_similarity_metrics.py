@@ -38,7 +38,7 @@ def filters(model):
 
 
 def projected(snapshots):
-    """The oracle: each snapshot's filters projected on the span of the first one's, compared as filters."""
+    """An oracle: the filters of each snapshot are projected on the span of the first one's, and compared as filters."""
     layers = []
     for name in snapshots[0]:
         flat = torch.stack([s[name].double().flatten(2).flatten(0, 1) for s in snapshots])
@@ -49,7 +49,7 @@ def projected(snapshots):
 
 
 @pytest.mark.parametrize("kind", ["atom_swapping", "naive"])
-def test_values_are_those_of_the_similarity_matrix_and_reach_every_logger(learner, stream, kind, tmp_path):
+def test_metric_values_equal_the_similarity_matrix_and_reach_every_logger(learner, stream, kind, tmp_path):
     plugin, metric, loggers = evaluator(tmp_path)
     strategy = learner(kind, evaluator=plugin)
     snapshots, rows = [], []
@@ -89,7 +89,7 @@ def test_values_are_those_of_the_similarity_matrix_and_reach_every_logger(learne
     assert plt.get_fignums() == []
 
 
-def test_figures_belong_to_nobody_but_the_logger(learner, stream):
+def test_heatmaps_are_not_registered_with_pyplot(learner, stream):
     plugin, _, _ = evaluator()
     strategy = learner(evaluator=plugin)
     for experience in stream.train_stream:
@@ -100,7 +100,7 @@ def test_figures_belong_to_nobody_but_the_logger(learner, stream):
     assert plt.get_fignums() == []
 
 
-def test_without_heatmap_and_correlation_there_are_scalars_only(learner, stream):
+def test_without_heatmap_and_correlation_only_scalars_are_emitted(learner, stream):
     plugin, _, _ = evaluator(heatmap=False, correlate=False)
     strategy = learner(evaluator=plugin, train_epochs=1)
     for experience in stream.train_stream:
@@ -111,7 +111,7 @@ def test_without_heatmap_and_correlation_there_are_scalars_only(learner, stream)
     assert all(isinstance(v, float) for v in ours.values())
 
 
-def test_nothing_forgotten_correlates_with_nothing(learner, stream):
+def test_correlation_is_undefined_if_nothing_was_forgotten(learner, stream):
     plugin, metric, _ = evaluator()
     strategy = learner(evaluator=plugin)
     for experience in stream.train_stream:
@@ -133,8 +133,8 @@ def forgetful(learner, digits_stream, plugin, recorder, **options):
 
 
 @pytest.mark.parametrize("every", [-1, 1])
-def test_correlation_is_that_of_similarity_with_measured_forgetting(learner, digits, every):
-    """Whatever a periodic evaluation in mid-training finds."""
+def test_forgetting_correlation_equals_mantel_of_measured_forgetting(learner, digits, every):
+    """Periodic evaluations during training do not change it."""
     stream = split_classes(*digits, tasks=5)
     plugin, metric, _ = evaluator()
     matrix = forgetful(learner, stream, plugin, AccuracyRecorder(), eval_every=every)
@@ -145,7 +145,7 @@ def test_correlation_is_that_of_similarity_with_measured_forgetting(learner, dig
     assert found[f"{NAME}/forgetting_p"] == expected.p_value
 
 
-def test_no_correlation_before_everything_needed_was_evaluated(learner, stream):
+def test_no_correlation_before_all_experiences_were_evaluated(learner, stream):
     plugin, metric, _ = evaluator()
     strategy = learner("naive", evaluator=plugin)
     strategy.eval(list(stream.test_stream))  # before any training
@@ -156,7 +156,7 @@ def test_no_correlation_before_everything_needed_was_evaluated(learner, stream):
     assert f"{NAME}/forgetting_rho" not in plugin.get_last_metrics()
 
 
-def test_forgetting_is_of_the_test_stream_whatever_else_is_evaluated_and_when(learner, digits):
+def test_forgetting_is_measured_on_the_test_stream_only(learner, digits):
     stream = split_classes(*digits, tasks=5)
     valid = split_classes(*digits, tasks=5, seed=1).test_stream  # other images under the same numbers
     for experience in valid:
@@ -175,7 +175,7 @@ def test_forgetting_is_of_the_test_stream_whatever_else_is_evaluated_and_when(le
     assert metric.correlation().statistic == expected.statistic
 
 
-def test_without_a_test_stream_forgetting_is_of_the_validation_stream(learner, digits):
+def test_without_a_test_stream_forgetting_is_measured_on_the_validation_stream(learner, digits):
     stream = split_classes(*digits, tasks=5)
     for experience in stream.test_stream:
         experience.origin_stream.name = "valid"
@@ -185,7 +185,7 @@ def test_without_a_test_stream_forgetting_is_of_the_validation_stream(learner, d
     assert metric.correlation().statistic == expected.statistic
 
 
-def test_correlation_with_transfer_is_that_with_measured_class_means(learner, digits):
+def test_transfer_correlation_equals_mantel_of_class_mean_accuracies(learner, digits):
     stream = split_classes(*digits, tasks=5)
     plugin, metric, _ = evaluator(heatmap=False, transfer=stream)
     strategy = learner(evaluator=plugin)
@@ -203,7 +203,7 @@ def test_correlation_with_transfer_is_that_with_measured_class_means(learner, di
 
 
 @pytest.mark.parametrize("kind", ["atom_swapping", "naive"])
-def test_an_experience_trained_again_takes_its_new_place(learner, stream, kind):
+def test_an_experience_trained_again_moves_to_the_end_of_the_order(learner, stream, kind):
     plugin, metric, _ = evaluator(aggregate="mean")
     strategy = learner(kind, evaluator=plugin)
     snapshots = []
@@ -229,7 +229,7 @@ def test_an_experience_trained_again_takes_its_new_place(learner, stream, kind):
 
 
 @pytest.mark.parametrize("metric", ["filter", "grassmann", "projection"])
-def test_every_metric(learner, stream, metric):
+def test_every_metric_equals_the_similarity_matrix_of_the_bank(learner, stream, metric):
     plugin, ours, _ = evaluator(metric=metric, aggregate="mean", heatmap=False)
     strategy = learner(evaluator=plugin, train_epochs=1)
     for experience in stream.train_stream:
@@ -238,7 +238,7 @@ def test_every_metric(learner, stream, metric):
     assert f"SubspaceSimilarity_{metric}/exp_001" in plugin.get_last_metrics()
 
 
-def test_reset_forgets_everything(learner, stream):
+def test_reset_clears_similarity_and_correlation(learner, stream):
     plugin, metric, _ = evaluator(heatmap=False)
     strategy = learner("naive", evaluator=plugin, train_epochs=1)
     for experience in stream.train_stream:
@@ -248,7 +248,7 @@ def test_reset_forgets_everything(learner, stream):
     assert metric.correlation() is None
 
 
-def test_unknown_names_are_answered_with_the_known_ones():
+def test_unknown_metrics_and_aggregates_are_refused_with_the_known_ones():
     with pytest.raises(FsclError, match="metric is 'cka'; known: cosine, filter, grassmann, projection"):
         subspace_similarity_metrics("cka")
     with pytest.raises(FsclError, match="aggregate is 'max'; known: product, mean"):

@@ -8,7 +8,7 @@ from fscl.errors import FsclError
 
 
 def numbered(per_class=(10, 10, 10, 10, 10, 10), start=0):
-    """Images whose pixels say which they are, so that each can be found again."""
+    """Images whose pixels hold their number, so that each can be identified."""
     total = sum(per_class)
     images = torch.arange(start, start + total).view(-1, 1, 1, 1).expand(-1, 3, 2, 2).to(torch.uint8).clone()
     labels = torch.arange(len(per_class)).repeat_interleave(torch.tensor(per_class))
@@ -24,7 +24,7 @@ def source(experience):
     return samples_behind(experience.dataset)[0][0]
 
 
-def test_classes_are_disjoint_and_complete():
+def test_tasks_have_disjoint_classes_and_all_images():
     train, test = numbered(), numbered((4,) * 6, start=100)
     stream = split_classes(train, test, tasks=3)
     flat = [name for group in stream.tasks for name in group]
@@ -46,7 +46,7 @@ def test_classes_are_disjoint_and_complete():
     assert stream.image_shape == (3, 2, 2)
 
 
-def test_order_follows_the_seed():
+def test_order_of_classes_follows_the_seed():
     data = numbered(), numbered((4,) * 6)
     orders = [split_classes(*data, tasks=6, seed=seed).tasks for seed in (0, 0, 1, 2)]
     assert orders[0] == orders[1]
@@ -57,7 +57,7 @@ def test_order_follows_the_seed():
     assert split_classes(*data, tasks=6, seed=0).tasks == orders[0]
 
 
-def test_tasks_may_be_given_by_name_and_be_uneven():
+def test_tasks_can_be_lists_of_class_names_of_different_lengths():
     stream = split_classes(numbered(), numbered(), tasks=[["class 5"], ["class 0", "class 3", "class 1"]], seed=3)
     assert stream.tasks == [["class 5"], ["class 0", "class 3", "class 1"]]
     assert stream.classes_per_task == 3
@@ -65,7 +65,7 @@ def test_tasks_may_be_given_by_name_and_be_uneven():
     assert sorted(stream.train_stream[1].classes_in_this_experience) == [0, 1, 2]
 
 
-def test_validation_takes_training_images_and_no_test_image():
+def test_validation_holds_out_training_images_and_no_test_images():
     train, test = numbered((10, 10, 7, 2)), numbered((5,) * 4, start=100)
     whole = split_classes(train, test, tasks=2, shuffle=False)
     held = split_classes(train, test, tasks=2, shuffle=False, validation=0.2)
@@ -97,19 +97,19 @@ def test_images_are_normalised_by_the_training_images():
         ({"tasks": [["class 0", "cat"]]}, "unknown class 'cat'; known classes: class 0, class 1, class 2"),
         ({"tasks": [["class 0"], ["class 1", "class 0"]]}, "class 'class 0' is in more than one task"),
         ({"tasks": [["class 0"], []]}, "task 1 has no classes"),
-        ({"tasks": 4}, r"6 classes cannot be shared out evenly among 4 tasks; these can: \[1, 2, 3, 6\]"),
+        ({"tasks": 4}, r"6 classes cannot be shared out evenly among 4 tasks; numbers that fit: \[1, 2, 3, 6\]"),
         ({"tasks": 0}, "cannot be shared out evenly among 0 tasks"),
         ({"tasks": -2}, "cannot be shared out evenly among -2 tasks"),
         ({"tasks": 2, "validation": 1.0}, "validation is 1.0; it is a share of the training images"),
         ({"tasks": 2, "validation": -0.1}, "validation is -0.1"),
     ],
 )
-def test_splits_that_cannot_be_are_explained(options, message):
+def test_splits_that_do_not_fit_are_refused(options, message):
     with pytest.raises(FsclError, match=message):
         split_classes(numbered(), numbered(), **options)
 
 
-def test_data_that_does_not_fit_is_explained():
+def test_different_classes_and_tasks_without_images_are_refused():
     train = numbered()
     renamed = ImageSet(train.images, train.labels, [*train.classes[:5], "other"])
     with pytest.raises(FsclError, match="training and test images have different classes: class 5, other"):

@@ -87,7 +87,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, opti
 
 
 @pytest.mark.parametrize("kind", [k for k in LEARNERS if k not in KEEP_TASKS_APART])
-def test_runs_of_one_growing_head_are_resumed(digits, tmp_path, kind):
+def test_class_scenario_runs_are_resumed_to_the_same_end(digits, tmp_path, kind):
     stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"], ["4", "5"]], scenario="class")
     whole = trainer_of(stream, kind)
     expected = [numbers(whole.train_next()) for _ in range(3)]
@@ -103,7 +103,7 @@ def test_runs_of_one_growing_head_are_resumed(digits, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", [k for k in LEARNERS if k not in KEEP_TASKS_APART])
-def test_runs_of_one_head_for_all_tasks_are_resumed(digits, tmp_path, kind):
+def test_domain_scenario_runs_are_resumed_to_the_same_end(digits, tmp_path, kind):
     stream = rotated_stream(*digits, rotations=(0, 90, 180))
     whole = trainer_of(stream, kind, epochs=1, batch_size=64)
     expected = [numbers(whole.train_next()) for _ in range(3)]
@@ -117,7 +117,7 @@ def test_runs_of_one_head_for_all_tasks_are_resumed(digits, tmp_path, kind):
     assert all(torch.equal(t, state[n]) for n, t in whole.strategy.model.state_dict().items())
 
 
-def test_memory_of_one_head_for_all_tasks_is_no_task_s(digits):
+def test_memory_of_a_shared_head_is_counted_once(digits):
     trainer = trainer_of(rotated_stream(*digits, rotations=(0, 90)), "naive", epochs=1, batch_size=64)
     trainer.train_next()
     trainer.train_next()
@@ -128,14 +128,14 @@ def test_memory_of_one_head_for_all_tasks_is_no_task_s(digits):
 
 @pytest.mark.parametrize("kind", KEEP_TASKS_APART)
 @pytest.mark.parametrize("scenario", ["domain", "class"])
-def test_learners_that_keep_tasks_apart_need_their_labels(digits, kind, scenario):
+def test_learners_that_keep_tasks_apart_refuse_scenarios_without_task_labels(digits, kind, scenario):
     tasks = {"tasks": [["0", "1"], ["2", "3"]], "scenario": scenario}
     with pytest.raises(FsclError, match=f"of scenario '{scenario}', because it needs a test image's task label"):
         trainer_of(split_classes(*digits, **tasks), kind)
 
 
-def test_the_checkpoint_is_a_snapshot(stream, tmp_path):
-    """What is taken up is the state at the time of saving, however the first trainer goes on."""
+def test_a_checkpoint_does_not_change_with_later_training(stream, tmp_path):
+    """A run resumes from the state at the time of saving, even if the first trainer is trained further."""
     first = trainer_of(stream, "ewc")
     first.train_next()
     state = through_a_file(first, tmp_path / "checkpoint.pt")
@@ -145,7 +145,7 @@ def test_the_checkpoint_is_a_snapshot(stream, tmp_path):
     assert numbers(second.train_next()) == expected
 
 
-def test_seeds_differ_and_equal_seeds_do_not(stream):
+def test_equal_seeds_give_equal_results_and_other_seeds_others(stream):
     runs = [trainer_of(stream, "naive", seed=seed) for seed in (0, 0, 1)]
     for run in runs:
         run.train_next()
@@ -154,7 +154,7 @@ def test_seeds_differ_and_equal_seeds_do_not(stream):
     assert not torch.equal(a, c)
 
 
-def test_what_is_measured(stream):
+def test_measured_accuracy_transfer_and_start_equal_direct_measurements(stream):
     trainer = trainer_of(stream, "naive")
     assert len(trainer.untrained()) == 3
     for t in range(3):
@@ -178,7 +178,7 @@ def test_what_is_measured(stream):
 
 
 class Passes(SupervisedPlugin):
-    """Counts the images of each task that evaluations send through the network."""
+    """Counts the images of each task that pass through the network in evaluations."""
 
     supports_distributed = False
 
@@ -191,7 +191,7 @@ class Passes(SupervisedPlugin):
 
 
 @pytest.mark.parametrize("kind", ["atom_swapping", "from_scratch", "naive"])
-def test_networks_that_are_kept_are_measured_once_and_at_the_end(stream, kind):
+def test_stored_networks_are_evaluated_once_and_at_the_end(stream, kind):
     trainer, passes = trainer_of(stream, kind), Passes()
     trainer.strategy.plugins.append(passes)
     rows = [trainer.train_next().accuracy for _ in range(3)]
@@ -203,7 +203,7 @@ def test_networks_that_are_kept_are_measured_once_and_at_the_end(stream, kind):
         assert rows[1] == rows[2][:2]
 
 
-def test_a_kept_network_that_was_written_to_is_measured_again(stream):
+def test_a_stored_network_that_was_written_to_is_evaluated_again(stream):
     trainer, passes = trainer_of(stream, "atom_swapping"), Passes()
     trainer.strategy.plugins.append(passes)
     trainer.train_next()
@@ -214,8 +214,8 @@ def test_a_kept_network_that_was_written_to_is_measured_again(stream):
     assert passes.images[0] == 2 * before
 
 
-def test_test_images_go_through_a_shared_network_once(stream, monkeypatch):
-    """Accuracy and class means are of the same features."""
+def test_test_images_pass_through_a_shared_network_once(stream, monkeypatch):
+    """Accuracy and class means use the same features."""
     trainer = trainer_of(stream, "naive")
     trainer.train_next()
     trainer.train_next()
@@ -230,7 +230,7 @@ def test_test_images_go_through_a_shared_network_once(stream, monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_a_bank_answers_in_a_network_built_anew_as_it_did_in_training(stream, tmp_path, precision):
+def test_a_bank_in_a_newly_built_network_has_the_outputs_of_training(stream, tmp_path, precision):
     trainer = trainer_of(stream, "atom_swapping", precision=precision, epochs=4)
     measured = [trainer.train_next() for _ in range(3)][-1]
     trainer.bank.save(tmp_path / "bank.safetensors")
@@ -249,18 +249,18 @@ def test_a_bank_answers_in_a_network_built_anew_as_it_did_in_training(stream, tm
             assert float((outputs.argmax(1) == y).double().mean()) == pytest.approx(accuracy)
 
 
-def test_tasks_smaller_than_a_batch_are_not_dropped_in_silence(stream):
-    with pytest.raises(FsclError, match="drop_last leaves nothing of a task of 72 images in batches of 100"):
+def test_drop_last_refuses_tasks_smaller_than_a_batch(stream):
+    with pytest.raises(FsclError, match="drop_last leaves no batch of a task of 72 images, because batch_size is 100"):
         trainer_of(stream, "naive", batch_size=100, drop_last=True)
 
 
-def test_training_that_diverged_says_so_and_what_may_help(stream):
+def test_diverged_training_is_reported_with_a_remedy(stream):
     trainer = trainer_of(stream, "naive", lr=1e12)
     with pytest.raises(FsclError, match=r"diverged on task 1: .* is not finite; a smaller training\.lr"):
         trainer.train_next()
 
 
-def test_epochs_of_the_first_task_are_its_own(stream):
+def test_epochs_next_applies_from_the_second_task_on(stream):
     calls = []
     trainer = trainer_of(stream, "naive", epochs=3, epochs_next=1, progress=lambda *call: calls.append(call))
     trainer.train_next()
@@ -268,7 +268,7 @@ def test_epochs_of_the_first_task_are_its_own(stream):
     assert calls == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 1)]
 
 
-def test_progress_counts_epochs(stream):
+def test_progress_is_called_after_each_epoch(stream):
     calls = []
     trainer = trainer_of(stream, "naive", epochs=3, progress=lambda *call: calls.append(call))
     trainer.train_next()
@@ -283,20 +283,20 @@ def memory_of(stream, kind):
     return trainer.memory()
 
 
-def test_memory_of_atom_swapping(stream):
+def test_memory_of_atom_swapping_is_its_bank(stream):
     per_task, shared = memory_of(stream, "atom_swapping")
     norms = 2 * (4 * 8 * 4 + 8)
     assert per_task == {"atoms": (8 + 9) * 9 * 4, "normalisation": norms, "head": HEAD, "other": 0}
     assert shared == {"coefficients": 4 * (8 * 8 + 8 * 8 * 9), "other": 0}
 
 
-def test_memory_of_fine_tuning(stream):
+def test_memory_of_fine_tuning_is_one_network_and_the_heads(stream):
     per_task, shared = memory_of(stream, "naive")
     assert per_task == {"head": HEAD, "other": 0}
     assert shared == {"network": BODY, "other": 0}
 
 
-def test_memory_of_independent_networks(stream):
+def test_memory_of_independent_networks_is_one_network_for_each_task(stream):
     per_task, shared = memory_of(stream, "from_scratch")
     assert sum(per_task.values()) == BODY + HEAD
     assert sum(shared.values()) == 0
@@ -317,7 +317,7 @@ def test_memory_of_ewc_is_weights_and_importances_once_for_all_tasks(stream, kin
     ("replay", 30, 30 * 4), ("er_ace", 30, 30 * 4), ("der", 30, 30 * (4 + 2 * 4)), ("agem", 3 * 10, 0)
 ])  # fmt: skip
 def test_memory_of_rehearsal_is_its_exemplars(stream, kind, images, more):
-    """And each one's rank in the reservoir, and two logits of dark experience."""
+    """It also holds the rank of each exemplar in the reservoir, and the two logits that DER stores."""
     per_task, shared = memory_of(stream, kind)
     kept = images * (8 * 8 + 8) + more  # uint8 pixels and a label each
     assert 3 * per_task["other"] + shared["other"] == pytest.approx(kept, abs=3)
@@ -331,7 +331,7 @@ def test_memory_of_distillation_is_a_former_network(stream, kind):
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
-def test_a_weight_whose_first_gradient_comes_late_is_trained_as_by_plain_sgd(stream, momentum):
+def test_fused_sgd_equals_plain_sgd_for_a_weight_with_a_late_first_gradient(stream, momentum):
     trainer = trainer_of(stream, "naive", momentum=momentum, lr=0.1, weight_decay=0.01)
     made = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
     expected = [torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(2))]
@@ -350,13 +350,13 @@ def test_a_weight_whose_first_gradient_comes_late_is_trained_as_by_plain_sgd(str
 
 
 @pytest.mark.parametrize("kind", ["der", "er_ace"])
-def test_label_smoothing_is_refused_where_it_would_be_ignored(stream, kind):
+def test_label_smoothing_is_refused_for_learners_with_their_own_loss(stream, kind):
     with pytest.raises(FsclError, match=r"loss of its own.*label_smoothing=0"):
         trainer_of(stream, kind, label_smoothing=0.1)
 
 
 class Streaming(Naive):
-    """Holds an iterator, which no other process can take up."""
+    """Holds an iterator, which cannot be saved."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
@@ -364,14 +364,14 @@ class Streaming(Naive):
 
 
 class Naming(Naive):
-    """Keeps data under names that Avalanche's and our plugins have for what need not be kept."""
+    """Keeps data under attribute names that plugins of Avalanche and fscl declare transient."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
         self.G, self._tasks, self._before = torch.ones(2), [1, 2], {"a": 3}
 
 
-def test_what_a_learner_of_a_user_keeps_is_resumed_whatever_its_name(stream, tmp_path, monkeypatch):
+def test_a_user_s_attributes_are_resumed_although_plugins_declare_their_names_transient(stream, tmp_path, monkeypatch):
     users = ModuleType("learners_of_a_user")
     users.Naming = Naming
     monkeypatch.setitem(sys.modules, users.__name__, users)
@@ -387,16 +387,16 @@ def test_what_a_learner_of_a_user_keeps_is_resumed_whatever_its_name(stream, tmp
     assert (second.strategy._tasks, second.strategy._before) == ([1, 2, 3], {"a": 4})
 
 
-def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream, monkeypatch):
+def test_a_learner_that_cannot_be_saved_is_refused_before_it_trains(stream, monkeypatch):
     users = ModuleType("learners_of_a_user")
     users.Streaming = Streaming
     monkeypatch.setitem(sys.modules, users.__name__, users)
-    with pytest.raises(FsclError, match=r"Streaming\.source is a list_iterator: no plain data to resume from"):
+    with pytest.raises(FsclError, match=r"Streaming\.source is a list_iterator, which a checkpoint cannot hold"):
         Trainer(stream, Learner("learners_of_a_user.Streaming"), Training(), Network())
     trainer = trainer_of(stream, "naive")
     trainer.strategy.plugins.append(EWCPlugin(1.0))
     trainer.strategy.plugins[-1].importances = {0: iter([])}
-    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a list_iterator: no plain data to resume from"):
+    with pytest.raises(FsclError, match=r"EWCPlugin\.importances is a list_iterator, which a checkpoint cannot hold"):
         trainer.state_dict()
 
 
@@ -419,11 +419,11 @@ def test_a_learner_that_could_not_be_resumed_is_refused_before_it_trains(stream,
         ("fscl.continual.AtomSwapping", {"train_epochs": 9}, "takes no recipe argument 'train_epochs'"),
     ],
 )
-def test_classes_and_arguments_that_will_not_do_are_named(class_path, arguments, message):
+def test_unknown_strategy_classes_and_arguments_are_refused(class_path, arguments, message):
     with pytest.raises(FsclError, match=message):
         strategy_class(class_path, arguments)
 
 
-def test_classes_and_arguments_that_will_do():
+def test_strategy_class_returns_the_class_of_known_learners():
     for class_path, arguments in LEARNERS.values():
         assert strategy_class(class_path, arguments).__name__ == class_path.rpartition(".")[2]

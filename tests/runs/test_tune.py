@@ -319,7 +319,7 @@ def test_a_grid_that_does_not_fit_is_refused(grid: str, message: str, tmp_path: 
     [
         (["--validation", 0], "--validation is 0.0; a share above 0"),
         (["--trials", 0], "--trials is 0; it must be at least 1"),
-        (["--tasks", 7], "the first 7 of 5 tasks are wanted; 1 to 5 would do"),
+        (["--tasks", 7], "the first 7 tasks cannot be taken of 5; 1 to 5 would do"),
         (["--set", "training.lr_next=1"], "--set training.lr_next: it is in the grid of mine"),
         (["-s", "icarl_of_mine"], "unknown strategy 'icarl_of_mine'"),
     ],

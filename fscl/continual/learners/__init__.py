@@ -1,1 +1,1 @@
-"""Learners, one method a file."""
+"""Learners: one file for each method."""

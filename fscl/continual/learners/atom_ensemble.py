@@ -1,4 +1,4 @@
-"""Atom swapping with an ensemble across tasks: the atoms of similar former tasks answer too, under new heads."""
+"""Atom swapping with an ensemble: networks of similar former tasks, with new heads, help to answer for a task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,25 +24,29 @@ __all__ = ["AtomEnsemble", "AtomEnsemblePlugin"]
 
 
 class AtomEnsemblePlugin(AtomSwappingPlugin):
-    """Atom swapping whose tasks are answered by their own network and those of similar former tasks.
+    """Atom swapping in which a task is answered by its own network and by members, networks of similar former tasks.
 
-    Once a task is learned, the networks of the most similar tasks before it, as their atoms tell, each get a new head
-    for it; nothing else of them is trained. A test image's probabilities are averaged over the task's own network and
-    these members, and the output is their logarithm, up to what the network's own answers have in common. Heads are
-    convex problems, solved on the features of the training images as they are tested, from zero and without random
-    numbers: what atom swapping learns, and the bank, stay as they are without members, bit for bit.
+    When a task has been learned, the most similar earlier tasks become its members; similarity is computed from atoms.
+    Each member's network gets a new head for the task. Nothing else of it is trained. For a test image the
+    probabilities of the task's own network and of the members are averaged. The output is the logarithm of this
+    average, shifted to the scale of the own network's logits.
 
-    A former task that is trained again is no longer a member of others: their heads were made for what it was.
+    Training a head is a convex problem. It is solved on features of the training images, computed in evaluation mode,
+    from zero and without random numbers. So members change neither the bank nor anything else that atom swapping
+    learns: both are equal, bit for bit, to those without members.
+
+    If a former task is trained again, it is removed from the members of all other tasks, because their heads do not fit
+    its new network.
 
     Args:
-        members: how many former tasks are asked; fewer where there are fewer.
-        head_epochs: passes over a task's training images' features, at most, by which a head is found (L-BFGS).
-        head_decay: weight decay of these heads, which bounds how sure they are of images that they tell apart.
-        metric: by which tasks are compared, see :meth:`fscl.AtomBank.nearest`.
+        members: number of members of each task; fewer if there are fewer former tasks.
+        head_epochs: maximum number of passes over the features of a task's training images to train a head (L-BFGS).
+        head_decay: weight decay of these heads. It limits how certain a head becomes of images that it can separate.
+        metric: the metric by which tasks are compared, see :meth:`fscl.AtomBank.nearest`.
         num_atoms, warm_start, skip: as in :class:`~fscl.continual.AtomSwappingPlugin`.
 
     Attributes:
-        heads: by task and member, the entries of the head under which that member answers for the task.
+        heads: task -> member -> the entries of the head with which the member answers for the task.
 
     Raises:
         FsclError: an argument does not fit.
@@ -64,9 +68,9 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
         head_epochs: int = 100,
         head_decay: float = 1e-3,
         metric: str = "cosine",
-        **atoms: Any,
+        **arguments: Any,
     ) -> None:
-        super().__init__(**atoms)
+        super().__init__(**arguments)
         for name, value in (("members", members), ("head_epochs", head_epochs)):
             if value < 1:
                 raise FsclError(f"{name} is {value}; it must be at least 1")
@@ -83,11 +87,12 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
         bank: AtomBank,
         heads: Mapping[int, Mapping[int, Mapping[str, Tensor]]] | None = None,
     ) -> None:
-        """Takes up a saved bank.
+        """Continues from a saved bank.
 
         Args:
             strategy, bank: as in :meth:`AtomSwappingPlugin.resume`.
-            heads: :attr:`heads` of the learner that made the bank; a task without them is answered by its own network.
+            heads: :attr:`heads` of the learner that made the bank. A task without heads here is answered only by its
+                own network.
         """
         super().resume(strategy, bank)
         self.heads = {
@@ -96,20 +101,22 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
         }
 
     def memory(self) -> dict[str, int]:
-        """Mean bytes kept of a task, by kind; ``members`` are the heads under which former tasks answer for it."""
+        """Bytes stored for each task (mean over tasks), by kind; ``members`` are the heads of members."""
         if self.bank is None:
             return {}
-        extra = sum(t.nbytes for own in self.heads.values() for head in own.values() for t in head.values())
-        return {**super().memory(), "members": round(extra / len(self.bank))}
+        size = sum(t.nbytes for heads in self.heads.values() for head in heads.values() for t in head.values())
+        return {**super().memory(), "members": round(size / len(self.bank))}
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().after_training_exp(strategy, **kwargs)
         tasks = self.tasks_of(strategy.experience)
         for task in tasks:
-            for others in self.heads.values():
-                others.pop(task, None)
+            for members in self.heads.values():
+                members.pop(task, None)
         for task in tasks:
-            self.heads[task] = {member: self._fit(strategy, member, task) for member in self._nearest(task, tasks)}
+            self.heads[task] = {
+                member: self._fit_head(strategy, member, task) for member in self._choose_members(task, tasks)
+            }
 
     def after_eval_forward(self, strategy: Any, **kwargs: Any) -> None:
         super().after_eval_forward(strategy, **kwargs)
@@ -122,43 +129,45 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
                 rows = ids == task
                 x, ids = x[rows], ids[rows]
             output = strategy.mb_output.clone()
-            width = len(next(iter(self.heads[task].values()))[self._head(strategy.model, task)[0]])
-            own = output[rows, :width].float()
-            answers = [
-                own,
-                *(self._ask(strategy.model, member, task, x, ids)[:, :width] for member in self.heads[task]),
+            width = len(next(iter(self.heads[task].values()))[self._head_entries(strategy.model, task)[0]])
+            own_logits = output[rows, :width].float()
+            logits = [
+                own_logits,
+                *(self._member_logits(strategy.model, member, task, x, ids)[:, :width] for member in self.heads[task]),
             ]
-            shares = torch.stack([a.float().log_softmax(1) for a in answers])
-            # on the scale of the own answers, beside which a mini-batch of wider tasks has columns of zeros
+            log_shares = torch.stack([a.float().log_softmax(1) for a in logits])
+            # on the scale of the own logits: log shares are negative, and further columns of a mixed mini-batch are 0
             output[rows, :width] = (
-                shares.logsumexp(0) - shares.new_tensor(len(answers)).log() + own.logsumexp(1, keepdim=True)
+                log_shares.logsumexp(0)
+                - log_shares.new_tensor(len(logits)).log()
+                + own_logits.logsumexp(1, keepdim=True)
             ).to(output.dtype)
             strategy.mb_output = output
 
-    # inside
+    # private
 
-    def _nearest(self, task: int, together: Sequence[int]) -> list[int]:
-        """The members for a task: the most similar of those before it, and not learned along with it."""
+    def _choose_members(self, task: int, same_experience: Sequence[int]) -> list[int]:
+        """The members of a task: the most similar of the tasks of earlier experiences."""
         assert self.bank is not None
-        former = [t for t in self.bank.tasks[: self.bank.tasks.index(task)] if t not in together]
+        former = [t for t in self.bank.tasks[: self.bank.tasks.index(task)] if t not in same_experience]
         if not former:
             return []
         order = self.bank.nearest(task, len(self.bank) - 1, self.metric)
         return [t for t in order if t in former][: self.members]
 
-    def _fit(self, strategy: Any, member: int, task: int) -> dict[str, Tensor]:
-        """A head for a task on the features of a member's network."""
+    def _fit_head(self, strategy: Any, member: int, task: int) -> dict[str, Tensor]:
+        """Trains a head for a task on the features of a member's network."""
         assert self.bank is not None
-        found, targets = [], []
+        features_of_batches, labels_of_batches = [], []
         data = strategy.experience.dataset.eval()
         with self.bank.swapped(strategy.model, member), torch.no_grad(), torch.random.fork_rng(devices=[]):
             for x, y, *_, ids in batches(data, strategy.eval_mb_size, strategy.device):
                 if bool((rows := ids == task).any()):
-                    found.append(features_of(strategy.model, x[rows].to(strategy.device)))
-                    targets.append(y[rows].to(strategy.device))
-        features, labels = torch.cat(found), torch.cat(targets)
+                    features_of_batches.append(features_of(strategy.model, x[rows].to(strategy.device)))
+                    labels_of_batches.append(y[rows].to(strategy.device))
+        features, labels = torch.cat(features_of_batches), torch.cat(labels_of_batches)
         entries = self.bank.entries(task)
-        names = [name for name in self._head(strategy.model, task) if name in entries]  # a bias, or none
+        names = [name for name in self._head_entries(strategy.model, task) if name in entries]  # it may have no bias
         head = [torch.zeros_like(entries[name], requires_grad=True) for name in names]
         solver = torch.optim.LBFGS(
             head, max_iter=self.head_epochs, max_eval=self.head_epochs, line_search_fn="strong_wolfe"
@@ -177,10 +186,10 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
             solver.step(loss)
         return {name: tensor.detach() for name, tensor in zip(names, head, strict=True)}
 
-    def _ask(self, model: nn.Module, member: int, task: int, x: Tensor, ids: Tensor) -> Tensor:
-        """What a member answers for a task."""
+    def _member_logits(self, model: nn.Module, member: int, task: int, x: Tensor, ids: Tensor) -> Tensor:
+        """The logits of a member for images of a task."""
         assert self.bank is not None
-        heads = head_names(model) or [self._head(model, task)[0].rpartition(".")[0]]
+        heads = head_names(model) or [self._head_entries(model, task)[0].rpartition(".")[0]]
         entries = {n: t for n, t in self.bank.entries(member).items() if not within(n, heads)}
         entries |= {n: t for n, t in self.bank.entries(task).items() if within(n, heads)}
         before = point_entries(model, {**entries, **self.heads[task][member]})
@@ -190,8 +199,8 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
             point_entries(model, before)
 
     @staticmethod
-    def _head(model: nn.Module, task: int) -> list[str]:
-        """Weight and bias of a task's head, or of the last linear layer."""
+    def _head_entries(model: nn.Module, task: int) -> list[str]:
+        """The names of weight and bias of a task's head, or of the last linear layer."""
         heads = list(multi_heads(model))
         if heads:
             owner = f"{heads[-1]}.classifiers.{task}.classifier"
@@ -201,11 +210,11 @@ class AtomEnsemblePlugin(AtomSwappingPlugin):
 
 
 class AtomEnsemble(BankStrategy, atom_ensemble=AtomEnsemblePlugin):
-    """Filter atom swapping with an ensemble across tasks: an Avalanche strategy with :class:`AtomEnsemblePlugin` in it.
+    """Filter atom swapping with an ensemble across tasks: a strategy with :class:`AtomEnsemblePlugin` built in.
 
     Args:
         members, head_epochs, head_decay, metric, num_atoms, warm_start, skip: as in :class:`AtomEnsemblePlugin`.
-        plugins: more plugins; they run after the atoms are kept.
+        plugins: more plugins. They run after the atoms are stored.
         **arguments: as in ``avalanche.training.Naive``.
 
     References:

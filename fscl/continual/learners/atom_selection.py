@@ -1,4 +1,4 @@
-"""Atom swapping where a test image comes without the label of its task: the atoms that are surest of it answer."""
+"""Atom swapping for test images without a task label: the experience that is most certain of an image answers."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,45 +21,46 @@ __all__ = ["AtomSelection", "AtomSelectionPlugin"]
 
 
 class AtomSelectionPlugin(AtomBankPlugin):
-    """What :class:`AtomSelection` keeps of each experience, and how it chooses among them; no use to other strategies.
+    """Stores and chooses the atoms of experiences for :class:`AtomSelection`. It does not work with other strategies.
 
     Args:
         num_atoms, warm_start, skip: as in :class:`~fscl.continual.AtomSwappingPlugin`.
 
     Attributes:
-        bank: the :class:`~fscl.atoms.AtomBank`, by number of the experience.
-        classes: the classes of each experience, in the order of its answers.
+        bank: the :class:`~fscl.atoms.AtomBank`, whose tasks are the numbers of experiences.
+        classes: the classes of each experience, in the order of its outputs.
     """
 
     scenarios = ("class", "domain")
 
     @with_arguments_of(AtomBankPlugin)
-    def __init__(self, **atoms: Any) -> None:
-        super().__init__(**atoms)
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
         self.classes: dict[int, list[int]] = {}
-        self._headed = False
+        self._is_multi_head = False
 
     def tasks_of(self, experience: Any) -> list[int]:
         return [experience.current_experience]
 
     def attach(self, strategy: Any) -> None:
         super().attach(strategy)
-        self._headed = bool(multi_heads(strategy.model))
-        if not self._headed and any(isinstance(m, IncrementalClassifier) for m in strategy.model.modules()):
+        self._is_multi_head = bool(multi_heads(strategy.model))
+        if not self._is_multi_head and any(isinstance(m, IncrementalClassifier) for m in strategy.model.modules()):
             raise FsclError(
-                f"{type(strategy.model).__name__} has one head that grows with the classes, and each experience keeps "
+                f"{type(strategy.model).__name__} has one head that grows with the classes, but each experience needs "
                 "a head of its own; use a linear layer of all classes, or avalanche.models.as_multitask"
             )
 
     def resume(self, strategy: Any, bank: AtomBank, classes: Mapping[int, Sequence[int]] | None = None) -> None:
-        """Takes up a saved bank.
+        """Continues from a saved bank.
 
         Args:
             strategy, bank: as in :meth:`AtomSwappingPlugin.resume`.
-            classes: of each experience, which a bank does not tell: :attr:`classes` of the learner that made it.
+            classes: the classes of each experience, :attr:`classes` of the learner that made the bank. The bank does
+                not hold them.
 
         Raises:
-            FsclError: those of an experience are missing.
+            FsclError: the classes of an experience are missing.
         """
         if missing := [task for task in bank.tasks if task not in (classes or {})]:
             raise FsclError(
@@ -71,97 +72,101 @@ class AtomSelectionPlugin(AtomBankPlugin):
     # training
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuses an experience before anything is made for it."""
+        """Refuses an experience of one class, before anything is made for it."""
         number, classes = strategy.experience.current_experience, sorted(strategy.experience.classes_in_this_experience)
         if len(classes) < 2:
             raise FsclError(
-                f"experience {number} has nothing but class {classes[0]}: a network of one class is sure of every image"
+                f"experience {number} has only class {classes[0]}; it needs two or more, because a network of one "
+                "class is certain of every image"
             )
         self.classes[number] = classes
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        """Leaves out images of classes that are not the experience's (a replay plugin's)."""
-        mine = torch.isin(strategy.mb_y, torch.tensor(self._own(strategy), device=strategy.mb_y.device))
-        if not bool(mine.all()):
-            strategy.mbatch = [part[mine] for part in strategy.mbatch]
+        """Leaves out images, such as replayed ones, whose class is not one of the experience."""
+        classes = torch.tensor(self._classes_of(strategy.experience), device=strategy.mb_y.device)
+        rows = torch.isin(strategy.mb_y, classes)
+        if not bool(rows.all()):
+            strategy.mbatch = [part[rows] for part in strategy.mbatch]
 
     def adapt(self, strategy: Any, model: nn.Module) -> None:
-        """Makes the experience's head, of its own classes."""
+        """Adds a head for the classes of the experience."""
         experience = strategy.experience
-        if self._headed:
-            own = range(len(experience.classes_in_this_experience))
-            experience = SimpleNamespace(task_labels=self.tasks_of(experience), classes_in_this_experience=list(own))
+        if self._is_multi_head:
+            classes = list(range(len(experience.classes_in_this_experience)))
+            experience = SimpleNamespace(task_labels=self.tasks_of(experience), classes_in_this_experience=classes)
         avalanche_model_adaptation(model, experience)
 
     def own_part(self, strategy: Any) -> tuple[Tensor, Tensor]:
-        """Of a training mini-batch the answers for the experience's own classes, and the targets among these."""
-        classes = torch.tensor(self._own(strategy), device=strategy.mb_y.device)
+        """A training mini-batch's outputs for the experience's classes, and its targets counted among these classes."""
+        classes = torch.tensor(self._classes_of(strategy.experience), device=strategy.mb_y.device)
         return strategy.mb_output[:, classes], torch.searchsorted(classes, strategy.mb_y)
 
     # answering
 
     def answers(self, strategy: Any) -> Tensor:
-        """(n, classes so far): in training the network's own answers; in evaluation those of the surest experience.
+        """(n, classes so far): outputs of the network in training; in evaluation, of the most certain experience.
 
-        Entropy is in units of the most that there can be, so that experiences of few classes have no advantage.
+        The most certain experience is the one with the least entropy. Entropy is divided by its maximum, so that
+        experiences of few classes have no advantage.
         """
-        model, known = strategy.model, [task for task in self.classes if self._is_there(task)]
+        model, known = strategy.model, [task for task in self.classes if self._can_answer(task)]
         width = 1 + max(c for task in known for c in self.classes[task]) if known else 0
         width = max(width, 1 + max(strategy.experience.classes_in_this_experience))
         if strategy.is_training:
             number = strategy.experience.current_experience
-            return self._spread(self._ask(strategy, number), number, width)
-        best = strategy.mb_x.new_full((len(strategy.mb_x),), float("inf"), dtype=torch.float32)
-        output = best.new_full((len(best), width), UNSEEN)
+            return self._widen(self._outputs(strategy, number), number, width)
+        least_entropy = strategy.mb_x.new_full((len(strategy.mb_x),), float("inf"), dtype=torch.float32)
+        output = least_entropy.new_full((len(least_entropy), width), UNSEEN)
         for task in known:
             self._show(model, task)
-            answers = self._ask(strategy, task)
-            shares = answers.float().log_softmax(1)
-            entropy = -(shares.exp() * shares).sum(1) / math.log(answers.shape[1])
-            surer = entropy < best
-            best = torch.where(surer, entropy, best)
-            output = torch.where(surer[:, None], self._spread(answers, task, width), output)
+            answers = self._outputs(strategy, task)
+            log_shares = answers.float().log_softmax(1)
+            entropy = -(log_shares.exp() * log_shares).sum(1) / math.log(answers.shape[1])
+            more_certain = entropy < least_entropy
+            least_entropy = torch.where(more_certain, entropy, least_entropy)
+            output = torch.where(more_certain[:, None], self._widen(answers, task, width), output)
         self._show(model, None)
         return output
 
-    def _is_there(self, task: int) -> bool:
+    def _can_answer(self, task: int) -> bool:
         return task in self._training or (self.bank is not None and task in self.bank)
 
-    def _own(self, strategy: Any) -> list[int]:
-        return self.classes[strategy.experience.current_experience]
+    def _classes_of(self, experience: Any) -> list[int]:
+        return self.classes[experience.current_experience]
 
-    def _ask(self, strategy: Any, task: int) -> Tensor:
-        """(n, classes of the experience): what the network as it stands answers."""
-        if self._headed:
+    def _outputs(self, strategy: Any, task: int) -> Tensor:
+        """(n, classes of the experience): the outputs of the network that is shown, for the experience's classes."""
+        if self._is_multi_head:
             return avalanche_forward(strategy.model, strategy.mb_x, task)[:, : len(self.classes[task])]
         return avalanche_forward(strategy.model, strategy.mb_x, strategy.mb_task_id)[:, self.classes[task]]
 
-    def _spread(self, answers: Tensor, task: int, width: int) -> Tensor:
-        """(n, width): answers in the places of their classes, and next to nothing for all others."""
+    def _widen(self, answers: Tensor, task: int, width: int) -> Tensor:
+        """(n, width): the outputs in the columns of their classes, and ``UNSEEN`` in all other columns."""
         output = answers.new_full((len(answers), width), UNSEEN)
         output[:, self.classes[task]] = answers
         return output
 
 
 class AtomSelection(BankStrategy, atom_selection=AtomSelectionPlugin):
-    """Filter atom swapping without task labels at test time: for streams of new classes, or of the same in new domains.
+    """Filter atom swapping without task labels at test time, for streams of new classes or of new domains.
 
-    Each experience learns atoms, normalisation and a head of its own, over coefficients frozen after the first, by the
-    loss over its own classes. A test image is seen by the network of every experience; the one whose answer has the
-    least entropy gives the class. Networks are never forgotten, but with each there is one more to be mistaken for.
+    Each experience learns its own atoms, normalisation and head, with the loss over its own classes. Coefficients are
+    frozen after the first experience. A test image passes through the network of every experience; the network whose
+    output has the least entropy gives the class. No network is ever forgotten. But each new network is one more that
+    can be chosen by mistake.
 
-    Evaluation takes as many forward passes as there are experiences. Outputs are as wide as there are classes so far.
+    Evaluation takes one forward pass for each experience. There is one output for each class so far.
 
     Args:
         num_atoms, warm_start, skip: as in :class:`~fscl.continual.AtomSwappingPlugin`.
-        plugins: more plugins; they run after the atoms are kept.
-        **arguments: as in ``avalanche.training.Naive``. The model has a head a task, see
-            :func:`fscl.continual.build_network` and ``avalanche.models.as_multitask``, and gets one an experience; or
-            it ends in a linear layer of all classes.
+        plugins: more plugins. They run after the atoms are stored.
+        **arguments: as in ``avalanche.training.Naive``. The model is multi-head (see
+            :func:`fscl.continual.build_network` and ``avalanche.models.as_multitask``) and gets a head for each
+            experience, or it ends in a linear layer of all classes.
 
     Raises:
-        FsclError: the model has no spatial convolutions or one head that grows, an experience has a single class, or an
-            argument does not fit.
+        FsclError: the model has no spatial convolutions, the model has one head that grows, an experience has only one
+            class, or an argument does not fit.
 
     References:
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
@@ -176,7 +181,7 @@ class AtomSelection(BankStrategy, atom_selection=AtomSelectionPlugin):
     atom_selection: AtomSelectionPlugin
 
     def model_adaptation(self, model: Any = None) -> Any:
-        """Gives the network a head for the experience; in evaluation it stays as it is."""
+        """Adds a head for the experience in training. In evaluation the network does not change."""
         model = self.model if model is None else model
         if self.is_training:
             self.atom_selection.adapt(self, model)

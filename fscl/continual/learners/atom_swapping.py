@@ -1,4 +1,4 @@
-"""Filter atom swapping as an Avalanche strategy, and as a plugin for others."""
+"""Filter atom swapping as an Avalanche strategy, and as a plugin for other strategies."""
 
 from fscl.continual.learners.atoms import AtomBankPlugin, BankStrategy
 from fscl.continual.task_switch import LabelSwitchPlugin
@@ -7,20 +7,23 @@ __all__ = ["AtomSwapping", "AtomSwappingPlugin"]
 
 
 class AtomSwappingPlugin(AtomBankPlugin, LabelSwitchPlugin):
-    """Learns a new set of atoms a task over coefficients frozen after the first; use beside other plugins.
+    """Learns new atoms for each task over coefficients that are frozen after the first task.
 
-    On the first experience the whole network is trained. Then the coefficients' gauge is fixed, everything shared is
-    frozen, and each later task trains its own atoms, normalisation, biases and head, which end up in :attr:`bank`.
-    During evaluation each sample is seen by its own task's network, so no task is ever forgotten.
+    On the first experience the whole network is trained. Then the gauge of the coefficients is fixed and all shared
+    parameters are frozen. Each later task trains its own atoms, normalisation, biases and head. They are stored in
+    :attr:`bank`.
 
-    The strategy's model is decomposed (:func:`fscl.decompose`) if it is not already; its optimizer is pointed at the
-    new parameters, group by group.
+    In evaluation each sample passes through the network of its own task, so no task is ever forgotten. The plugin can
+    be used beside other plugins.
+
+    If the strategy's model is not decomposed yet, it is decomposed (:func:`fscl.decompose`), and its optimizer is
+    pointed at the new parameters, group by group.
 
     Args:
-        num_atoms: atoms of a 3x3 layer, if the model is to be decomposed, see :func:`fscl.decompose`.
-        warm_start: a new task starts from the ``"previous"`` task's atoms or from the ``"first"`` task's. Heads of
-            Avalanche's multi-head modules always start fresh.
-        skip: modules that are not decomposed, by dotted name.
+        num_atoms: number of atoms of a 3x3 layer when the model is decomposed, see :func:`fscl.decompose`.
+        warm_start: the task whose atoms a new task starts from, ``"previous"`` or ``"first"``. Heads of Avalanche's
+            multi-head modules always start newly initialised.
+        skip: dotted names of modules that are not decomposed.
 
     Attributes:
         bank: the :class:`~fscl.atoms.AtomBank`, or None before the first experience has ended.
@@ -40,19 +43,19 @@ class AtomSwappingPlugin(AtomBankPlugin, LabelSwitchPlugin):
 
 
 class AtomSwapping(BankStrategy, atom_swapping=AtomSwappingPlugin):
-    """Filter atom swapping: an Avalanche strategy to put in the place of ``Naive``.
+    """Filter atom swapping: an Avalanche strategy that can replace ``Naive``.
 
-    The model may be any network with spatial convolutions; ``strategy.model`` is its decomposition, the model passed in
-    stays as it is.
+    The model may be any network with spatial convolutions. ``strategy.model`` is its decomposition; the model that was
+    passed in does not change.
 
     Args:
         num_atoms, warm_start, skip: as in :class:`AtomSwappingPlugin`.
-        plugins: more plugins; they run after the atoms are kept.
+        plugins: more plugins. They run after the atoms are stored.
         **arguments: as in ``avalanche.training.Naive``.
 
     Attributes:
         atom_swapping: the plugin.
-        bank: its bank.
+        bank: the bank of the plugin.
 
     Raises:
         FsclError: the model has no spatial convolutions, or an argument does not fit.

@@ -1,4 +1,4 @@
-"""What the learners with a set of atoms a task have in common: decomposition, the bank, and how a task begins."""
+"""Base classes of learners with atoms for each task: decomposition, the bank, and the start of a task."""
 
 import warnings
 from collections.abc import Collection, Mapping
@@ -21,19 +21,20 @@ WARM_STARTS = ("previous", "first")
 
 
 class AtomBankPlugin(TaskSwitchPlugin):
-    """Base of plugins that learn a new set of atoms a task over coefficients frozen after the first.
+    """Base class of plugins that learn new atoms for each task over coefficients frozen after the first task.
 
-    On the first experience the whole network is trained. Then the coefficients' gauge is fixed, everything shared is
-    frozen, and each later task trains its own atoms, normalisation, biases and head, which end up in :attr:`bank`.
+    On the first experience the whole network is trained. Then the gauge of the coefficients is fixed and all shared
+    parameters are frozen. Each later task trains its own atoms, normalisation, biases and head. They are stored in
+    :attr:`bank`.
 
-    The strategy's model is decomposed (:func:`fscl.decompose`) if it is not already; its optimizer is pointed at the
-    new parameters, group by group.
+    If the strategy's model is not decomposed yet, it is decomposed (:func:`fscl.decompose`), and its optimizer is
+    pointed at the new parameters, group by group.
 
     Args:
-        num_atoms: atoms of a 3x3 layer, if the model is to be decomposed, see :func:`fscl.decompose`.
-        warm_start: a new task starts from the ``"previous"`` task's atoms or from the ``"first"`` task's. Heads of
-            Avalanche's multi-head modules always start fresh.
-        skip: modules that are not decomposed, by dotted name.
+        num_atoms: number of atoms of a 3x3 layer when the model is decomposed, see :func:`fscl.decompose`.
+        warm_start: the task whose atoms a new task starts from, ``"previous"`` or ``"first"``. Heads of Avalanche's
+            multi-head modules always start newly initialised.
+        skip: dotted names of modules that are not decomposed.
 
     Attributes:
         bank: the :class:`~fscl.atoms.AtomBank`, or None before the first experience has ended.
@@ -70,14 +71,16 @@ class AtomBankPlugin(TaskSwitchPlugin):
         return {} if self.bank is None else self.bank.shared_memory()
 
     def prepare(self, model: nn.Module) -> nn.Module:
-        """The network's decomposition; a network that has atom layers stays as it is."""
+        """The decomposition of the network; a network that has atom layers is returned unchanged."""
         return model if atom_layers(model) else decompose(model, self.num_atoms, self.skip).model
 
     def attach(self, strategy: Any) -> None:
-        """Decomposes the strategy's model, once, and hands its new parameters to the optimizer."""
+        """Decomposes the strategy's model, once, and points the optimizer at its new parameters."""
         model = self.prepare(strategy.model)
         if model is not strategy.model:
-            _hand_over(strategy.optimizer, dict(strategy.model.named_parameters()), dict(model.named_parameters()))
+            _repoint_optimizer(
+                strategy.optimizer, dict(strategy.model.named_parameters()), dict(model.named_parameters())
+            )
             strategy.model = model
 
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
@@ -97,22 +100,24 @@ class AtomBankPlugin(TaskSwitchPlugin):
         number = strategy.experience.current_experience
         if known and self._owners.get(known[0], number) != number:
             warnings.warn(
-                f"experience {number} has task label {known[0]}, which experience {self._owners[known[0]]} had: it "
-                "trains that task's atoms further, and what they did before is gone. For atoms of its own give each "
-                "experience a task label of its own, as with return_task_id=True or task_incremental_benchmark",
+                f"experience {number} has task label {known[0]}, which experience {self._owners[known[0]]} had, too: "
+                "it trains the atoms of that task further, and their former values are lost. To keep them, give each "
+                "experience its own task label, with return_task_id=True or task_incremental_benchmark",
                 stacklevel=2,
             )
         heads = head_names(strategy.model)
-        mine = None if heads is None else [name for task in tasks for name in head_names(strategy.model, task) or []]
+        task_heads = (
+            None if heads is None else [name for task in tasks for name in head_names(strategy.model, task) or []]
+        )
         start = None
-        if known:  # trained before: it is taken up where it ended
+        if known:  # trained before: training continues from its stored tensors
             start = known[0]
         elif self.bank.tasks:
             start = self.bank.tasks[0] if self.warm_start == "first" or self._last is None else self._last
-        self.bank.begin(strategy.model, start, mine, fresh_head=False)
-        if start is not None and (known or heads is None):  # the head that start had goes on, too
+        self.bank.begin(strategy.model, start, task_heads, fresh_head=False)
+        if start is not None and (known or heads is None):  # its head is trained further, too
             put_entries(strategy.model, self.bank.entries(start))
-        strategy.optimizer.state.clear()  # momentum of another task's atoms
+        strategy.optimizer.state.clear()  # it holds momentum of another task's atoms
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         model, experience = strategy.model, strategy.experience
@@ -126,11 +131,11 @@ class AtomBankPlugin(TaskSwitchPlugin):
         super().after_training_exp(strategy, **kwargs)
 
     def resume(self, strategy: Any, bank: AtomBank) -> None:
-        """Takes up a saved bank: the next experience is trained as if all its tasks had just been learned here.
+        """Continues from a saved bank: the next experience is trained as if the bank's tasks had been learned here.
 
         Args:
-            strategy: the strategy, with a network built as the bank's was.
-            bank: the bank, whose last task becomes the network's present one; it is not changed.
+            strategy: the strategy, with a network that was built like the bank's.
+            bank: the bank, which does not change. Its last task is put into the network.
         """
         self.attach(strategy)
         self.bank, self._last = bank.to(strategy.device), bank.tasks[-1]
@@ -140,7 +145,7 @@ class AtomBankPlugin(TaskSwitchPlugin):
 
 
 class BankStrategy(PluginStrategy):
-    """Base of strategies whose built-in plugin has a bank."""
+    """Base class of strategies whose built-in plugin has a bank."""
 
     @property
     def bank(self) -> AtomBank | None:
@@ -148,16 +153,16 @@ class BankStrategy(PluginStrategy):
         return next(plugin.bank for plugin in self.plugins if isinstance(plugin, AtomBankPlugin))
 
 
-def _hand_over(optimizer: Optimizer, old: dict[str, nn.Parameter], new: dict[str, nn.Parameter]) -> None:
-    """Points each parameter group at the new network's parameters in place of the old ones'.
+def _repoint_optimizer(optimizer: Optimizer, old: dict[str, nn.Parameter], new: dict[str, nn.Parameter]) -> None:
+    """Replaces the old network's parameters in each parameter group by those of the new network.
 
-    Coefficients and atoms go where their filters were; a parameter that was in no group goes into none.
+    Coefficients and atoms go into the group of their filters. A parameter that was in no group is not added to one.
     """
     group_of = {id(p): i for i, group in enumerate(optimizer.param_groups) for p in group["params"]}
     groups: list[list[nn.Parameter]] = [[] for _ in optimizer.param_groups]
-    ours = {id(p) for p in old.values()}
+    old_ids = {id(p) for p in old.values()}
     for i, group in enumerate(optimizer.param_groups):
-        groups[i] = [p for p in group["params"] if id(p) not in ours]  # of another network: a criterion's, say
+        groups[i] = [p for p in group["params"] if id(p) not in old_ids]  # for example parameters of a criterion
     for name, parameter in new.items():
         owner, _, leaf = name.rpartition(".")
         source = old.get(name) if leaf not in ("coefficients", "atoms") else old.get(f"{owner}.weight", old.get(name))

@@ -1,4 +1,4 @@
-"""Bounds of what continual learning can reach: from above all tasks at once, from below the first task's features."""
+"""Bounds of continual learning: above, training on all tasks at once; below, the features of the first task."""
 
 from typing import Any
 
@@ -16,11 +16,11 @@ __all__ = ["FrozenFeatures", "FrozenFeaturesPlugin", "Joint"]
 
 
 class Joint(SupervisedTemplate):
-    """All tasks at once: the upper bound of learners that share one network between tasks.
+    """Trains on all tasks at once: the upper bound of learners that share one network between tasks.
 
-    Given the first experience of a stream it trains on the data of all of them, with a head a task where there are task
-    labels; given another one it has nothing left to learn. ``avalanche.training.JointTraining`` takes whole streams
-    alone, so that it cannot be measured experience by experience, or resumed.
+    On the first experience of a stream it trains on the data of all experiences, with a head for each task if there are
+    task labels. On later experiences it does nothing. ``avalanche.training.JointTraining`` accepts only whole streams,
+    so it can neither be measured after each experience nor be resumed.
 
     Args:
         **arguments: as in ``avalanche.training.Naive``.
@@ -42,7 +42,7 @@ class Joint(SupervisedTemplate):
             self.adapted_dataset = concat_datasets(parts).train()
 
     def model_adaptation(self, model: Any = None) -> Any:
-        """Adapts the network to all experiences at once."""
+        """Adds the heads or outputs of all experiences to the network."""
         if self.is_training:
             for experience in self.experience.origin_stream:
                 avalanche_model_adaptation(self.model if model is None else model, experience)
@@ -54,7 +54,7 @@ class Joint(SupervisedTemplate):
 
 
 class FrozenFeaturesPlugin(LearnerPlugin):
-    """After the first experience nothing but heads learns; normalisation keeps its statistics.
+    """After the first experience only heads are trained. Normalisation keeps its statistics.
 
     Example:
         >>> plugin = FrozenFeaturesPlugin()
@@ -85,7 +85,7 @@ class FrozenFeaturesPlugin(LearnerPlugin):
 
 
 class FrozenFeatures(PluginStrategy, frozen_features=FrozenFeaturesPlugin):
-    """The first task's features with a head a task: the lower bound of learners that train features on later tasks.
+    """Heads on the features of the first task: the lower bound of learners that train features on later tasks.
 
     An Avalanche strategy with :class:`FrozenFeaturesPlugin` built in.
 

@@ -1,4 +1,4 @@
-"""Independent networks: the upper bound of what a learner that keeps tasks apart can reach without transfer."""
+"""Independent networks: the upper bound of a learner that keeps tasks apart and has no transfer."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,10 +14,10 @@ __all__ = ["FromScratch", "FromScratchPlugin"]
 
 
 class FromScratchPlugin(LabelSwitchPlugin):
-    """Trains a network of its own for each task, all from the same initial weights, and keeps every one.
+    """Trains a separate network for each task, from equal initial weights, and stores all networks.
 
-    Unlike ``avalanche.training.FromScratchTraining``, which keeps the last network only, each task is evaluated with
-    its own. Beside ``Naive`` it is the upper bound for methods that isolate tasks.
+    Each task is evaluated with its own network. ``avalanche.training.FromScratchTraining`` keeps only the last network.
+    This learner is the upper bound of methods that isolate tasks; ``Naive`` is their baseline.
 
     Example:
         >>> plugin = FromScratchPlugin()
@@ -37,7 +37,7 @@ class FromScratchPlugin(LabelSwitchPlugin):
     def before_training(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training(strategy, **kwargs)
         if not self._initial:
-            self._initial = _network(strategy.model, None)
+            self._initial = _task_entries(strategy.model, None)
 
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -50,7 +50,7 @@ class FromScratchPlugin(LabelSwitchPlugin):
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         for task in strategy.experience.task_labels:
-            self.networks[task] = _network(strategy.model, task)
+            self.networks[task] = _task_entries(strategy.model, task)
         super().after_training_exp(strategy, **kwargs)
 
     def memory(self) -> dict[str, int]:
@@ -62,10 +62,10 @@ class FromScratchPlugin(LabelSwitchPlugin):
 
 
 class FromScratch(PluginStrategy, from_scratch=FromScratchPlugin):
-    """An independent network a task: an Avalanche strategy with :class:`FromScratchPlugin` built in.
+    """An independent network for each task: an Avalanche strategy with :class:`FromScratchPlugin` built in.
 
     Args:
-        plugins: more plugins; they run after the networks are kept.
+        plugins: more plugins. They run after the networks are stored.
         **arguments: as in ``avalanche.training.Naive``.
 
     Example:
@@ -78,8 +78,8 @@ class FromScratch(PluginStrategy, from_scratch=FromScratchPlugin):
     from_scratch: FromScratchPlugin
 
 
-def _network(model: nn.Module, task: int | None) -> dict[str, Tensor]:
-    """Everything but other tasks' heads; without a task, nothing of any head."""
+def _task_entries(model: nn.Module, task: int | None) -> dict[str, Tensor]:
+    """Copies of all entries except other tasks' heads. If ``task`` is None, all heads are left out."""
     heads = head_names(model) or []
-    mine = head_names(model, task) or [] if task is not None else []
-    return {n: copied(t) for n, t in live_state(model).items() if within(n, mine) or not within(n, heads)}
+    task_heads = head_names(model, task) or [] if task is not None else []
+    return {n: copied(t) for n, t in live_state(model).items() if within(n, task_heads) or not within(n, heads)}

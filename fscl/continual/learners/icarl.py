@@ -1,4 +1,4 @@
-"""iCaRL: exemplars chosen by herding, distillation from the former network, and the nearest mean of exemplars."""
+"""iCaRL: exemplars chosen by herding, distillation from the former network, and classes by nearest mean."""
 
 import copy
 from typing import Any
@@ -21,26 +21,26 @@ __all__ = ["ICaRL", "herd"]
 class ICaRL(SupervisedTemplate):
     """Incremental classifier and representation learning, for new classes without task labels.
 
-    Trained on a task's images and all exemplars: what the former network says of former classes is held, and new
-    classes are learned, by a loss of its own (binary cross-entropy of each class, summed over classes), so that a
-    criterion that is passed is not used. Then of each new class as many exemplars are chosen as the memory has room
-    for, and those of former classes are cut to as many. A test image gets the class whose exemplars' mean feature is
-    nearest to its own.
+    The network is trained on a task's images and all exemplars. The loss is the binary cross-entropy of each class,
+    summed over classes. For new classes its targets are the labels; for former classes they are the outputs of the
+    former network. The criterion that is passed is not used. After training, exemplars of each new class are chosen,
+    and exemplars of former classes are removed, so that the memory is divided evenly. A test image gets the class
+    whose mean feature over exemplars is nearest to the feature of the image.
 
-    ``avalanche.training.ICaRL`` takes a feature extractor and a classifier in place of a network, streams of
-    Avalanche's older scenarios alone, and a head that knows all classes beforehand. It keeps exemplars as transformed
-    images, which are not augmented when they are learned again.
+    ``avalanche.training.ICaRL`` takes a feature extractor and a classifier in place of a network. It accepts only
+    streams of Avalanche's older scenarios, and its head must know all classes from the start. It keeps exemplars as
+    transformed images, which are not augmented when they are learned again.
 
     Args:
-        model: a network whose last layer is linear, or has a head that grows, see
-            :func:`fscl.continual.build_network`.
-        memory_size: exemplars in all, shared out evenly among the classes.
+        model: a network that ends in a linear layer or in a head that grows, see :func:`fscl.continual.build_network`.
+        memory_size: number of exemplars in all, divided evenly among the classes.
         criterion: not used.
         **arguments: as in ``avalanche.training.Naive``.
 
     Attributes:
-        exemplars: of each class, the best first, as an Avalanche data set.
+        exemplars: class -> its exemplars as an Avalanche data set, the best first.
         means: (classes, p) unit vectors, the mean features of the classes in ``exemplars``; None before the first task.
+        former: the network after the last task, from which the next task distils; None before the first task.
 
     Raises:
         FsclError: an experience has classes that were learned before, or there are more classes than exemplars.
@@ -70,28 +70,30 @@ class ICaRL(SupervisedTemplate):
     def train_dataset_adaptation(self, **kwargs: Any) -> None:
         super().train_dataset_adaptation(**kwargs)
         new = self.experience.classes_in_this_experience
-        if again := sorted(set(new) & set(self.exemplars)):
+        if known := sorted(set(new) & set(self.exemplars)):
             raise FsclError(
-                f"experience {self.experience.current_experience} has classes {again}, which were learned before; "
+                f"experience {self.experience.current_experience} has classes {known}, which were learned before; "
                 "iCaRL learns new classes, as with split.scenario=class"
             )
         if (classes := len(new) + len(self.exemplars)) > self.memory_size:
-            raise FsclError(f"memory_size is {self.memory_size}, and there are {classes} classes: an exemplar each")
+            raise FsclError(
+                f"memory_size is {self.memory_size}, and there are {classes} classes; give at least {classes}"
+            )
         self.adapted_dataset = concat_datasets([self.experience.dataset.train(), *self.exemplars.values()])
 
     def criterion(self) -> Tensor:
-        """The loss of one mini-batch: of each class the cross-entropy of yes and no, with former ones distilled."""
+        """The loss of a mini-batch: binary cross-entropy of each class, with distilled targets for former classes."""
         answers = self.mb_output.float()
-        wanted = F.one_hot(self.mb_y, answers.shape[1]).to(answers)
+        targets = F.one_hot(self.mb_y, answers.shape[1]).to(answers)
         if self.is_training and self.former is not None:
             known = sorted(self.exemplars)
             with torch.no_grad():
                 before = avalanche_forward(self.former, self.mb_x, self.mb_task_id)
-            wanted[:, known] = before.float().sigmoid()[:, known]
-        return F.binary_cross_entropy_with_logits(answers, wanted, reduction="sum") / len(answers)
+            targets[:, known] = before.float().sigmoid()[:, known]
+        return F.binary_cross_entropy_with_logits(answers, targets, reduction="sum") / len(answers)
 
     def forward(self) -> Tensor:
-        """In training the network's answers; in evaluation, the cosine with each class's mean feature."""
+        """The network's outputs in training; in evaluation, the cosine of the feature with each class's mean."""
         if self.is_training or self.means is None:
             return super().forward()
         known = sorted(self.exemplars)
@@ -101,12 +103,12 @@ class ICaRL(SupervisedTemplate):
         return answers
 
     def _after_training_exp(self, **kwargs: Any) -> None:
-        self._remember()
+        self._update_memory()
         super()._after_training_exp(**kwargs)
 
     @torch.no_grad()
-    def _remember(self) -> None:
-        """Chooses exemplars of the new classes, and takes the means of all and the network as they are now."""
+    def _update_memory(self) -> None:
+        """Chooses exemplars of the new classes, and stores the means of all classes and a copy of the network."""
         data = self.experience.dataset.train()
         new = sorted(self.experience.classes_in_this_experience)
         room = self.memory_size // (len(self.exemplars) + len(new))
@@ -114,32 +116,32 @@ class ICaRL(SupervisedTemplate):
             self.exemplars[known] = samples.subset(range(min(room, len(samples))))
         features, labels = self._features(data.eval())
         for number in new:
-            mine = (labels == number).nonzero()[:, 0]
-            self.exemplars[number] = data.subset(mine[herd(features[mine], room)].tolist())
+            members = (labels == number).nonzero()[:, 0]
+            self.exemplars[number] = data.subset(members[herd(features[members], room)].tolist())
         features, labels = self._features(concat_datasets(list(self.exemplars.values())).eval())
         means = torch.stack([features[labels == known].mean(0) for known in sorted(self.exemplars)])
         self.means = F.normalize(means, dim=1)
         self.former = copy.deepcopy(self.model).eval()
 
     def _features(self, data: Any) -> tuple[Tensor, Tensor]:
-        """(N, p) unit vectors and (N) labels of images as they are tested."""
-        found, labels = [], []
-        with torch.random.fork_rng(devices=[]):  # a loader draws a seed even where nothing is shuffled
+        """Features, (N, p) unit vectors, and labels, (N,), of images without augmentation."""
+        features, labels = [], []
+        with torch.random.fork_rng(devices=[]):  # a loader draws a seed even if it does not shuffle
             for x, y, *_ in batches(data, self.eval_mb_size, self.device):
-                found.append(F.normalize(features_of(self.model, x.to(self.device)), dim=1))
+                features.append(F.normalize(features_of(self.model, x.to(self.device)), dim=1))
                 labels.append(y)
-        return torch.cat(found), torch.cat(labels).to(self.device)
+        return torch.cat(features), torch.cat(labels).to(self.device)
 
 
 def herd(features: Tensor, count: int) -> Tensor:
-    """The rows whose mean, one after another, stays nearest to the mean of all.
+    """Chooses rows one after another, each so that the mean of the chosen rows is nearest to the mean of all rows.
 
     Args:
         features: (N, p).
-        count: how many; fewer are returned where there are fewer.
+        count: number of rows to choose; at most N are chosen.
 
     Returns:
-        (count) positions, the best first, none twice.
+        int64 (count,), the positions of the rows in the order of choice. No row occurs twice.
 
     Example:
         >>> herd(torch.tensor([[0.0], [10.0], [5.0], [6.0]]), 3)

@@ -1,4 +1,4 @@
-"""Lateral connections: what a network's convolutions received in former columns is added to what they give."""
+"""Lateral connections: the inputs of a convolution in former columns contribute to its output in the present one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -15,7 +15,7 @@ from fscl.modes import evaluating
 
 __all__ = ["Lateral", "connect"]
 
-SCALE = 0.1  # of former columns' activations at first: a new column begins almost by itself, and learns what helps
+INITIAL_SCALE = 0.1  # factor of former columns' activations: small, so that a new column starts almost on its own
 
 
 def connect(
@@ -24,37 +24,38 @@ def connect(
     columns: int | None,
     former: Callable[[], Sequence[Mapping[str, Tensor]]],
 ) -> None:
-    """Puts a :class:`Lateral` beside convolutions, and has each batch pass through the former columns first.
+    """Adds a :class:`Lateral` to each convolution, and makes each batch pass through the former columns first.
 
     Args:
         model: the network.
-        convolutions: those of the network's convolutions at which columns are connected.
-        columns: how many columns feed later ones, None for all.
-        former: the entries of the columns that there are, in the order in which they were learned.
+        convolutions: the convolutions of the network at which columns are connected.
+        columns: number of columns, from the first one, that feed later columns; None for all.
+        former: returns the entries of the columns that exist, in the order in which they were learned.
     """
     laterals = [Lateral(convolution, columns) for convolution in convolutions]
-    feeding = _Feeding(laterals, former)
+    hooks = _ColumnHooks(laterals, former)
     for convolution, lateral in zip(convolutions, laterals, strict=True):
         convolution.lateral = lateral.train(convolution.training)
-        convolution.register_forward_pre_hook(partial(feeding.collect, lateral))
-        convolution.register_forward_hook(partial(_add, lateral))
-    model.register_forward_pre_hook(feeding.pass_columns)
-    model.register_forward_hook(feeding.forget)
+        convolution.register_forward_pre_hook(partial(hooks.collect, lateral))
+        convolution.register_forward_hook(partial(_add_lateral, lateral))
+    model.register_forward_pre_hook(hooks.pass_columns)
+    model.register_forward_hook(hooks.forget)
 
 
 class Lateral(DynamicModule):
-    """What one convolution receives in former columns, made into a share of what it gives in the present one.
+    """Turns the inputs of one convolution in former columns into a summand of its output in the present column.
 
-    An adapter with one hidden layer, as in the paper: each former column's input times a learned number, together
-    through a 1x1 convolution to as many channels as the convolution takes, ReLU, and a 1x1 convolution to as many as it
-    gives. Strides and margins are the convolution's, so that places are the same. Without former columns it is empty.
+    It is an adapter with one hidden layer, as in the paper. The input in each former column is multiplied by a learned
+    number. A 1x1 convolution maps all of them to the convolution's input channels; after a ReLU, a second 1x1
+    convolution maps these to its output channels. Stride and padding match the convolution, so that positions match.
+    Without former columns the adapter is empty.
 
     Args:
-        convolution: the convolution beside which it is.
-        columns: how many columns feed later ones, None for all.
+        convolution: the convolution to which the adapter belongs.
+        columns: number of columns, from the first one, that feed later columns; None for all.
 
     Attributes:
-        fed: what the convolution received in each former column, (N, C, H, W), of the batch that passes.
+        fed: the inputs of the convolution in each former column for the present batch, each (N, C, H, W).
     """
 
     def __init__(self, convolution: nn.Conv2d, columns: int | None = None) -> None:
@@ -67,7 +68,7 @@ class Lateral(DynamicModule):
         self._make(0, convolution.weight)
 
     def adaptation(self, experience: Any) -> None:
-        """A new task's laterals are made here, before the optimizer looks for parameters."""
+        """Makes the adapter of a new task. Avalanche calls this before the optimizer collects parameters."""
         task = next(iter(experience.task_labels))
         if self.training and task not in self.tasks:
             former = len(self.tasks)
@@ -75,7 +76,7 @@ class Lateral(DynamicModule):
             self.tasks = [*self.tasks, task]
 
     def forward(self) -> Tensor | None:
-        count = len(self.scale)  # of the column at which the network points, not always the latest
+        count = len(self.scale)  # of the column that the network points at, which need not be the latest
         if not count or not self.fed:
             return None
         channels = self.channels[0]
@@ -85,26 +86,26 @@ class Lateral(DynamicModule):
 
     @torch.no_grad()
     def _make(self, count: int, like: Tensor) -> None:
-        taken, given = self.channels if count else (0, 0)
-        self.scale = nn.Parameter(like.new_full((count,), SCALE))
-        self.down = nn.Parameter(like.new_empty(taken, count * taken, 1, 1))
-        self.bias = nn.Parameter(like.new_zeros(taken))
-        self.up = nn.Parameter(like.new_empty(given, taken, 1, 1))
+        inputs, outputs = self.channels if count else (0, 0)
+        self.scale = nn.Parameter(like.new_full((count,), INITIAL_SCALE))
+        self.down = nn.Parameter(like.new_empty(inputs, count * inputs, 1, 1))
+        self.bias = nn.Parameter(like.new_zeros(inputs))
+        self.up = nn.Parameter(like.new_empty(outputs, inputs, 1, 1))
         if count:
             nn.init.kaiming_normal_(self.down, nonlinearity="relu")
             nn.init.kaiming_normal_(self.up, nonlinearity="relu")
 
 
-class _Feeding:
-    """Hooks by which each batch passes through the former columns first, as far as laterals lead out of them."""
+class _ColumnHooks:
+    """Hooks that pass each batch through the former columns first, up to the last convolution with a lateral."""
 
     def __init__(self, laterals: Sequence[Lateral], former: Callable[[], Sequence[Mapping[str, Tensor]]]) -> None:
         self.laterals, self.former = laterals, former
-        self.waiting = 0  # convolutions of the former column in passing that have not received anything yet
+        self.waiting = 0  # convolutions that the batch has not reached yet in the former column that it passes
 
     @torch.no_grad()
     def pass_columns(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
-        if self.waiting:  # this is a former column
+        if self.waiting:  # this call is the pass through a former column
             return
         self.forget()
         count = len(self.laterals[0].scale)
@@ -115,8 +116,8 @@ class _Feeding:
                 before = point_entries(model, network)
                 self.waiting = len(self.laterals)
                 try:
-                    model(inputs[0], *[0 for _ in inputs[1:]])  # of whatever task: it ends before the heads
-                except _Enough:
+                    model(inputs[0], *[0 for _ in inputs[1:]])  # any task label will do: the pass ends before the heads
+                except _LastInputCollected:
                     pass
                 finally:
                     self.waiting = 0
@@ -127,33 +128,33 @@ class _Feeding:
             lateral.fed.append(inputs[0])
             self.waiting -= 1
             if not self.waiting:
-                raise _Enough  # nothing leads out of what is left of the column
+                raise _LastInputCollected  # no lateral needs the rest of the column
 
     def forget(self, *_: Any) -> None:
         for lateral in self.laterals:
             lateral.fed.clear()
 
 
-class _Enough(Exception):
-    """Ends a pass through a former column."""
+class _LastInputCollected(Exception):
+    """Ends a pass through a former column early."""
 
 
-def _add(lateral: Lateral, convolution: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-    share = lateral()
-    return None if share is None else output + share
+def _add_lateral(lateral: Lateral, convolution: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
+    summand = lateral()
+    return None if summand is None else output + summand
 
 
 def _of_one_task(inputs: tuple[Any, ...]) -> bool:
-    """The answers for a mixture are of no use: each task's part follows by itself, see ``TaskSwitchPlugin``."""
+    """Whether all samples have one task. Outputs of a mixture are replaced later, see ``LabelSwitchPlugin``."""
     if len(inputs) < 2 or isinstance(inputs[1], int) or task_of(inputs[1]) is not None:
         return True
     return len(torch.unique(inputs[1])) == 1
 
 
 def _margins(convolution: nn.Conv2d) -> tuple[int, ...]:
-    """Padding, or cropping where it is negative, after which a 1x1 convolution sees the centres that this one sees."""
+    """The padding (negative: cropping) after which a 1x1 convolution sees the centres of this convolution's filters."""
     margins: list[int] = []
-    for axis in (1, 0):  # torch's padding begins with the last
+    for axis in (1, 0):  # F.pad begins with the last axis
         reach = convolution.dilation[axis] * (convolution.kernel_size[axis] - 1)
         if convolution.padding == "same":
             margins += [0, 0]

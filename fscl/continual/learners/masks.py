@@ -1,4 +1,4 @@
-"""What learners with a binary mask a task over one set of weights have in common, and the masks as packed bits."""
+"""Base class of learners with a binary mask for each task over shared weights, and masks as packed bits."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ __all__ = ["MaskPlugin", "pack_bits", "top_share", "unpack_bits"]
 
 
 def pack_bits(mask: Tensor) -> Tensor:
-    """A mask of n values in ceil(n / 8) bytes.
+    """A mask of n values as ceil(n / 8) bytes.
 
     Example:
         >>> pack_bits(torch.tensor([True, False, True]))
@@ -26,7 +26,7 @@ def pack_bits(mask: Tensor) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
-    """The mask of a shape that :func:`pack_bits` was given.
+    """The mask that :func:`pack_bits` was given, which had this shape.
 
     Example:
         >>> unpack_bits(torch.tensor([5], dtype=torch.uint8), (3,))
@@ -37,7 +37,7 @@ def unpack_bits(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
 
 def top_share(values: Tensor, share: float) -> Tensor:
-    """Where the largest values are: a share of them, one at least, and all that equal the least of those.
+    """A mask of the largest values: a share of them, at least one, and all values equal to the smallest of these.
 
     Example:
         >>> top_share(torch.tensor([0.3, -1.0, 0.7, 0.1]), 0.5)
@@ -48,38 +48,38 @@ def top_share(values: Tensor, share: float) -> Tensor:
 
 
 class MaskPlugin(LabelSwitchPlugin):
-    """Base of plugins whose tasks share one set of weights, of which each uses those that its mask lets through.
+    """Base class of plugins whose tasks share one set of weights. Each task uses the weights in its mask.
 
-    Weights are the parameters with two dimensions or more, heads and normalisation apart. A task's network is the
-    shared weights times its mask, with the task's own normalisation (statistics too), biases, whatever else is no
-    weight, and head. A weight that is in a mask is never changed again. Between experiences the model holds the network
-    of the task learned last, and a new task starts from its normalisation.
+    Weights are the parameters with two or more dimensions, except those of heads and normalisation. A task's network
+    consists of the shared weights times the task's mask, and of the task's own entries: head, normalisation with its
+    statistics, biases, and all else that is not a weight. A weight that is in a mask never changes again. Between
+    experiences the model holds the network of the last task, and a new task starts from its normalisation.
 
-    What evaluation needs of a task, a whole network, is composed when first asked for and kept until the task is
-    trained again; it counts in no memory, for the bits and the shared weights tell it.
+    A task's network is put together when evaluation first needs it, and is kept until the task is trained again. It is
+    not counted as memory, because it follows from the bits and the shared weights.
 
     Attributes:
-        shared: weights by name, of all tasks together.
-        masks: by task and weight, the packed bits.
-        own: by task, the entries of its network that are its own.
+        shared: name -> weight, for all tasks together.
+        masks: task -> name of the weight -> packed bits.
+        own_entries: task -> the entries of its network that belong to this task.
     """
 
-    transient = ("_kept",)
+    transient = ("_networks",)
 
     def __init__(self) -> None:
         super().__init__()
         self.shared: dict[str, Tensor] = {}
         self.masks: dict[int, dict[str, Tensor]] = {}
-        self.own: dict[int, dict[str, Tensor]] = {}
-        self._kinds: dict[str, str] = {}  # of the entries in ``own``
-        self._kept: dict[int, dict[str, Tensor]] = {}
+        self.own_entries: dict[int, dict[str, Tensor]] = {}
+        self._kinds: dict[str, str] = {}  # of the entries in own_entries
+        self._networks: dict[int, dict[str, Tensor]] = {}
 
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
-        if task in self.masks and task not in self._kept:
+        if task in self.masks and task not in self._networks:
             weights = {n: self.shared[n].where(self.mask(task, n), 0) for n in self.shared}
             frozen = {n: nn.Parameter(weight, requires_grad=False) for n, weight in weights.items()}
-            self._kept[task] = {**frozen, **self.own[task]}
-        return self._kept.get(task)
+            self._networks[task] = {**frozen, **self.own_entries[task]}
+        return self._networks.get(task)
 
     def mask(self, task: int, name: str) -> Tensor:
         """Which values of a weight a task uses."""
@@ -93,42 +93,42 @@ class MaskPlugin(LabelSwitchPlugin):
         return used
 
     def weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
-        """The model's own parameters that are shared."""
+        """The parameters of the model that are shared weights."""
         return {name: model.get_parameter(name) for name in self.shared}
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
         model = strategy.model
         if not self.shared:
-            apart = entry_kinds(model, head_names(model))
-            weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and n not in apart}
+            task_kinds = entry_kinds(model, head_names(model))
+            weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and n not in task_kinds}
             self.shared = {n: p.detach().clone() for n, p in weights.items()}
-        known = [task for task in strategy.experience.task_labels if task in self.own]
+        known = [task for task in strategy.experience.task_labels if task in self.own_entries]
         if known:
-            put_entries(model, self.own[known[0]])
-        strategy.optimizer.state.clear()  # momentum of another task's weights
+            put_entries(model, self.own_entries[known[0]])
+        strategy.optimizer.state.clear()  # it holds momentum of another task's weights
 
     def keep(self, strategy: Any, masks: Mapping[str, Tensor]) -> None:
-        """Stores the network of the experience's tasks, whose weights are in ``shared`` already."""
+        """Stores the masks and own entries of the experience's tasks. Their weights must be in ``shared`` already."""
         model = strategy.model
         heads = head_names(model)
         state = {n: t for n, t in live_state(model).items() if n not in self.shared}
         self._kinds |= entry_kinds(model, heads, state)
         packed = {name: pack_bits(mask) for name, mask in masks.items()}
         for task in strategy.experience.task_labels:
-            mine = head_names(model, task) or []
-            own = {n: t for n, t in state.items() if within(n, mine) or not within(n, heads or [])}
-            self.own[task] = {n: copied(t) for n, t in own.items()}
+            task_heads = head_names(model, task) or []
+            entries = {n: t for n, t in state.items() if within(n, task_heads) or not within(n, heads or [])}
+            self.own_entries[task] = {n: copied(t) for n, t in entries.items()}
             self.masks[task] = packed
-            self._kept.pop(task, None)
+            self._networks.pop(task, None)
 
     def memory(self) -> dict[str, int]:
-        kinds = {"masks": 0, "normalisation": 0, "head": 0, "other": 0}
-        for task, own in self.own.items():
-            kinds["masks"] += sum(bits.nbytes for bits in self.masks[task].values())
-            for name, tensor in own.items():
-                kinds[self._kinds[name]] += tensor.nbytes
-        return {kind: round(size / max(len(self.own), 1)) for kind, size in kinds.items() if size}
+        sizes = {"masks": 0, "normalisation": 0, "head": 0, "other": 0}
+        for task, entries in self.own_entries.items():
+            sizes["masks"] += sum(bits.nbytes for bits in self.masks[task].values())
+            for name, tensor in entries.items():
+                sizes[self._kinds[name]] += tensor.nbytes
+        return {kind: round(size / max(len(self.own_entries), 1)) for kind, size in sizes.items() if size}
 
     def shared_memory(self) -> dict[str, int]:
         return {"network": sum(weight.nbytes for weight in self.shared.values())}

@@ -1,4 +1,4 @@
-"""PackNet: tasks packed into one network by pruning, each trained in the weights that earlier ones left free."""
+"""PackNet: packs tasks into one network by pruning; each task trains the weights that are still free."""
 
 from typing import Any
 
@@ -13,18 +13,18 @@ __all__ = ["PackNet", "PackNetPlugin"]
 
 
 class PackNetPlugin(MaskPlugin):
-    """Trains all free weights, prunes the smallest of each layer, trains the others on and freezes them.
+    """Trains all free weights, prunes the smallest of each layer, trains the rest further and freezes them.
 
-    A task's network is made of its own weights and of all that earlier tasks have frozen. Pruned weights are free for
-    the next task, which finds them as they were when they were pruned. Pruning comes within a task's epochs, so that
-    the budget of training is that of any other learner, and the learning rate's schedule goes on through it.
-    ``avalanche.models.PackNetModel`` takes no network with batch normalisation.
+    A task's network consists of its own weights and of all weights that earlier tasks have frozen. Pruned weights are
+    free for the next task, and keep the values that they had when they were pruned. A task is pruned within its epochs,
+    so that it has as many training steps as with any other learner; the schedule of the learning rate is not
+    interrupted. ``avalanche.models.PackNetModel`` does not accept networks with batch normalisation.
 
     Args:
-        prune_proportion: share of the free weights of each layer that is pruned. To the last of T tasks
-            ``prune_proportion ** (T - 1)`` of all weights are free: of 20 tasks 14 % with 0.9 and 0.4 % with 0.75. A
-            small network cannot spare as many: its first task has to do with what is left.
-        post_prune_share: share of a task's steps that comes after pruning.
+        prune_proportion: share of the free weights of each layer that is pruned. For the last of T tasks
+            ``prune_proportion ** (T - 1)`` of all weights are free: for 20 tasks, 14 % with 0.9 and 0.4 % with 0.75. A
+            large share costs a small network accuracy, because its first task keeps few weights.
+        post_prune_share: share of a task's steps that come after pruning.
 
     Raises:
         FsclError: an argument is out of its range.
@@ -47,9 +47,9 @@ class PackNetPlugin(MaskPlugin):
             raise FsclError(f"post_prune_share is {post_prune_share}; it must be at least 0 and below 1")
         self.prune_proportion = prune_proportion
         self.post_prune_share = post_prune_share
-        # of the experience in training: 1 where weights may change; what they are elsewhere
-        self._free: dict[str, Tensor] = {}
-        self._fixed: dict[str, Tensor] = {}
+        # of the experience in training, by name of the weight
+        self._free: dict[str, Tensor] = {}  # 1 for weights that may change, else 0
+        self._fixed: dict[str, Tensor] = {}  # the values of weights that may not change, else 0
         self._pruned = False
         self._steps = 0
 
@@ -65,7 +65,8 @@ class PackNetPlugin(MaskPlugin):
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
-        for name, weight in self.weights(strategy.model).items():  # momentum and decay have moved all of them
+        # momentum and weight decay have changed frozen weights, too
+        for name, weight in self.weights(strategy.model).items():
             weight.mul_(self._free[name]).add_(self._fixed[name])
         self._steps += 1
         steps = strategy.train_epochs * len(strategy.dataloader)
@@ -86,12 +87,12 @@ class PackNetPlugin(MaskPlugin):
         super().after_training_exp(strategy, **kwargs)
 
     def _visible(self, strategy: Any, name: str) -> Tensor:
-        """What the task uses of earlier training: all that is frozen, or its own mask if it is trained again."""
+        """The frozen weights that the task uses: all of them, or those in its own mask if it is trained again."""
         known = [task for task in strategy.experience.task_labels if task in self.masks]
         return self.mask(known[0], name) if known else self.used(name)
 
     def _prune(self, strategy: Any) -> None:
-        """Gives up all but the largest of the free weights, layer by layer."""
+        """Prunes the smallest free weights of each layer."""
         for name, weight in self.weights(strategy.model).items():
             free = self._free[name].bool()
             self.shared[name] = weight.detach().where(free, self.shared[name])
@@ -108,7 +109,7 @@ class PackNet(PluginStrategy, packnet=PackNetPlugin):
 
     Args:
         prune_proportion, post_prune_share: as in :class:`PackNetPlugin`.
-        plugins: more plugins; they run after a task's network is kept.
+        plugins: more plugins. They run after a task's network is stored.
         **arguments: as in ``avalanche.training.Naive``.
 
     Example:

@@ -1,4 +1,4 @@
-"""Progressive neural networks: a column a task, fed by the frozen columns of the tasks before."""
+"""Progressive neural networks: a column for each task, fed by the frozen columns of earlier tasks."""
 
 from typing import Any
 
@@ -15,24 +15,24 @@ __all__ = ["PNN", "PNNPlugin"]
 
 
 class PNNPlugin(FromScratchPlugin):
-    """A column a task, former columns frozen, with lateral connections from them into the new one.
+    """Trains a column for each task, with lateral connections from the frozen former columns.
 
-    A column is a network of its own that starts from the same initial weights as every other, with a :class:`Lateral`
-    beside each of its convolutions but the first: what the same convolution received in former columns is added, by way
-    of a small adapter, to what it gives. Former columns see each batch as in evaluation, once, without gradients. Heads
-    have no lateral connections. During evaluation each sample is seen by its own task's column, so that no task is ever
-    forgotten.
+    A column is a separate network. All columns start from the same initial weights. Each convolution of a column,
+    except the first, has a :class:`Lateral`: a small adapter that takes the inputs of the same convolution in former
+    columns, and whose output is added to the output of the convolution. Each batch passes once through the former
+    columns, in evaluation mode and without gradients. Heads have no lateral connections. In evaluation each sample
+    passes through the column of its own task, so no task is ever forgotten.
 
     Args:
-        columns: how many columns, from the first one on, feed those that come after them; None for all. Each batch of a
-            task passes through them and the task's own, so that without a limit time grows with the number of tasks.
+        columns: number of columns, from the first one, that feed later columns; None for all. Each batch of a task
+            passes through these columns and its own, so without a limit the time grows with the number of tasks.
 
     Attributes:
-        networks: the columns by task, in the order in which they were learned, with the laterals that lead into them.
+        networks: task -> its column with the laterals that lead into it, in the order of learning.
 
     Raises:
-        FsclError: ``columns`` is negative, the network has no second convolution, an experience has several task
-            labels, or one that is learned again has columns built on its own.
+        FsclError: ``columns`` is negative, the network has fewer than two convolutions, an experience has several task
+            labels, or a task is learned again after later columns were built on its column.
 
     References:
         Rusu et al. Progressive Neural Networks. 2016.
@@ -52,15 +52,15 @@ class PNNPlugin(FromScratchPlugin):
         self._kinds: dict[str, str] = {}
 
     def attach(self, strategy: Any) -> None:
-        """Gives the strategy's network its laterals, once; they are empty until there is a column to come from."""
+        """Adds laterals to the strategy's network, once. They are empty until there is a former column."""
         model = strategy.model
         if any(isinstance(module, Lateral) for module in model.modules()):
             return
         convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
         if len(convolutions) < 2:
             raise FsclError(
-                f"{type(model).__name__} has {len(convolutions)} convolutions; columns are connected at the second and "
-                "those after it"
+                f"{type(model).__name__} has {len(convolutions)} convolutions; it needs two or more, because columns "
+                "are connected from the second convolution on"
             )
         connect(model, convolutions[1:], self.columns, lambda: list(self.networks.values()))
 
@@ -68,21 +68,23 @@ class PNNPlugin(FromScratchPlugin):
         self.attach(strategy)
         super().before_training(strategy, **kwargs)
         for name in [name for name in self._initial if ".lateral." in name]:
-            del self._initial[name]  # each column has more of them than the one before
+            del self._initial[name]  # their number grows with the columns, so each column makes new ones
 
     def before_train_dataset_adaptation(self, strategy: Any, **kwargs: Any) -> None:
-        """Refuses an experience before anything is made for it."""
+        """Refuses an experience that cannot have a column, before anything is made for it."""
         experience, known = strategy.experience, list(self.networks)
         if len(labels := list(experience.task_labels)) != 1:
-            raise FsclError(f"experience {experience.current_experience} has task labels {labels}; a column is of one")
+            raise FsclError(
+                f"experience {experience.current_experience} has task labels {labels}; it needs exactly one"
+            )
         if labels[0] in known[:-1]:
             later = ", ".join(map(str, known[known.index(labels[0]) + 1 :]))
             raise FsclError(
-                f"task {labels[0]} is learned already, and its column is frozen, for those of tasks {later} are built "
-                "on it; give each experience a task label of its own"
+                f"task {labels[0]} is learned already, and its column is frozen because the columns of tasks {later} "
+                "are built on it; give each experience its own task label"
             )
         for module in strategy.model.modules():
-            if isinstance(module, Lateral):  # a training that was broken off left no column
+            if isinstance(module, Lateral):  # an interrupted training has left no column
                 module.tasks = known
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -94,7 +96,7 @@ class PNNPlugin(FromScratchPlugin):
         super().before_eval(strategy, **kwargs)
 
     def memory(self) -> dict[str, int]:
-        """Mean bytes kept of a task, by kind: ``column`` (filters and biases), ``lateral``, normalisation, head."""
+        """Bytes stored for each task (mean), by kind: column (filters and biases), lateral, normalisation, head."""
         sizes: dict[str, int] = {}
         for name, tensor in ((n, t) for network in self.networks.values() for n, t in network.items()):
             kind = "lateral" if ".lateral." in name else self._kinds.get(name, "column").replace("other", "column")
@@ -105,11 +107,12 @@ class PNNPlugin(FromScratchPlugin):
 class PNN(PluginStrategy, pnn=PNNPlugin):
     """Progressive neural networks: an Avalanche strategy with :class:`PNNPlugin` built in.
 
-    ``avalanche.models.PNN`` is a network of linear layers; this takes any feed-forward network with convolutions.
+    ``avalanche.models.PNN`` is a network of linear layers. This strategy takes any feed-forward network with
+    convolutions.
 
     Args:
         columns: as in :class:`PNNPlugin`.
-        plugins: more plugins; they run after the columns are kept.
+        plugins: more plugins. They run after the columns are stored.
         **arguments: as in ``avalanche.training.Naive``.
 
     References:

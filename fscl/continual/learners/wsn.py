@@ -1,4 +1,4 @@
-"""Winning subnetworks: a task learns which weights it uses, its own and earlier tasks', along with the weights."""
+"""Winning subnetworks: each task learns weights, and which of its own and of earlier tasks' weights it uses."""
 
 import math
 from typing import Any
@@ -15,19 +15,20 @@ __all__ = ["WSN", "WSNPlugin"]
 
 
 class WSNPlugin(MaskPlugin):
-    """Learns a score for each weight; in every layer a task uses those with the highest, whichever task trained them.
+    """Learns a score for each weight. In every layer a task uses the weights with the highest scores.
 
-    Scores are trained with the weights, by an optimizer of the same kind at the same learning rate but without decay. A
-    mask has no gradient, so a score gets that of the factor, one or zero, by which its weight is multiplied
-    (straight-through), times the inverse of the layer's weights' root mean square: like that, scores, which start in
-    the range of freshly made weights, move as fast as weights do. A weight is trained while it is in the present mask
-    and was in no earlier task's. Scores and weights go on from task to task.
+    These may be weights that earlier tasks have trained. Scores are trained together with the weights, by an optimizer
+    of the same class with the same settings, but without weight decay. A mask has no gradient. So a score gets the
+    gradient of the factor, one or zero, by which its weight is multiplied (straight-through), divided by the root mean
+    square of the layer's weights. Scores start in the range of newly initialised weights, and the division makes them
+    move as fast as weights. A weight is trained while it is in the present mask and in no earlier task's mask. A new
+    task starts from the scores and weights of the task before.
 
     Args:
         capacity: share of each layer's weights that a task uses.
 
     Attributes:
-        scores: by weight; they are needed to learn another task.
+        scores: name of the weight -> its scores. They are needed to learn another task.
 
     Raises:
         FsclError: the capacity is not above 0 and at most 1.
@@ -48,12 +49,11 @@ class WSNPlugin(MaskPlugin):
             raise FsclError(f"capacity is {capacity}; it must be above 0 and at most 1")
         self.capacity = capacity
         self.scores: dict[str, Tensor] = {}
-        # of the experience in training: weights without a mask, those of them that may not change, 1 where they may
-        # change, and 1 where the present mask lets them through
-        self._latent: dict[str, Tensor] = {}
-        self._frozen: dict[str, Tensor] = {}
-        self._free: dict[str, Tensor] = {}
-        self._mask: dict[str, Tensor] = {}
+        # of the experience in training, by name of the weight
+        self._latent: dict[str, Tensor] = {}  # weights before the mask is applied
+        self._frozen: dict[str, Tensor] = {}  # weights of earlier tasks, and 0 for free ones
+        self._free: dict[str, Tensor] = {}  # 1 for weights that may change, else 0
+        self._mask: dict[str, Tensor] = {}  # 1 for weights in the present mask, else 0
         self._optimizer: Optimizer | None = None
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class WSNPlugin(MaskPlugin):
 
     @torch.no_grad()
     def before_update(self, strategy: Any, **kwargs: Any) -> None:
-        """Hands the gradient of what was multiplied to weights and scores, and the optimizer the weights themselves."""
+        """Computes the gradients of scores and weights, and puts the weights before masking into the network."""
         assert self._optimizer is not None
         for name, weight in self.weights(strategy.model).items():
             latent = self._latent[name]
@@ -81,14 +81,14 @@ class WSNPlugin(MaskPlugin):
                 weight.grad.mul_(self._mask[name]).mul_(self._free[name])
             weight.copy_(latent)
         settings = {k: v for k, v in strategy.optimizer.param_groups[0].items() if k not in ("params", "weight_decay")}
-        self._optimizer.param_groups[0].update(settings)  # a schedule has changed them
+        self._optimizer.param_groups[0].update(settings)  # a schedule may have changed them
 
     @torch.no_grad()
     def after_update(self, strategy: Any, **kwargs: Any) -> None:
         assert self._optimizer is not None
         self._optimizer.step()
         weights = self.weights(strategy.model)
-        for name, weight in weights.items():  # momentum and decay have moved what is frozen, too
+        for name, weight in weights.items():  # momentum and weight decay have changed frozen weights, too
             torch.mul(weight, self._free[name], out=self._latent[name]).add_(self._frozen[name])
         self._select(weights)
 
@@ -106,7 +106,7 @@ class WSNPlugin(MaskPlugin):
         return {**super().shared_memory(), "scores": sum(score.nbytes for score in self.scores.values())}
 
     def _select(self, weights: dict[str, nn.Parameter]) -> None:
-        """Masks of the present scores, and the weights that they let through."""
+        """Computes masks from the present scores, and puts the masked weights into the network."""
         for name, weight in weights.items():
             self._mask[name] = top_share(self.scores[name], self.capacity).to(weight.dtype)
             torch.mul(self._latent[name], self._mask[name], out=weight)
@@ -117,7 +117,7 @@ class WSN(PluginStrategy, wsn=WSNPlugin):
 
     Args:
         capacity: as in :class:`WSNPlugin`.
-        plugins: more plugins; they run after a task's network is kept.
+        plugins: more plugins. They run after a task's network is stored.
         **arguments: as in ``avalanche.training.Naive``.
 
     Example:

@@ -1,4 +1,4 @@
-"""Members that answer along: who they are, what their heads are, and that nothing else is changed by them."""
+"""Members of the ensemble: which tasks they are, what their heads are, and that they change nothing else."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def tasks(digits):
 
 @pytest.fixture(scope="module")
 def learned(tasks):
-    """A learner of two members after the four tasks, and what it said of each task's test images before the next."""
+    """A learner with two members after four tasks, and its outputs for each task's test images before the next task."""
     said = []
     strategy = built(members=2, head_epochs=500)
     for t, experience in enumerate(tasks.train_stream):
@@ -71,14 +71,14 @@ def images_of(data):
     )
 
 
-def test_what_is_learned_is_what_is_learned_without_members(learned, tasks, same_bank):
+def test_atom_ensemble_learns_the_bank_of_atom_swapping(learned, tasks, same_bank):
     plain = built(AtomSwapping)
     for experience in tasks.train_stream:
         plain.train(experience)
     assert same_bank(learned[0].bank, plain.bank)
 
 
-def test_members_are_the_most_similar_of_the_tasks_before(learned):
+def test_members_are_the_most_similar_earlier_tasks(learned):
     strategy, _ = learned
     similarity = strategy.bank.similarity()
     assert list(strategy.atom_ensemble.heads[0]) == []
@@ -87,8 +87,8 @@ def test_members_are_the_most_similar_of_the_tasks_before(learned):
         assert list(strategy.atom_ensemble.heads[task]) == order[:2]
 
 
-def test_probabilities_are_averaged_over_the_own_network_and_members(learned, tasks):
-    """Network by network, from the bank alone; and tasks of few classes have no answers beyond them."""
+def test_atom_ensemble_averages_probabilities_of_own_network_and_members(learned, tasks):
+    """Computed network by network from the bank only. A task has outputs only for its own classes."""
     strategy, said = learned
     network = copy.deepcopy(strategy.model).eval()
     for task in range(4):
@@ -105,7 +105,7 @@ def test_probabilities_are_averaged_over_the_own_network_and_members(learned, ta
         assert torch.allclose(said[task][:, :width].softmax(1), torch.stack(shares).mean(0), atol=1e-5)
 
 
-def test_a_head_is_the_logistic_regression_of_the_members_features(learned, tasks):
+def test_a_member_s_head_equals_logistic_regression_on_its_features(learned, tasks):
     strategy, _ = learned
     network = copy.deepcopy(strategy.model).eval()
     x, y = images_of(tasks.train_stream[2].dataset)
@@ -118,7 +118,7 @@ def test_a_head_is_the_logistic_regression_of_the_members_features(learned, task
         assert torch.allclose((features @ weight.T + bias).softmax(1), wanted, atol=0.01)
 
 
-def test_nothing_is_forgotten_and_a_task_unknown_is_seen_by_the_plain_network(learned, tasks):
+def test_ensemble_outputs_never_change_and_unknown_tasks_have_no_members(learned, tasks):
     strategy, said = learned
     for t, test in enumerate(tasks.test_stream):
         assert torch.equal(answers(strategy, test)[:, : said[t].shape[1]], said[t])
@@ -131,7 +131,7 @@ def test_nothing_is_forgotten_and_a_task_unknown_is_seen_by_the_plain_network(le
     assert torch.equal(found, answers(plain, tasks.test_stream[2]))
 
 
-def test_a_mini_batch_may_mix_tasks(learned, tasks):
+def test_atom_ensemble_evaluates_mixed_mini_batches(learned, tasks):
     strategy = copy.deepcopy(learned[0])
     strategy.model.classifier.masking = False  # Avalanche masks units of experiences with one task only
     parts = [e.dataset for e in tasks.test_stream]
@@ -172,13 +172,13 @@ def test_atom_ensemble_resumes_to_the_bit(tasks):
     assert through.memory() == resumed.memory()
 
 
-def test_extra_heads_are_counted(learned):
+def test_atom_ensemble_memory_counts_the_members_heads(learned):
     plugin = learned[0].atom_ensemble
     values = sum((32 + 1) * len(TASKS[t]) * min(t, 2) for t in range(4))
     assert plugin.memory() == {**plugin.bank.memory(), "members": round(4 * values / 4)}
 
 
-def test_a_saved_bank_is_taken_up_with_its_heads(learned, tasks, tmp_path):
+def test_atom_ensemble_resumes_from_a_saved_bank_and_heads(learned, tasks, tmp_path):
     strategy, _ = learned
     strategy.bank.save(tmp_path / "bank")
     other = built(members=2)
@@ -190,7 +190,7 @@ def test_a_saved_bank_is_taken_up_with_its_heads(learned, tasks, tmp_path):
     assert torch.equal(answers(other, tasks.test_stream[3]), answers(plain, tasks.test_stream[3]))
 
 
-def test_a_task_that_is_trained_again_is_no_member_of_others(learned, tasks):
+def test_a_task_trained_again_is_removed_from_other_tasks_members(learned, tasks):
     strategy = copy.deepcopy(learned[0])
     before = {t: dict(h) for t, h in strategy.atom_ensemble.heads.items()}
     strategy.train(tasks.train_stream[1])
@@ -201,7 +201,7 @@ def test_a_task_that_is_trained_again_is_no_member_of_others(learned, tasks):
         assert all(after[task][m] is before[task][m] for m in after[task])
 
 
-def test_the_plugin_beside_naive_with_a_plain_head(digits):
+def test_atom_ensemble_plugin_runs_beside_naive_with_a_plain_head(digits):
     stream = split_classes(*digits, tasks=[["0", "1"], ["4", "7"]])
     net = nn.Sequential(
         nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 2, bias=False)
@@ -224,6 +224,6 @@ def test_the_plugin_beside_naive_with_a_plain_head(digits):
         ({"metric": "cka"}, "metric is 'cka'; known: cosine"),
     ],
 )
-def test_arguments_that_do_not_fit_are_named(options, says):
+def test_atom_ensemble_refuses_arguments_that_do_not_fit(options, says):
     with pytest.raises(FsclError, match=says):
         AtomEnsemblePlugin(**options)

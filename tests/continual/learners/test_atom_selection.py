@@ -1,4 +1,4 @@
-"""Atoms chosen by the entropy of their answers: the same learning as with task labels, and the choice by the book."""
+"""Atom selection: it learns the same as with task labels, and chooses the experience of least entropy."""
 
 import copy
 import io
@@ -45,7 +45,7 @@ def learned(kind, stream, outputs):
 
 @pytest.fixture(scope="module", params=["class", "domain"])
 def pair(request, digits):
-    """(stream, learner) without task labels and with them, of the same images."""
+    """(stream, learner) without task labels, and with task labels, of the same images."""
     unlabelled, labelled = streams(digits, request.param)
     width = unlabelled.classes_per_task
     return (unlabelled, learned(AtomSelection, unlabelled, width)), (labelled, learned(AtomSwapping, labelled, width))
@@ -58,8 +58,8 @@ def images_of(experience):
     )
 
 
-def test_atom_selection_learns_bit_for_bit_what_is_learned_with_task_labels(pair, same_bank):
-    """So that, told the tasks, it would answer as AtomSwapping does."""
+def test_atom_selection_learns_the_bank_of_atom_swapping(pair, same_bank):
+    """With known tasks it would therefore answer as AtomSwapping does."""
     (stream, ours), (_, theirs) = pair
     assert same_bank(ours.bank, theirs.bank)
     assert ours.bank.tasks == [0, 1, 2]
@@ -67,8 +67,8 @@ def test_atom_selection_learns_bit_for_bit_what_is_learned_with_task_labels(pair
     assert torch.equal(ours.bank.similarity(), theirs.bank.similarity())
 
 
-def test_the_surest_network_answers_and_in_the_places_of_its_classes(pair, outputs):
-    """Image by image, from the bank alone, with the entropies that torch has."""
+def test_the_experience_of_least_entropy_answers_in_the_columns_of_its_classes(pair, outputs):
+    """Computed image by image from the bank only, with the entropies of torch."""
     (stream, strategy), _ = copy.deepcopy(pair)
     strategy.plugins.insert(1, outputs)
     said = outputs.say(strategy, stream.test_stream)
@@ -102,7 +102,7 @@ def test_atom_selection_tells_tasks_apart_better_than_chance(digits):
         assert least < sum(measured.accuracy) / 3 < most, class_path
 
 
-def test_later_experiences_leave_the_former_as_they_were(digits, outputs):
+def test_later_experiences_do_not_change_stored_ones(digits, outputs):
     stream, _ = streams(digits, "class")
     strategy = built(plugins=[outputs], train_epochs=1)
     kept, width = {}, 0
@@ -117,7 +117,7 @@ def test_later_experiences_leave_the_former_as_they_were(digits, outputs):
     assert sorted(heads) == ["0", "1", "2"]
 
 
-def test_evaluation_leaves_no_trace_and_may_be_amid_training(digits, same_bank):
+def test_evaluation_during_training_does_not_change_atom_selection(digits, same_bank):
     stream, _ = streams(digits, "class")
     quiet, disturbed = (built(plugins=[InMemoryLoader()], **o) for o in ({}, {"eval_every": 1}))
     for experience in list(stream.train_stream)[:2]:
@@ -151,7 +151,7 @@ def test_atom_selection_resumes_to_the_bit(digits, scenario, same_bank):
     assert through.memory()[0]["head"] > 0
 
 
-def test_a_saved_bank_is_taken_up_with_its_classes(pair, outputs, tmp_path):
+def test_atom_selection_resumes_from_a_saved_bank_and_classes(pair, outputs, tmp_path):
     (stream, strategy), _ = copy.deepcopy(pair)
     strategy.plugins.insert(1, outputs)
     said = outputs.say(strategy, stream.test_stream)
@@ -164,8 +164,8 @@ def test_a_saved_bank_is_taken_up_with_its_classes(pair, outputs, tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(outputs.say(other, stream.test_stream), said, strict=True))
 
 
-def test_a_head_of_all_classes_serves_and_an_experience_sees_its_own_alone(digits, outputs):
-    """A plain network; others' outputs get no gradient, also where replay brings their images."""
+def test_atom_selection_with_one_head_of_all_classes_trains_only_the_experience_s_outputs(digits, outputs):
+    """Outputs of other experiences' classes get no gradient, even if replay adds images of these classes."""
     stream, _ = streams(digits, "class")
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 7))
     optimizer = torch.optim.SGD(net.parameters(), 0.1)
@@ -190,11 +190,11 @@ def test_a_head_of_all_classes_serves_and_an_experience_sees_its_own_alone(digit
     assert torch.allclose(metric.result(), strategy.bank.similarity())
 
 
-def test_what_cannot_be_is_refused(digits):
+def test_atom_selection_refuses_single_classes_growing_heads_and_the_task_scenario(digits):
     from avalanche.models import IncrementalClassifier
 
     alone = split_classes(*digits, tasks=[["0"], ["1", "2"]], scenario="class")
-    with pytest.raises(FsclError, match="experience 0 has nothing but class 0"):
+    with pytest.raises(FsclError, match="experience 0 has only class 0; it needs two or more"):
         built().train(alone.train_stream[0])
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), IncrementalClassifier(144, 2))
     with pytest.raises(FsclError, match="has one head that grows"):

@@ -22,7 +22,7 @@ def coefficients(model):
 
 
 def direct(strategy, experience):
-    """What the network says as it stands, asked without Avalanche."""
+    """The outputs of the present network, computed without Avalanche."""
     images = experience.dataset.eval()
     x = torch.stack([images[i][0] for i in range(len(images))])
     with torch.no_grad():
@@ -36,7 +36,7 @@ def train_all(strategy, stream, **options):
 
 
 class Plain(nn.Module):
-    """No batch normalisation, no multi-head."""
+    """A network without batch normalisation and with one head."""
 
     def __init__(self):
         super().__init__()
@@ -62,7 +62,7 @@ def optimizers():
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "two groups"])
 @pytest.mark.parametrize("warm_start", ["previous", "first"])
-def test_no_task_is_ever_forgotten(learner, network, stream, outputs, optimizer, warm_start):
+def test_atom_swapping_outputs_of_a_task_never_change(learner, network, stream, outputs, optimizer, warm_start):
     model, recorder = network(), AccuracyRecorder()
     strategy = learner(
         model=model,
@@ -93,7 +93,7 @@ def test_no_task_is_ever_forgotten(learner, network, stream, outputs, optimizer,
         assert torch.equal(direct(type("", (), {"model": fresh}), test), after_own[t])
 
 
-def test_atom_swapping_learns(learner, stream):
+def test_atom_swapping_is_accurate_and_moves_atoms(learner, stream):
     recorder = AccuracyRecorder()
     strategy = learner(plugins=[recorder], train_epochs=6)
     train_all(strategy, stream)
@@ -116,7 +116,7 @@ def test_after_the_first_task_only_what_belongs_to_the_task_is_trained(learner, 
             assert changed == {n for n in strategy.bank.entries(t) if "active_units" not in n}
 
 
-def test_the_model_passed_in_stays_as_it_is(learner, network, stream):
+def test_atom_swapping_does_not_change_the_model_passed_in(learner, network, stream):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     before = copy.deepcopy(model.state_dict())
@@ -128,7 +128,7 @@ def test_the_model_passed_in_stays_as_it_is(learner, network, stream):
     assert held.isdisjoint(id(p) for p in model.parameters())
 
 
-def test_parameter_groups_keep_their_parts(learner, network):
+def test_decomposition_keeps_parameters_in_their_optimizer_groups(learner, network):
     model = network()
     optimizer = optimizers()["two groups"](model)
     strategy = learner(model=model, optimizer=optimizer)
@@ -141,7 +141,7 @@ def test_parameter_groups_keep_their_parts(learner, network):
 
 
 @pytest.mark.parametrize("warm_start", ["previous", "first"])
-def test_a_new_task_starts_from_another_ones_atoms_and_a_fresh_head(learner, stream, starts, warm_start):
+def test_a_new_task_starts_from_the_warm_start_s_atoms_and_a_fresh_head(learner, stream, starts, warm_start):
     strategy = learner(warm_start=warm_start, plugins=[starts])
     train_all(strategy, stream)
     for t in (1, 2):
@@ -155,7 +155,7 @@ def test_a_new_task_starts_from_another_ones_atoms_and_a_fresh_head(learner, str
         assert not torch.equal(strategy.bank.stack("model.features.0")[0], strategy.bank.stack("model.features.0")[1])
 
 
-def test_a_task_trained_again_goes_on_from_its_own_atoms(learner, stream, starts, outputs):
+def test_a_task_trained_again_starts_from_its_stored_atoms(learner, stream, starts, outputs):
     strategy = learner(plugins=[starts, outputs])
     train_all(strategy, stream)
     before = outputs.say(strategy, stream.test_stream)
@@ -169,7 +169,7 @@ def test_a_task_trained_again_goes_on_from_its_own_atoms(learner, stream, starts
     assert torch.equal(direct(strategy, stream.test_stream[0]), after[0])
 
 
-def test_a_task_in_training_again_is_evaluated_as_it_stands(learner, stream, outputs):
+def test_a_task_trained_again_is_evaluated_with_its_present_weights(learner, stream, outputs):
     class Watching(type(outputs)):
         def after_eval_iteration(self, strategy, **kwargs):
             super().after_eval_iteration(strategy, **kwargs)
@@ -192,7 +192,7 @@ def test_a_task_in_training_again_is_evaluated_as_it_stands(learner, stream, out
     assert not any(torch.equal(said, before) for said in later)
 
 
-def test_evaluation_changes_nothing_of_what_training_gives(learner, stream, same_bank):
+def test_evaluation_between_tasks_does_not_change_what_is_learned(learner, stream, same_bank):
     undisturbed = train_all(learner(), stream)
     disturbed = learner()
     disturbed.eval(list(stream.test_stream))  # before any training
@@ -205,7 +205,7 @@ def test_evaluation_changes_nothing_of_what_training_gives(learner, stream, same
 
 
 @pytest.mark.parametrize("every", [0, 1])
-def test_evaluation_in_mid_training_changes_nothing_that_is_learned(learner, stream, same_bank, outputs, every):
+def test_evaluation_during_training_does_not_change_what_is_learned(learner, stream, same_bank, outputs, every):
     undisturbed = train_all(learner(), stream)
     disturbed = learner(eval_every=every, plugins=[outputs])
     train_all(disturbed, stream, eval_streams=[stream.test_stream])
@@ -213,7 +213,7 @@ def test_evaluation_in_mid_training_changes_nothing_that_is_learned(learner, str
     assert same_bank(undisturbed, disturbed.bank)
 
 
-def test_an_interrupted_evaluation_does_no_harm(learner, stream, same_bank, outputs):
+def test_an_interrupted_evaluation_does_not_change_what_is_learned(learner, stream, same_bank, outputs):
     class Interrupting(type(outputs)):
         armed = False
 
@@ -235,7 +235,7 @@ def test_an_interrupted_evaluation_does_no_harm(learner, stream, same_bank, outp
     assert same_bank(undisturbed, strategy.bank)
 
 
-def test_a_mini_batch_may_mix_tasks(learner, network, stream, outputs):
+def test_atom_swapping_evaluates_mixed_mini_batches(learner, network, stream, outputs):
     model = network()
     model.classifier.masking = False  # Avalanche masks units of experiences with one task only
     strategy = learner(model=model, plugins=[outputs])
@@ -257,7 +257,7 @@ def test_a_mini_batch_may_mix_tasks(learner, network, stream, outputs):
 
 
 @pytest.mark.parametrize("loader", [[], [InMemoryLoader]])
-def test_replay_beside_it_disturbs_no_stored_task(learner, stream, outputs, loader):
+def test_replay_does_not_change_stored_tasks(learner, stream, outputs, loader):
     class Tasks(type(outputs)):
         seen: set = set()  # noqa: RUF012
 
@@ -282,7 +282,7 @@ def test_replay_beside_it_disturbs_no_stored_task(learner, stream, outputs, load
         assert all(torch.equal(a, b) for a, b in zip(said, after_own, strict=False))
 
 
-def test_a_network_without_normalisation_and_with_a_plain_head(learner, stream, outputs):
+def test_atom_swapping_works_without_normalisation_and_with_a_plain_head(learner, stream, outputs):
     strategy = learner(model=Plain(), plugins=[outputs])
     after_own = []
     for train, test in zip(stream.train_stream, stream.test_stream, strict=True):
@@ -296,14 +296,14 @@ def test_a_network_without_normalisation_and_with_a_plain_head(learner, stream, 
     assert memory == {"atoms": (8 + 9) * 9 * 4, "normalisation": 0, "head": (8 * 2 + 2) * 4, "other": 8 * 4}
 
 
-def test_the_plugin_beside_naive_is_the_strategy(learner, stream, same_bank):
+def test_naive_with_the_atom_swapping_plugin_equals_the_strategy(learner, stream, same_bank):
     bank = train_all(learner(), stream)
     plugin = AtomSwappingPlugin()
     train_all(learner("naive", plugins=[plugin]), stream)
     assert same_bank(bank, plugin.bank)
 
 
-def test_a_saved_bank_is_taken_up(learner, stream, outputs, same_bank, tmp_path):
+def test_atom_swapping_resumes_from_a_saved_bank(learner, stream, outputs, same_bank, tmp_path):
     strategy = learner(plugins=[outputs])
     for experience in stream.train_stream[:2]:
         strategy.train(experience)
@@ -321,7 +321,7 @@ def test_a_saved_bank_is_taken_up(learner, stream, outputs, same_bank, tmp_path)
     assert all(torch.equal(now[n], then[n]) for n in then)
 
 
-def test_tasks_of_different_sizes(digits, learner, network, outputs, tmp_path):
+def test_atom_swapping_restores_tasks_of_different_sizes(digits, learner, network, outputs, tmp_path):
     stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3", "4", "5"], ["6"]])
     strategy = learner(plugins=[outputs])  # heads start with two outputs and grow
     after_own = []
@@ -345,7 +345,7 @@ def grows_by_classes():
     return nn.Sequential(net, IncrementalClassifier(4 * 6 * 6, 1))
 
 
-def test_a_head_that_grows_is_each_tasks_own_and_evaluation_grows_nothing(digits, learner, outputs, tmp_path):
+def test_a_growing_head_is_stored_for_each_task_and_evaluation_does_not_grow_it(digits, learner, outputs, tmp_path):
     stream = split_classes(*digits, tasks=[["0"], ["1", "2", "3"], ["4", "5"]])
     strategy = learner(model=grows_by_classes(), plugins=[outputs])
     images, after_own = torch.rand(6, 1, 8, 8), []
@@ -373,7 +373,7 @@ def test_a_head_that_grows_is_each_tasks_own_and_evaluation_grows_nothing(digits
 
 @pytest.mark.parametrize("lr", [1e10, float("nan")])
 @pytest.mark.parametrize("task", [0, 1])
-def test_training_that_diverged_is_called_so(learner, stream, task, lr):
+def test_diverged_training_is_not_stored_in_the_bank(learner, stream, task, lr):
     strategy = learner()
     for experience in stream.train_stream[:task]:
         strategy.train(experience)
@@ -387,7 +387,7 @@ def test_training_that_diverged_is_called_so(learner, stream, task, lr):
 @pytest.mark.parametrize(
     ("name", "options"), [("avalanche:SlimResNet18", {"nf": 4}), ("torchvision:resnet18", {}), ("convnet", {})]
 )
-def test_networks_of_others_train_a_step(learner, outputs, name, options):
+def test_atom_swapping_trains_networks_of_other_libraries(learner, outputs, name, options):
     images = torch.randint(0, 256, (16, 3, 32, 32), dtype=torch.uint8)
     data = ImageSet(images, torch.arange(16) % 4, ["a", "b", "c", "d"])
     stream = split_classes(data, data, tasks=2)
@@ -404,7 +404,7 @@ def test_networks_of_others_train_a_step(learner, outputs, name, options):
     )
 
 
-def test_arguments_that_do_not_fit_are_named(learner, network):
+def test_atom_swapping_refuses_arguments_that_do_not_fit(learner, network):
     with pytest.raises(FsclError, match="warm_start is 'last'; known: previous, first"):
         learner(warm_start="last")
     with pytest.raises(FsclError, match="num_atoms is 0; it must be at least 1"):
@@ -415,7 +415,7 @@ def test_arguments_that_do_not_fit_are_named(learner, network):
         learner(skip=["stem"])
 
 
-def test_skipped_convolutions_are_shared(learner, stream):
+def test_skipped_convolutions_are_shared_by_tasks(learner, stream):
     strategy = learner(skip=["model.features.0"])
     bank = train_all(strategy, stream)
     assert bank.layers == ["model.features.4"]
@@ -423,7 +423,7 @@ def test_skipped_convolutions_are_shared(learner, stream):
     assert torch.equal(strategy.model.model.features[0].weight, bank.shared["model.features.0.weight"])
 
 
-def test_default_arguments_are_those_of_naive(network, capsys):
+def test_atom_swapping_has_the_defaults_of_naive(network, capsys):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with warnings.catch_warnings():
@@ -435,7 +435,7 @@ def test_default_arguments_are_those_of_naive(network, capsys):
 
 
 @pytest.mark.parametrize("plugin", [EWCPlugin(1.0), MASPlugin()], ids=lambda p: type(p).__name__)
-def test_plugins_that_take_gradients_after_training_run_beside_it(learner, stream, outputs, plugin):
+def test_plugins_that_compute_gradients_after_training_run_beside_atom_swapping(learner, stream, outputs, plugin):
     strategy = learner(plugins=[plugin, outputs])
     strategy.train(stream.train_stream[0])
     (before,) = outputs.say(strategy, [stream.test_stream[0]])
@@ -443,7 +443,7 @@ def test_plugins_that_take_gradients_after_training_run_beside_it(learner, strea
     assert torch.equal(outputs.say(strategy, [stream.test_stream[0]])[0], before)
 
 
-def test_another_experience_with_a_label_that_is_taken_is_not_silent(learner, stream, digits):
+def test_a_second_experience_with_a_used_task_label_warns(learner, stream, digits):
     strategy = learner()
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)

@@ -32,7 +32,7 @@ def trainer_of(stream, class_path, **options):
     return trainer, seen
 
 
-def test_joint_training_sees_all_tasks_in_each_epoch_of_the_first_experience_alone(stream):
+def test_joint_training_trains_on_all_tasks_in_the_first_experience_only(stream):
     trainer, seen = trainer_of(stream, "fscl.continual.Joint")
     sizes = {task: len(e.dataset) for task, e in enumerate(stream.train_stream)}
     trainer.train_next()
@@ -44,7 +44,7 @@ def test_joint_training_sees_all_tasks_in_each_epoch_of_the_first_experience_alo
     assert all(torch.equal(t, state[n]) for n, t in trainer.strategy.model.state_dict().items())
 
 
-def test_joint_training_knows_every_task_from_the_first_experience_on(stream):
+def test_joint_training_is_accurate_on_all_tasks_after_the_first_experience(stream):
     trainer, _ = trainer_of(stream, "fscl.continual.Joint", epochs=15)
     measured = [trainer.train_next().accuracy for _ in range(3)]
     assert measured[0] == measured[2][:1]
@@ -52,7 +52,7 @@ def test_joint_training_knows_every_task_from_the_first_experience_on(stream):
     assert min(measured[2]) > 0.8  # of chance 0.5
 
 
-def test_of_frozen_features_heads_alone_learn(stream):
+def test_frozen_features_train_only_heads_after_the_first_experience(stream):
     trainer, _ = trainer_of(stream, "fscl.continual.FrozenFeatures")
     start = {n: t.clone() for n, t in trainer.strategy.model.state_dict().items()}
     trainer.train_next()

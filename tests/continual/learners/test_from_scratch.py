@@ -25,8 +25,8 @@ def test_every_task_keeps_its_own_network(learner, stream, outputs, starts):
     assert not any(torch.equal(final[n], t) for n, t in body.items() if t.is_floating_point() and t.ndim == 4)
 
 
-def test_a_network_does_not_depend_on_the_tasks_before(learner, stream):
-    """Given the same weights, the same head and the same draws, a second task ends as a first one does."""
+def test_an_independent_network_does_not_depend_on_earlier_tasks(learner, stream):
+    """With equal weights, head and random numbers, a second task ends as it would as the first task."""
     networks = []
     for earlier in ([], [0]):
         strategy = learner("from_scratch", train_epochs=1)
@@ -39,7 +39,7 @@ def test_a_network_does_not_depend_on_the_tasks_before(learner, stream):
     assert all(torch.equal(networks[0][n], t) for n, t in networks[1].items())
 
 
-def test_a_task_trained_again_goes_on_from_its_own_network(learner, stream, starts):
+def test_from_scratch_continues_a_task_trained_again_from_its_network(learner, stream, starts):
     strategy = learner("from_scratch", plugins=[starts])
     for t in (0, 1):
         strategy.train(stream.train_stream[t])
@@ -50,7 +50,7 @@ def test_a_task_trained_again_goes_on_from_its_own_network(learner, stream, star
     assert all(torch.equal(strategy.from_scratch.networks[1][n], t) for n, t in second.items())
 
 
-def test_evaluation_leaves_no_trace(learner, stream):
+def test_evaluation_does_not_change_from_scratch_networks(learner, stream):
     networks = []
     for looks in (False, True):
         strategy = learner("from_scratch")
@@ -63,7 +63,7 @@ def test_evaluation_leaves_no_trace(learner, stream):
         assert all(torch.equal(networks[0][t][n], v) for n, v in networks[1][t].items())
 
 
-def test_memory_is_a_whole_network_a_task(learner, network, stream):
+def test_from_scratch_memory_is_one_network_for_each_task(learner, network, stream):
     plugin = FromScratchPlugin()
     assert plugin.memory() == {"other": 0}
     strategy = learner("naive", plugins=[plugin], train_epochs=1)

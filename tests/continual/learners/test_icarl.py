@@ -34,7 +34,7 @@ def trainer_of(stream, class_path="fscl.continual.ICaRL", **arguments):
 
 @pytest.fixture(scope="module")
 def learned(growing):
-    """A learner after each of two tasks, and before the third."""
+    """A learner after each of the first two tasks."""
     trainer, states = trainer_of(growing, memory_size=33), []
     for _ in range(2):
         trainer.train_next()
@@ -47,7 +47,7 @@ def images_of(data):
     return torch.stack([data[i][0] for i in range(len(data))])
 
 
-def test_herding_takes_what_brings_the_mean_nearest_one_by_one():
+def test_herding_chooses_each_row_that_brings_the_mean_nearest():
     features = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     chosen = []
     for _ in range(12):
@@ -57,7 +57,7 @@ def test_herding_takes_what_brings_the_mean_nearest_one_by_one():
     assert sorted(herd(features, 99).tolist()) == list(range(30))
 
 
-def test_exemplars_are_shared_out_evenly_and_the_best_stay(learned, growing):
+def test_icarl_divides_memory_evenly_and_keeps_the_best_exemplars(learned, growing):
     _, (first, second) = learned
     assert [(c, len(e)) for c, e in first.exemplars.items()] == [(0, 16), (1, 16)]
     assert [(c, len(e)) for c, e in second.exemplars.items()] == [(c, 6) for c in range(5)]
@@ -72,7 +72,7 @@ def test_exemplars_are_shared_out_evenly_and_the_best_stay(learned, growing):
     assert torch.equal(images_of(first.exemplars[1]), mine[herd(features, 16)])
 
 
-def test_a_test_image_gets_the_class_of_the_nearest_mean_of_exemplars(learned, growing, outputs):
+def test_icarl_assigns_the_class_of_the_nearest_mean_of_exemplars(learned, growing, outputs):
     _, (_, strategy) = learned
     strategy = copy.deepcopy(strategy)
     strategy.plugins.insert(0, outputs)
@@ -90,7 +90,7 @@ def test_a_test_image_gets_the_class_of_the_nearest_mean_of_exemplars(learned, g
     assert bool((said[2][:, 5:] < -1).all())
 
 
-def test_former_classes_are_held_where_they_were_and_new_ones_learned(learned, growing):
+def test_icarl_loss_distils_former_classes_and_learns_new_ones(learned, growing):
     trainer, (_, strategy) = learned
     strategy, losses = copy.deepcopy(strategy), []
     former = copy.deepcopy(strategy.model).eval()
@@ -154,13 +154,13 @@ def test_icarl_resumes_to_the_bit_and_its_memory_is_counted(learned, growing):
 
 
 @pytest.mark.parametrize("scenario", ["task", "domain"])
-def test_another_scenario_is_refused(digits, scenario):
+def test_icarl_refuses_task_and_domain_scenarios(digits, scenario):
     stream = split_classes(*digits, tasks=[["0", "1"], ["2", "3"]], scenario=scenario)
     with pytest.raises(FsclError, match=rf"ICaRL.*scenario {scenario!r}.*split\.scenario=class"):
         trainer_of(stream)
 
 
-def test_what_cannot_be_is_refused(digits, growing):
+def test_icarl_refuses_too_little_memory_and_known_classes(digits, growing):
     net = build_network("convnet", (1, 8, 8), 2, NETWORK)
     options = {"model": net, "optimizer": torch.optim.SGD(net.parameters(), 0.1), "evaluator": None}
     with pytest.raises(FsclError, match="memory_size is 0"):
@@ -174,7 +174,7 @@ def test_what_cannot_be_is_refused(digits, growing):
         strategy.train(again.train_stream[1])
 
 
-def test_avalanche_s_own_knows_no_stream_of_today(growing):
+def test_avalanche_s_icarl_still_refuses_present_streams(growing):
     network = ConvNet(1, 2, **NETWORK)
     parts = nn.Sequential(network.features, network.pool), IncrementalClassifier(network.classifier.in_features, 2)
     optimizer = torch.optim.SGD(network.parameters(), 0.05)

@@ -1,4 +1,4 @@
-"""What PackNet and WSN promise: no former task's network changes, whatever the optimizer does to frozen weights."""
+"""PackNet and WSN: the network of a former task never changes, whatever the optimizer does to frozen weights."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ OPTIMIZERS = {
 
 @pytest.fixture
 def masked(learner, network):
-    """Builds a plain strategy with one of the plugins."""
+    """Builds a ``Naive`` strategy with one of the plugins."""
 
     def build(kind, *others, optimizer="sgd", **options):
         plugin, model = PLUGINS[kind](), network()
@@ -41,14 +41,14 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("count", [1, 8, 17])
-def test_bits_are_those_of_numpy(count):
+def test_packed_bits_equal_those_of_numpy(count):
     mask = torch.rand(count, 3) < 0.5
     packed = pack_bits(mask)
     assert packed.numpy().tobytes() == np.packbits(mask.numpy(), bitorder="little").tobytes()
     assert torch.equal(unpack_bits(packed, mask.shape), mask)
 
 
-def test_the_top_share_is_that_of_sorting():
+def test_top_share_equals_sorting():
     values = torch.randn(7, 11)
     assert set(values[top_share(values, 0.3)].tolist()) == set(values.flatten().sort(descending=True)[0][:23].tolist())
     assert top_share(values, 1e-9).sum() == 1
@@ -56,7 +56,7 @@ def test_the_top_share_is_that_of_sorting():
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("kind", PLUGINS)
-def test_no_task_is_forgotten_to_the_bit(masked, stream, outputs, kind, optimizer):
+def test_masked_outputs_of_a_task_never_change(masked, stream, outputs, kind, optimizer):
     strategy, plugin = masked(kind, outputs, optimizer=optimizer)
     after_own, bodies = [], []
     for t, experience in enumerate(stream.train_stream):
@@ -68,12 +68,12 @@ def test_no_task_is_forgotten_to_the_bit(masked, stream, outputs, kind, optimize
         bodies.append({n: plugin.shared[n].clone() for n in plugin.shared})
     assert list(plugin.shared) == [f"model.{n}" for n in WEIGHTS]
     assert all(not torch.equal(bodies[0][n], bodies[2][n]) for n in plugin.shared)  # weights were trained on
-    plugin._kept.clear()  # so that networks are composed anew from bits and shared weights
+    plugin._networks.clear()  # so that networks are composed anew from bits and shared weights
     assert all(torch.equal(a, b) for a, b in zip(outputs.say(strategy, stream.test_stream), after_own, strict=True))
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
-def test_a_task_trained_again_leaves_the_others_alone(masked, stream, starts, kind):
+def test_a_masked_task_trained_again_does_not_change_other_tasks(masked, stream, starts, kind):
     strategy, plugin = masked(kind, starts)
     for t in (0, 1):
         strategy.train(stream.train_stream[t])
@@ -81,12 +81,12 @@ def test_a_task_trained_again_leaves_the_others_alone(masked, stream, starts, ki
     strategy.train(stream.train_stream[0])
     assert same(networks(plugin)[1], before[1])
     assert not same(networks(plugin)[0], before[0])
-    norms = [n for n in plugin.own[0] if n.startswith("model.features")]
+    norms = [n for n in plugin.own_entries[0] if n.startswith("model.features")]
     assert all(torch.equal(starts.states[2][n], before[0][n]) for n in norms)
 
 
 @pytest.mark.parametrize("kind", PLUGINS)
-def test_training_that_diverges_or_is_interrupted_spoils_no_stored_task(masked, stream, kind):
+def test_diverged_or_interrupted_training_does_not_change_stored_masked_tasks(masked, stream, kind):
     strategy, plugin = masked(kind)
     strategy.train(stream.train_stream[0])
     before = networks(plugin)
@@ -97,11 +97,11 @@ def test_training_that_diverges_or_is_interrupted_spoils_no_stored_task(masked, 
     for group in strategy.optimizer.param_groups:
         group["lr"] = 1e30
     strategy.train(stream.train_stream[1])
-    plugin._kept.clear()
+    plugin._networks.clear()
     assert same(networks(plugin)[0], before[0])
 
 
-def test_packnet_packs_tasks_beside_each_other(masked, stream):
+def test_packnet_tasks_use_frozen_weights_and_a_share_of_free_ones(masked, stream):
     strategy, plugin = masked("packnet")
     left = {}
     for t, experience in enumerate(stream.train_stream):
@@ -116,7 +116,7 @@ def test_packnet_packs_tasks_beside_each_other(masked, stream):
             left[name] = free - round(0.4 * free)
 
 
-def test_packnet_prunes_the_smallest_in_time_to_train_the_rest(masked, stream):
+def test_packnet_prunes_the_smallest_weights_and_trains_the_rest_further(masked, stream):
     strategy, plugin = masked("packnet", train_epochs=5)
     sparse, pruned = [], {}
 
@@ -139,7 +139,7 @@ def test_packnet_prunes_the_smallest_in_time_to_train_the_rest(masked, stream):
         assert torch.equal(plugin.shared[name][~mask], whole[~mask])  # and the next task finds the others as they were
 
 
-def test_wsn_uses_its_capacity_and_takes_up_earlier_weights(masked, stream):
+def test_wsn_masks_have_its_capacity_and_reuse_earlier_weights(masked, stream):
     strategy, plugin = masked("wsn")
     for experience in stream.train_stream:
         strategy.train(experience)
@@ -152,8 +152,8 @@ def test_wsn_uses_its_capacity_and_takes_up_earlier_weights(masked, stream):
             assert torch.equal(plugin.stored(t)[name][masks[0] & masks[t]], plugin.stored(0)[name][masks[0] & masks[t]])
 
 
-def test_the_first_step_of_wsn_is_that_of_its_formula(masked, stream):
-    """Scores and weights after a step of plain gradient descent, from the gradient of a network built by hand."""
+def test_the_first_step_of_wsn_follows_its_formula(masked, stream):
+    """Scores and weights after a step of gradient descent, computed from the gradient of a network built by hand."""
     strategy, plugin = masked("wsn", train_epochs=1)
     seen = {}
 
@@ -189,7 +189,7 @@ def test_the_first_step_of_wsn_is_that_of_its_formula(masked, stream):
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", CLASSES)
-def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, precision):
+def test_a_resumed_masked_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, precision):
     def trainer():
         network = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}
         options = {"epochs": 2, "batch_size": 16, "precision": precision}
@@ -221,7 +221,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one(stream, tmp_path, kind, prec
     assert a.stored(0) is a.stored(0)  # made once, so that it is measured once
 
 
-def test_mistakes_are_named(network):
+def test_packnet_and_wsn_refuse_shares_out_of_range(network):
     for share in (0.0, 1.0):
         with pytest.raises(FsclError, match=f"prune_proportion is {share}; it must be above 0 and below 1"):
             PackNetPlugin(prune_proportion=share)

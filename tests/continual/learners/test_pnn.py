@@ -40,7 +40,7 @@ def learn(strategy, stream, tasks=(0, 1, 2)):
 
 @pytest.fixture(scope="module")
 def three(stream):
-    """A learner of three tasks, and what its network said of each task's test images right after it was learned."""
+    """A learner of three tasks, and its outputs for each task's test images right after learning the task."""
     strategy, said = built(), []
     for t, experience in enumerate(stream.train_stream):
         strategy.train(experience)
@@ -54,15 +54,15 @@ def images_of(experience):
     return torch.stack([data[i][0] for i in range(len(data))])
 
 
-def test_no_task_is_forgotten_to_the_bit(three, stream, outputs):
+def test_pnn_outputs_of_a_task_never_change(three, stream, outputs):
     strategy, said = copy.deepcopy(three)
     strategy.plugins.insert(1, outputs)
     now = outputs.say(strategy, stream.test_stream)
     assert all(torch.equal(a, b) for a, b in zip(now, said, strict=True))
 
 
-def test_a_column_computes_what_the_paper_says(three, stream):
-    """Column by column and layer by layer, from the stored tensors alone."""
+def test_a_pnn_column_follows_the_formula_of_the_paper(three, stream):
+    """Computed column by column and layer by layer from the stored tensors only."""
     strategy, said = three
     x = images_of(stream.test_stream[2])
     received: list[list[torch.Tensor]] = [[], [], []]  # by convolution: in each column
@@ -110,13 +110,13 @@ def test_laterals_are_trained_in_the_group_of_their_convolution(stream):
         assert all(torch.equal(strategy.pnn.networks[t][n], v) for n, v in before.items())
 
 
-def test_without_columns_to_come_from_it_is_independent_networks(stream):
+def test_pnn_without_feeding_columns_equals_independent_networks(stream):
     alone, scratch = learn(built(columns=0), stream), learn(built(FromScratch), stream)
     for t, wanted in scratch.from_scratch.networks.items():
         assert all(torch.equal(alone.pnn.networks[t][n], v) for n, v in wanted.items())
 
 
-def test_cost_is_bounded_by_the_number_of_columns(stream):
+def test_pnn_passes_a_batch_through_at_most_the_given_columns(stream):
     for columns, passes in ((None, [1, 2, 3]), (1, [1, 2, 2])):
         strategy = learn(built(columns=columns, train_epochs=1), stream)
         counted = []
@@ -144,8 +144,8 @@ def test_cost_is_bounded_by_the_number_of_columns(stream):
         {"kernel_size": (3, 1), "padding": (2, 0), "stride": (1, 3)},
     ],
 )
-def test_a_lateral_sees_the_places_that_the_convolution_sees(options):
-    """A convolution whose filters are nothing but their centre is the 1x1 convolution of the lateral."""
+def test_a_lateral_sees_the_positions_of_its_convolution(options):
+    """A convolution whose filters are 0 except at their centre equals the 1x1 convolution of the lateral."""
     conv = nn.Conv2d(2, 3, bias=False, **options)
     nn.init.zeros_(conv.weight)
     centre = [k // 2 for k in conv.kernel_size]
@@ -160,7 +160,7 @@ def test_a_lateral_sees_the_places_that_the_convolution_sees(options):
     assert torch.allclose(lateral(), conv(x), atol=1e-6)
 
 
-def test_a_mini_batch_may_mix_tasks(three, stream, outputs):
+def test_pnn_evaluates_each_sample_of_a_mixed_mini_batch_with_its_column(three, stream, outputs):
     strategy, said = copy.deepcopy(three)
     strategy.model.classifier.masking = False  # Avalanche masks units of experiences with one task only
     mixed = concat_datasets([e.dataset for e in stream.test_stream])
@@ -196,7 +196,7 @@ def test_pnn_resumes_to_the_bit(stream):
             assert all(torch.equal(resumed.strategy.pnn.networks[t][n], v) for n, v in wanted.items())
 
 
-def test_memory_tells_columns_from_laterals(three):
+def test_pnn_memory_counts_columns_and_laterals_separately(three):
     strategy, _ = three
     networks = strategy.pnn.networks.values()
     memory = strategy.pnn.memory()
@@ -206,16 +206,16 @@ def test_memory_tells_columns_from_laterals(three):
     assert memory["lateral"] == round(sum(4 * (n + n * c * c + c + c * o) for c, o in shapes for n in (1, 2)) / 3)
 
 
-def test_the_last_task_may_be_trained_on_and_no_other(stream, starts):
+def test_pnn_trains_only_its_last_task_again(stream, starts):
     strategy = learn(built(plugins=[starts]), stream, (0, 1))
     second = dict(strategy.pnn.networks[1])
     strategy.train(stream.train_stream[1])
     assert all(torch.equal(starts.states[2][n], v) for n, v in second.items())
-    with pytest.raises(FsclError, match=r"task 0 is learned already.*those of tasks 1 are built on it"):
+    with pytest.raises(FsclError, match=r"task 0 is learned already.*the columns of tasks 1 are built on it"):
         strategy.train(stream.train_stream[0])
 
 
-def test_a_training_that_was_broken_off_leaves_no_column(stream):
+def test_an_interrupted_training_adds_no_pnn_column(stream):
     strategy = learn(built(), stream, (0,))
     strategy.train_epochs, step = 1, strategy.optimizer_step
     strategy.optimizer_step = lambda: 1 / 0
@@ -240,7 +240,7 @@ class Residual(nn.Module):
         return self.classifier(x.relu().mean((2, 3)))
 
 
-def test_shortcuts_strides_and_groups_have_laterals_and_it_goes_beside_other_strategies(stream):
+def test_pnn_plugin_runs_on_residual_networks_beside_replay(stream):
     plugin = PNNPlugin()
     strategy = learn(built(Replay, as_multitask(Residual(), "classifier"), plugins=[plugin], mem_size=20), stream)
     for t, network in plugin.networks.items():
@@ -248,7 +248,7 @@ def test_shortcuts_strides_and_groups_have_laterals_and_it_goes_beside_other_str
     strategy.eval(list(stream.test_stream))
 
 
-def test_what_cannot_be_is_refused():
+def test_pnn_refuses_negative_columns_and_networks_of_one_convolution():
     with pytest.raises(FsclError, match="columns is -1"):
         PNNPlugin(columns=-1)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(144, 2))
