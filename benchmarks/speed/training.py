@@ -19,8 +19,8 @@ from fscl.atoms import decompose, freeze_coefficients
 from fscl.atoms.entries import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
 from fscl.continual.acceleration import channels_last
+from fscl.continual.learner import Learner
 from fscl.continual.loader import InMemoryBatches
-from fscl.continual.strategies import Learner
 from fscl.continual.stream import Stream, labelled
 from fscl.continual.trainer import Trainer
 from fscl.data.datasets import ImageSet, find_data

@@ -32,7 +32,7 @@ Trust = Annotated[
 
 def check_specs(specs: "list[RunSpec]") -> None:
     """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
-    from fscl.continual.strategies import strategy_class
+    from fscl.continual.learner import strategy_class
     from fscl.runs.building import check_runnable, check_trusted, load_stream
 
     for spec in specs:

@@ -1,14 +1,46 @@
-"""The two parts of a learner: a plugin, and a strategy that has the plugin built in and takes its arguments."""
+"""What a learner is made of, what it declares, and how a recipe names it.
+
+A learner is an Avalanche strategy, perhaps with a plugin built in. Learners of fscl and of users declare themselves by
+class attributes; the tables below declare it for Avalanche's learners. Each attribute is looked up on the strategy and on
+its plugins:
+
+- ``transient``: names of attributes that a checkpoint leaves out. They are made anew for each experience, or when the
+  strategy is built.
+- ``own_loss``: True if the learner's loss is not always the criterion that the strategy was given.
+- ``scenarios``: the scenarios whose streams it can learn, see :class:`fscl.continual.Stream`; by default all.
+"""
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args
 
 from avalanche.core import SupervisedPlugin
-from avalanche.training import Naive
+from avalanche.training import DER, ER_ACE, ER_AML, FeatureReplay, Naive
+from avalanche.training.plugins import AGEMPlugin, GEMPlugin, MIRPlugin, RARPlugin
+from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from torch import nn
 
-__all__ = ["UNSEEN", "LearnerPlugin", "PluginStrategy", "with_arguments_of"]
+from fscl.continual.stream import Scenario
+from fscl.errors import FsclError
+from fscl.factories import NotTrustedError, check_arguments, import_named, is_within
+
+__all__ = [
+    "AVALANCHE_OWN_LOSS",
+    "AVALANCHE_TRANSIENT",
+    "UNSEEN",
+    "Learner",
+    "LearnerPlugin",
+    "PluginStrategy",
+    "check_learner",
+    "has_own_loss",
+    "learner_class",
+    "scenarios_of",
+    "strategy_class",
+    "transient_names",
+    "with_arguments_of",
+]
 
 UNSEEN = -1000.0  # the logit of a class that a learner has not learned yet; Avalanche's heads use this value
 
@@ -18,7 +50,7 @@ class LearnerPlugin(SupervisedPlugin):
 
     Attributes:
         transient: names of attributes that are made anew for each experience, so that a checkpoint between two
-            experiences does not need them. All other attributes must be plain data, see ``fscl.continual.declared``.
+            experiences does not need them. All other attributes must be plain data.
     """
 
     supports_distributed = False
@@ -135,3 +167,124 @@ def _constructor_with(name: str, plugin_class: type[LearnerPlugin]) -> Callable[
         plugin.attach(self)
 
     return __init__
+
+
+# the replayed part of a mini-batch, and the loader that makes it
+REPLAY_ATTRIBUTES = ("replay_loader", "mb_buffer_x", "mb_buffer_y", "mb_buffer_tid", "mb_buffer_out", "batch_logits")
+AVALANCHE_TRANSIENT: Mapping[type, tuple[str, ...]] = {
+    AGEMPlugin: ("buffer_dataloader", "buffer_dliter", "reference_gradients"),
+    GEMPlugin: ("G",),
+    **dict.fromkeys((MIRPlugin, RARPlugin, DER, ER_ACE, ER_AML, FeatureReplay), REPLAY_ATTRIBUTES),
+}
+AVALANCHE_OWN_LOSS = (DER, ER_ACE)
+
+
+def transient_names(owner: Any) -> frozenset[str]:
+    """The attributes of a plugin or strategy that its class or a base class declares transient."""
+    return frozenset(
+        name
+        for base in type(owner).__mro__
+        for name in (*vars(base).get("transient", ()), *AVALANCHE_TRANSIENT.get(base, ()))
+    )
+
+
+def has_own_loss(strategy: Any) -> bool:
+    """Whether a strategy or one of its plugins uses another loss than the criterion."""
+    declared = any(getattr(part, "own_loss", False) for part in _strategy_and_plugins(strategy))
+    return declared or isinstance(strategy, AVALANCHE_OWN_LOSS)
+
+
+def scenarios_of(strategy: Any) -> list[Scenario]:
+    """The scenarios that a strategy and all its plugins can learn."""
+    known = get_args(Scenario)
+    return [
+        name
+        for name in known
+        if all(name in getattr(part, "scenarios", known) for part in _strategy_and_plugins(strategy))
+    ]
+
+
+def _strategy_and_plugins(strategy: Any) -> tuple[Any, ...]:
+    return strategy, *strategy.plugins
+
+
+ALLOWED_PACKAGES = ("avalanche.training", "fscl.continual")
+
+CHECKED_TYPES = {int, float, bool, str, type(None)}
+
+
+@dataclass(frozen=True)
+class Learner:
+    """The dotted path of a strategy's class, and the arguments that a recipe gives it."""
+
+    class_path: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+def strategy_class(class_path: str, arguments: Mapping[str, Any] | None = None) -> type[BaseSGDTemplate]:
+    """The strategy class at a dotted path. Checks that it takes the arguments.
+
+    Raises:
+        FsclError: there is no such class, it is not an Avalanche strategy, or an argument is unknown or of the wrong
+            type.
+
+    Example:
+        >>> strategy_class("avalanche.training.EWC", {"ewc_lambda": 1.0}).__name__
+        'EWC'
+    """
+    strategy = learner_class(class_path)
+    if not (isinstance(strategy, type) and issubclass(strategy, BaseSGDTemplate)):
+        raise FsclError(f"{class_path} is not an Avalanche strategy (a subclass of BaseSGDTemplate)")
+    parameters = inspect.signature(strategy).parameters.values()
+    accepted = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+    reserved = {"model", "optimizer", "criterion", "plugins", "evaluator", "device", "train_mb_size", "train_epochs"}
+    reserved |= {"eval_mb_size", "eval_every"}
+    for argument in arguments or {}:
+        if argument in reserved or argument not in accepted:
+            known = ", ".join(sorted(accepted - reserved)) or "none"
+            raise FsclError(f"{class_path} takes no recipe argument {argument!r}; arguments: {known}")
+    _check_types(class_path, strategy, arguments or {})
+    return strategy
+
+
+def _check_types(class_path: str, strategy: type, arguments: Mapping[str, Any]) -> None:
+    """Checks arguments that the class declares as numbers, truth values or text: a wrong type would fail only later."""
+    try:
+        hints = typing.get_type_hints(strategy.__init__)  # type: ignore[misc]  # a user's class may have any __init__
+    except Exception:  # a name that is imported for type checkers only
+        return
+    for name, value in arguments.items():
+        declared = set(typing.get_args(hints.get(name)) or [hints.get(name)])
+        accepted = declared | {int} if float in declared else declared
+        if declared <= CHECKED_TYPES and type(value) not in accepted:
+            expected = " or ".join(sorted(t.__name__ for t in declared - {type(None)}))
+            raise FsclError(f"{class_path}: args.{name} = {value!r} is {type(value).__name__}; {expected} would do")
+
+
+def learner_class(class_path: str) -> Any:
+    """The object at a dotted path. Its module may be in the current folder.
+
+    Raises:
+        FsclError: there is no such object.
+    """
+    module, _, name = class_path.rpartition(".")
+    known = "expected a dotted path such as avalanche.training.EWC or fscl.continual.AtomSwapping"
+    if not module or not all(part.isidentifier() for part in class_path.split(".")):
+        raise FsclError(f"unknown strategy class {class_path!r}; {known}")
+    return import_named(module, name, f"strategy class {class_path!r}", known, ALLOWED_PACKAGES)
+
+
+def check_learner(class_path: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses a learner that is not a strategy of Avalanche or fscl. A module of any other package is not imported.
+
+    Raises:
+        FsclError: the learner is refused.
+    """
+    known = f"a recipe may name strategies of {' and '.join(ALLOWED_PACKAGES)}"
+    if not is_within(class_path, ALLOWED_PACKAGES):
+        raise NotTrustedError(f"class = {class_path!r}: {known}")
+    strategy = learner_class(class_path)
+    is_strategy = isinstance(strategy, type) and issubclass(strategy, BaseSGDTemplate)
+    if not (is_strategy and is_within(strategy.__module__, ALLOWED_PACKAGES)):
+        raise NotTrustedError(f"class = {class_path!r} is not an Avalanche strategy: {known}")
+    check_arguments("args", arguments)

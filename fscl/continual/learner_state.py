@@ -29,7 +29,7 @@ from torch.optim import SGD
 
 from fscl.atoms.bank import AtomBank
 from fscl.continual.avalanche_private import attributes_of
-from fscl.continual.declared import transient_names
+from fscl.continual.learner import transient_names
 from fscl.continual.loader import Unservable, samples_behind
 from fscl.continual.stream import Stream
 from fscl.errors import FsclError

@@ -16,7 +16,6 @@ from fscl.atoms.entries import within
 from fscl.compare.filter_history import FilterHistory
 from fscl.continual.acceleration import Acceleration
 from fscl.continual.avalanche_private import SilentEvaluator
-from fscl.continual.declared import has_own_loss, scenarios_of
 from fscl.continual.evaluate import (
     AccuracyRecorder,
     FeatureRecorder,
@@ -26,7 +25,7 @@ from fscl.continual.evaluate import (
     first_images,
 )
 from fscl.continual.heads import build_network
-from fscl.continual.learner import PluginStrategy
+from fscl.continual.learner import Learner, PluginStrategy, has_own_loss, scenarios_of, strategy_class
 from fscl.continual.learner_state import (
     Codec,
     plugin_state,
@@ -38,7 +37,6 @@ from fscl.continual.learner_state import (
 from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.continual.loader import InMemoryLoader
 from fscl.continual.optimization import LearningRateSchedule, build_optimizer
-from fscl.continual.strategies import Learner, strategy_class
 from fscl.continual.stream import Stream
 from fscl.continual.task_switch import LabelSwitchPlugin, TaskSwitchPlugin, head_names
 from fscl.errors import FsclError

@@ -51,7 +51,7 @@ def check_trusted(spec: RunSpec) -> None:
         FsclError: a file that is not trusted names another network or learner than those it may, see
             :func:`fscl.runs.recipe.load_benchmark`.
     """
-    from fscl.continual.strategies import check_learner
+    from fscl.continual.learner import check_learner
     from fscl.factories import NotTrustedError, check_network
 
     model, learner = spec.benchmark.model, spec.strategy
@@ -99,7 +99,7 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
 
 def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
     check_trusted(spec)
-    from fscl.continual.strategies import Learner
+    from fscl.continual.learner import Learner
     from fscl.continual.trainer import Trainer
 
     with warnings.catch_warnings():

@@ -14,10 +14,17 @@ from torch import nn
 
 import fscl.continual
 from fscl.atoms import atom_layers
-from fscl.continual.declared import AVALANCHE_TRANSIENT, has_own_loss, scenarios_of, transient_names
-from fscl.continual.learner import LearnerPlugin, PluginStrategy
+from fscl.continual.learner import (
+    AVALANCHE_TRANSIENT,
+    Learner,
+    LearnerPlugin,
+    PluginStrategy,
+    has_own_loss,
+    scenarios_of,
+    strategy_class,
+    transient_names,
+)
 from fscl.continual.learner_state import Codec, plugin_state, strategy_state
-from fscl.continual.strategies import Learner, strategy_class
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.runs.recipe import find_recipes, load_strategy

@@ -11,7 +11,7 @@ from avalanche.training.plugins import EWCPlugin
 from fscl.atoms import AtomBank, decompose
 from fscl.continual import build_network, class_mean_accuracy, split_classes
 from fscl.continual.domains import rotated_stream
-from fscl.continual.strategies import Learner, strategy_class
+from fscl.continual.learner import Learner, strategy_class
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks.similarity.grounding.superclasses import SUPERCLASSES
-from fscl.continual.strategies import strategy_class
+from fscl.continual.learner import strategy_class
 from fscl.data.datasets import data_root
 from fscl.data.images import ImageSet, join_images
 from fscl.data.layouts import CORE50_OBJECTS

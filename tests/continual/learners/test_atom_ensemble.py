@@ -20,7 +20,7 @@ from fscl.continual import (
     split_classes,
 )
 from fscl.continual.evaluate import features_of
-from fscl.continual.strategies import Learner
+from fscl.continual.learner import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training

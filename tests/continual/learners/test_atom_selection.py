@@ -11,8 +11,8 @@ from torch import nn
 from fscl.atoms import AtomBank
 from fscl.continual import AtomSelection, AtomSwapping, InMemoryLoader, build_network, split_classes
 from fscl.continual.domains import rotated_stream
+from fscl.continual.learner import Learner
 from fscl.continual.metrics import SubspaceSimilarity
-from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training

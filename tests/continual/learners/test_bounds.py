@@ -1,7 +1,7 @@
 import torch
 from avalanche.core import SupervisedPlugin
 
-from fscl.continual.strategies import Learner
+from fscl.continual.learner import Learner
 from fscl.continual.trainer import Trainer
 from fscl.settings import Network, Training
 

@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 from fscl.continual import ICaRL, build_network, split_classes
 from fscl.continual.evaluate import features_of
+from fscl.continual.learner import Learner
 from fscl.continual.learners.icarl import herd
 from fscl.continual.loader import samples_behind
-from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.networks import ConvNet

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fscl.continual import PackNet, PackNetPlugin, WSNPlugin
+from fscl.continual.learner import Learner
 from fscl.continual.learners.masks import MaskPlugin, pack_bits, top_share, unpack_bits
-from fscl.continual.strategies import Learner
 from fscl.continual.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
