@@ -1,8 +1,8 @@
 """What a learner is made of, what it declares, and how a recipe names it.
 
 A learner is an Avalanche strategy, perhaps with a plugin built in. Learners of fscl and of users declare themselves by
-class attributes; the tables below declare it for Avalanche's learners. Each attribute is looked up on the strategy and on
-its plugins:
+class attributes; the tables below declare it for Avalanche's learners. Each attribute is looked up on the strategy and
+on its plugins:
 
 - ``transient``: names of attributes that a checkpoint leaves out. They are made anew for each experience, or when the
   strategy is built.
