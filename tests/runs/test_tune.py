@@ -292,7 +292,7 @@ def test_a_trial_that_fails_is_the_worst_and_one_that_was_killed_is_awaited(
     monkeypatch.setattr("fscl.cli.tune.recorded", lambda _: False)
     (files / "out" / "digits" / "digits.toml").unlink()
     assert search(files, "mine", "plain") == 1
-    assert "nothing is chosen; run the same command again" in capsys.readouterr().err
+    assert "no settings are chosen; run the same command again" in capsys.readouterr().err
     assert not (files / "out" / "digits" / "digits.toml").exists()
 
 
