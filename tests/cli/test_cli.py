@@ -423,9 +423,7 @@ def test_a_damaged_checkpoint_is_named_and_its_run_alone_begins_anew(
     path.write_bytes(whole)
     ended = fscl(*command)
     assert ended.code == 1, "the other run is there, and reported"
-    assert re.fullmatch(
-        r"error: .*checkpoint\.pt: damaged \(.*\); delete this file, and this run alone .*\n", ended.err
-    )
+    assert re.fullmatch(r"error: .*checkpoint\.pt: damaged \(.*\); delete this file, and only this run .*\n", ended.err)
     assert path.read_bytes() == whole
     path.unlink()
     assert fscl(*command).code == 0
@@ -449,7 +447,8 @@ def test_a_checkpoint_of_another_version_is_named_as_such_and_kept(
     with monkeypatch.context() as patch:
         patch.setattr("fscl.runs.resume.FORMAT", 9)
         refused(
-            fscl("run", "-s", "naive", *TINY), r"checkpoint\.pt: undamaged, but of format 2, .*; go on with that fscl$"
+            fscl("run", "-s", "naive", *TINY),
+            r"checkpoint\.pt: undamaged, but its format is 2, .* in the run\.json beside it$",
         )
     assert fscl("run", "-s", "naive", *TINY).code == 0
 

@@ -211,7 +211,7 @@ def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_
     assert len(load_runs([folder])) == 3
     assert len(load_runs([folder / "report"])) == 2
     (folder / "report" / "runs.json").write_text('{"format": 1}')
-    with pytest.raises(FsclError, match=r"runs\.json: it lacks its list of runs"):
+    with pytest.raises(FsclError, match=r"runs\.json: key .runs. is missing or not a list"):
         load_runs([folder / "report"])
 
 

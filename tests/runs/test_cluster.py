@@ -172,7 +172,7 @@ def test_finished_runs_are_done_again_only_if_wanted(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("connected")
 def test_no_such_machine_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FsclError, match=r"a run wants 1 cores and 2 GPUs, and no machine of the cluster has that: 1 c"):
+    with pytest.raises(FsclError, match=r"a run needs 1 cores and 2 GPUs, and no machine of the cluster has that: 1 c"):
         sweep([make_spec("naive", 0, TINY)], tmp_path, engine=RayEngine(gpus_per_run=2))
 
 

@@ -74,7 +74,7 @@ def test_other_names_are_two_folders_below_out(tmp_path: Path, name: str) -> Non
 def test_a_file_whose_name_is_no_folders_must_say_another(tmp_path: Path, stem: str) -> None:
     path = tmp_path / f"{stem}.toml"
     path.write_text(recipes.as_toml(recipes.BENCHMARK))
-    with pytest.raises(FsclError, match=r"is called as its file unless it says name = \.\.\."):
+    with pytest.raises(FsclError, match=r"a recipe without name = \.\.\."):
         load_benchmark(path)
     path.write_text("name = 'other'\n" + recipes.as_toml(recipes.BENCHMARK))
     assert load_benchmark(path).name == "other"

@@ -18,7 +18,7 @@ from fscl.runs.run import is_finished, run_one
 from fscl.runs.spec import RunSpec
 
 TINY = ["training.epochs=1", "model.args.widths=[4]", "split.tasks=5"]
-ANEW = "delete this file, and this run alone begins anew from its first task"
+ANEW = "delete this file, and only this run begins anew from its first task"
 
 
 def make_spec(learner: str = "ewc", seed: int = 0, settings: tuple[str, ...] = ()) -> RunSpec:
@@ -122,7 +122,7 @@ def test_another_runs_checkpoint_is_refused(out: Path, tmp_path: Path, other: st
     theirs = stopped(strange, tmp_path / "theirs")
     shutil.copy(theirs, mine)
     with pytest.raises(
-        FsclError, match=rf"checkpoint.pt: of another run \(recipe {strange.hash}, seed {strange.seed};"
+        FsclError, match=rf"checkpoint.pt: belongs to another run \(recipe {strange.hash}, seed {strange.seed};"
     ):
         run_one(make_spec(), tmp_path / "mine")
     assert mine.read_bytes() == theirs.read_bytes()
@@ -147,7 +147,9 @@ def test_a_version_is_not_called_damage(out: Path, tmp_path: Path, monkeypatch: 
         assert not re.search("delete|overwrite", str(caught.value))
         assert path.read_bytes() == before
     monkeypatch.setattr("fscl.runs.resume.FORMAT", 3)
-    with pytest.raises(FsclError, match=r"undamaged, but of format 2, and this fscl reads 3; go on with that fscl"):
+    with pytest.raises(
+        FsclError, match=r"undamaged, but its format is 2, and this fscl reads format 3; go on with the fscl version"
+    ):
         run_one(make_spec(), tmp_path / "runs")
 
 
@@ -167,7 +169,7 @@ def test_a_stream_that_has_changed_is_not_gone_on_with(out: Path, tmp_path: Path
     shutil.copytree(out, tmp_path / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fscl.runs.run.load_stream", lambda _: _stream(seed=5))
-        with pytest.raises(FsclError, match=r"checkpoint.pt: it has learned other tasks than the images now give"):
+        with pytest.raises(FsclError, match=r"checkpoint.pt: its tasks differ from the tasks that the images now give"):
             run_one(make_spec(), tmp_path / "runs")
 
 

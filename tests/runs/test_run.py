@@ -228,7 +228,7 @@ def test_a_run_of_another_recipe_is_refused_and_left_untouched(tmp_path: Path) -
     assert record(unfinished)["status"] == "finished"
 
 
-DELETE = "delete this file, and this run alone begins anew"
+DELETE = "delete this file, and only this run begins anew"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ DELETE = "delete this file, and this run alone begins anew"
             "format is 2; this version of fscl reads format 1$",
         ),
         ('{"format": 1, "status": "finished"}', f"key 'benchmark' is missing; {DELETE}"),
-        ({"seed": 1}, f"of seed 1, not 0; move it to the folder of its run; {DELETE}"),
+        ({"seed": 1}, f"its seed is 1, not 0; move it to the folder of its run; {DELETE}"),
         ({"accuracy": [None, [0.5, 0.5]]}, f"accuracy is not a rectangular list of numbers; {DELETE}"),
         ({"accuracy": [[0.5, None], [0.5, 7]]}, f"accuracy has 7; its numbers are from 0 to 1; {DELETE}"),
         ({"accuracy": []}, f"the run is finished but has no accuracies; {DELETE}"),

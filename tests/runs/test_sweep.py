@@ -198,7 +198,7 @@ def test_a_run_that_another_process_is_at_work_on_is_left_for_the_end(tmp_path: 
     assert [o.error for o in outcomes] == ["", ""]
     assert all(is_finished(spec, tmp_path) for spec in specs)
     assert left_over(tmp_path) == set()
-    with pytest.raises(BusyError, match="another process is at work on"), lock:
+    with pytest.raises(BusyError, match="another process is doing the run"), lock:
         run_one(specs[0], tmp_path, wait=False)
 
 
@@ -211,7 +211,7 @@ def test_what_another_process_has_made_anew_is_not_made_once_more(
         calls.append((spec.seed, overwrite))
         if len(calls) == 1:
             (spec.folder(out) / "run.json").write_text("{}")
-            raise BusyError("another process is at work on it")
+            raise BusyError("another process is doing the run")
         return "", False
 
     monkeypatch.setattr("fscl.runs.sweep.attempt", attempt)

@@ -317,10 +317,10 @@ def test_a_grid_that_does_not_fit_is_refused(grid: str, message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--validation", 0], "--validation is 0.0; a share above 0"),
+        (["--validation", 0], "--validation is 0.0; it must be above 0"),
         (["--trials", 0], "--trials is 0; it must be at least 1"),
         (["--tasks", 7], "the first 7 of 5 tasks are wanted; 1 to 5 would do"),
-        (["--set", "training.lr_next=1"], "--set training.lr_next: it is in the grid of mine"),
+        (["--set", "training.lr_next=1"], "--set training.lr_next: the grid of mine tunes it"),
         (["-s", "icarl_of_mine"], "unknown strategy 'icarl_of_mine'"),
     ],
 )
@@ -335,7 +335,7 @@ def test_a_users_mistake_is_one_line(
 
 def test_a_strategy_without_a_grid_is_refused(files: Path) -> None:
     (files / "mine.toml").write_text(MINE.partition("[tune]")[0])
-    with pytest.raises(FsclError, match=r"mine has no grid to search; its file wants a table \[tune\]"):
+    with pytest.raises(FsclError, match=r"mine has no grid to search; its file needs a table \[tune\]"):
         plan(load_benchmark(files / "digits.toml"), [load_strategy(files / "mine.toml")], Protocol())
 
 
