@@ -217,7 +217,7 @@ def answers() -> dict[str, dict[str, list[Prediction]]]:
     for benchmark in BENCHMARKS:
         title = runs_of(benchmark)[0].benchmark.title
         for answer in predictions_over_seeds(groups_of(benchmark)):
-            if answer.found.defined:
+            if answer.all_pairs.defined:
                 by_stream = by_question.setdefault(answer.words, {})
                 by_stream.setdefault(title, []).append(answer)
     return by_question
@@ -238,8 +238,8 @@ def question_by_stream() -> str:
     for words, by_stream in answers().items():
         for title, every in by_stream.items():
             apart = [a for a in every if a.apart.defined]
-            counts = every[0].found.n_tasks, max(a.found.n_seeds for a in every), len(every)
-            of_all = _many([a.found.statistic for a in every], [a.p for a in every])
+            counts = every[0].all_pairs.n_tasks, max(a.all_pairs.n_seeds for a in every), len(every)
+            of_all = _many([a.all_pairs.statistic for a in every], [a.p for a in every])
             of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
             rows.append((words, title, *map(str, counts), *of_all, *of_some))
     return "\n".join(_table(OVER_LEARNERS, rows, texts=2))

@@ -406,8 +406,8 @@ def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
     rows, answers = predictions(group_runs(load_runs([folder])))
     found = {answer.atoms: answer for answer in answers if answer.question == "atoms"}
     assert {answer.label for answer in found.values()} == {"Fine tuning"}, "neither kind of atoms is asked of the other"
-    assert found["Atom swapping"].found.statistic < -0.5
-    assert found["Atom swapping first"].found.statistic > 0.5
+    assert found["Atom swapping"].all_pairs.statistic < -0.5
+    assert found["Atom swapping first"].all_pairs.statistic > 0.5
     assert len({row.words for row in rows if row.question == "atoms"}) == 2, "one is not taken for the other"
     _, html, markdown = report(folder)
     for text in (html, markdown):
@@ -430,7 +430,7 @@ def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_r
             more = {"similarity": None, "transfer": [], "accuracy": accuracy, "folder": f"runs{trial}"}
             folder = make_run("fine_tuning", seed, 9, **more)
         (answer,) = (a for a in predictions(group_runs(load_runs([folder])))[1] if a.question == "atoms")
-        found.append(answer.found.statistic)
+        found.append(answer.all_pairs.statistic)
         p_values.append(answer.apart.p_value)
     assert min(found) > 0.3
     assert np.median(p_values) > 0.1
@@ -469,11 +469,11 @@ def test_accuracy_that_is_mostly_the_same_says_nothing_about_forgetting(make_run
     by = {(answer.label, answer.question): answer for answer in answers}
     for question in ("atoms", "drop", "own"):
         for label in ("Fine tuning", "Lwf"):
-            assert not by[label, question].found.defined
+            assert not by[label, question].all_pairs.defined
             assert not by[label, question].apart.defined
             assert "not forgetting" in by[label, question].note
-        assert by["Ewc", question].found.defined
-    assert by["Fine tuning", "transfer"].found.defined, "transfer is not asked of what is left"
+        assert by["Ewc", question].all_pairs.defined
+    assert by["Fine tuning", "transfer"].all_pairs.defined, "transfer is not asked of what is left"
     assert sum("not forgetting" in row.note for row in rows) == 2 * 3 * 3
 
 
@@ -486,9 +486,9 @@ def test_a_learner_with_the_features_of_another_is_not_counted_twice(make_run: M
     of = {(d["strategy"]["name"], d["seed"]): d for d in data}
     assert of["atom_swapping", 0]["transfer"] == of["atom_ensemble", 0]["transfer"]
     answers = {a.label: a for a in predictions(group_runs(load_runs([folder])))[1] if a.question == "transfer"}
-    assert sorted(label for label, answer in answers.items() if answer.found.defined)[1:] == ["Ewc"]
-    (twin,) = (answer for answer in answers.values() if not answer.found.defined)
-    assert "its features are those of Atom" in twin.note
+    assert sorted(label for label, answer in answers.items() if answer.all_pairs.defined)[1:] == ["Ewc"]
+    (twin,) = (answer for answer in answers.values() if not answer.all_pairs.defined)
+    assert "it has the features of Atom" in twin.note
 
 
 def test_a_learner_has_one_colour_in_all_figures(make_run: MakeRun) -> None:
@@ -523,7 +523,7 @@ def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance
         folder = make_run("fine_tuning", seed, 12, accuracy=rows, similarity=None, transfer=[])
     _, answers = predictions(group_runs(load_runs([folder])))
     (answer,) = [a for a in answers if (a.question, a.label) == ("atoms", "Fine tuning")]
-    assert answer.found.statistic < -0.9
+    assert answer.all_pairs.statistic < -0.9
     assert answer.p < 0.01
     assert abs(answer.apart.statistic) < 0.2
     assert answer.p_apart > 0.05
@@ -613,7 +613,7 @@ def test_runs_of_another_machine_are_named(make_run: MakeRun) -> None:
     assert "AMD EPYC, cpu, 1 thread (4 of 6 runs)" in line
     assert "Xeon, cpu, 2 threads (1 of 6 runs: Ewc)" in line
     assert "not recorded (1 of 6 runs: Ewc)" in line
-    assert line.endswith("do not compare.")
+    assert line.endswith("cannot be compared.")
 
 
 def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun) -> None:
@@ -686,7 +686,7 @@ def test_a_run_that_is_given_twice_counts_once_and_a_copy_is_refused(make_run: M
     first = make_run("ewc", 0, 3)
     assert len(load_runs([first, next(first.rglob("run.json"))])) == 1
     copy = make_run("ewc", 0, 3, folder="copy")
-    with pytest.raises(FsclError, match="seed 0 of ewc on split_made_up is there twice"):
+    with pytest.raises(FsclError, match="seed 0 of ewc on split_made_up occurs twice"):
         table([first, copy])
 
 
