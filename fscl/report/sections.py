@@ -247,8 +247,8 @@ def _answers(
         }
     caption = (
         "Mean over seeds of the rank correlation, with its 95 % interval over seeds if there are several. A marker is "
-        "filled if p < 0.05 after Holm's adjustment, else hollow. Left of the line, tasks that are less similar are "
-        "forgotten, dropped or transferred more. Right of the line, tasks that are more similar are."
+        "filled if p < 0.05 after Holm's adjustment, else hollow. Left of the line, less similar tasks are forgotten, "
+        "dropped or transferred more. Right of the line, more similar tasks are forgotten, dropped or transferred more."
     )
     figure = correlation_forest(correlations)
     pictures = [Picture(_slug(f"{name}-answers"), figure, "Correlation with similarity", caption, wide=True)]

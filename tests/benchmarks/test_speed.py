@@ -41,7 +41,7 @@ def test_training_is_measured_of_three_contenders(monkeypatch):
     assert found["skipped"] == []
     monkeypatch.setattr(training, "CASES", (("split_cifar100", {}, "naive"),))
     monkeypatch.setattr(training, "find_data", lambda *_: None)
-    assert training.measure(quick=True)["skipped"] == ["split_cifar100: its images are not here"]
+    assert training.measure(quick=True)["skipped"] == ["split_cifar100: its images are missing"]
 
 
 def test_the_committed_page_is_written_from_the_committed_numbers(tmp_path):
