@@ -1,4 +1,4 @@
-"""Reports of made-up run folders: what they say, what they leave out, and that they stand alone."""
+"""Reports of made-up runs: what they show, what they leave out, and that they need no other file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_data(
 
 
 def similarity(values: Any) -> dict[str, Any]:
-    """What a run keeps whose network has one layer, of these similarities."""
+    """The similarity of a run whose network has one layer, for its record."""
     return {"metric": "cosine", "aggregate": "mean", "layers": ["c"], "matrix": [np.asarray(values, float).tolist()]}
 
 
@@ -111,7 +111,7 @@ def cells(row: SummaryRow) -> list[str]:
 
 
 class Page(HTMLParser):
-    """Tags and visible text, as a browser would have them."""
+    """The tags, links and visible text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_report_holds_the_numbers(make_run: MakeRun) -> None:
+def test_the_report_shows_the_numbers_of_its_runs(make_run: MakeRun) -> None:
     flat = [[0.5, None], [0.25, 1.0]]
     for seed, last in enumerate((0.5, 0.75)):
         folder = make_run("fine_tuning", seed, 2, accuracy=[flat[0], [0.25, last]])
@@ -173,7 +173,7 @@ def terminal(rows: list[SummaryRow], width: int) -> str:
     return console.export_text()
 
 
-def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: MakeRun) -> None:
+def test_differences_to_the_best_learner_are_paired_by_seed(make_run: MakeRun) -> None:
     final = {"naive": (0.5, 0.56, 0.54), "ewc": (0.6, 0.65, 0.66), "from_scratch": (0.9, 0.92, 0.91), "lwf": (0.55,)}
     for name, accuracies in final.items():
         for seed, value in enumerate(accuracies):
@@ -196,7 +196,7 @@ def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: Make
     assert cells(rows["lwf"])[3:5] == ["−5.00", "–"], "one seed in common has no test"
 
 
-def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_report_can_be_made_again_from_its_runs_json(make_run: MakeRun, tmp_path: Path) -> None:
     started = {"started": "2026-01-01T00:00:00+00:00"}
     make_run("atom_swapping", 0, 5, forgets=0, **started)
     folder = make_run("fine_tuning", 0, 5, **started)
@@ -215,7 +215,7 @@ def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_
         load_runs([folder / "report"])
 
 
-def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_run_that_went_on_after_its_report_is_read_from_its_folder(make_run: MakeRun, tmp_path: Path) -> None:
     started = {"started": "2026-01-01T00:00:00+00:00"}
     folder = make_run("ewc", 0, 3, status="failed", accuracy=[[0.5, None, None]], **started)
     write_report(load_runs([folder]), folder)
@@ -232,7 +232,7 @@ def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: Make
     assert run.started.startswith("2026-01-02"), "made anew in the folder of its report"
 
 
-def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: MakeRun) -> None:
+def test_runs_tested_on_other_images_or_tasks_are_not_compared(make_run: MakeRun) -> None:
     for seed in (0, 1):
         make_run("naive", seed, 3)
     make_run("ewc", 100, 3, validation=0.1, recipe_hash="a" * 64)
@@ -249,7 +249,7 @@ def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: Make
     assert markdown.count("### Summary") == 3
 
 
-def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRun) -> None:
+def test_each_question_correlates_its_own_matrices(make_run: MakeRun) -> None:
     rng, count = np.random.default_rng(3), 6
     for name in ("atom_swapping", "naive"):
         folder = make_run(name, 0, count)
@@ -284,7 +284,7 @@ def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRu
     assert found == pytest.approx(expected)
 
 
-def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
+def test_the_html_page_loads_nothing_from_outside(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, forgets=0)
     paths, html, _ = report(make_run("fine_tuning", 0))
     page = Page(html)
@@ -344,7 +344,7 @@ def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
     assert contents(tmp_path / "report") == before
 
 
-def test_what_a_killed_report_left_is_gone_after_the_next(make_run: MakeRun, tmp_path: Path) -> None:
+def test_files_of_a_killed_report_are_removed_by_the_next_report(make_run: MakeRun, tmp_path: Path) -> None:
     runs = make_run("fine_tuning", 0, 20)
     report(runs)
     before = sorted(contents(tmp_path / "report"))
@@ -354,7 +354,7 @@ def test_what_a_killed_report_left_is_gone_after_the_next(make_run: MakeRun, tmp
     assert sorted(contents(tmp_path / "report")) == before
 
 
-def test_any_character_in_names_is_only_text(make_run: MakeRun) -> None:
+def test_markup_in_names_is_shown_as_text(make_run: MakeRun) -> None:
     tasks = [{"name": f"{NASTY} {i}", "classes": [NASTY]} for i in range(4)]
     benchmark = {"name": "split_<i>", "title": NASTY, "description": f"About {NASTY} $x$ _y_"}
     folder = make_run("own", 0, 4, tasks=tasks, benchmark=benchmark, strategy={"name": "a/../b|c", "title": NASTY})
@@ -370,7 +370,7 @@ def test_any_character_in_names_is_only_text(make_run: MakeRun) -> None:
     assert all(file.parent.name == "figures" for file in paths.figures)
 
 
-def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
+def test_known_correlations_are_found_and_constant_forgetting_is_undefined(make_run: MakeRun) -> None:
     for seed in (0, 1):
         make_run("atom_swapping", seed, 9, forgets=0)
         folder = make_run("fine_tuning", seed, 9)
@@ -392,8 +392,8 @@ def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
     assert all("Atom swapping" not in row[1] for row in atoms), "the atoms are not asked about themselves"
 
 
-def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
-    """One strategy's similarity falls with the forgetting of a third, the other's rises with it."""
+def test_questions_are_answered_for_the_atoms_of_each_strategy(make_run: MakeRun) -> None:
+    """The forgetting of a third strategy falls with the similarity of one strategy and rises with that of the other."""
     rng = np.random.default_rng(3)
     for seed in range(3):
         lost = np.tril(rng.random((8, 8)), -1)
@@ -414,8 +414,8 @@ def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
         assert "Atom similarity and forgetting (Atom swapping first)" in text.replace("\\", "")
 
 
-def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_run: MakeRun) -> None:
-    """All that starts from the first task is like it, and the first task is forgotten most; the rest is noise."""
+def test_a_correlation_due_to_the_first_task_vanishes_among_later_tasks(make_run: MakeRun) -> None:
+    """All tasks are similar to the first task, and the first task is forgotten most. All else is noise."""
     p_values, found = [], []
     for trial in range(8):
         rng = np.random.default_rng([11, trial])
@@ -437,8 +437,8 @@ def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_r
     assert sum(p < 0.05 for p in p_values) <= 2
 
 
-def test_atoms_of_each_strategy_are_shown_once(make_run: MakeRun) -> None:
-    """An ensemble's atoms are those of atom swapping, and need no second picture."""
+def test_equal_similarities_of_two_strategies_are_shown_once(make_run: MakeRun) -> None:
+    """An ensemble has the atoms of atom swapping and needs no heatmap of its own."""
     mine, other = similarity(np.eye(4) * 0.4 + 0.6), similarity(np.eye(4) * 0.7 + 0.3)
     make_run("atom_swapping", 0, 4, similarity=mine)
     make_run("atom_ensemble", 0, 4, similarity=mine)
@@ -453,8 +453,8 @@ def test_atoms_of_each_strategy_are_shown_once(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 1.0])
-def test_accuracy_that_is_mostly_the_same_says_nothing_about_forgetting(make_run: MakeRun, kept: float) -> None:
-    """What varies is the accuracy right after learning, here ordered in time, as the atoms' similarity is."""
+def test_forgetting_is_undefined_if_most_former_accuracies_are_equal(make_run: MakeRun, kept: float) -> None:
+    """Only the accuracy right after learning varies. It is ordered in time, as is the similarity of the atoms."""
     for seed in range(3):
         folder = make_run("atom_swapping", seed, 6, forgets=0)
         lost: list[list[float | None]] = [
@@ -509,8 +509,8 @@ def test_a_learner_has_one_colour_in_all_figures(make_run: MakeRun) -> None:
         assert colour == pytest.approx(seen[name])
 
 
-def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance(make_run: MakeRun) -> None:
-    """Forgetting and the atoms' similarity follow the distance alone; how often p errs is tested elsewhere."""
+def test_a_correlation_due_to_distance_in_the_stream_vanishes_at_equal_distance(make_run: MakeRun) -> None:
+    """Forgetting and similarity follow only the distance. How often p is wrong is tested in tests/similarity."""
     apart = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
     for seed in range(3):
         rng = np.random.default_rng([7, seed])
@@ -529,7 +529,7 @@ def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance
     assert answer.p_apart > 0.05
 
 
-def test_seed_without_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
+def test_a_seed_without_a_run_of_the_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, forgets=0)
     make_run("fine_tuning", 0)
     _, html, _ = report(make_run("fine_tuning", 5))
@@ -548,7 +548,7 @@ def test_unfinished_runs_are_listed_and_not_counted(make_run: MakeRun) -> None:
         assert "Fine tuning, seed 1: running, 2 of 4 tasks" in text
 
 
-def test_only_unfinished_runs(make_run: MakeRun) -> None:
+def test_a_report_of_only_unfinished_runs_says_that_there_is_nothing_to_average(make_run: MakeRun) -> None:
     paths, html, _ = report(make_run("fine_tuning", 0, 3, status="failed", accuracy=[]))
     assert "nothing to average" in html
     assert not paths.figures
@@ -571,12 +571,12 @@ def test_two_strategies_with_one_title_are_told_apart(make_run: MakeRun) -> None
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 20])
-def test_any_number_of_tasks_with_one_strategy(make_run: MakeRun, tasks: int) -> None:
+def test_a_report_of_one_strategy_works_for_any_number_of_tasks(make_run: MakeRun, tasks: int) -> None:
     _, html, _ = report(make_run("atom_swapping", 0, tasks, forgets=0))
     assert "85.00" in html
 
 
-def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
+def test_a_report_works_without_similarity_transfer_and_memory(make_run: MakeRun) -> None:
     bare = {"similarity": None, "transfer": [], "untrained": [], "start": [], "memory": {}, "provenance": None}
     folder = make_run("fine_tuning", 0, 5, **bare)
     (row,) = table([folder])
@@ -585,7 +585,7 @@ def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
     assert "Which tasks are alike" not in html
 
 
-def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
+def test_joint_training_has_only_a_final_accuracy(make_run: MakeRun) -> None:
     recipe = load_strategy("joint").model_dump(by_alias=True)
     folder = make_run("joint", 0, 4, strategy=recipe, accuracy=[[0.5, 0.75, 1.0, 0.75]] * 4, similarity=None)
     (row,) = table([folder])
@@ -654,13 +654,13 @@ def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
     assert "## Another stream" in markdown
 
 
-def test_writing_again_gives_the_same_page(make_run: MakeRun) -> None:
+def test_writing_a_report_again_gives_the_same_page(make_run: MakeRun) -> None:
     folder = make_run("atom_swapping", 0, 4, forgets=0)
     first = report(folder)
     assert report(folder) == first
 
 
-def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
+def test_an_error_in_a_record_names_its_file(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(FsclError, match=r"nowhere: no such file or folder"):
         load_runs([tmp_path / "nowhere"])
     with pytest.raises(FsclError, match=r"no run\.json found"):
@@ -682,7 +682,7 @@ def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
         load_runs([broken.parent])
 
 
-def test_a_run_that_is_given_twice_counts_once_and_a_copy_is_refused(make_run: MakeRun) -> None:
+def test_a_run_given_twice_counts_once_and_a_copy_with_the_same_seed_is_refused(make_run: MakeRun) -> None:
     first = make_run("ewc", 0, 3)
     assert len(load_runs([first, next(first.rglob("run.json"))])) == 1
     copy = make_run("ewc", 0, 3, folder="copy")
@@ -690,7 +690,7 @@ def test_a_run_that_is_given_twice_counts_once_and_a_copy_is_refused(make_run: M
         table([first, copy])
 
 
-def test_how_far_similarity_is_the_order_of_tasks(make_run: MakeRun) -> None:
+def test_the_correlation_of_similarity_with_the_order_of_tasks_has_known_values(make_run: MakeRun) -> None:
     apart = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
     for seed, values in enumerate((0.9**apart, np.where(apart, 0.1 * apart, 1.0), np.where(apart, 0.3, 1.0))):
         folder = make_run("atom_swapping", seed, 5, similarity=similarity(values))
