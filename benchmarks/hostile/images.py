@@ -31,32 +31,32 @@ def trials(folder: Path, rng: random.Random, count: int) -> Iterator[Trial]:
     os.environ["FSCL_CACHE"] = str(folder / "cache")
     Image.init(), torchvision.datasets.MNIST  # slow to load, so before the trials' processes are forked
 
-    def own() -> Path:
+    def new_folder() -> Path:
         return Path(tempfile.mkdtemp(dir=folder))
 
     for content in MODES:
-        yield Trial("pixels deeper than 8 bits", lambda c=content: _greys(own(), c) == [0, 1, 128, 255])
+        yield Trial("pixels deeper than 8 bits", lambda c=content: _greys(new_folder(), c) == [0, 1, 128, 255])
     for content in BOMBS:
-        yield Trial("more pixels claimed than can be", lambda c=content: _greys(own(), c) is None)
+        yield Trial("more pixels claimed than can be", lambda c=content: _greys(new_folder(), c) is None)
     for content in OTHER_FORMATS:
-        yield Trial("another format under an image's name", lambda c=content: _other_format(own(), c))
+        yield Trial("another format under an image's name", lambda c=content: _other_format(new_folder(), c))
     for orientation in range(1, 9):
         for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
-            yield Trial("EXIF rotation", lambda k=kind, o=orientation: _upright(own(), k, o), may_refuse=False)
+            yield Trial("EXIF rotation", lambda k=kind, o=orientation: _upright(new_folder(), k, o), may_refuse=False)
     for make in ODD_FILES:
-        yield Trial("a pipe, folder, link or device among images", lambda m=make: _odd(own(), m))
+        yield Trial("a pipe, folder, link or device among images", lambda m=make: _odd(new_folder(), m))
     for name in NAMES:
-        yield Trial("names that are no UTF-8 or no text", lambda n=name: _named(own(), n), may_refuse=False)
+        yield Trial("names that are no UTF-8 or no text", lambda n=name: _named(new_folder(), n), may_refuse=False)
     whole = variants()
     for _ in range(count):
         content = mutate_bytes(rng.choice(whole), rng)
-        yield Trial("image, damaged", lambda c=content: _as_pillow(own(), c))
+        yield Trial("image, damaged", lambda c=content: _as_pillow(new_folder(), c))
     for _ in range(count // 2):
         seed = rng.random()
-        yield Trial("cached array, damaged", lambda s=seed: _cached(own(), random.Random(s)), may_refuse=False)
+        yield Trial("cached array, damaged", lambda s=seed: _cached(new_folder(), random.Random(s)), may_refuse=False)
     for _ in range(count // 2):
         packed, seed = rng.random() < 0.5, rng.random()
-        yield Trial("MNIST file, damaged", lambda p=packed, s=seed: _mnist(own(), p, random.Random(s)))
+        yield Trial("MNIST file, damaged", lambda p=packed, s=seed: _mnist(new_folder(), p, random.Random(s)))
 
 
 def png(width: int, height: int, rows: bytes, bits: int = 8, colour: int = 0) -> bytes:

@@ -58,8 +58,8 @@ class RayEngine:
         ray = _ray()
         if not todo:
             return
-        own = not ray.is_initialized()
-        if own:
+        connects = not ray.is_initialized()
+        if connects:
             self._connect(ray)
         grid, place = uuid.uuid4().hex, out.absolute()
         mark = place / f"{MARK}{grid}"
@@ -74,7 +74,7 @@ class RayEngine:
             yield from self._runs(ray, todo, out, jobs or len(todo), overwrite, grid, keeper)
         finally:
             mark.unlink(missing_ok=True)
-            if own:
+            if connects:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:

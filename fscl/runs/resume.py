@@ -36,7 +36,7 @@ def write_checkpoint(path: Path, record: RunRecord, state: dict[str, Any]) -> No
     def write(temporary: Path) -> None:
         try:
             torch.save({"format": FORMAT, "record": json.dumps(record.to_json()), "trainer": state}, temporary)
-        except RuntimeError as error:  # torch reports a full disk so
+        except RuntimeError as error:  # torch raises this for a full disk
             raise OSError(None, str(error).splitlines()[0]) from error
         with open(temporary, "r+b") as file:
             file.seek(-2, io.SEEK_END)  # the length of an archive's comment, which torch leaves empty
