@@ -65,8 +65,8 @@ def tune(
 ) -> None:
     """Choose the settings of strategies from the grids in their files, and write the benchmark's recipe with them.
 
-    A trial learns the first tasks and is judged by its accuracy on held-out training images. Finished trials are not
-    run again.
+    A trial learns the first tasks and is judged by its accuracy on held-out training images.
+    Finished trials are not run again.
     """
     from rich.console import Console
 
