@@ -1,10 +1,14 @@
-"""Writes what README.md and docs/results/ show of the committed reports, between marks of the parts' names.
+"""Writes the parts of README.md and docs/results/ that come from the committed reports.
 
-``uv run python benchmarks/leaderboards.py``; with ``--check`` it changes nothing, and exits with 1 where
-a page says anything else than the reports.
+Each part stands between two marks with its name, such as ``<!-- question -->`` and ``<!-- /question -->``.
+
+    uv run python benchmarks/leaderboards.py
+
+With ``--check`` no file is changed, and the exit code is 1 if a page differs from the reports.
 """
 
 import argparse
+import itertools
 import json
 import re
 import statistics
@@ -35,10 +39,10 @@ from fscl.text import DASH, human_seconds, interval, signed, small_p
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
-FROM_PAGES = "../../reports"  # from docs/results/
+FROM_PAGES = "../../reports"  # path of the reports, seen from docs/results/
 BENCHMARKS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")
-MAIN = BENCHMARKS[0]  # of which the README has some rows, and papers have numbers
-LEVEL = 0.05
+MAIN = BENCHMARKS[0]  # the README shows some of its rows, and papers report accuracies on it
+LEVEL = 0.05  # of significance
 # columns of the summary table
 SHOWN = ("strategy", "seeds", "accuracy", "against_best", "p", "forgetting", "bytes_per_task", "bytes_in_all")
 IN_README = ("strategy", "accuracy", "forgetting", "bytes_per_task", "bytes_in_all")
@@ -79,7 +83,7 @@ def groups_of(benchmark: str) -> list[StrategyRuns]:
 
 
 def leaderboard(benchmark: str) -> str:
-    """The page of a benchmark: its runs in a table, what gives them again, and which of its tasks are alike."""
+    """The page of a benchmark: the table of its runs, the commands that repeat them, the similarity of its tasks."""
     runs = runs_of(benchmark)
     recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
     processor = " or ".join(f"an {name}" for name, _ in machines.most_common())
@@ -125,12 +129,13 @@ def _cells(row: SummaryRow, columns: Sequence[str]) -> list[str]:
 
 def _tuned(benchmark: str) -> str:
     if (tuning := _tuning(benchmark)) is None:
-        return "as in the recipes; none were tuned on this benchmark"
+        return "as in the recipes; no strategy was tuned on this benchmark"
     protocol = tuning["protocol"]
     percent = f"{100 * protocol['validation']:.0f} %"
     return (
-        f"`fscl tune` chose them without test images: at most {protocol['trials']} trials a learner, one seed, the "
-        f"first {protocol['tasks']} tasks, judged on {percent} of the training images, held out"
+        f"`fscl tune` chose them without test images, in at most {protocol['trials']} trials per learner. A trial has "
+        f"one seed, learns the first {protocol['tasks']} tasks, and is judged on {percent} of the training images, "
+        "which are held out"
     )
 
 
@@ -140,16 +145,16 @@ def _tuning(benchmark: str) -> dict[str, Any] | None:
 
 
 def _commands(benchmark: str, runs: list[RunRecord]) -> list[str]:
-    """What chose the settings, and what gives these runs (on another machine but for the last digits)."""
+    """The commands that chose the settings and made the runs. On another machine the last digits may differ."""
     recipe, learners = runs[0].benchmark, groups_of(benchmark)
     data = [] if recipe.data["name"] == "digits" else ["--data DIR"]
     seeds = f"--seeds {max(len(learner.runs) for learner in learners)}"
-    shown = []
+    commands = []
     if tuning := _tuning(benchmark):
         options = [f"--{key} {value}" for key, value in tuning["protocol"].items() if key != "settings"]
         changes = [f"--set {setting}" for setting in tuning["protocol"]["settings"]]
-        shown += _call("fscl tune", tuning["benchmark"], *data, *options, *changes, *_each(tuning["strategies"]))
-    return shown + _call("fscl run", recipe.name, *data, seeds, *_each(learner.name for learner in learners))
+        commands += _call("fscl tune", tuning["benchmark"], *data, *options, *changes, *_each(tuning["strategies"]))
+    return commands + _call("fscl run", recipe.name, *data, seeds, *_each(learner.name for learner in learners))
 
 
 def _each(strategies: Iterable[str]) -> list[str]:
@@ -157,25 +162,28 @@ def _each(strategies: Iterable[str]) -> list[str]:
 
 
 def _call(*words: str) -> list[str]:
-    """A command line over as many lines as it needs, none of which ends between an option and its value."""
+    """A command line, wrapped so that an option and its value stay on one line."""
     text = " ".join(word.replace(" ", "\0") for word in words)
     lines = textwrap.wrap(text, 110, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
     return " \\\n".join(lines).replace("\0", " ").splitlines()
 
 
 def _heatmap(benchmark: str, runs: list[RunRecord]) -> list[str]:
-    """Which tasks are alike, and how far that is their order; where each starts from the first, if there are such."""
+    """The heatmap of task similarity, and how far the similarity follows the order of the tasks.
+
+    If a strategy starts each task from the atoms of the first task, the heatmap shows this strategy.
+    """
     by_start = {group.runs[0].strategy.args["warm_start"]: group for group in atom_strategies(groups_of(benchmark))}
     chain, star = by_start["previous"], by_start.get("first")
     picture = f"{benchmark}-similarity" + (f"-{star.name}" if star else "")
     text = (
-        f"Similarity of the tasks of one seed, from their atoms alone ({(star or chain).label}). Spearman's ρ of "
-        "similarity and the number of tasks in between says how far similarity follows the order of the tasks: "
-        f"near −1, it shows little more than that. Where each task starts from the atoms of the one before "
-        f"({chain.label}), ρ is {_with_time(chain)}."
+        f"Similarity of the tasks of one seed, computed from their atoms alone ({(star or chain).label}). Spearman's ρ "
+        "of similarity and the number of tasks in between shows how far similarity follows the order of the tasks. If "
+        "ρ is near −1, similarity shows little more than this order. If each task starts from the atoms of the task "
+        f"before it ({chain.label}), ρ is {_with_time(chain)}."
     )
     if star:
-        text += f" Where each task starts from the atoms of the first ({star.label}), ρ is {_with_time(star)}."
+        text += f" If each task starts from the atoms of the first task ({star.label}), ρ is {_with_time(star)}."
     file = f"{FROM_PAGES}/{benchmark}/figures/{picture.replace('_', '-')}.png"
     return [f"![Task-to-task similarity on {runs[0].benchmark.title}]({file})", "", text]
 
@@ -186,98 +194,100 @@ def _with_time(group: StrategyRuns) -> str:
 
 
 def literature() -> str:
-    """Published accuracies on the first benchmark beside those here, and whether they order the learners alike."""
+    """Published accuracies on the main benchmark beside the accuracies here, and how far they rank learners alike."""
     papers = tomllib.loads((REPORTS / MAIN / "literature.toml").read_text("utf-8"), parse_float=str)["papers"]
-    ours = {row.strategy: row for row in summary_rows(groups_of(MAIN))}
+    summary = {row.strategy: row for row in summary_rows(groups_of(MAIN))}
     head = ["Strategy", "Here, 20 tasks", *(paper["heading"] for paper in papers)]
     rows = [
         [*_cells(row, ("strategy", "accuracy")), *(p["accuracy"].get(name, DASH) for p in papers)]
-        for name, row in ours.items()
+        for name, row in summary.items()
         if any(name in paper["accuracy"] for paper in papers)
     ]
-    learners = {name: row for name, row in ours.items() if row.bound is None}
+    learners = {name: row for name, row in summary.items() if row.bound is None}
     agreements = (_agreement(learners, paper["accuracy"]) for paper in papers)
-    order = ["Kendall's τ with the order of learners here", DASH, *agreements]
+    order = ["Kendall's τ with the ranking of learners here", DASH, *agreements]
     sources = [f"- {paper['heading']}: {paper['source']}." for paper in papers]
     return "\n".join([*_table(head, [*rows, order], texts=1), "", *sources])
 
 
-def _agreement(ours: Mapping[str, Any], theirs: Mapping[str, str]) -> str:
-    both = [name for name in theirs if name in ours]
-    if len(both) < 4:
-        return f"{DASH} ({len(both)} learners)"
-    test = kendalltau([ours[name].accuracy.mean for name in both], [float(theirs[name]) for name in both])
-    return f"{signed(test.statistic)} ({len(both)} learners, p = {small_p(test.pvalue)})"
+def _agreement(learners: Mapping[str, Any], published: Mapping[str, str]) -> str:
+    names = [name for name in published if name in learners]
+    if len(names) < 4:
+        return f"{DASH} ({len(names)} learners)"
+    test = kendalltau([learners[name].accuracy.mean for name in names], [float(published[name]) for name in names])
+    return f"{signed(test.statistic)} ({len(names)} learners, p = {small_p(test.pvalue)})"
 
 
 @cache
 def answers() -> dict[str, dict[str, list[Prediction]]]:
-    """Whether similarity predicts, wherever that is defined: by question, and by the title of the stream."""
+    """All defined answers to whether similarity predicts, by question and by the title of the stream."""
     by_question: dict[str, dict[str, list[Prediction]]] = {}
     for benchmark in BENCHMARKS:
         title = runs_of(benchmark)[0].benchmark.title
         for answer in predictions_over_seeds(groups_of(benchmark)):
-            if answer.found.defined:
+            if answer.all_pairs.defined:
                 by_stream = by_question.setdefault(answer.words, {})
                 by_stream.setdefault(title, []).append(answer)
     return by_question
 
 
 def question() -> str:
-    """How many learners, over all streams, have an answer, and of how many it is significant."""
+    """For each question: the number of learners with an answer, over all streams, and of significant answers."""
     rows = []
     for words, by_stream in answers().items():
-        every = [answer for some in by_stream.values() for answer in some]
-        counts = len(every), sum(a.p < LEVEL for a in every), sum(a.p_apart < LEVEL for a in every)
+        all_answers = list(itertools.chain(*by_stream.values()))
+        significant = sum(a.p < LEVEL for a in all_answers), sum(a.p_apart < LEVEL for a in all_answers)
+        counts = len(all_answers), *significant
         rows.append((words, *map(str, counts)))
     return "\n".join(_table(OVER_STREAMS, rows, texts=1))
 
 
 def question_by_stream() -> str:
+    """For each question and stream: the correlations over learners, and how many are significant."""
     rows = []
     for words, by_stream in answers().items():
-        for title, every in by_stream.items():
-            apart = [a for a in every if a.apart.defined]
-            counts = every[0].found.n_tasks, max(a.found.n_seeds for a in every), len(every)
-            of_all = _many([a.found.statistic for a in every], [a.p for a in every])
-            of_some = _many([a.apart.statistic for a in apart], [a.p_apart for a in apart])
-            rows.append((words, title, *map(str, counts), *of_all, *of_some))
+        for title, of_stream in by_stream.items():
+            apart = [a for a in of_stream if a.apart.defined]
+            counts = of_stream[0].all_pairs.n_tasks, max(a.all_pairs.n_seeds for a in of_stream), len(of_stream)
+            all_pairs = _over_learners([a.all_pairs.statistic for a in of_stream], [a.p for a in of_stream])
+            equally_apart = _over_learners([a.apart.statistic for a in apart], [a.p_apart for a in apart])
+            rows.append((words, title, *map(str, counts), *all_pairs, *equally_apart))
     return "\n".join(_table(OVER_LEARNERS, rows, texts=2))
 
 
 def question_by_learner() -> str:
-    """Of atom similarity and forgetting alone."""
+    """For each stream and learner: the correlation of atom similarity and forgetting."""
     rows = [
         (title, answer.atoms, *answer.cells()[1:-1])
         for by_stream in answers().values()
-        for title, every in by_stream.items()
-        for answer in every
+        for title, of_stream in by_stream.items()
+        for answer in of_stream
         if answer.question == "atoms"
     ]
     return "\n".join(_table(BY_LEARNER, rows, texts=3))
 
 
 def quoted(report: str, begin: str) -> str:
-    """The table, list or paragraph of a report's page that begins with some text."""
+    """The table, list or paragraph of a report's page that begins with the text ``begin``."""
     page = (REPORTS / report / "README.md").read_text("utf-8")
     return page[page.index(f"\n{begin}") + 1 :].split("\n\n")[0]
 
 
-def _many(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
+def _over_learners(values: Sequence[float], p_values: Sequence[float]) -> tuple[str, str]:
     if not values:
-        return "undefined", "–"
-    middle = f"{signed(statistics.median(values))} {interval(min(values), max(values))}"
-    return middle, f"{sum(p < LEVEL for p in p_values)} of {len(values)}"
+        return "undefined", DASH
+    median = f"{signed(statistics.median(values))} {interval(min(values), max(values))}"
+    return median, f"{sum(p < LEVEL for p in p_values)} of {len(values)}"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> list[str]:
-    """Markdown; the first ``texts`` columns are words, the others numbers."""
+    """A Markdown table. The first ``texts`` columns are aligned as text, the other columns as numbers."""
     lines = [head, [":--"] * texts + ["--:"] * (len(head) - texts), *([escape_markdown(c) for c in r] for r in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _usual_budget(groups: Sequence[StrategyRuns]) -> str:
-    """What most learners were given; the report says what others were."""
+    """The budget that most learners had."""
     budgets = [budget(group.runs[0], brief=True) for group in groups]
     return max(dict.fromkeys(budgets), key=budgets.count)
 
@@ -298,19 +308,19 @@ MARKED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
 
 
 def pages() -> list[Path]:
-    """The pages that show a part."""
+    """The pages with a generated part."""
     files = [ROOT / "README.md", *sorted((ROOT / "docs" / "results").glob("*.md"))]
     return [file for file in files if MARKED.search(file.read_text("utf-8"))]
 
 
 def written(page: str) -> str:
-    """A page with its parts as the reports have them today."""
+    """The text of a page with its parts written anew from the reports."""
     return MARKED.sub(lambda mark: f"<!-- {mark[1]} -->\n{PARTS[mark[1]]()}\n<!-- /{mark[1]} -->", page)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 where a page differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit with 1 if a page differs")
     arguments = parser.parse_args()
     differs = False
     for file in pages():

@@ -29,7 +29,7 @@ def name(page: Path) -> str:
 
 
 def of_a_user() -> dict[str, object]:
-    """The names that the code of README assumes."""
+    """The names that the code in the README assumes to be defined."""
 
     def fit(model: nn.Module, task: tuple[torch.Tensor, torch.Tensor], parameters) -> None:
         optimizer = torch.optim.SGD(parameters, lr=0.1)

@@ -1,4 +1,4 @@
-"""Messages and names are one printable line, whatever strangers put into them."""
+"""Messages and names are one printable line, whatever characters they contain."""
 
 import json
 import os

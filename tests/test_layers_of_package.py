@@ -69,7 +69,7 @@ def test_atoms_banks_comparison_and_plots_work_without_avalanche(tmp_path):
 
 
 def test_import_fscl_does_not_import_heavy_packages():
-    """``import fscl`` and the command line answer at once: torch and Avalanche are imported when they are needed."""
+    """``import fscl`` and the command line start quickly. torch and Avalanche are imported when they are needed."""
     code = "import sys, fscl, fscl.files; print(sorted({'torch', 'avalanche', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"

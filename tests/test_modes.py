@@ -1,4 +1,4 @@
-"""Evaluation mode for a while leaves each module in the mode in which it was."""
+"""After a block in evaluation mode each module is in the mode that it had before."""
 
 import pytest
 from torch import nn

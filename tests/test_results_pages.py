@@ -20,7 +20,7 @@ SHOWN = [(page, mark) for page in pages() for mark in MARKED.findall(page.read_t
 
 @pytest.mark.parametrize(("page", "mark"), SHOWN, ids=[f"{page.stem}-{mark}" for page, mark in SHOWN])
 def test_a_generated_part_of_a_page_agrees_with_the_committed_reports(page: Path, mark: str) -> None:
-    """`uv run python benchmarks/leaderboards.py` makes it so."""
+    """If this fails, run `uv run python benchmarks/leaderboards.py`."""
     text = page.read_text(encoding="utf-8")
     assert text.split(f"<!-- {mark} -->\n")[1].split(f"\n<!-- /{mark} -->")[0] == PARTS[mark]()
 
@@ -34,7 +34,7 @@ def test_every_benchmark_with_runs_has_a_page(benchmark: str) -> None:
     assert (RESULTS / f"{benchmark}.md", benchmark) in SHOWN
 
 
-def test_every_report_with_runs_is_on_a_page() -> None:
+def test_every_report_with_runs_is_on_a_results_page() -> None:
     assert {file.parent.name for file in (ROOT / "reports").glob("*/runs.json")} == set(BENCHMARKS)
 
 
@@ -49,7 +49,7 @@ def test_the_index_of_results_lists_every_page() -> None:
     [("split_digits", 21, 5), ("split_fmnist", 21, 3), ("split_cifar100", 10, 3), ("rotated_fmnist", 5, 3)],
 )
 def test_committed_runs_were_made_with_the_present_recipes(name: str, learners: int, seeds: int) -> None:
-    """The command beside each table then gives these numbers again."""
+    """If they were not, the command beside each table would give other numbers."""
     found = defaultdict(set)
     for run in load_runs([ROOT / "reports" / name]):
         pair = with_overrides(load_benchmark(run.benchmark.name), load_strategy(run.strategy.name))

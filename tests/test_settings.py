@@ -1,4 +1,4 @@
-"""Training and networks are described by values that refuse what does not fit, without a slow import."""
+"""Settings of training and networks refuse wrong values and import no slow library."""
 
 import subprocess
 import sys
@@ -23,12 +23,12 @@ from fscl.settings import Network, Training
         ("learning_rate", 0.1, "Extra inputs are not permitted"),
     ],
 )
-def test_training_refuses_what_does_not_fit(option: str, value: object, says: str) -> None:
+def test_training_refuses_unknown_and_wrong_options(option: str, value: object, says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         Training(**{option: value})
 
 
-def test_a_benchmark_that_says_nothing_has_the_defaults() -> None:
+def test_a_benchmark_without_training_has_the_default_options() -> None:
     recipe = BenchmarkRecipe.model_validate({"data": {"name": "digits"}, "split": {"tasks": 5}})
     assert recipe.training == Training()
     assert recipe.model == Network()

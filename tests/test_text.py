@@ -1,4 +1,4 @@
-"""Every number that people read is written by these: known answers, at the edges where rounding changes the unit."""
+"""Functions that write numbers for people give known texts, also where rounding changes the unit."""
 
 import math
 from collections.abc import Callable
@@ -41,7 +41,7 @@ NAN = math.nan
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )
-def test_numbers_are_written_as_known(
+def test_numbers_are_written_as_the_known_texts(
     write: Callable[[float | None], object], texts: dict[float | None, object]
 ) -> None:
     assert {number: write(number) for number in texts} == texts
@@ -54,15 +54,15 @@ def test_a_sign_and_the_number_of_decimals_can_be_asked_for() -> None:
     assert (decimals(0.002, most=3), decimals(0.5, least=3)) == (3, 3)
 
 
-def test_an_interval_that_is_not_defined_is_not_written() -> None:
+def test_an_undefined_interval_is_written_as_empty_text() -> None:
     assert interval(NAN, NAN) == ""
 
 
-def test_a_value_of_any_length_is_brief_and_on_one_line() -> None:
+def test_a_long_value_is_shortened_to_one_line() -> None:
     for value in ("x" * 10_000, list(range(10_000)), 10**5000, "a\nb", {"key": "\u2028"}):
         assert len(brief(value)) <= 200
         assert brief(value).isprintable()
 
 
-def test_characters_that_no_terminal_shows_are_escaped() -> None:
+def test_characters_that_a_terminal_cannot_show_are_escaped() -> None:
     assert printable("a\tb\u2028c\udcff") == r"a\tb\u2028c\xff"

@@ -1,4 +1,4 @@
-"""Banks whose file is damaged or lies, and networks that a bank must not take."""
+"""Bank files that are damaged or have false headers, and networks that a bank must refuse."""
 
 import json
 import struct
@@ -38,7 +38,7 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
 
 
 def small_bank() -> AtomBank:
-    """Three tasks of a network with a normalisation and a head."""
+    """A bank with three tasks of a network that has a normalisation layer and a head."""
     torch.manual_seed(0)
     model = _network(nn.BatchNorm2d(4))
     bank = AtomBank(model)
@@ -51,7 +51,7 @@ def small_bank() -> AtomBank:
 
 
 def the_same(loaded: AtomBank, bank: AtomBank) -> bool:
-    """Whether all that a user gets from two banks is equal: tensors, names, similarity, bytes."""
+    """Whether everything that a user gets from two banks is equal: tensors, names, similarity, bytes."""
     return (
         (loaded.tasks, loaded.names, loaded.layers) == (bank.tasks, bank.names, bank.layers)
         and _equal(loaded.shared, bank.shared)
@@ -62,18 +62,18 @@ def the_same(loaded: AtomBank, bank: AtomBank) -> bool:
 
 
 def describe_anew(path: Path, target: Path, change: Callable[[Any], Any]) -> None:
-    """The bank at ``path`` with another description, whose digest is right: as somebody who means harm would write."""
+    """Writes the bank at ``path`` with a changed description and its correct digest, as an attacker would."""
     with safe_open(path, framework="pt") as file:
         header = dict(file.metadata())
     try:
         text = json.dumps(change(json.loads(header["bank"])))
-    except RecursionError:  # values nested deeper than Python writes
+    except RecursionError:  # nested too deep for Python's JSON writer
         text = '{"tasks":' + "[" * 5000 + "]" * 5000 + "}"
     save_file(load_file(path), target, {**header, "bank": text, "digest": digest_of(text.encode())})
 
 
-def _equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+def _equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[n], second[n]) for n in first)
 
 
 def _reading(folder: Path, data: bytes, bank: AtomBank) -> Callable[[], bool]:
@@ -90,7 +90,7 @@ def _describing(folder: Path, path: Path, seed: float) -> Callable[[], bool]:
         target = folder / "described.safetensors"
         describe_anew(path, target, lambda meta: mutate_values(meta, Random(seed)))
         loaded = AtomBank.load(target)
-        for task in loaded.tasks:  # whatever it says is used as a user would
+        for task in loaded.tasks:  # use the bank as a user would, whatever the description says
             loaded.entries(task)
         loaded.similarity() if len(loaded) > 1 else None
         return bool(repr(loaded)) and loaded.layers == ["0"]
@@ -120,8 +120,8 @@ def _claim(header: dict[str, Any]) -> None:
 
 
 def _swap(header: dict[str, Any]) -> None:
-    one, other = [key for key in header if key.endswith(("running_mean", "running_var"))]
-    header[one], header[other] = header[other], header[one]
+    mean, variance = [key for key in header if key.endswith(("running_mean", "running_var"))]
+    header[mean], header[variance] = header[variance], header[mean]
 
 
 def _entry(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -184,7 +184,7 @@ _MOVED: dict[str, Callable[[], tuple[nn.Module, list[str]]]] = {
 
 
 def _storing(make: Callable[[], tuple[nn.Module, list[str]]]) -> Callable[[], bool]:
-    """Task 0 must come back as it was after anything was done to the network and stored, or refused, as task 1."""
+    """The network is changed and stored as task 1. Then both tasks must restore exactly, or the store be refused."""
 
     def act() -> bool:
         model, changed = make()

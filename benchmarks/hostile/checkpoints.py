@@ -1,4 +1,4 @@
-"""Checkpoint files that are damaged, odd or lie, and tensors of kinds that cannot be compared as they are."""
+"""Checkpoint files that are damaged, odd or false, and tensors that must be converted before they are compared."""
 
 import io
 import os
@@ -32,14 +32,14 @@ Act = Callable[[], bool]
 def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
     for name, data in archives().items():
         yield Trial("an archive made again", _like_torch(folder, data), may_refuse="bzip2" in name or "short" in name)
-    for name, found in CONTENTS.items():
-        yield Trial("contents that hold themselves, or stand for gigabytes", _bounded(folder, name, found))
+    for name, make in CONTENTS.items():
+        yield Trial("contents that hold themselves, or stand for gigabytes", _bounded(folder, name, make))
     for change in TENSORS.values():
         yield Trial("tensors of other kinds", _odd_tensors(folder, change))
     for wrap in KINDS.values():
         yield Trial("weights that are kept in parts", _effective(folder, wrap), may_refuse=False)
-    for make in _NO_FILES.values():
-        yield Trial("what is no file", _no_file(folder, make))
+    for place in _NO_FILES.values():
+        yield Trial("what is no file", _no_file(folder, place))
     for name in _NAMES:
         yield Trial("names of files", _named(folder, name), may_refuse=False)
     whole = {
@@ -61,24 +61,24 @@ def small_state(seed: int = 0) -> dict[str, Tensor]:
     return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3)).state_dict()
 
 
-def saved(found: Any, **options: Any) -> bytes:
+def saved(contents: Any, **options: Any) -> bytes:
     buffer = io.BytesIO()
-    torch.save(found, buffer, **options)
+    torch.save(contents, buffer, **options)
     return buffer.getvalue()
 
 
-def equal(one: Any, other: Any) -> bool:
-    """Whether two contents of files are the same, values that are no numbers included."""
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        same = (one.dtype, one.shape) == (other.dtype, other.shape)
-        return same and one.numpy().tobytes() == other.numpy().tobytes()
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    return type(one) is type(other) and (one == other or repr(one) == repr(other))
+def equal(first: Any, second: Any) -> bool:
+    """Whether the contents of two files are equal. NaN equals NaN."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        same = (first.dtype, first.shape) == (second.dtype, second.shape)
+        return same and first.numpy().tobytes() == second.numpy().tobytes()
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    return type(first) is type(second) and (first == second or repr(first) == repr(second))
 
 
 def archives() -> dict[str, bytes]:
-    """One state in archives of every make."""
+    """One state in archives that are packed in different ways."""
     data = saved(small_state())
 
     def again(
@@ -86,8 +86,8 @@ def archives() -> dict[str, bytes]:
     ) -> bytes:
         buffer = io.BytesIO()
         with zipfile.ZipFile(io.BytesIO(data)) as old, zipfile.ZipFile(buffer, "w", method) as new:
-            for made in (f"{root}/", f"{root}/data/") if folders else ():
-                new.writestr(made, b"")
+            for empty in (f"{root}/", f"{root}/data/") if folders else ():
+                new.writestr(empty, b"")
             for record in old.infolist()[:: -1 if reverse else 1]:
                 rest = record.filename.partition("/")[2]
                 content = old.read(record)
@@ -109,29 +109,29 @@ def archives() -> dict[str, bytes]:
 
 
 def _cycle() -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    found["state_dict"] = {"model": found}
-    return found
+    contents: dict[str, Any] = {}
+    contents["state_dict"] = {"model": contents}
+    return contents
 
 
 def _cycle_of_lists() -> list[Any]:
-    found: list[Any] = [small_state()]
-    found.append({"state_dict": found})
-    return found
+    contents: list[Any] = [small_state()]
+    contents.append({"state_dict": contents})
+    return contents
 
 
 def _many_ways() -> dict[str, Any]:
-    found: dict[str, Any] = {"epoch": 1}
+    contents: dict[str, Any] = {"epoch": 1}
     for _ in range(80):
-        found = {"a": found, "b": found, "c": [found, found]}
-    return found
+        contents = {"a": contents, "b": contents, "c": [contents, contents]}
+    return contents
 
 
 def _deep() -> dict[str, Any]:
-    found: dict[str, Any] = {"state_dict": {"epoch": 1}}
+    contents: dict[str, Any] = {"state_dict": {"epoch": 1}}
     for _ in range(150):
-        found = {"model": found}
-    return found
+        contents = {"model": contents}
+    return contents
 
 
 def _sparse(*shape: int) -> Tensor:
@@ -201,17 +201,17 @@ _NAMES = ("a\nb", "a\tb", "\x1b[31mred", "na\udcefve", "=1+1", "$\\frac{a$", "a"
 
 
 def _file(folder: Path, suffix: str = ".pt") -> Path:
-    own = folder / str(os.getpid())  # each act has a process of its own
-    own.mkdir(exist_ok=True)
-    return own / f"a{suffix}"
+    process_folder = folder / str(os.getpid())  # each trial has a process of its own
+    process_folder.mkdir(exist_ok=True)
+    return process_folder / f"a{suffix}"
 
 
 def _like_torch(folder: Path, data: bytes) -> Act:
     def act() -> bool:
         file = _file(folder)
         file.write_bytes(data)
-        found = read_container(file, safetensors=False)
-        return equal(found, torch.load(file, map_location="cpu", weights_only=True, mmap=False))
+        contents = read_container(file, safetensors=False)
+        return equal(contents, torch.load(file, map_location="cpu", weights_only=True, mmap=False))
 
     return act
 
@@ -232,7 +232,7 @@ def _bounded(folder: Path, name: str, make: Callable[[], Any]) -> Act:
         file = _file(folder)
         file.write_bytes(data)
         read_checkpoint(file)
-        return False  # none of them has a network that can be read
+        return False  # no network can be read from these contents, so an answer is wrong
 
     return act
 
@@ -246,10 +246,10 @@ def _odd_tensors(folder: Path, change: Callable[[Tensor], Tensor]) -> Act:
         files = [_file(folder).with_name(f"{i}.pt") for i in range(3)]
         for file, content in zip(files, data, strict=True):
             file.write_bytes(content)
-        found = load_checkpoints(files)
+        loaded = load_checkpoints(files)
         values = odd.dequantize() if odd.is_quantized else odd.to_dense() if odd.layout != torch.strided else odd
         expected = [*(s["2.weight"] for s in states[:2]), values]
-        return _cosines_are(found.states, "2", expected)
+        return _cosines_are(loaded.states, "2", expected)
 
     return act
 
@@ -267,8 +267,8 @@ def _effective(folder: Path, wrap: Callable[[nn.Module], object]) -> Act:
         files = [_file(folder).with_name(f"{i}.pt") for i in range(3)]
         for file, content in zip(files, data, strict=True):
             file.write_bytes(content)
-        found = load_checkpoints(files)
-        return found.layers == ["0", "2"] and _cosines_are(found.states, "2", [net[2].weight for net in nets])
+        loaded = load_checkpoints(files)
+        return loaded.layers == ["0", "2"] and _cosines_are(loaded.states, "2", [net[2].weight for net in nets])
 
     return act
 
@@ -299,9 +299,9 @@ def _named(folder: Path, name: str) -> Act:
         files = [_file(folder).with_name(f"{name}{i}.pt") for i in range(2)]
         for file, content in zip(files, data, strict=True):
             file.write_bytes(content)
-        found = load_checkpoints(files)
-        said = lines(compare(joint_decompose(found.states, 9, found.layers)))
-        return list(found.files.values()) == files and all(line.isprintable() for line in said)
+        loaded = load_checkpoints(files)
+        text = lines(compare(joint_decompose(loaded.states, 9, loaded.layers)))
+        return list(loaded.files.values()) == files and all(line.isprintable() for line in text)
 
     return act
 
@@ -310,15 +310,15 @@ def _any_values(folder: Path, seed: float) -> Act:
     def act() -> bool:
         rng = Random(seed)
         plain = {"epoch": 3, "state_dict": {"0.weight": 1, "0.bias": 2}, "optimizer": {"lr": [0.1, None]}, "name": "x"}
-        found = mutate_values(plain, rng)
-        if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
+        contents = mutate_values(plain, rng)
+        if isinstance(contents, dict) and isinstance(contents.get("state_dict"), dict):
             for key in ("0.weight", "0.bias"):
-                if key in found["state_dict"] and rng.random() < 0.8:
-                    found["state_dict"][key] = torch.randn(4, 3, 3, 3) if key == "0.weight" else torch.zeros(4)
+                if key in contents["state_dict"] and rng.random() < 0.8:
+                    contents["state_dict"][key] = torch.randn(4, 3, 3, 3) if key == "0.weight" else torch.zeros(4)
         file = _file(folder)
         usual = sys.getrecursionlimit()
-        sys.setrecursionlimit(100_000)  # for what is nested thousands deep to be written, and compared
-        torch.save(found, file)
+        sys.setrecursionlimit(100_000)  # values are nested thousands deep, and must be written and compared
+        torch.save(contents, file)
         sys.setrecursionlimit(usual)
         read_checkpoint(file)
         read = read_container(file, safetensors=False)

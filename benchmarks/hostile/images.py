@@ -1,4 +1,4 @@
-"""Images, their folders, cached arrays and IDX files: odd modes, other formats, bombs, odd files, odd names, damage."""
+"""Images, image folders, cached arrays and IDX files: odd modes, formats, files and names, bombs, damage."""
 
 import gzip
 import io
@@ -29,38 +29,38 @@ POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\
 
 def trials(folder: Path, rng: random.Random, count: int) -> Iterator[Trial]:
     os.environ["FSCL_CACHE"] = str(folder / "cache")
-    Image.init(), torchvision.datasets.MNIST  # once, and not in each trial's process
+    Image.init(), torchvision.datasets.MNIST  # slow to load, so before the trials' processes are forked
 
-    def own() -> Path:
+    def new_folder() -> Path:
         return Path(tempfile.mkdtemp(dir=folder))
 
     for content in MODES:
-        yield Trial("pixels deeper than 8 bits", lambda c=content: _greys(own(), c) == [0, 1, 128, 255])
+        yield Trial("pixels deeper than 8 bits", lambda c=content: _greys(new_folder(), c) == [0, 1, 128, 255])
     for content in BOMBS:
-        yield Trial("more pixels claimed than can be", lambda c=content: _greys(own(), c) is None)
+        yield Trial("more pixels claimed than can be", lambda c=content: _greys(new_folder(), c) is None)
     for content in OTHER_FORMATS:
-        yield Trial("another format under an image's name", lambda c=content: _other_format(own(), c))
+        yield Trial("another format under an image's name", lambda c=content: _other_format(new_folder(), c))
     for orientation in range(1, 9):
         for kind in ("PNG", "JPEG", "WEBP", "TIFF"):
-            yield Trial("EXIF rotation", lambda k=kind, o=orientation: _upright(own(), k, o), may_refuse=False)
+            yield Trial("EXIF rotation", lambda k=kind, o=orientation: _upright(new_folder(), k, o), may_refuse=False)
     for make in ODD_FILES:
-        yield Trial("a pipe, folder, link or device among images", lambda m=make: _odd(own(), m))
+        yield Trial("a pipe, folder, link or device among images", lambda m=make: _odd(new_folder(), m))
     for name in NAMES:
-        yield Trial("names that are no UTF-8 or no text", lambda n=name: _named(own(), n), may_refuse=False)
+        yield Trial("names that are no UTF-8 or no text", lambda n=name: _named(new_folder(), n), may_refuse=False)
     whole = variants()
     for _ in range(count):
         content = mutate_bytes(rng.choice(whole), rng)
-        yield Trial("image, damaged", lambda c=content: _as_pillow(own(), c))
+        yield Trial("image, damaged", lambda c=content: _as_pillow(new_folder(), c))
     for _ in range(count // 2):
         seed = rng.random()
-        yield Trial("cached array, damaged", lambda s=seed: _cached(own(), random.Random(s)), may_refuse=False)
+        yield Trial("cached array, damaged", lambda s=seed: _cached(new_folder(), random.Random(s)), may_refuse=False)
     for _ in range(count // 2):
         packed, seed = rng.random() < 0.5, rng.random()
-        yield Trial("MNIST file, damaged", lambda p=packed, s=seed: _mnist(own(), p, random.Random(s)))
+        yield Trial("MNIST file, damaged", lambda p=packed, s=seed: _mnist(new_folder(), p, random.Random(s)))
 
 
 def png(width: int, height: int, rows: bytes, bits: int = 8, colour: int = 0) -> bytes:
-    """A PNG of these compressed rows, whatever its header says."""
+    """A PNG with these compressed rows. Its header may be false."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
@@ -70,7 +70,7 @@ def png(width: int, height: int, rows: bytes, bits: int = 8, colour: int = 0) ->
 
 
 def tiff(values: np.ndarray, bits: int, sample_format: int = 1, photometric: int = 1, planes: int = 1) -> bytes:
-    """An uncompressed little-endian TIFF of one strip, with no help of Pillow's."""
+    """An uncompressed little-endian TIFF of one strip, written without Pillow."""
     height, width = values.shape[:2]
     content = values.tobytes()
     if bits == 12:
@@ -90,7 +90,7 @@ def tiff(values: np.ndarray, bits: int, sample_format: int = 1, photometric: int
 
 
 def variants() -> list[bytes]:
-    """A small image in every format, and some of their variants."""
+    """A small image in every format, and in some variants of formats."""
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 10, 3), dtype=np.uint8))
     exif = Image.Exif()
     exif[274] = 6
@@ -175,7 +175,7 @@ def _greys(folder: Path, content: bytes) -> list[int] | None:
 
 
 def _other_format(folder: Path, content: bytes) -> bool:
-    """With a Ghostscript that leaves a mark, which no answer may."""
+    """Reads an image of another format. A false Ghostscript in the path leaves a mark if it is run."""
     (folder / "gs").write_text(f"#!/bin/sh\ntouch {folder}/ran\nexit 1\n")
     (folder / "gs").chmod(0o755)
     os.environ["PATH"] = f"{folder}:{os.environ['PATH']}"
@@ -188,7 +188,7 @@ def _other_format(folder: Path, content: bytes) -> bool:
 
 
 def _upright(folder: Path, kind: str, orientation: int) -> bool:
-    """Against Pillow's own ``exif_transpose``."""
+    """Whether an image is rotated as by Pillow's own ``exif_transpose``."""
     exif = Image.Exif()
     exif[274] = orientation
     marked = np.zeros((32, 48, 3), np.uint8)
@@ -196,8 +196,8 @@ def _upright(folder: Path, kind: str, orientation: int) -> bool:
     (folder / "x.png").write_bytes(_saved(Image.fromarray(marked), kind, {"exif": exif}))
     upright = Image.fromarray(marked)
     upright.getexif()[274] = orientation
-    found = read_images(folder, [folder / "x.png"])[0, 0].numpy() > 128
-    return np.array_equal(found, np.asarray(ImageOps.exif_transpose(upright))[..., 0] > 128)
+    upright_pixels = read_images(folder, [folder / "x.png"])[0, 0].numpy() > 128
+    return np.array_equal(upright_pixels, np.asarray(ImageOps.exif_transpose(upright))[..., 0] > 128)
 
 
 def _odd(folder: Path, make: Callable[[Path], object]) -> bool:
@@ -208,7 +208,7 @@ def _odd(folder: Path, make: Callable[[Path], object]) -> bool:
 
 
 def _named(folder: Path, name: bytes) -> bool:
-    """A class and an image of this name."""
+    """Whether a class and an image with this name are read."""
     for split in ("train", "test"):
         for label, grey in ((b"ant", 1), (name, 2)):
             place = os.fsencode(folder / "pets" / split) + b"/" + label
@@ -224,16 +224,16 @@ def _named(folder: Path, name: bytes) -> bool:
 
 
 def _as_pillow(folder: Path, content: bytes) -> bool:
-    """Whether what was read is what Pillow reads; pixels deeper than 8 bits have trials of their own."""
+    """Whether an image is read as Pillow reads it. Pixels deeper than 8 bits have trials of their own."""
     (folder / "x.png").write_bytes(content)
-    found = read_images(folder, [folder / "x.png"])[0].permute(1, 2, 0).numpy()
+    pixels = read_images(folder, [folder / "x.png"])[0].permute(1, 2, 0).numpy()
     with Image.open(io.BytesIO(content)) as image:
         if image.mode in ("I", "F", "LAB") or image.mode.startswith("I;16"):
             return True
         tiff_turns_itself, rgb = image.format == "TIFF", image.convert("RGB")
-        with suppress(Exception):  # of EXIF data that is damaged
+        with suppress(Exception):  # EXIF data may be damaged
             rgb = rgb if tiff_turns_itself else ImageOps.exif_transpose(rgb)
-    return np.array_equal(found, np.asarray(rgb))
+    return np.array_equal(pixels, np.asarray(rgb))
 
 
 def _cached(folder: Path, rng: random.Random) -> bool:
@@ -249,7 +249,7 @@ def _cached(folder: Path, rng: random.Random) -> bool:
 
 
 def _mnist(folder: Path, packed: bool, rng: random.Random) -> bool:
-    """Damage in the values of a file that is not packed, which has no checksum, is no fault of the reader's."""
+    """Whether a damaged MNIST file is read right. An unpacked file has no checksum, so its values may differ."""
     raw = folder / "MNIST" / "raw"
     raw.mkdir(parents=True)
     values = {

@@ -1,4 +1,4 @@
-"""Random damage: of the bytes of a file, and of the values of plain data."""
+"""Random damage of the bytes of a file, and of the values of plain data."""
 
 import copy
 import math
@@ -10,7 +10,7 @@ __all__ = ["mutate_bytes", "mutate_values"]
 
 
 def mutate_bytes(data: bytes, rng: Random) -> bytes:
-    """Other bytes than ``data``: bits flipped, a part cut off, left out, overwritten, moved, repeated or set to zero.
+    """Damaged ``data``: bits flipped, or a part cut off, left out, overwritten, moved, repeated or set to zero.
 
     >>> mutate_bytes(b"0123456789", Random(0)) != b"0123456789"
     True
@@ -76,7 +76,7 @@ def _range(data: bytearray, rng: Random) -> tuple[int, int]:
 
 
 def mutate_values(tree: Any, rng: Random) -> Any:
-    """A copy of nested dicts and lists with one or more values replaced, or keys dropped, added, renamed.
+    """A copy of nested dicts and lists with values replaced, or keys dropped, added or renamed.
 
     >>> mutate_values({"a": [1, 2]}, Random(0)) != {"a": [1, 2]}
     True
@@ -98,7 +98,7 @@ def mutate_values(tree: Any, rng: Random) -> Any:
 
 
 def _places(tree: Any) -> Any:
-    """(owner, key) of all values, but of what lies deep within a value put there before."""
+    """(owner, key) of all values to a depth of 8. Earlier mutations may have put in values that are nested deeper."""
     stack = [(tree, 0)]
     while stack:
         owner, depth = stack.pop()
@@ -125,7 +125,7 @@ STRANGE_VALUES: tuple[Any, ...] = (
 
 
 def _strange(rng: Random, value: Any) -> Any:
-    """Another value in the place of one: of another type, or near to it."""
+    """A value to replace ``value``: a similar value, or any value of any type."""
     if rng.random() < 0.25:
         if isinstance(value, bool):
             return not value

@@ -1,4 +1,4 @@
-"""Filters, networks and matrices whose values are extreme, or whose structure is unusual."""
+"""Filters, networks and matrices with extreme values or an unusual structure."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -48,22 +48,22 @@ def _scaled(scale: float) -> nn.Sequential:
     return net
 
 
-def _close(one: Tensor, other: Tensor) -> bool:
-    """Relative to the largest value, in float64; what is below float32's smallest normal number has no digits."""
-    one, other = one.detach().double(), other.detach().double()
-    largest = float(other.abs().max())
-    return bool(((one - other).abs() <= 1e-5 * largest + 4e-38).all())
+def _close(result: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors agree to 1e-5 of the largest value; float32 has no exact digits below about 4e-38."""
+    result, expected = result.detach().double(), expected.detach().double()
+    largest = float(expected.abs().max())
+    return bool(((result - expected).abs() <= 1e-5 * largest + 4e-38).all())
 
 
 def _decomposing(scale: float) -> Callable[[], bool]:
     def act() -> bool:
         net = _scaled(scale)
-        found = decompose(net)
-        layer = atom_layers(found.model)["0"]
+        decomposition = decompose(net)
+        layer = atom_layers(decomposition.model)["0"]
         w, v = net[0].weight.detach().double(), layer.weight.detach().double()
         largest = w.abs().max()
         error = float(((w - v) / largest).norm() / (w / largest).norm())
-        return _close(layer.weight, net[0].weight) and abs(found.errors["0"] - error) <= 1e-9 + 0.01 * error
+        return _close(layer.weight, net[0].weight) and abs(decomposition.errors["0"] - error) <= 1e-9 + 0.01 * error
 
     return act
 
@@ -113,10 +113,10 @@ def _freezing_odd(value: float) -> Callable[[], bool]:
 
 def _joining_odd(value: float) -> Callable[[], bool]:
     def act() -> bool:
-        one, other = _net(), _net()
+        finite, odd = _net(), _net()
         with torch.no_grad():
-            other[0].weight[0, 0, 0, 0] = value
-        joint_decompose([one, other])
+            odd[0].weight[0, 0, 0, 0] = value
+        joint_decompose([finite, odd])
         return False
 
     return act
@@ -134,9 +134,9 @@ def _comparing_odd(value: float) -> Callable[[], bool]:
 
 def _correlating(value: float) -> Callable[[], bool]:
     def act() -> bool:
-        one, other = np.random.default_rng(0).normal(size=(2, 8, 8))
-        one[2, 1] = value
-        mantel(one, other, pairs="lower")
+        odd, finite = np.random.default_rng(0).normal(size=(2, 8, 8))
+        odd[2, 1] = value
+        mantel(odd, finite, pairs="lower")
         return False
 
     return act
@@ -191,18 +191,19 @@ def _filled(value: float) -> nn.Module:
 
 
 def _whole(make: Callable[[], nn.Module]) -> Callable[[], bool]:
-    """The network must compute the same, learn in every atom, and come back."""
+    """A decomposed network must give equal outputs and gradients for all atoms, and recompose to equal outputs."""
 
     def act() -> bool:
         net = make()
         parameter = next(net.parameters())
         x = torch.randn(2, 2, 9, 9).to(parameter.dtype)
         model = decompose(net).model
-        back = recompose(model)
+        recomposed = recompose(model)
         model(x).abs().sum().backward()
         learns = all(layer.atoms.grad is not None for layer in atom_layers(model).values())
-        near = 1e-2 if parameter.dtype == torch.float16 else 1e-4
-        return learns and all(torch.allclose(net(x), other(x), rtol=near, atol=near) for other in (model, back))
+        tolerance = 1e-2 if parameter.dtype == torch.float16 else 1e-4
+        equal = (torch.allclose(net(x), same(x), rtol=tolerance, atol=tolerance) for same in (model, recomposed))
+        return learns and all(equal)
 
     return act
 
@@ -223,7 +224,7 @@ def _random_layer(seed: float) -> Callable[[], bool]:
             conv.weight.mul_(10.0 ** rng.uniform(-20, 15))
         x = torch.randn(1, 4, 17, 17)
         net = nn.Sequential(conv)
-        said, other = net(x), decompose(net).model(x)
-        return bool((said - other).abs().max() <= 1e-4 * said.abs().max())
+        expected, outputs = net(x), decompose(net).model(x)
+        return bool((expected - outputs).abs().max() <= 1e-4 * expected.abs().max())
 
     return act

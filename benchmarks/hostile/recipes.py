@@ -1,4 +1,4 @@
-"""Recipes of strangers: names that lead elsewhere, networks and learners that run code, values of any kind."""
+"""Recipes that are not trusted: names that lead to other folders, networks that run code, values of any type."""
 
 import json
 import os
@@ -67,7 +67,7 @@ CLASSES = (
     "unittest.mock.Mock", "avalanche.models.SimpleMLP", "fscl.continual.__class__", "fscl.continual.ConvNet",
     "\u82b1.x",
 )  # fmt: skip
-# what a network or a learner is to be built with: too large, or weights from elsewhere
+# networks with arguments that are too large or wrong, or that load weights from elsewhere
 LARGE: tuple[dict[str, Any], ...] = (
     {"args": {"widths": [10**9]}}, {"args": {"widths": [10**5, 10**5]}}, {"args": {"grid": 10**6}},
     {"args": {"widths": [4] * 200_000}}, {"args": {"widths": [-1]}}, {"args": {"widths": "wide"}},
@@ -97,7 +97,7 @@ TEXTS = (
 
 
 def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
-    built(folder, BENCHMARK, STRATEGY)  # imports what is slow to import, once for all
+    built(folder, BENCHMARK, STRATEGY)  # slow imports, before the trials' processes are forked
     for name in NAMES:
         yield Trial("a benchmark's name", lambda name=name: kept_inside(folder, name, "mine"))
         yield Trial("a strategy's name", lambda name=name: kept_inside(folder, "mine", name))
@@ -119,7 +119,7 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
 
 
 def kept_inside(folder: Path, benchmark: str, strategy: str) -> bool:
-    """Whether a run of recipes with these names is two folders below the output folder."""
+    """Whether a run with these names has a folder three levels below the output folder: benchmark, strategy, seed."""
     b, s = _load(folder, {**BENCHMARK, "name": benchmark}, {**STRATEGY, "name": strategy})
     out = folder / "out"
     place = Path(os.path.normpath(RunSpec(b, s, 0).folder(out)))
@@ -127,7 +127,7 @@ def kept_inside(folder: Path, benchmark: str, strategy: str) -> bool:
 
 
 def refused_network(folder: Path, name: str) -> bool:
-    """False if a recipe that names it is accepted, or code that lies about was run."""
+    """Tries a recipe with this name. Returns False if it is accepted, and raises if planted code was run."""
     marker = _planted(folder)
     try:
         built(folder, _with_model({"name": name}), STRATEGY)
@@ -138,7 +138,7 @@ def refused_network(folder: Path, name: str) -> bool:
 
 
 def refused_class(folder: Path, class_path: str) -> bool:
-    """False if a recipe that names it is accepted, or code that lies about was run."""
+    """Tries a recipe with this name. Returns False if it is accepted, and raises if planted code was run."""
     marker = _planted(folder)
     try:
         built(folder, BENCHMARK, {"class": class_path})
@@ -149,23 +149,23 @@ def refused_class(folder: Path, class_path: str) -> bool:
 
 
 def built(folder: Path, benchmark: dict[str, Any], strategy: dict[str, Any]) -> bool:
-    """Whether all that a run of the recipes needs was built, after which training would begin."""
+    """Builds everything that a run of the recipes needs before training. True if nothing was refused."""
     spec = RunSpec(*_load(folder, benchmark, strategy), 0)
     check_runnable(spec, load_stream(spec))
     return True
 
 
 def read(folder: Path, text: bytes, load: Callable[[Path], Any]) -> bool:
-    """Whether a recipe says what a TOML reader finds in it, and nothing else."""
+    """Whether a recipe is loaded with exactly the contents that a TOML reader finds in the file."""
     path = folder / f"recipe{os.getpid()}.toml"
     path.write_bytes(text)
     recipe = load(path)
-    wanted = {"name": path.stem, **tomllib.loads(text.decode())}
-    return bool(recipe.model_dump(by_alias=True, exclude_unset=True) == wanted)
+    expected = {"name": path.stem, **tomllib.loads(text.decode())}
+    return bool(recipe.model_dump(by_alias=True, exclude_unset=True) == expected)
 
 
 def as_toml(value: Any, top: bool = True) -> str:
-    """Plain data as TOML; what is null is left out."""
+    """Plain data as TOML. Null values are left out."""
     if isinstance(value, dict):
         there = {json.dumps(key, ensure_ascii=False): item for key, item in value.items() if item is not None}
         pairs = [f"{key} = {as_toml(item, False)}" for key, item in there.items()]
@@ -178,10 +178,10 @@ def as_toml(value: Any, top: bool = True) -> str:
 
 
 def as_bytes(value: Any) -> bytes:
-    """As a file; what no file can hold is left to be refused."""
+    """Plain data as the bytes of a TOML file. The bytes may be invalid, and the file is then refused."""
     try:
         return as_toml(value if isinstance(value, dict) else {"x": value}).encode("utf-8", "surrogatepass")
-    except RecursionError:  # for the writer here
+    except RecursionError:  # nested too deep for `as_toml`
         return f"a = {'[' * 5000}{']' * 5000}".encode()
 
 
@@ -204,7 +204,7 @@ def _with_model(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def _planted(folder: Path) -> Path:
-    """A module in the current folder, as beside a recipe that was downloaded; the file that it writes if it is run."""
+    """Puts a module into the current folder, as beside a downloaded recipe. Returns the file that it writes if run."""
     marker = folder / f"code_ran_{os.getpid()}"
     (folder / "planted.py").write_text(f"open({str(marker)!r}, 'w').close()\nnet = Net = dict\n")
     os.chdir(folder)

@@ -1,4 +1,4 @@
-"""Records of runs, what an unfinished run goes on from, and what a worker reports: damaged, or of any values."""
+"""Records of runs, checkpoints and reports of workers that are damaged or have any values."""
 
 import contextlib
 import json
@@ -79,11 +79,11 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
 
 
 def told(folder: Path, text: bytes) -> bool:
-    """Whether the tables say of a record what its JSON says; figures are left out."""
+    """Whether the tables of a report can be made from a record, and it reads back as its JSON; without figures."""
     place = folder / f"told{os.getpid()}"
     place.mkdir(exist_ok=True)
     (place / "run.json").write_bytes(text)
-    (place / "runs.json").unlink(missing_ok=True)  # of the record before
+    (place / "runs.json").unlink(missing_ok=True)  # written for the record before
     runs = load_runs([place])
     data = json.loads(text)
     groups = group_runs(runs)
@@ -94,24 +94,24 @@ def told(folder: Path, text: bytes) -> bool:
     memory(groups)
     write_runs(runs, place / "runs.json")
     (run,) = load_runs([place / "runs.json"])
-    wanted = np.array(data["accuracy"] or np.empty((0, len(run.tasks))), dtype=np.float64)
-    same = np.array_equal(run.accuracy, wanted, equal_nan=True) and run.seed == data["seed"]
+    expected = np.array(data["accuracy"] or np.empty((0, len(run.tasks))), dtype=np.float64)
+    same = np.array_equal(run.accuracy, expected, equal_nan=True) and run.seed == data["seed"]
     return same and all(isinstance(cell, str) for row in tables for cell in row)
 
 
 def others_shown(folder: Path, damaged: bytes, whole: bytes) -> bool:
-    """Whether a run is in the table whatever lies beside it, and what was left out is said in a line."""
+    """Whether a good record beside a damaged one is loaded, and each record that is left out gives one line."""
     place = folder / f"others{os.getpid()}"
     for name, text in (("a", damaged), ("b", whole)):
         (place / name).mkdir(parents=True, exist_ok=True)
         (place / name / "run.json").write_bytes(text)
-    said: list[str] = []
-    runs = load_runs([place], lambda error: said.append(str(error)))
-    return any(run.path.parent.name == "b" for run in runs) and all("\n" not in line for line in said)
+    errors: list[str] = []
+    runs = load_runs([place], lambda error: errors.append(str(error)))
+    return any(run.path.parent.name == "b" for run in runs) and all("\n" not in line for line in errors)
 
 
 def watched(folder: Path, report: bytes) -> bool:
-    """Whether the live table stands whatever a worker's report says."""
+    """Whether the live table shows shares from 0 to 1, whatever the report of a worker says."""
     spec = RunSpec(*with_overrides(load_benchmark("split_digits"), load_strategy("naive")), 0)
     out = folder / f"watched{os.getpid()}"
     spec.folder(out).mkdir(parents=True, exist_ok=True)
@@ -125,7 +125,7 @@ def watched(folder: Path, report: bytes) -> bool:
 
 
 def unfinished(folder: Path) -> tuple[Path, RunSpec]:
-    """The checkpoint of a run that was stopped after its first task."""
+    """The checkpoint and the spec of a run that was stopped after its first task."""
     settings = ["training.epochs=1", "model.args.widths=[4]"]
     spec = RunSpec(*with_overrides(load_benchmark("split_digits"), load_strategy("ewc"), settings), 0)
 
@@ -143,7 +143,7 @@ def _taken_up(folder: Path, damaged: bytes, spec: RunSpec) -> bool:
     path = folder / f"checkpoint{os.getpid()}.pt"
     path.write_bytes(damaged)
     read_checkpoint(path, spec)
-    return False  # it is not what was written
+    return False  # a damaged checkpoint must be refused
 
 
 def _flipped(content: bytes, rng: Random) -> bytes:
@@ -153,7 +153,7 @@ def _flipped(content: bytes, rng: Random) -> bytes:
 
 
 def _finished() -> dict[str, Any]:
-    """A record that a report of ours keeps."""
+    """A finished record from a committed report."""
     kept = Path(__file__).parents[2] / "reports/split_digits/runs.json"
     runs = json.loads(kept.read_text(encoding="utf-8"))["runs"]
     return next(run for run in runs if run["strategy"]["name"] == "atom_swapping")
@@ -162,5 +162,5 @@ def _finished() -> dict[str, Any]:
 def _json(value: Any) -> bytes:
     try:
         return json.dumps(value).encode()
-    except (RecursionError, ValueError):  # for the writer here: nested too deep, or too many digits
+    except (RecursionError, ValueError):  # nested too deep or too many digits for the JSON writer
         return b"[" * 200_000

@@ -1,4 +1,4 @@
-"""One hostile input: what fscl makes of it, within bounded time and memory, in a process of its own."""
+"""Tries one hostile input in a process of its own, with limited time and memory."""
 
 import os
 import pickle
@@ -15,7 +15,7 @@ from fscl.errors import FsclError
 
 __all__ = ["OUTCOMES", "Outcome", "Trial", "attempt"]
 
-# from the best to the worst; the first two are what fscl promises
+# from the best to the worst; fscl promises the first two
 OUTCOMES = ("right", "refused", "crash", "hang", "memory", "wrong")
 SECONDS = 20
 MEGABYTES = 2000
@@ -23,31 +23,31 @@ MEGABYTES = 2000
 
 @dataclass(frozen=True)
 class Trial:
-    """An input and the question that tells whether fscl handles it.
+    """An input, and a function that tells whether fscl handles it.
 
     Attributes:
-        what: the kind of input; trials of one kind are one row of the table.
+        group: the name of similar inputs; trials of one group are one row of the table.
         act: gives the input to fscl and returns whether the answer is right.
-        may_refuse: whether an ``FsclError`` is an answer, too.
+        may_refuse: whether an ``FsclError`` is acceptable, too.
     """
 
-    what: str
+    group: str
     act: Callable[[], bool]
     may_refuse: bool = True
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One of ``OUTCOMES``, and the error's text where there was one."""
+    """One of ``OUTCOMES``, and the text of the error, if there was one."""
 
     kind: str
     text: str = ""
 
 
 def attempt(trial: Trial, seconds: float = SECONDS, megabytes: int = MEGABYTES) -> Outcome:
-    """What became of a trial.
+    """The outcome of a trial.
 
-    It runs in a forked process, which ends with it: a crash, a hang or a torn file reaches no other trial.
+    The trial runs in a forked process, so its crash, hang or damaged state does not reach other trials.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -60,18 +60,18 @@ def attempt(trial: Trial, seconds: float = SECONDS, megabytes: int = MEGABYTES) 
         if not answered:
             os.kill(child, signal.SIGKILL)
         with os.fdopen(reading, "rb") as pipe:
-            said = pipe.read()
+            answer = pipe.read()
     finally:
         _, status = os.waitpid(child, 0)
     if not answered:
         return Outcome("hang", f"no answer after {seconds:g} s")
-    if not said:
+    if not answer:
         return Outcome("crash", f"the process ended with status {status}")
-    return pickle.loads(said)
+    return pickle.loads(answer)
 
 
 def _in_child(trial: Trial, writing: int, megabytes: int) -> None:
-    """Never returns."""
+    """Runs the trial, writes its outcome to the pipe and ends the process."""
     try:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(quiet, 1)
@@ -80,10 +80,10 @@ def _in_child(trial: Trial, writing: int, megabytes: int) -> None:
         torch.set_num_threads(1)  # the threads of the parent were not forked
         allowed = _virtual_bytes() + megabytes * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (allowed, allowed))
-        said = pickle.dumps(_outcome(trial))
+        answer = pickle.dumps(_outcome(trial))
     except BaseException as error:
-        said = pickle.dumps(Outcome("crash", repr(error)))
-    os.write(writing, said[:60_000])
+        answer = pickle.dumps(Outcome("crash", repr(error)))
+    os.write(writing, answer[:60_000])
     os._exit(0)
 
 

@@ -1,10 +1,10 @@
-"""How fast fscl is: training, atom layers, similarity and whole runs, each against what it is measured by, in one run.
+"""Measures the speed of fscl: training, atom layers, similarity, startup and whole runs, each against a baseline.
 
     uv run python -m benchmarks.speed            # under three minutes on two cores
     uv run python -m benchmarks.speed --full --data DIR --before REVISION --write reports/speed
 
-Contenders take turns (``timing.py``), so that what slows the machine slows all of them; ratios are taken round by round
-and reported as median and quartiles.
+Contenders take turns (``timing.py``), so if the machine slows down, it slows all of them. Ratios are taken in each
+round and reported as median and quartiles.
 """
 
 import argparse
@@ -32,39 +32,39 @@ def main() -> None:
     parser.add_argument("--full", action="store_true", help="more rounds and larger grids: about twenty minutes")
     parser.add_argument("--data", help="data folder, for CIFAR-100")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--before", help="git revision against which whole runs are timed; left out without it")
+    parser.add_argument("--before", help="git revision to compare whole runs with; without it they are not timed")
     parser.add_argument("--only", choices=SECTIONS, action="append", help="a section; may be repeated")
     parser.add_argument("--write", type=Path, default=Path("speed"), help="folder of the report")
     options = parser.parse_args()
-    wanted = options.only or SECTIONS
-    quick, results = not options.full, options.write / "results.json"
-    # sections that are not measured now stay as they were measured before
-    found: dict[str, Any] = json.loads(results.read_text(encoding="utf-8")) if options.only and results.exists() else {}
+    measured = options.only or SECTIONS
+    quick, file = not options.full, options.write / "results.json"
+    # with --only, the other sections keep their earlier results
+    results: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if options.only and file.exists() else {}
     calls = {
-        "training": lambda: _single(lambda: training.measure(quick, options.data, options.device)),
+        "training": lambda: _on_one_thread(lambda: training.measure(quick, options.data, options.device)),
         "layers": lambda: layers.measure(quick, options.device),
-        "similarity": lambda: _single(lambda: similarity.measure(quick)),
+        "similarity": lambda: _on_one_thread(lambda: similarity.measure(quick)),
         "startup": lambda: startup.measure(quick),
         "runs": lambda: runs.measure(options.before, options.data),
     }
     for section in SECTIONS:
-        if section not in wanted or (section == "runs" and not options.before):
+        if section not in measured or (section == "runs" and not options.before):
             continue
         print(f"{section} ...", file=sys.stderr, flush=True)
         began = time.perf_counter()
-        found[section] = calls[section]() | {
+        results[section] = calls[section]() | {
             "mode": "quick" if quick else "full",
             "seconds": time.perf_counter() - began,
             "date": datetime.date.today().isoformat(),
             "machine": _machine(options.device),
         }
         options.write.mkdir(parents=True, exist_ok=True)
-        results.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    print(write_report(found, options.write))
+        file.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(write_report(results, options.write))
 
 
-def _single(call: Any) -> dict[str, Any]:
-    """On one thread, as runs are: there is one a core."""
+def _on_one_thread(call: Any) -> dict[str, Any]:
+    """Calls on one thread, as ``fscl run`` does: it starts one run per core."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
-"""What atoms cost: a layer beside ``nn.Conv2d``, swapping a task, and a bank of ten thousand tasks.
+"""The cost of atoms: a layer against ``nn.Conv2d``, swapping a task, and a bank of ten thousand tasks.
 
     uv run python -m benchmarks.speed.layers [--quick] [--device cuda]
 
-Ratios are taken round by round between calls that take turns, on one thread.
+Calls take turns on one thread, and ratios are taken in each round.
 """
 
 import argparse
@@ -25,14 +25,14 @@ from fscl.networks import ConvNet
 
 __all__ = ["measure"]
 
-AT_LEAST = 5e-3  # seconds of one timing
+AT_LEAST = 5e-3  # seconds of one timing; shorter calls are repeated
 MODES = ("evaluation", "training", "training, frozen")
 TASKS = 10_000
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A convolution and its input; as many atoms as a kernel has pixels, so that the filters are equal."""
+    """A convolution and its input. The atom layer has as many atoms as pixels in a kernel, so its filters are equal."""
 
     channels: tuple[int, int]
     side: int
@@ -83,9 +83,9 @@ def measure(quick: bool, device: str = "cpu") -> dict[str, Any]:
             "median": statistics.median(ratios),
             "worst": max(ratios),
             "by_mode": {
-                mode: {"median": statistics.median(found), "worst": max(found)}
+                mode: {"median": statistics.median(of_mode), "worst": max(of_mode)}
                 for mode in MODES
-                if (found := [row["ratio"]["median"] for row in rows if row["mode"] == mode])
+                if (of_mode := [row["ratio"]["median"] for row in rows if row["mode"] == mode])
             },
             "swap": _swaps(device, 50 if quick else 300),
             "bank": _large_bank(),
@@ -98,7 +98,7 @@ def _layer(shape: Shape, mode: str, device: str, budget: float) -> dict[str, Any
     conv = nn.Conv2d(*shape.channels, shape.kernel, shape.stride, shape.kernel // 2, groups=shape.groups, device=device)
     layer = AtomConv2d.from_conv(conv, shape.kernel**2)
     layer.coefficients.requires_grad_(mode != "training, frozen")
-    # the images themselves need no gradient
+    # images need no gradient, so a layer with at most 3 input channels is timed without one
     x = torch.randn(shape.batch, shape.channels[0], shape.side, shape.side, device=device)
     x.requires_grad_(shape.channels[0] > 3 and mode != "evaluation")
     calls = {name: _pass(m.train(mode != "evaluation"), x) for name, m in (("atoms", layer), ("conv", conv))}
@@ -118,13 +118,13 @@ def _layer(shape: Shape, mode: str, device: str, budget: float) -> dict[str, Any
         "shape": str(shape),
         "mode": mode,
         "ratio": asdict(ratio(times["atoms"], times["conv"])),
-        "of_fastest": min(times["atoms"]) / min(times["conv"]),  # what interruptions leave alone
+        "of_fastest": min(times["atoms"]) / min(times["conv"]),  # the fastest rounds have no interruptions
         "conv_us": 1e6 * quartiles(times["conv"]).median / repetitions,
     }
 
 
 def _pass(module: nn.Module, x: Tensor) -> Callable[[], None]:
-    """A forward pass, in training with its backward pass."""
+    """A call that makes a forward pass, and in training mode also the backward pass."""
     if not module.training:
 
         def evaluate() -> None:
@@ -143,10 +143,10 @@ def _pass(module: nn.Module, x: Tensor) -> Callable[[], None]:
 
 
 def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Microseconds to point a network at another task's tensors, and to do so and go back."""
+    """Microseconds to point a network at another task's tensors, and to do this and go back."""
     from torchvision.models import resnet18
 
-    found = {}
+    results = {}
     for name, network in (("ConvNet", ConvNet(3, 10)), ("ResNet-18", resnet18(num_classes=10))):
         model = decompose(network).model.to(device)
         freeze_coefficients(model)
@@ -169,8 +169,8 @@ def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
                     pass
 
         times = alternately({"point_us": point, "swapped_us": there_and_back}, rounds)
-        found[name] = {"entries": len(bank.entries(0))}
-        found[name] |= {key: asdict(quartiles([1e6 * s / swaps for s in values])) for key, values in times.items()}
+        results[name] = {"entries": len(bank.entries(0))}
+        results[name] |= {key: asdict(quartiles([1e6 * s / swaps for s in values])) for key, values in times.items()}
         x = torch.randn(64, 3, 32, 32, device=device)
         model.eval()
 
@@ -187,8 +187,8 @@ def _swaps(device: str, rounds: int) -> dict[str, dict[str, Any]]:
 
         times = alternately({"swap_and_pass_ms": swap_and_forward}, rounds=min(rounds, 9))
         times |= alternately({"pass_ms": forward}, rounds=min(rounds, 9))
-        found[name] |= {key: asdict(quartiles([1e3 * s for s in values])) for key, values in times.items()}
-    return found
+        results[name] |= {key: asdict(quartiles([1e3 * s for s in values])) for key, values in times.items()}
+    return results
 
 
 def _large_bank() -> dict[str, Any]:
@@ -200,15 +200,15 @@ def _large_bank() -> dict[str, Any]:
         bank.store(model, task)
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "bank.safetensors")
-        found: dict[str, Any] = {"tasks": TASKS, "save_s": _seconds(lambda: bank.save(path))}
-        found["megabytes"] = os.path.getsize(path) / 1e6
+        results: dict[str, Any] = {"tasks": TASKS, "save_s": _seconds(lambda: bank.save(path))}
+        results["megabytes"] = os.path.getsize(path) / 1e6
         opened = []
-        found["open_s"] = statistics.median(_seconds(lambda: opened.append(AtomBank.load(path))) for _ in range(5))
+        results["open_s"] = statistics.median(_seconds(lambda: opened.append(AtomBank.load(path))) for _ in range(5))
         loaded = opened[0]
-        found["first_task_s"] = _seconds(lambda: loaded.entries(TASKS // 2))
-        found["stack_of_a_layer_s"] = _seconds(lambda: loaded.stack(loaded.layers[1]))
-        found["all_tasks_s"] = _seconds(lambda: [loaded.entries(task) for task in loaded.tasks])
-    return found
+        results["first_task_s"] = _seconds(lambda: loaded.entries(TASKS // 2))
+        results["stack_of_a_layer_s"] = _seconds(lambda: loaded.stack(loaded.layers[1]))
+        results["all_tasks_s"] = _seconds(lambda: [loaded.entries(task) for task in loaded.tasks])
+    return results
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -217,21 +217,21 @@ def _seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def _show(found: dict[str, Any]) -> None:
-    for row in found["rows"]:
+def _show(results: dict[str, Any]) -> None:
+    for row in results["rows"]:
         r = row["ratio"]
         print(
             f"{row['shape']:38} {row['mode']:17} {r['median']:5.2f} [{r['low']:.2f}, {r['high']:.2f}] "
             f"n={r['n']:<4} fastest {row['of_fastest']:.2f}, nn.Conv2d {row['conv_us']:8.0f} us"
         )
-    for mode, both in {**found["by_mode"], "all": found}.items():
+    for mode, both in {**results["by_mode"], "all": results}.items():
         print(f"{mode}: median {both['median']:.3f}, worst {both['worst']:.3f}")
-    for name, swap in found["swap"].items():
+    for name, swap in results["swap"].items():
         print(
             f"swap of {name}, {swap['entries']} entries: {swap['point_us']['median']:.1f} us; "
             f"there and back {swap['swapped_us']['median']:.1f} us"
         )
-    print("bank:", ", ".join(f"{key} {value:.4g}" for key, value in found["bank"].items()))
+    print("bank:", ", ".join(f"{key} {value:.4g}" for key, value in results["bank"].items()))
 
 
 if __name__ == "__main__":

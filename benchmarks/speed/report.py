@@ -1,4 +1,4 @@
-"""What was measured, as a page of tables and two figures."""
+"""Writes the measured speeds as a page of tables and two figures."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,26 +21,26 @@ METHODS = {
 }
 
 
-def write_report(found: dict[str, Any], folder: Path) -> str:
-    """Writes ``README.md`` and its figures, and returns the page's text."""
+def write_report(results: dict[str, Any], folder: Path) -> str:
+    """Writes ``README.md`` and its figures, and returns the text of the page."""
     parts = [
         "# Speed",
-        "Contenders took turns within one run; every ratio is the median of the rounds' own ratios, with quartiles in "
-        "brackets. Written by `python -m benchmarks.speed`; all numbers are in [results.json](results.json).",
+        "Contenders took turns. A ratio is taken in each round. Tables show its median, with quartiles in brackets. "
+        "This page is written by `python -m benchmarks.speed`. All numbers are in [results.json](results.json).",
     ]
     sections = {"training": _training, "layers": _layers, "similarity": _similarity, "startup": _startup, "runs": _runs}
     for name, write in sections.items():
-        if name in found:
-            parts += [*write(found[name], folder), _provenance(found[name])]
+        if name in results:
+            parts += [*write(results[name], folder), _provenance(results[name])]
     text = "\n\n".join(parts) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(text, encoding="utf-8")
     return text
 
 
-def _training(found: dict[str, Any], folder: Path) -> list[str]:
+def _training(results: dict[str, Any], folder: Path) -> list[str]:
     rows = []
-    for row in found["rows"]:
+    for row in results["rows"]:
         speeds = row["images_per_second"]
         rows.append(
             [
@@ -52,34 +52,34 @@ def _training(found: dict[str, Any], folder: Path) -> list[str]:
             ]
         )
     if rows:
-        save_png(_training_figure(found["rows"]), folder / "training.png")
+        save_png(_training_figure(results["rows"]), folder / "training.png")
     head = ["network and learner", "precision", "bare loop", "fscl", "stock Avalanche", "fscl / bare", "fscl / stock"]
     return [
-        "## Training, images a second",
-        "The bare loop is PyTorch alone on tensors in memory: the same network, batch size, augmentation, optimizer, "
-        "precision and memory layout. fscl is what `fscl run` does, an Avalanche strategy with its plugins. Stock "
-        "Avalanche is `Naive` with PIL images, torchvision's transforms and its own loader, in float32; beside atom "
-        "swapping too it trains the ordinary network. An epoch of one task is timed, after an earlier task and without "
-        "the set-up of the experience, on "
-        f"{found['threads']} thread{'s' * (found['threads'] > 1)}.",
+        "## Training, images per second",
+        "The bare loop is PyTorch alone on tensors in memory, with the same network, batch size, augmentation, "
+        "optimizer, precision and memory layout. fscl trains as `fscl run` does: an Avalanche strategy with its "
+        "plugins. Stock Avalanche is `Naive` in float32, with PIL images, torchvision's transforms and Avalanche's own "
+        "loader. It trains the ordinary network, also in the rows of atom swapping. One epoch of the second task is "
+        "timed, without the set-up of the experience, on "
+        f"{results['threads']} thread{'s' * (results['threads'] > 1)}.",
         _table(head, rows),
-        *(["![Training images a second](training.png)"] if rows else []),
-        *(f"Left out: {reason}." for reason in found["skipped"]),
+        *(["![Training images per second](training.png)"] if rows else []),
+        *(f"Left out: {reason}." for reason in results["skipped"]),
     ]
 
 
-def _layers(found: dict[str, Any], folder: Path) -> list[str]:
+def _layers(results: dict[str, Any], folder: Path) -> list[str]:
     modes = {
         "evaluation": "forward, evaluation",
         "training": "forward and backward",
-        "training, frozen": "the same, coefficients frozen",
+        "training, frozen": "forward and backward, coefficients frozen",
     }
     summary = [
-        [modes[mode], f"{both['median']:.2f}", f"{both['worst']:.2f}"] for mode, both in found["by_mode"].items()
-    ] + [["all", f"{found['median']:.2f}", f"{found['worst']:.2f}"]]
+        [modes[mode], f"{ratio['median']:.2f}", f"{ratio['worst']:.2f}"] for mode, ratio in results["by_mode"].items()
+    ] + [["all", f"{results['median']:.2f}", f"{results['worst']:.2f}"]]
     rows = [
         [row["shape"], modes[row["mode"]], _range(row["ratio"]), f"{row['of_fastest']:.2f}", f"{row['conv_us']:,.0f}"]
-        for row in found["rows"]
+        for row in results["rows"]
     ]
     swaps = [
         [
@@ -90,34 +90,34 @@ def _layers(found: dict[str, Any], folder: Path) -> list[str]:
             f"{swap['pass_ms']['median']:.1f}",
             f"{swap['swap_and_pass_ms']['median']:.1f}",
         ]
-        for name, swap in found["swap"].items()
+        for name, swap in results["swap"].items()
     ]
-    bank = found["bank"]
+    bank = results["bank"]
     return [
         "## `AtomConv2d` against `nn.Conv2d`",
-        "Time of the atom layer divided by that of an ordinary convolution with equal filters, one thread. In "
-        "evaluation the composed filters are kept from pass to pass; the first pass after a change pays for them.",
+        "Time of the atom layer divided by the time of an ordinary convolution with equal filters, on one thread. In "
+        "evaluation the filters are composed in the first pass after a change and kept for later passes.",
         _table(["pass", "median over shapes", "worst shape"], summary),
         "<details><summary>Every shape</summary>",
         _table(["shape", "pass", "ratio", "of the fastest rounds", "nn.Conv2d, µs"], rows),
         "</details>",
         "## Swapping tasks",
-        "A swap points the network at another task's tensors; its next pass composes each layer's filters anew. The "
-        "passes are of 64 images of 32x32 in evaluation.",
+        "A swap points the network at another task's tensors. The next pass composes each layer's filters again. A "
+        "pass has 64 images of 32x32, in evaluation.",
         _table(
             ["network", "tensors a task", "swap, µs", "there and back, µs", "a pass, ms", "swap and pass, ms"], swaps
         ),
-        f"A bank of {bank['tasks']:,} tasks ({bank['megabytes']:.0f} MB) opens in {1e3 * bank['open_s']:.1f} ms and "
-        f"gives its first task after another {1e3 * bank['first_task_s']:.1f} ms, the atoms of a layer of all tasks in "
-        f"{1e3 * bank['stack_of_a_layer_s']:.0f} ms, every tensor of every task, one by one, in "
-        f"{bank['all_tasks_s']:.1f} s. It was saved in {bank['save_s']:.1f} s.",
+        f"A bank of {bank['tasks']:,} tasks ({bank['megabytes']:.0f} MB) was saved in {bank['save_s']:.1f} s. It opens "
+        f"in {1e3 * bank['open_s']:.1f} ms. Reading one task then takes {1e3 * bank['first_task_s']:.1f} ms, the atoms "
+        f"of a layer for all tasks {1e3 * bank['stack_of_a_layer_s']:.0f} ms, and all tensors of all tasks, one by "
+        f"one, {bank['all_tasks_s']:.1f} s.",
     ]
 
 
-def _similarity(found: dict[str, Any], folder: Path) -> list[str]:
+def _similarity(results: dict[str, Any], folder: Path) -> list[str]:
     rows = []
-    for row in found["rows"]:
-        both, star = row["with_features"], " *" if row["extrapolated"] else ""
+    for row in results["rows"]:
+        with_features, star = row["with_features"], " *" if row["extrapolated"] else ""
         rows.append(
             [
                 f"{row['networks']:,}",
@@ -125,41 +125,42 @@ def _similarity(found: dict[str, Any], folder: Path) -> list[str]:
                 _seconds(row["seconds"]["median"]) + star,
                 f"{row['flops']:.1e}" + (" (formula)" if row["flops_how"] == "formula" else ""),
                 f"{row['times_atoms']:,.2g}" if row["times_atoms"] < 100 else f"{row['times_atoms']:,.0f}",
-                f"{_seconds(both['seconds'])} *" if both else "",
+                f"{_seconds(with_features['seconds'])} *" if with_features else "",
             ]
         )
     against = [
         [f"{row['networks']:,}", _range(row["times_matrix_products"])]
-        for row in found["rows"]
+        for row in results["rows"]
         if row.get("times_matrix_products")
     ]
-    save_png(_similarity_figure(found["rows"]), folder / "similarity.png")
+    save_png(_similarity_figure(results["rows"]), folder / "similarity.png")
     head = ["networks", "method", "all pairs", "FLOPs", "times the atoms' time", "with feature extraction"]
     return [
         "## Similarity of all pairs of N networks",
-        f"On {found['threads']} thread{'s' * (found['threads'] > 1)}. A star marks what was timed on fewer networks or "
-        "images and scaled to all of them. The rivals work in float64 on random features of 10,000 images, of which "
-        "SVCCA, with 99 % of the variance to keep, keeps almost all.",
+        f"Measured on {results['threads']} thread{'s' * (results['threads'] > 1)}. A star marks times that were "
+        "measured on fewer networks or images and scaled. The other methods work in float64 on random features of "
+        "10,000 images. SVCCA keeps 99 % of the variance; for random features these are almost all directions.",
         _table(head, rows),
         "![Seconds for all pairs against the number of networks](similarity.png)",
-        "Time divided by that of the bare matrix products of the same size, `x @ x.T` in float32 for each layer:",
+        "Time of filter atoms divided by the time of bare matrix products of the same size, `x @ x.T` in float32 for "
+        "each layer:",
         _table(["networks", "ratio"], against),
         "<details><summary>What is counted</summary>",
-        "\n".join(f"- **{name}**: {text}" for name, text in found["counted"].items()),
+        "\n".join(f"- **{name}**: {text}" for name, text in results["counted"].items()),
         "</details>",
     ]
 
 
-def _startup(found: dict[str, Any], folder: Path) -> list[str]:
+def _startup(results: dict[str, Any], folder: Path) -> list[str]:
     rows = [
-        [f"`{name}`", _range(taken), _range(found["beyond_torch"][name]) if name in found["beyond_torch"] else ""]
-        for name, taken in found["processes"].items()
+        [f"`{name}`", _range(taken), _range(results["beyond_torch"][name]) if name in results["beyond_torch"] else ""]
+        for name, taken in results["processes"].items()
     ]
     return ["## Starting", _table(["process", "seconds", "beyond torch"], rows)]
 
 
-def _runs(found: dict[str, Any], folder: Path) -> list[str]:
-    digits = found["split_digits"]
+def _runs(results: dict[str, Any], folder: Path) -> list[str]:
+    digits = results["split_digits"]
     rows = [
         [
             "`fscl run`: split_digits, 4 learners, 3 seeds",
@@ -168,13 +169,14 @@ def _runs(found: dict[str, Any], folder: Path) -> list[str]:
             _range(digits["before_over_after"], 1),
         ]
     ]
-    if cifar := found.get("split_cifar100"):
-        both = [f"{cifar[side] / 60:.1f} min" for side in ("before", "after")]
-        rows.append(["split_cifar100, atom_swapping, one seed", *both, f"{cifar['before_over_after']:.1f} (n = 1)"])
+    if cifar := results.get("split_cifar100"):
+        minutes = [f"{cifar[side] / 60:.1f} min" for side in ("before", "after")]
+        rows.append(["split_cifar100, atom_swapping, one seed", *minutes, f"{cifar['before_over_after']:.1f} (n = 1)"])
     return [
         "## Whole runs",
-        f"Wall time, start-up and report included, against revision `{found['before']}` with the recipes of that "
-        "revision; on CIFAR-100 this one trains in mixed precision. There the two ran side by side, a core each.",
+        f"Wall time, with start-up and report, of revision `{results['before']}` and of this one. Both use the recipes "
+        "of the earlier revision, but on CIFAR-100 this revision trains in mixed precision. On CIFAR-100 the two ran "
+        "side by side, with a core each.",
         _table(["run", "before", "now", "before / now"], rows),
     ]
 
@@ -240,11 +242,11 @@ def _similarity_figure(rows: Sequence[dict[str, Any]]) -> Figure:
     return figure
 
 
-def _provenance(found: dict[str, Any]) -> str:
-    machine = found["machine"]
+def _provenance(results: dict[str, Any]) -> str:
+    machine = results["machine"]
     device = "" if machine["device"] == "cpu" else f", {machine['device']}"
     return (
-        f"*{found['date']}, {found['mode']} mode, {found['seconds']:.0f} s; {machine['processor']}{device}; "
+        f"*{results['date']}, {results['mode']} mode, {results['seconds']:.0f} s; {machine['processor']}{device}; "
         f"Python {machine['python']}, torch {machine['torch']}.*"
     )
 

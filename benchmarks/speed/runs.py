@@ -1,4 +1,4 @@
-"""Wall time of whole runs of ``fscl run``: this checkout against an earlier revision of it, with the same recipe."""
+"""Wall time of whole runs of ``fscl run``: this checkout against an earlier revision, with the same recipes."""
 
 import os
 import shutil
@@ -18,22 +18,22 @@ CLI = "from fscl.cli.app import main; main()"
 
 
 def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, Any]:
-    """``split_digits`` as it is run by default, in turns, then one seed of ``split_cifar100``, side by side.
+    """Times the default ``split_digits``, in turns, then one seed of ``split_cifar100``, side by side.
 
-    Both use the earlier revision's recipes; this checkout adds ``training.precision=auto`` to CIFAR's, a setting that
-    an earlier one may lack. A core each, so the two that run side by side share nothing but the memory.
+    Both checkouts use the recipes of the earlier revision. On CIFAR-100 this checkout adds ``training.precision=auto``,
+    a setting that an earlier revision may lack. The two runs side by side have a core each and share only the memory.
 
     Args:
         before: a git revision of this repository.
         data: data folder.
-        rounds: how often the digits are run.
+        rounds: how often ``split_digits`` is run.
     """
     with tempfile.TemporaryDirectory() as folder:
         old = Path(folder) / "before"
         old.mkdir()
         archive = subprocess.run(["git", "archive", before], cwd=ROOT, check=True, capture_output=True).stdout
         subprocess.run(["tar", "x", "-C", old], input=archive, check=True)
-        now = Path(folder) / "now"  # a copy, so that edits meanwhile do no harm
+        now = Path(folder) / "now"  # a copy, so that edits of the checkout do not change the runs
         for name in ("fscl", "benchmarks", "strategies"):
             shutil.copytree(ROOT / name, now / name, ignore=shutil.ignore_patterns("__pycache__"))
         trees = {"before": old, "after": now}
@@ -44,7 +44,7 @@ def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, 
             for name, tree in trees.items()
         }
         seconds = alternately(calls, rounds, warmup=0)
-        found: dict[str, Any] = {
+        results: dict[str, Any] = {
             "before": before,
             "split_digits": {
                 **{name: vars(quartiles(taken)) for name, taken in seconds.items()},
@@ -54,10 +54,10 @@ def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, 
         if data is not None and (Path(data) / "cifar100").is_dir():
             cifar = str(old / "benchmarks" / "split_cifar100.toml")
             options = ["-s", "atom_swapping", "--seeds", "1"]
-            more = {"before": [], "after": ["--set", "training.precision=auto"]}
+            settings = {"before": [], "after": ["--set", "training.precision=auto"]}
             began = time.perf_counter()
             running = {
-                name: _start(tree, data, cifar, Path(folder) / name, *options, *more[name])
+                name: _start(tree, data, cifar, Path(folder) / name, *options, *settings[name])
                 for name, tree in trees.items()
             }
             ended: dict[str, float] = {}
@@ -67,8 +67,8 @@ def measure(before: str, data: str | None = None, rounds: int = 3) -> dict[str, 
                         _wait(running.pop(name))
                         ended[name] = time.perf_counter() - began
                 time.sleep(0.2)
-            found["split_cifar100"] = ended | {"before_over_after": ended["before"] / ended["after"]}
-    return found
+            results["split_cifar100"] = ended | {"before_over_after": ended["before"] / ended["after"]}
+    return results
 
 
 def _start(tree: Path, data: str | None, benchmark: str, out: Path, *options: str) -> subprocess.Popen[str]:

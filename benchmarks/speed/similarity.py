@@ -1,6 +1,6 @@
-"""What comparing all pairs of N networks costs: filter atoms against CKA and CCA of features.
+"""The cost of comparing all pairs of N networks: filter atoms against CKA and CCA of features.
 
-Run alone, it prints a table; `measure` gives the same numbers as plain data.
+As a program it prints a table. `measure` returns the numbers as plain data.
 """
 
 import argparse
@@ -40,7 +40,7 @@ COUNTED = {
 
 
 def measure(quick: bool = False) -> dict[str, Any]:
-    """Seconds and FLOPs of all pairs of N networks, as JSON-able data: the rows, and what each column counts."""
+    """Seconds and FLOPs of all pairs of N networks as plain data: the rows, and what each column counts."""
     began = time.perf_counter()
     forward = _forward(quick)
     rows = [row for n in COUNTS for row in _atoms(n, quick)]
@@ -101,43 +101,46 @@ def _atoms(n: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def _rivals(quick: bool) -> dict[int, list[dict[str, Any]]]:
-    """Rows of every rival for 20 and 100 networks, timed on a few and scaled where that is not all of them."""
-    few = {"linear_cka": 4, "minibatch_cka": 4, "svcca": 2} if quick else dict(zip(RIVALS, (20, 20, 4), strict=True))
+    """Rows of every rival for 20 and 100 networks. Rivals are timed on fewer networks, and their times are scaled."""
+    timed = dict(zip(RIVALS, (4, 4, 2) if quick else (20, 20, 4), strict=True))  # number of networks by method
     features = [
-        torch.randn(SAMPLES, FEATURES, generator=torch.Generator().manual_seed(i)) for i in range(max(few.values()))
+        torch.randn(SAMPLES, FEATURES, generator=torch.Generator().manual_seed(i)) for i in range(max(timed.values()))
     ]
     rows: dict[int, list[dict[str, Any]]] = {20: [], 100: []}
-    for method, k in few.items():
+    for method, k in timed.items():
 
         def compare(networks: int, samples: int = SAMPLES, method: str = method) -> Tensor:
             return probing_matrix([x[:samples] for x in features[:networks]], method, batch_size=BATCH)
 
-        compare(2, 2 * FEATURES)  # so that the libraries have started
+        compare(2, 2 * FEATURES)  # the first call starts the libraries and is not timed
         rounds = 1 if quick and method == "svcca" else 3
-        seconds = alternately({"one": partial(compare, 1), "few": partial(compare, k)}, rounds, warmup=0)
-        flops = {name: _flops(partial(compare, networks)) for name, networks in (("one", 1), ("few", k))}
-        for n, found in rows.items():
+        seconds = alternately({"one": partial(compare, 1), "k": partial(compare, k)}, rounds, warmup=0)
+        flops = {name: _flops(partial(compare, networks)) for name, networks in (("one", 1), ("k", k))}
+        for n, rows_of_n in rows.items():
             scaled = n != k
-            times = [_all_pairs(*both, k, n) for both in zip(seconds["one"], seconds["few"], strict=True)]
-            work = _all_pairs(flops["one"], flops["few"], k, n)
+            times = [_all_pairs(*round_, k, n) for round_ in zip(seconds["one"], seconds["k"], strict=True)]
+            work = _all_pairs(flops["one"], flops["k"], k, n)
             if method == "svcca":
                 work += n * (6 * SAMPLES * FEATURES**2 + 20 * FEATURES**3) + n * (n - 1) / 2 * 8 / 3 * FEATURES**3
             how = "formula" if scaled or method == "svcca" else "counted"
             row = _row(method, n, quartiles(times), work, how) | {"extrapolated": scaled}
             if scaled:
                 row["measured_on"] = f"measured on {k * (k - 1) // 2} of the {row['pairs']} pairs, scaled"
-            found.append(row)
+            rows_of_n.append(row)
     return rows
 
 
-def _all_pairs(one: float, few: float, k: int, n: int) -> float:
-    """Cost for n networks from those of one and of k: a share for each network, and one for each pair."""
-    pair = max(0.0, few - k * one) / (k * (k - 1) / 2)
-    return few if n == k else n * one + n * (n - 1) / 2 * pair
+def _all_pairs(cost_of_one: float, cost_of_k: float, k: int, n: int) -> float:
+    """Cost of comparing n networks, from the costs for 1 and for k networks.
+
+    The cost has a part for each network and a part for each pair.
+    """
+    pair = max(0.0, cost_of_k - k * cost_of_one) / (k * (k - 1) / 2)
+    return cost_of_k if n == k else n * cost_of_one + n * (n - 1) / 2 * pair
 
 
 def _forward(quick: bool) -> dict[str, Any]:
-    """Seconds and FLOPs of all images through one network, from a slice of them."""
+    """Seconds and FLOPs of passing all images through one network, measured on a part of the images and scaled."""
     network, images = ConvNet(3, 5, (32, 64, 128, 256)).eval(), torch.randn(512, 3, 32, 32)
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""Seconds until one can begin: the command line's help, and what importing fscl adds to importing torch."""
+"""Startup times: the help of the command line, and the time that importing fscl adds to importing torch."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ PROGRAMS = {
 
 
 def measure(quick: bool) -> dict[str, Any]:
-    """Wall time of whole processes, taking turns."""
+    """Wall time of whole processes, which take turns."""
     calls = {name: lambda code=code: _run(code) for name, code in PROGRAMS.items()}
     seconds = alternately(calls, rounds=3 if quick else 9)
     torch = seconds["import torch"]

@@ -1,4 +1,4 @@
-"""Timing side by side: calls take turns within one run, so that a machine that slows down slows all of them."""
+"""Timing side by side: calls take turns, so a machine that slows down slows all of them."""
 
 import gc
 import statistics
@@ -13,7 +13,7 @@ __all__ = ["Quartiles", "alternately", "quartiles", "ratio", "synchronise"]
 
 @dataclass(frozen=True)
 class Quartiles:
-    """Median and quartiles of n repetitions: times have a long tail, of which a mean and its interval would tell."""
+    """Median and quartiles of n repetitions. Times have a long tail, which would dominate a mean."""
 
     median: float
     low: float
@@ -27,14 +27,17 @@ class Quartiles:
 def alternately(
     calls: Mapping[str, Callable[[], object]], rounds: int, warmup: int = 1, budget: float | None = None
 ) -> dict[str, list[float]]:
-    """Seconds of each call, ``rounds`` times each, taking turns; the order is turned round after every round.
+    """Seconds of each call in each round. Calls take turns; their order is reversed after every round.
 
     Args:
-        calls: what to time, by name. Each call must end with its work done (synchronise a GPU inside it). One that
-            returns a float has timed the part that counts itself.
-        rounds: how many times each is timed.
-        warmup: rounds before those, not counted.
-        budget: seconds after which no further round is begun (at least three are made).
+        calls: the calls to time, by name. A call must return only when its work is done, so it must synchronise a GPU.
+            A call that returns a float has timed itself, and this number counts.
+        rounds: how many times each call is timed.
+        warmup: earlier rounds that do not count.
+        budget: seconds after which no further round begins; there are at least three rounds.
+
+    Returns:
+        Seconds by name, in the order of the rounds.
     """
     order = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -48,14 +51,14 @@ def alternately(
             break
         for name in order:
             start = time.perf_counter()
-            own = calls[name]()
-            seconds[name].append(own if isinstance(own, float) else time.perf_counter() - start)
+            timed_itself = calls[name]()
+            seconds[name].append(timed_itself if isinstance(timed_itself, float) else time.perf_counter() - start)
         order.reverse()
     return seconds
 
 
 def quartiles(values: Sequence[float]) -> Quartiles:
-    """Median and quartiles."""
+    """Median and quartiles of values."""
     values = list(values)
     if len(values) < 2:
         return Quartiles(values[0], values[0], values[0], len(values))
@@ -64,11 +67,11 @@ def quartiles(values: Sequence[float]) -> Quartiles:
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Quartiles:
-    """Of two calls timed by :func:`alternately`: the ratio round by round, so that drift cancels."""
+    """Ratio of two calls timed by :func:`alternately`. It is taken in each round, so drift of the machine cancels."""
     return quartiles([a / b for a, b in zip(numerator, denominator, strict=True)])
 
 
 def synchronise(device: str | torch.device) -> None:
-    """Waits until a GPU has done its work."""
+    """Waits until a GPU has done its work; does nothing on a CPU."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Training images a second: a bare PyTorch loop, the same training through fscl, and through stock Avalanche."""
+"""Training images per second: a bare PyTorch loop, the same training with fscl, and with stock Avalanche."""
 
 import time
 from dataclasses import asdict
@@ -28,7 +28,7 @@ from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, wit
 
 __all__ = ["measure"]
 
-# benchmark, what it changes, and the learner; stock Avalanche trains the same network with Naive
+# benchmark, changed settings, and learner; stock Avalanche trains the same network with Naive
 CASES = (
     ("split_digits", {}, "naive"),
     ("split_digits", {}, "atom_swapping"),
@@ -42,13 +42,13 @@ CASES = (
 
 
 def measure(quick: bool, data: str | None = None, device: str = "cpu") -> dict[str, Any]:
-    """Rows with images a second (median, quartiles) of the three, and their ratios, round by round."""
+    """Rows with images per second (median and quartiles) of the three contenders, and their ratios in each round."""
     rows, skipped = [], []
     for name, changes, learner in CASES:
         settings = [f"{key}={value}" for key, value in changes.items()]
         benchmark, strategy = with_overrides(load_benchmark(name), load_strategy(learner), settings)
         if find_data(benchmark.data.name, data) is None:
-            skipped.append(f"{name}: its images are not here")
+            skipped.append(f"{name}: its images are missing")
             continue
         slow = "SlimResNet18" in benchmark.model.name and device == "cpu"
         images = (320 if slow else 1280) if quick else (640 if slow else 2500)
@@ -66,7 +66,7 @@ def _row(
     n = len(stream.train_stream[1].dataset)
     calls = {
         "bare": _Bare(benchmark, strategy, stream, device),
-        "fscl": _Ours(benchmark, strategy, stream, device),
+        "fscl": _Fscl(benchmark, strategy, stream, device),
         "avalanche": _Stock(benchmark, stream, device),
     }
     seconds = alternately(calls, rounds)
@@ -85,7 +85,7 @@ def _row(
 
 
 class _Bare:
-    """The loop that one would write for one network and tensors in memory: the limit."""
+    """A plain PyTorch loop for one network and tensors in memory. It is the upper limit of the speed."""
 
     def __init__(self, benchmark: BenchmarkRecipe, strategy: Any, stream: Stream, device: str) -> None:
         training = benchmark.training
@@ -98,11 +98,11 @@ class _Bare:
             freeze_coefficients(self.model)
             own = entry_kinds(self.model)
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in own)  # as atom swapping does: all else is shared
+                parameter.requires_grad_(name in own)  # as in atom swapping: shared parameters are frozen
         self.model.to(self.device)
         self.channels_last = training.channels_last
         if self.channels_last:
-            self.model.to(memory_format=torch.channels_last)  # filters too, which fscl leaves alone
+            self.model.to(memory_format=torch.channels_last)  # also the filters, whose layout fscl does not change
         precision = Acceleration(training.precision).resolved(self.device)
         self.dtype = None if precision == "float32" else getattr(torch, precision)
         trained = [p for p in self.model.parameters() if p.requires_grad]
@@ -132,7 +132,7 @@ class _Bare:
 
 
 class _Epoch(SupervisedPlugin):
-    """Times an epoch: the experience's own set-up is not in it, for the bare loop has none."""
+    """Times an epoch. The set-up of the experience is not timed, because the bare loop has none."""
 
     supports_distributed = False
 
@@ -148,8 +148,8 @@ class _Epoch(SupervisedPlugin):
         self.seconds = time.perf_counter() - self.began
 
 
-class _Ours:
-    """What ``fscl run`` does."""
+class _Fscl:
+    """Training as in ``fscl run``."""
 
     def __init__(self, benchmark: BenchmarkRecipe, strategy: Any, stream: Stream, device: str) -> None:
         training = benchmark.training.model_copy(update={"epochs": 1})
@@ -157,7 +157,7 @@ class _Ours:
         self.trainer = Trainer(stream, learner, training, benchmark.model, device=device)
         self.stream, self.epoch = stream, _Epoch()
         self.trainer.strategy.plugins.append(self.epoch)
-        self.trainer.strategy.train(stream.train_stream[0])  # after which coefficients are frozen
+        self.trainer.strategy.train(stream.train_stream[0])  # coefficients are frozen after the first task
 
     def __call__(self) -> float:
         self.trainer.strategy.train(self.stream.train_stream[1])
@@ -165,7 +165,7 @@ class _Ours:
 
 
 class _Stock:
-    """What a user of Avalanche alone has: PIL images, torchvision's transforms, Naive."""
+    """Training with Avalanche alone: PIL images, torchvision's transforms, Naive."""
 
     def __init__(self, benchmark: BenchmarkRecipe, stream: Stream, device: str) -> None:
         channels, size, _ = stream.image_shape
@@ -179,8 +179,8 @@ class _Stock:
         for label in (0, 1):
             data = _Pictures(_task(stream, label))
             parts.append(labelled(data, data.targets, label, tv.Compose(steps), tv.Compose(steps[-2:])))
-        made = with_task_labels(with_classes_timeline(benchmark_from_datasets(train=parts)))
-        for experience in made.train_stream:
+        tasks = with_task_labels(with_classes_timeline(benchmark_from_datasets(train=parts)))
+        for experience in tasks.train_stream:
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
         training, model = benchmark.training, benchmark.model
         network = build_network(model.name, stream.image_shape, stream.classes_per_task, model.args)
@@ -197,7 +197,7 @@ class _Stock:
             plugins=[self.epoch],
             evaluator=None,
         )
-        self.stream = made.train_stream
+        self.stream = tasks.train_stream
 
     def __call__(self) -> float:
         self.strategy.train(self.stream[1])
@@ -205,7 +205,7 @@ class _Stock:
 
 
 class _Pictures(Dataset[tuple[Image.Image, int]]):
-    """As torchvision's CIFAR and MNIST data sets give them."""
+    """PIL images, as torchvision's CIFAR and MNIST data sets return them."""
 
     def __init__(self, task: InMemoryBatches) -> None:
         self.arrays = np.ascontiguousarray(task.images.permute(0, 2, 3, 1).squeeze(-1).numpy())
@@ -219,7 +219,7 @@ class _Pictures(Dataset[tuple[Image.Image, int]]):
 
 
 def _task(stream: Stream, label: int) -> InMemoryBatches:
-    """The training images of a task, their targets and transform."""
+    """The training images of a task, with targets and transform."""
     return InMemoryBatches(DataLoader(stream.train_stream[label].dataset), torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""The command line of fscl, a file a command. Slow libraries are imported where they are used."""
+"""The command line of fscl. Each command has its own file. Slow libraries are imported inside the commands."""
 
 import contextlib
 import sys
@@ -29,11 +29,11 @@ app.command("list")(list_)
 for command in (run, report, heatmap, similarity, tune):
     app.command()(command)
 
-INTERRUPTED = 130  # what typer makes of Ctrl-C, too
+INTERRUPTED = 130  # typer exits with this code after Ctrl-C, too
 
 
 def main() -> None:
-    """Runs the command line; a user's mistake is one line and exit code 2."""
+    """Runs the command line. A user's mistake gives one line on stderr and exit code 2."""
     try:
         with told_to_stop():
             app()
@@ -44,6 +44,6 @@ def main() -> None:
         code = INTERRUPTED if isinstance(stop, KeyboardInterrupt) else stop.code
         if code != INTERRUPTED and not isinstance(stop, ToldToStop):
             raise
-        with contextlib.suppress(OSError):  # of a terminal that is gone
+        with contextlib.suppress(OSError):  # the terminal may be gone
             typer.echo(STOPPED, err=True)
         sys.exit(code)

@@ -1,4 +1,4 @@
-"""``fscl heatmap``: the similarity of the tasks in a bank, as a picture."""
+"""``fscl heatmap`` draws the similarity of the tasks in a bank."""
 
 from pathlib import Path
 from typing import Annotated
@@ -32,7 +32,7 @@ def heatmap(
         raise FsclError(f"{banks[0]}: {len(bank)} task in the bank; a heatmap needs at least 2")
     similarity = bank.similarity(metric, aggregate).numpy()
     figure = similarity_heatmap(similarity, bank.names, label=similarity_label(metric, aggregate)).figure
-    assert isinstance(figure, Figure)  # the axes are not in a part of one
+    assert isinstance(figure, Figure)  # not a SubFigure
     write_atomically(out, lambda temporary: figure.savefig(temporary, dpi=150))
     typer.echo(
         f"{len(bank)} tasks, {len(bank.layers)} layers, {metric} ({aggregate} over layers) -> {printable(str(out))}"

@@ -1,4 +1,4 @@
-"""``fscl list``: what there is to run."""
+"""``fscl list`` lists the benchmarks and strategies."""
 
 from fscl.cli.options import Data
 
@@ -17,8 +17,8 @@ def list_(data: Data = None) -> None:
     benchmarks = Table("benchmark", "what it is", "data", title="Benchmarks", title_justify="left", box=None)
     for name in find_recipes("benchmarks"):
         recipe = load_benchmark(name)
-        where = find_data(recipe.data.name, data)
-        benchmarks.add_row(name, recipe.description, "[green]present[/]" if where else "[yellow]missing[/]")
+        present = find_data(recipe.data.name, data) is not None
+        benchmarks.add_row(name, recipe.description, "[green]present[/]" if present else "[yellow]missing[/]")
     strategies = Table("strategy", "what it is", title="Strategies", title_justify="left", box=None)
     for name in find_recipes("strategies"):
         strategies.add_row(name, load_strategy(name).description)

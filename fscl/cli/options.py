@@ -1,4 +1,4 @@
-"""What several commands take, and check before anything is trained. Slow libraries are imported where they are used."""
+"""Options that several commands share, and their checks before training. Slow libraries are imported inside."""
 
 import os
 from pathlib import Path
@@ -26,25 +26,29 @@ __all__ = [
 
 Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else FSCL_DATA, else ./data.")]  # noqa: UP045
 Trust = Annotated[
-    bool, typer.Option("--trust", help="Build whatever the recipe files name: they may then run any code.")
+    bool, typer.Option("--trust", help="Trust the recipe files: they may name any network and run any code.")
 ]
 
 
 def check_specs(specs: "list[RunSpec]") -> None:
-    """Refuses, before anything is trained, what would fail in every run; the specs differ by strategy only."""
+    """Checks runs before anything is trained. The specs differ only by strategy.
+
+    Raises:
+        FsclError: something would fail in every run.
+    """
     from fscl.continual.learner import strategy_class
     from fscl.runs.building import check_runnable, check_trusted, load_stream
 
     for spec in specs:
         check_trusted(spec)
-        strategy_class(spec.strategy.class_path, spec.strategy.args)  # sooner than images are read
+        strategy_class(spec.strategy.class_path, spec.strategy.args)  # before images are read, which takes longer
     stream = load_stream(specs[0])
     for spec in specs:
         check_runnable(spec, stream)
 
 
 def recorded(failed: "Outcome") -> bool:
-    """Whether a run that failed left a record for the report to list."""
+    """Whether a failed run left a record, which the report can list."""
     from fscl.runs.results import load_run
 
     try:
@@ -55,32 +59,32 @@ def recorded(failed: "Outcome") -> bool:
 
 
 def check_writable(out: Path, option: str = "--out") -> None:
-    """Makes the folder if it is not there.
+    """Makes the folder if it does not exist.
 
     Raises:
-        FsclError: it cannot be made or written to.
+        FsclError: the folder cannot be made or written to.
     """
     try:
         out.mkdir(parents=True, exist_ok=True)
         probe = out / f".probe{os.getpid()}"
         probe.touch()
-        probe.unlink(missing_ok=True)  # a process of this number on another machine may have done it
+        probe.unlink(missing_ok=True)  # a process with this id on another machine may have removed it
     except OSError as error:
         raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
 
 
 def data_base(data: Path | None) -> Path:
-    """The data folder, absolute: runs may start in another place."""
+    """The data folder as an absolute path, because runs may start in another folder."""
     from fscl.data.datasets import data_root
 
     return data_root(data).absolute()
 
 
 def find_device(name: str) -> str:
-    """The device of that name; of ``auto``, a GPU if there is one.
+    """The device of this name. ``auto`` is a GPU if there is one, else the CPU.
 
     Raises:
-        FsclError: it is not to be had.
+        FsclError: the device is not available.
     """
     import torch
 
@@ -89,20 +93,20 @@ def find_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise FsclError(f"--device {name}: not to be had here ({str(error).splitlines()[0]})") from error
+        raise FsclError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
     return name
 
 
 def complain(message: object) -> None:
-    """One line on the error stream."""
+    """Prints an error as one line to stderr."""
     typer.echo(f"error: {' '.join(str(message).split())}", err=True)
 
 
 def complain_of(failed: "list[Outcome]") -> None:
-    """A line for each reason for which runs failed."""
-    groups: dict[str, list[Outcome]] = {}
+    """Prints one line for each error that failed runs had. Runs with the same error share a line."""
+    by_error: dict[str, list[Outcome]] = {}
     for outcome in failed:
-        groups.setdefault(outcome.error, []).append(outcome)
-    for error, alike in groups.items():
-        more = f" (and {len(alike) - 1} more)" if len(alike) > 1 else ""
-        complain(f"{alike[0].folder}{more}: {error}")
+        by_error.setdefault(outcome.error, []).append(outcome)
+    for error, outcomes in by_error.items():
+        more = f" (and {len(outcomes) - 1} more)" if len(outcomes) > 1 else ""
+        complain(f"{outcomes[0].folder}{more}: {error}")

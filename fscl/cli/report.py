@@ -1,4 +1,4 @@
-"""``fscl report``: the table and the pages of runs that are there."""
+"""``fscl report`` prints the table of runs and writes their report."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,16 +14,21 @@ __all__ = ["report", "show_report"]
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Folders with runs, at any depth, or reports' runs.json.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders with runs at any depth, or runs.json files of reports.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("report"),
 ) -> None:
-    """Write the report of any mixture of runs: one HTML page and one Markdown page."""
+    """Write the report of any runs as one HTML page and one Markdown page."""
     from rich.console import Console
 
     show_report(runs, out, Console())
 
 
 def show_report(folders: list[Path], out: Path, console: "Console") -> None:
+    """Prints the summary table of all runs in the folders, and writes their report to ``out``.
+
+    Raises:
+        FsclError: no run is found, or the report cannot be written.
+    """
     from fscl.report.page import write_report
     from fscl.report.summary import group_runs, summary_rows
     from fscl.report.table import rich_table

@@ -1,4 +1,4 @@
-"""``fscl run``: learners on a benchmark, their table and their report."""
+"""``fscl run`` trains strategies on a benchmark, prints their table and writes their report."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
-# where test images come without the label of their task
+# for the scenarios in which test images have no task label
 WITHOUT_LABELS = ("atom_selection", "naive", "ewc", "replay", "joint")
 
 
@@ -26,16 +26,19 @@ def run(
         Optional[list[str]],  # noqa: UP045
         typer.Option("-s", "--strategy", help="A strategy's name, or the path of a TOML file; may be repeated."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="How many seeds, counted from 0.")] = 3,
+    seeds: Annotated[int, typer.Option(help="Number of seeds; they are counted from 0.")] = 3,
     data: Data = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("runs"),
-    jobs: Annotated[Optional[int], typer.Option(help="Runs at a time; by default one a core, or one on a GPU.")] = None,  # noqa: UP045
+    jobs: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(help="Runs at a time; by default one per core, or one on a GPU."),
+    ] = None,
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045
         typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe: training.epochs=2, args.num_atoms=6."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads a run; numbers depend on it in the last digits.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads per run; the last digits of results depend on it.")] = 1,
     validation: Annotated[
         float, typer.Option(help="Test on this share of the training images instead of the test images.")
     ] = 0.0,
@@ -45,9 +48,11 @@ def run(
     engine: Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")] = "local",
     address: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Of the Ray cluster, HOST:PORT; by default RAY_ADDRESS, or one on this machine."),
+        typer.Option(help="Ray cluster, HOST:PORT; by default RAY_ADDRESS, else a cluster on this machine."),
     ] = None,
-    gpus_per_run: Annotated[float, typer.Option(help="GPUs of the Ray cluster for each run; 0.5 shares one.")] = 0.0,
+    gpus_per_run: Annotated[
+        float, typer.Option(help="GPUs per run on the Ray cluster; with 0.5, two runs share one GPU.")
+    ] = 0.0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     trust: Trust = False,
     report_to: Annotated[
@@ -55,7 +60,7 @@ def run(
         typer.Option("--report", help="Folder of the report; <out>/<benchmark>/report by default."),
     ] = None,
 ) -> None:
-    """Train strategies on a benchmark, print the table, write the report. What is finished is not run again."""
+    """Train strategies on a benchmark, print the table, write the report. Finished runs are not run again."""
     from rich.console import Console
 
     from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
@@ -71,21 +76,21 @@ def run(
     console = Console()
     recipe = load_benchmark(benchmark, trust)
     scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
-    usual = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
-    learners = [load_strategy(s, trust) for s in dict.fromkeys(strategy or usual)]
+    default = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
+    learners = [load_strategy(s, trust) for s in dict.fromkeys(strategy or default)]
     names = [learner.name for learner in learners]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise FsclError(f"two strategies are named {twice[0]!r}; give one of them another name in its file")
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise FsclError(f"two strategies are named {repeated[0]!r}; give one of them another name in its file")
     pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]
-    if strange := sorted(set(recipe.strategies) - set(names) - set(find_recipes("strategies"))):
+    if unknown := sorted(set(recipe.strategies) - set(names) - set(find_recipes("strategies"))):
         known = ", ".join(dict.fromkeys([*names, *find_recipes("strategies")]))
-        raise FsclError(f"{benchmark}: unknown key 'strategies.{strange[0]}'; known strategies: {known}")
+        raise FsclError(f"{benchmark}: unknown key 'strategies.{unknown[0]}'; known strategies: {known}")
     for folder in (out, report_to):
         if folder is not None:
             check_writable(folder)
     specs = [RunSpec(b, s, seed, None, device, threads, validation, loader) for seed in range(seeds) for b, s in pairs]
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
-    if todo:  # what is finished needs neither PyTorch nor Avalanche
+    if todo:  # finished runs need neither PyTorch nor Avalanche
         with console.status("Loading Avalanche and PyTorch ..."):
             if jobs != 1 and cluster is None and len(todo) > 1:
                 warm_up()
@@ -111,13 +116,13 @@ def run(
 
 def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | None":
     if name not in ("local", "ray"):
-        raise FsclError(f"--engine is {name!r}; local or ray would do")
+        raise FsclError(f"--engine is {name!r}; use local or ray")
     if gpus_per_run < 0:
         raise FsclError(f"--gpus-per-run is {gpus_per_run}; it must be at least 0")
     if name == "local":
-        for option, given in (("--address", address), ("--gpus-per-run", gpus_per_run)):
-            if given:
-                raise FsclError(f"{option} is for --engine ray")
+        for option, value in (("--address", address), ("--gpus-per-run", gpus_per_run)):
+            if value:
+                raise FsclError(f"{option} is {value}; it needs --engine ray")
         return None
     from fscl.runs.cluster import RayEngine
 
@@ -125,7 +130,7 @@ def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | No
 
 
 def _remote_device(name: str, gpus_per_run: float) -> str:
-    """Of whichever machine a run comes to; whether it is there shows there."""
+    """The device of a run on the cluster. Only the machine that does the run can tell whether it has the device."""
     if name != "auto":
         return name
     return "cuda" if gpus_per_run else "cpu"

@@ -1,4 +1,4 @@
-"""``fscl similarity``: fine-tuned checkpoints compared by their filters."""
+"""``fscl similarity`` compares fine-tuned checkpoints by their filters."""
 
 from pathlib import Path
 from typing import Annotated, Optional
@@ -20,18 +20,21 @@ def similarity(
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("similarity"),
     arch: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Their network: torchvision:resnet18, pytorchcv:NAME, or your own module:callable."),
+        typer.Option(help="Network of the checkpoints: torchvision:resnet18, pytorchcv:NAME or module:callable."),
     ] = None,
     atoms: Annotated[
         int,
-        typer.Option(help="Atoms of a 3x3 layer for each start; 9 are those of one network, 9 a network are exact."),
+        typer.Option(
+            help="Atoms of a 3x3 layer for each start. 9 atoms represent one network exactly; 9 per network represent "
+            "all of them exactly."
+        ),
     ] = 9,
     metric: Annotated[str, typer.Option(help="cosine, filter, grassmann or projection.")] = "cosine",
     aggregate: Annotated[
         str,
         typer.Option(
-            help="mean, product (of squares) or depth, over layers. The mean reads the same at any depth; over 20 "
-            "layers the product is near 0 for all but copies, and depth needs the layers in order (--arch)."
+            help="mean, product (of squares) or depth, over layers. The mean has the same scale for any number of "
+            "layers. Over 20 layers the product is near 0 except for copies. depth needs layers in order (--arch)."
         ),
     ] = "mean",
     bank: Annotated[
@@ -39,13 +42,13 @@ def similarity(
         typer.Option(help="Save the networks as an atom bank in this .safetensors file; needs --arch."),
     ] = None,
     skip_broken: Annotated[
-        bool, typer.Option("--skip-broken", help="Leave out files that cannot be used, and say which.")
+        bool, typer.Option("--skip-broken", help="Leave out files that cannot be used, and list them.")
     ] = False,
 ) -> None:
-    """Compare fine-tuned checkpoints by their filters: which are alike, and which share a start. No data is needed.
+    """Compare fine-tuned checkpoints by their filters: which are similar, and which share a start. No data is needed.
 
     Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
-    are not compared. Other convolutions that cannot be compared are named, and then the numbers are not trusted.
+    are not compared. If other convolutions cannot be compared, they are listed and the numbers are not trusted.
     """
     from rich.console import Console
 
@@ -60,25 +63,25 @@ def similarity(
     if bank is not None and (arch is None or bank.suffix != ".safetensors"):
         raise FsclError(f"--bank {bank}: give --arch and a .safetensors file; a bank restores networks")
     architecture = None if arch is None else Architecture(arch)
-    found = load_checkpoints(checkpoints, architecture, skip_broken)
+    loaded = load_checkpoints(checkpoints, architecture, skip_broken)
     if bank is not None:
         check_writable(bank.parent, "--bank")
     check_writable(out)
-    with Console(stderr=True).status(f"Comparing {len(found.states)} checkpoints ..."):
-        joint = joint_decompose(found.states, atoms, found.layers)
-        compared = compare(joint, metric, aggregate, found.not_compared)
-    more = {
+    with Console(stderr=True).status(f"Comparing {len(loaded.states)} checkpoints ..."):
+        joint = joint_decompose(loaded.states, atoms, loaded.layers)
+        compared = compare(joint, metric, aggregate, loaded.not_compared)
+    extra = {
         "arch": arch,
-        "files": {name: printable(str(path)) for name, path in found.files.items()},
-        "left_out": {printable(str(path)): reason for path, reason in found.left_out.items()},
+        "files": {name: printable(str(path)) for name, path in loaded.files.items()},
+        "left_out": {printable(str(path)): reason for path, reason in loaded.left_out.items()},
     }
-    written = write_comparison(compared, out, more)
+    written = write_comparison(compared, out, extra)
     note = ""
     if bank is not None and architecture is not None:
         compared.joint.bank(architecture.network).save(bank)
         note = bank_note(compared)
     for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
         typer.echo(line)
-    for path, reason in found.left_out.items():
+    for path, reason in loaded.left_out.items():
         typer.echo(f"left out: {printable(str(path))}: {' '.join(reason.split())}", err=True)
     typer.echo(f"-> {', '.join(printable(str(file)) for file in [*written, *([bank] if bank else [])])}")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP, which schedulers and closed terminals send, end a command as Ctrl-C does."""
+"""SIGTERM and SIGHUP end a command as Ctrl-C does. Schedulers send the first, closed terminals the second."""
 
 import contextlib
 import os
@@ -9,38 +9,38 @@ from collections.abc import Iterator
 __all__ = ["STOPPED", "ToldToStop", "told_to_stop"]
 
 STOPPED = "stopped; run the same command again to go on"
-PATIENCE = 5.0  # seconds
+PATIENCE = 5.0  # seconds in which a command may end by itself
 
 
 class ToldToStop(SystemExit):
-    """Another process, or a terminal that was closed, has asked for the end."""
+    """A signal of another process, or of a closed terminal, asked the command to end."""
 
 
 @contextlib.contextmanager
 def told_to_stop() -> Iterator[None]:
-    """Within the block :class:`ToldToStop` is raised at either signal, unless it is ignored, as below ``nohup``."""
+    """Within the block both signals raise :class:`ToldToStop`. An ignored signal, as under ``nohup``, stays ignored."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    if threading.current_thread() is not threading.main_thread():  # where no signal arrives
+    if threading.current_thread() is not threading.main_thread():  # only the main thread may handle signals
         numbers = []
-    taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
-    late: list[threading.Timer] = []
+    handled = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    timers: list[threading.Timer] = []
 
     def stop(number: int, _: object) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second time it ends at once
-        # a library's callback can swallow what is raised here; what is finished is on disk, whatever ends it
-        late.append(threading.Timer(PATIENCE, _end_at_once, [128 + number]))
-        late[-1].daemon = True
-        late[-1].start()
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        # A library's callback can swallow the exception, so a timer ends the process. Finished work is on disk.
+        timers.append(threading.Timer(PATIENCE, _end_at_once, [128 + number]))
+        timers[-1].daemon = True
+        timers[-1].start()
         raise ToldToStop(128 + number)
 
-    for number in taken:
+    for number in handled:
         signal.signal(number, stop)
     try:
         yield
     finally:
-        for timer in late:
+        for timer in timers:
             timer.cancel()
-        for number in taken:
+        for number in handled:
             signal.signal(number, signal.SIG_DFL)
 
 

@@ -1,5 +1,6 @@
-"""``fscl tune``: settings of learners, chosen on held-out training images of the first tasks."""
+"""``fscl tune`` chooses the settings of strategies on held-out training images of the first tasks."""
 
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
@@ -34,38 +35,38 @@ def tune(
         typer.Option("-s", "--strategy", help="A strategy's name, or the path of a TOML file; may be repeated."),
     ],
     trials: Annotated[
-        int, typer.Option(help="Settings tried of each strategy, its own among them; all of its grid if that is less.")
+        int, typer.Option(help="Settings tried per strategy, its own included; at most its whole grid.")
     ] = 6,
-    tasks: Annotated[int, typer.Option(help="Tasks learned in a trial: the first of the stream.")] = 3,
+    tasks: Annotated[int, typer.Option(help="Tasks that a trial learns, the first ones of the stream.")] = 3,
     validation: Annotated[
-        float, typer.Option(help="Share of the training images to judge by; no test image is looked at.")
+        float, typer.Option(help="Share of the training images that judges a trial; test images are never used.")
     ] = 0.1,
     seed: Annotated[
         int,
-        typer.Option(help="Of all trials. Its order of classes is to be none of those reported, which count from 0."),
+        typer.Option(help="Seed of all trials. Reported runs count from 0, so take a seed that they do not use."),
     ] = 100,
     data: Data = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("runs/tune"),
     jobs: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Trials at a time; by default one a core, or one on a GPU."),
+        typer.Option(help="Trials at a time; by default one per core, or one on a GPU."),
     ] = None,
     set_: Annotated[
         Optional[list[str]],  # noqa: UP045
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe, for the trials alone: training.epochs=2."),
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a recipe in the trials only: training.epochs=2."),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads a trial.")] = 1,
+    threads: Annotated[int, typer.Option(help="CPU threads per trial.")] = 1,
     trust: Trust = False,
     file: Annotated[
         Optional[Path],  # noqa: UP045
-        typer.Option("--recipe", help="The recipe found; by default <out>/<benchmark>/<benchmark>.toml."),
+        typer.Option("--recipe", help="File of the tuned recipe; by default <out>/<benchmark>/<benchmark>.toml."),
     ] = None,
 ) -> None:
-    """Choose strategies' settings from the grids in their files, and write the benchmark's recipe with them.
+    """Choose the settings of strategies from the grids in their files, and write the benchmark's recipe with them.
 
-    A trial learns the first tasks and is judged by its accuracy on held-out training images. What is finished is not
-    run again.
+    A trial learns the first tasks and is judged by its accuracy on held-out training images.
+    Finished trials are not run again.
     """
     from rich.console import Console
 
@@ -92,36 +93,39 @@ def tune(
         place, base = find_device(device), str(data_base(data))
         planned = plan(recipe, learners, protocol, data=base, device=place, threads=threads)
         source = find_recipe("benchmarks", benchmark)
-        changed_text(source, {of_one[0].spec.strategy.name: of_one[0].settings for of_one in planned}, {})  # can it be?
-        check_specs([of_one[0].spec for of_one in planned])
+        own_trials = [strategy_trials[0] for strategy_trials in planned]
+        # fails now, not after hours of trials, if settings cannot be added to the file
+        changed_text(source, {trial.spec.strategy.name: trial.settings for trial in own_trials}, {})
+        check_specs([trial.spec for trial in own_trials])
     if jobs is None and place.startswith("cuda"):
         jobs = 1  # trials would share one GPU's memory
-    outcomes = sweep([trial.spec for of_one in planned for trial in of_one], out, jobs, console=console)
+    outcomes = sweep([trial.spec for trial in itertools.chain(*planned)], out, jobs, console=console)
     failed = [o for o in outcomes if o.error]
     complain_of(failed)
     if not all(recorded(o) for o in failed):
-        complain("some trials did not end, so nothing is chosen; run the same command again to go on")
+        complain("some trials did not end, so no settings are chosen; run the same command again to go on")
         raise typer.Exit(1)
-    found = [tuned(learner, of_one, out) for learner, of_one in zip(learners, planned, strict=True)]
-    console.print(_table(found))
-    write_record(folder / "tune.json", recipe, protocol, found)
-    write_recipe(source, file, protocol, found)
+    results = [tuned(learner, strategy_trials, out) for learner, strategy_trials in zip(learners, planned, strict=True)]
+    console.print(_table(results))
+    write_record(folder / "tune.json", recipe, protocol, results)
+    write_recipe(source, file, protocol, results)
     console.print(f"Trials: {folder / 'tune.json'}", highlight=False, markup=False, soft_wrap=True)
     console.print(f"Recipe: {file}", highlight=False, markup=False, soft_wrap=True)
     if failed:
         raise typer.Exit(1)
 
 
-def _table(found: "Sequence[Tuned]") -> "Table":
+def _table(results: "Sequence[Tuned]") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
     table = Table("strategy", "trials", "best settings", box=None)
     for column in ("accuracy", "own settings'"):
         table.add_column(column, justify="right")
-    for one in found:
-        count = f"{len(one.trials)}, all" if one.whole else f"{len(one.trials)} of {one.candidates}"
-        best = "its own" if one.best is one.own else ", ".join(f"{k} = {v}" for k, v in one.best.settings.items())
-        shares = ("-" if t.accuracy is None else f"{100 * t.accuracy:.1f} %" for t in (one.best, one.own))
-        table.add_row(escape(one.strategy.title or one.strategy.name), count, escape(best), *shares)
+    for result in results:
+        best, own, count = result.best, result.own, len(result.trials)
+        tried = f"{count}, all" if result.whole else f"{count} of {result.candidates}"
+        settings = "its own" if best is own else ", ".join(f"{k} = {v}" for k, v in best.settings.items())
+        accuracies = ("-" if t.accuracy is None else f"{100 * t.accuracy:.1f} %" for t in (best, own))
+        table.add_row(escape(result.strategy.title or result.strategy.name), tried, escape(settings), *accuracies)
     return table

@@ -1,4 +1,4 @@
-"""Run folders -> one self-contained HTML page and one Markdown page that say the same."""
+"""Writes a report of runs: one self-contained HTML page and one Markdown page with the same content."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PACKAGE = Path(fscl.__file__).parent
 
 @dataclass(frozen=True)
 class ReportPaths:
-    """What :func:`write_report` wrote."""
+    """The files that :func:`write_report` wrote."""
 
     html: Path
     markdown: Path
@@ -37,14 +37,14 @@ class ReportPaths:
 
 
 def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | None = None) -> ReportPaths:
-    """Write ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
+    """Writes ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
-    One section for each benchmark. The runs themselves are kept in ``runs.json``, from which the report can be made
-    again without the run folders. A report that would not change is left as it is. All files are written under
-    temporary names and then renamed, so a report that is there already stays whole until its successor is.
+    There is one section for each benchmark. The records of the runs are kept in ``runs.json``, so the report can be
+    made again without the run folders. A report that would not change is not written again. All files are written
+    under temporary names and then renamed, so an earlier report stays whole until the new one is complete.
 
     Raises:
-        FsclError: no run is given.
+        FsclError: there is no run.
     """
     if not runs:
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
@@ -88,7 +88,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
 
 
 def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:
-    """A hash of all that decides what a report shows: its runs, its title, and the code that draws it."""
+    """A hash of everything that decides what a report shows: runs, title, the code, and the versions of libraries."""
     digest = hashlib.sha256(f"{title}\n{runs_text(runs)}".encode())
     for package in ("matplotlib", "seaborn", "numpy", "scipy"):
         digest.update(f"{package} {version(package)}\n".encode())
@@ -98,7 +98,7 @@ def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:
 
 
 def _drawn_figures(html: Path, markdown: Path, kept: Path, stamp: str) -> tuple[Path, ...] | None:
-    """The figures of a report with this stamp that is there and whole; None if the report must be drawn."""
+    """The figures of the existing report if it has this stamp and is whole; None if the report must be drawn."""
     try:
         with open(html, encoding="utf-8") as file:
             head = file.read(1000)
@@ -111,7 +111,7 @@ def _drawn_figures(html: Path, markdown: Path, kept: Path, stamp: str) -> tuple[
 
 
 def escape_markdown(text: object) -> str:
-    """Text as Markdown shows it literally, also inside a table cell.
+    """The text escaped, so that Markdown shows it literally, also inside a table cell.
 
     >>> print(escape_markdown("a|b <i> *c*"))
     a\\|b &lt;i&gt; \\*c\\*
@@ -121,8 +121,8 @@ def escape_markdown(text: object) -> str:
 
 
 def environment(html: bool, *more: BaseLoader) -> Environment:
-    """Our templates, and those of further loaders, for HTML or for Markdown."""
-    made = Environment(
+    """A Jinja environment for HTML or for Markdown, with the templates of this package and of further loaders."""
+    templates = Environment(
         loader=ChoiceLoader([*more, PackageLoader("fscl.report")]),
         autoescape=html,
         undefined=StrictUndefined,
@@ -130,8 +130,8 @@ def environment(html: bool, *more: BaseLoader) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.filters["md"] = escape_markdown
-    return made
+    templates.filters["md"] = escape_markdown
+    return templates
 
 
 def _pictures(section: Section) -> list[Picture]:
@@ -139,9 +139,9 @@ def _pictures(section: Section) -> list[Picture]:
 
 
 def _unique(slugs: Sequence[str]) -> list[str]:
-    """Names of different characters can end as the same file name; the second one gets a number."""
-    made: list[str] = []
+    """File names without repeats. Different names can give the same slug, and then later ones get a number."""
+    unique: list[str] = []
     for slug in slugs:
-        free = (name for n in itertools.count(2) if (name := f"{slug}-{n}") not in made and name not in slugs)
-        made.append(slug if slug not in made else next(free))
-    return made
+        free = (name for n in itertools.count(2) if (name := f"{slug}-{n}") not in unique and name not in slugs)
+        unique.append(slug if slug not in unique else next(free))
+    return unique

@@ -1,4 +1,4 @@
-"""Does similarity predict forgetting and transfer? Task-by-task matrices of finished runs, set against each other."""
+"""Does similarity predict forgetting and transfer? Correlates task-by-task matrices of finished runs."""
 
 from __future__ import annotations
 
@@ -40,16 +40,20 @@ QUESTIONS: dict[Question, str] = {
     "own": "Own similarity and forgetting",
     "transfer": "Own similarity and transfer",
 }
-ASKED_OF_ATOMS: tuple[Question, ...] = ("atoms", "drop")
-ASKED_OF_ITSELF: tuple[Question, ...] = ("own", "transfer")  # of a learner's own filters
+ASKED_OF_ATOMS: tuple[Question, ...] = ("atoms", "drop")  # uses the similarity of a reference strategy's atoms
+ASKED_OF_ITSELF: tuple[Question, ...] = ("own", "transfer")  # uses the similarity of a learner's own filters
 PREFERRED = "atom_swapping"
-ALL_ALIKE = "accuracy on former tasks is mostly the same: what varies is accuracy right after learning, not forgetting"
+MOSTLY_ONE = "most accuracies on former tasks are equal: accuracy right after learning varies, not forgetting"
 
 
 @dataclass(frozen=True, eq=False)
 class Asked:
-    """A question. ``atoms`` is the label of the strategy whose atoms are asked, "" where it is the learner's own
-    filters; ``words`` are the question in full.
+    """A question.
+
+    Attributes:
+        question: the kind of question.
+        atoms: label of the strategy whose atoms give the similarity; "" for the learner's own filters.
+        words: the question in words.
     """
 
     question: Question
@@ -63,7 +67,7 @@ class Asked:
 
 @dataclass(frozen=True, eq=False)
 class PredictionRow(Asked):
-    """One question, strategy and seed. Undefined when ``rho`` is NaN; ``note`` then says why."""
+    """The answer to one question for one strategy and seed. Undefined: ``rho`` is NaN and ``note`` says why."""
 
     label: str
     seed: int
@@ -92,14 +96,20 @@ class PredictionRow(Asked):
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Asked):
-    """One question and strategy over its seeds: as it is, and among later tasks equally far apart in the stream.
+    """The answer to one question for one strategy, over its seeds.
 
-    These leave out the first task, which alone trains all that is shared: what starts from it is like it, and the time
-    in between does not explain that. ``p`` and ``p_apart`` are adjusted by Holm, each over all rows of the benchmark.
+    Attributes:
+        label: the strategy's label.
+        all_pairs: the correlation over all pairs of tasks.
+        apart: the correlation among later tasks that are equally far apart in the stream. It leaves out the first task,
+            which alone trains all that is shared: tasks that start from it are similar to it at any distance.
+        p, p_apart: p-values of both, adjusted by Holm over all rows of the benchmark.
+        seeds: number of seeds.
+        note: why the answer is undefined for some seeds.
     """
 
     label: str
-    found: PooledCorrelation
+    all_pairs: PooledCorrelation
     apart: PooledCorrelation
     p: float
     p_apart: float
@@ -107,18 +117,18 @@ class Prediction(Asked):
     note: str
 
     def cells(self) -> tuple[str, ...]:
-        """Question, strategy, rho and p, the same at equal distance, seeds where defined, tasks, note."""
+        """Question, strategy, rho and p, rho and p at equal distance, seeds where defined, tasks, note."""
         head = (self.words, self.label)
-        seeds = f"{self.found.n_seeds} of {self.seeds}"
-        numbers = (*_shown(self.found, self.p), *_shown(self.apart, self.p_apart))
-        return (*head, *numbers, seeds, str(self.found.n_tasks), self.note)
+        seeds = f"{self.all_pairs.n_seeds} of {self.seeds}"
+        numbers = (*_shown(self.all_pairs, self.p), *_shown(self.apart, self.p_apart))
+        return (*head, *numbers, seeds, str(self.all_pairs.n_tasks), self.note)
 
 
 def whole_similarity(run: RunRecord) -> Array | None:
-    """The layers' similarities as one (T, T) matrix, aggregated the way the run says; None if it kept none."""
+    """The similarity of all layers as one (T, T) matrix, aggregated as the run says; None if the run kept none."""
     if run.similarity is None or not len(run.similarity.layers):
         return None
-    import torch  # slow to import: only where a similarity is there
+    import torch  # slow to import, and not needed without a similarity
 
     from fscl.similarity.subspace import aggregate_layers
 
@@ -126,82 +136,86 @@ def whole_similarity(run: RunRecord) -> Array | None:
 
 
 def correlation_with_time(runs: Sequence[RunRecord]) -> tuple[float, int]:
-    """Spearman's rho of similarity and of the number of tasks in between, mean over seeds; and of how many.
+    """Spearman's rho of similarity and the number of tasks in between, as a mean over seeds; and the number of seeds.
 
-    Near -1, similarity tells when a task was learned as much as what it is. NaN, of 0 seeds, where it is undefined.
+    Near -1, similarity follows the order in which tasks were learned. The result is (NaN, 0) if rho is undefined.
     """
     from scipy.stats import spearmanr
 
-    found = []
+    correlations = []
     for run in runs:
         matrix = whole_similarity(run)
         if matrix is None:
             continue
         rows, columns = np.tril_indices(len(matrix), -1)
         if len(set(rows - columns)) > 1 and np.ptp(matrix[rows, columns]) > 0:
-            found.append(float(spearmanr(matrix[rows, columns], rows - columns).statistic))
-    return (float(np.mean(found)) if found else math.nan), len(found)
+            correlations.append(float(spearmanr(matrix[rows, columns], rows - columns).statistic))
+    return (float(np.mean(correlations)) if correlations else math.nan), len(correlations)
 
 
 def atom_strategies(groups: Sequence[StrategyRuns]) -> list[StrategyRuns]:
     """The strategies of a benchmark whose similarities come from atoms, ``atom_swapping`` first.
 
-    One whose atoms are those of another, as an ensemble's, is left out.
+    A strategy that uses the atoms of another strategy, as an ensemble does, is left out.
     """
-    having = [g for g in groups if any(r.provenance == "atoms" and r.similarity is not None for r in g.runs)]
-    found: list[StrategyRuns] = []
-    for group in sorted(having, key=lambda g: g.name != PREFERRED):
-        if not any(_same_similarity(group, other) for other in found):
-            found.append(group)
-    return found
+    with_atoms = [g for g in groups if any(r.provenance == "atoms" and r.similarity is not None for r in g.runs)]
+    distinct: list[StrategyRuns] = []
+    for group in sorted(with_atoms, key=lambda g: g.name != PREFERRED):
+        if not any(_same_similarity(group, earlier) for earlier in distinct):
+            distinct.append(group)
+    return distinct
 
 
-def _same_similarity(one: StrategyRuns, other: StrategyRuns) -> bool:
-    ours, theirs = ({run.seed: whole_similarity(run) for run in group.runs} for group in (one, other))
-    shared = [(a, theirs[seed]) for seed, a in ours.items() if seed in theirs]
+def _same_similarity(first: StrategyRuns, second: StrategyRuns) -> bool:
+    of_first, of_second = ({run.seed: whole_similarity(run) for run in group.runs} for group in (first, second))
+    shared = [(a, of_second[seed]) for seed, a in of_first.items() if seed in of_second]
     return bool(shared) and all(a is not None and b is not None and np.array_equal(a, b) for a, b in shared)
 
 
-def _same_pairs(question: Question, one: StrategyRuns, other: StrategyRuns) -> bool:
-    """Whether both say the same, as an ensemble and its atoms do of transfer."""
-    theirs = {run.seed: run for run in other.runs}
-    shared = [(run, theirs[run.seed]) for run in one.runs if run.seed in theirs]
+def _same_answer(question: Question, first: StrategyRuns, second: StrategyRuns) -> bool:
+    """Whether two strategies have equal similarities and outcomes, as an ensemble and its atoms have for transfer."""
+    by_seed = {run.seed: run for run in second.runs}
+    shared = [(run, by_seed[run.seed]) for run in first.runs if run.seed in by_seed]
     if question == "transfer" and any(not len(run.transfer) for pair in shared for run in pair):
         return False
     same = (np.array_equal(_outcome(question, a), _outcome(question, b), equal_nan=True) for a, b in shared)
-    return all(same) and _same_similarity(one, other)
+    return all(same) and _same_similarity(first, second)
 
 
 def predictions(groups: Sequence[StrategyRuns]) -> tuple[list[PredictionRow], list[Prediction]]:
-    """All questions for the strategies of one benchmark: a row for each seed, and the answer over the seeds.
+    """The answers to all questions for the strategies of one benchmark: for each seed, and over the seeds.
 
-    What is asked of atoms is asked of those of each of :func:`atom_strategies`, about all others. Strategies without
-    any similarity of their own still take part in that. Bounds do not: they learn tasks apart, or all at once.
+    The questions about atoms use the atoms of each of :func:`atom_strategies`, and ask about all other strategies,
+    also those without a similarity of their own. Bounds are left out: they learn each task apart, or all at once.
     """
     rows = [
-        _row(asked, group.label, run, given)
+        _row(asked, group.label, run, pair)
         for asked, group, pairs, twin in _questions(groups)
         if twin is None
-        for run, given in zip(group.runs, pairs, strict=True)
+        for run, pair in zip(group.runs, pairs, strict=True)
     ]
     return rows, predictions_over_seeds(groups)
 
 
 def predictions_over_seeds(groups: Sequence[StrategyRuns]) -> list[Prediction]:
-    """The answers of :func:`predictions` alone, in half the time: no seed is tested by itself."""
+    """Only the answers over seeds of :func:`predictions`. This takes half the time: single seeds are not tested."""
     answers = [
         _pooled(asked, group, pairs)
-        if twin is None  # else it is not counted twice
-        else _nothing(asked, group, f"its features are those of {twin}, and so is the answer")
+        if twin is None  # a twin is not counted twice
+        else _undefined(asked, group, f"it has the features of {twin}, so the answer is the same")
         for asked, group, pairs, twin in _questions(groups)
     ]
-    p, p_apart = (_holm([getattr(a, kind).p_value for a in answers]) for kind in ("found", "apart"))
-    return [replace(a, p=one, p_apart=two) for a, one, two in zip(answers, p, p_apart, strict=True)]
+    adjusted = _holm([answer.all_pairs.p_value for answer in answers])
+    adjusted_apart = _holm([answer.apart.p_value for answer in answers])
+    return [
+        replace(answer, p=p, p_apart=p_apart)
+        for answer, p, p_apart in zip(answers, adjusted, adjusted_apart, strict=True)
+    ]
 
 
 @dataclass(frozen=True, eq=False)
 class _Pair:
-    """What one seed has to say: similarity, and what it is to predict. ``note`` says why a correlation is undefined."""
+    """The similarity of one seed and the outcome that it may predict. ``note`` says why a correlation is undefined."""
 
     similarity: Array | None = None
     outcome: Array | None = None
@@ -209,7 +223,10 @@ class _Pair:
 
 
 def _questions(groups: Sequence[StrategyRuns]) -> Iterator[tuple[Asked, StrategyRuns, list[_Pair], str | None]]:
-    """Each question of each strategy, a pair for each seed, and which other strategy has the same ones, if any."""
+    """Yields each question and strategy, a pair for each seed, and the label of its twin or None.
+
+    A twin is an earlier strategy with the same pairs.
+    """
     references = atom_strategies(groups)
     learners = [group for group in groups if group.square and not group.bound]
     for number, reference in enumerate(references):
@@ -221,19 +238,20 @@ def _questions(groups: Sequence[StrategyRuns]) -> Iterator[tuple[Asked, Strategy
                 yield asked, group, [_pair(asked, run, by_seed.get(run.seed)) for run in group.runs], None
     for question in ASKED_OF_ITSELF:
         asked = Asked(question, "", QUESTIONS[question])
-        of_their_own = [group for group in learners if any(run.similarity is not None for run in group.runs)]
-        for place, group in enumerate(of_their_own):
-            twin = next((g.label for g in of_their_own[:place] if _same_pairs(question, group, g)), None)
+        with_similarity = [group for group in learners if any(run.similarity is not None for run in group.runs)]
+        for place, group in enumerate(with_similarity):
+            twin = next((g.label for g in with_similarity[:place] if _same_answer(question, group, g)), None)
             yield asked, group, [_pair(asked, run, run) for run in group.runs], twin
 
 
-def _pair(asked: Asked, run: RunRecord, other: RunRecord | None) -> _Pair:
+def _pair(asked: Asked, run: RunRecord, reference: RunRecord | None) -> _Pair:
+    """The outcome of a run and the similarity of its reference, the run with the atoms or the run itself."""
     count, question = len(run.tasks), asked.question
-    if other is None:
+    if reference is None:
         return _Pair(note=f"no finished run of {asked.atoms} has seed {run.seed}")
-    if other.task_names != run.task_names:
+    if reference.task_names != run.task_names:
         return _Pair(note=f"{asked.atoms} learned other tasks with seed {run.seed}")
-    similarity = whole_similarity(other)
+    similarity = whole_similarity(reference)
     if similarity is None:
         return _Pair(note="the run kept no similarity")
     if question == "transfer" and run.transfer.shape != (count, count):
@@ -242,13 +260,13 @@ def _pair(asked: Asked, run: RunRecord, other: RunRecord | None) -> _Pair:
     from fscl.similarity.pooled import pooled_mantel
 
     outcome, pairs = _outcome(question, run), _pairs(question)
-    try:  # one permutation: only whether it is defined is asked
-        found = pooled_mantel([(similarity, outcome)], pairs=pairs, names=_names(question), n_resamples=1)
+    try:  # one permutation is enough, because only `defined` and `note` are used
+        correlation = pooled_mantel([(similarity, outcome)], pairs=pairs, names=_names(question), n_resamples=1)
     except FsclError as error:
         return _Pair(note=str(error))
-    if found.defined and question != "transfer" and _mostly_one(run.accuracy[_entries(question, count)]):
-        return _Pair(note=ALL_ALIKE)
-    return _Pair(similarity, outcome, found.note)
+    if correlation.defined and question != "transfer" and _mostly_one(run.accuracy[_entries(question, count)]):
+        return _Pair(note=MOSTLY_ONE)
+    return _Pair(similarity, outcome, correlation.note)
 
 
 def _row(asked: Asked, label: str, run: RunRecord, pair: _Pair) -> PredictionRow:
@@ -265,12 +283,12 @@ def _row(asked: Asked, label: str, run: RunRecord, pair: _Pair) -> PredictionRow
     assert pair.similarity is not None
     assert pair.outcome is not None
     names, index = _names(question), _entries(question, count)
-    found = mantel(pair.similarity, pair.outcome, method="spearman", pairs=_pairs(question), names=names)
+    correlation = mantel(pair.similarity, pair.outcome, method="spearman", pairs=_pairs(question), names=names)
     x, y = pair.similarity[index], pair.outcome[index]
-    # tau beside rho needs no permutations of its own: one p-value a row, that of rho.
+    # a row has one p-value, that of rho, so tau needs no permutations
     tau = float(kendalltau(x, y).statistic)
-    numbers = (found.statistic, found.low, found.high, tau, found.p_value)
-    return PredictionRow(*head, *numbers, count, found.note, x, y)
+    numbers = (correlation.statistic, correlation.low, correlation.high, tau, correlation.p_value)
+    return PredictionRow(*head, *numbers, count, correlation.note, x, y)
 
 
 def _mostly_one(values: Array) -> bool:
@@ -299,30 +317,31 @@ def _names(question: Question) -> tuple[str, str]:
     return "similarity", {"transfer": "transfer", "drop": "the drop"}.get(question, "forgetting")
 
 
-def _nothing(asked: Asked, group: StrategyRuns, why: str) -> Prediction:
+def _undefined(asked: Asked, group: StrategyRuns, reason: str) -> Prediction:
     from fscl.similarity.pooled import PooledCorrelation
 
     nan, seeds = math.nan, len(group.runs)
-    none = PooledCorrelation(nan, nan, nan, nan, 0, len(group.runs[0].tasks), (nan,) * seeds, why)
-    return Prediction(*asked.head, group.label, none, none, nan, nan, seeds, why)
+    none = PooledCorrelation(nan, nan, nan, nan, 0, len(group.runs[0].tasks), (nan,) * seeds, reason)
+    return Prediction(*asked.head, group.label, none, none, nan, nan, seeds, reason)
 
 
 def _pooled(asked: Asked, group: StrategyRuns, pairs: Sequence[_Pair]) -> Prediction:
     from fscl.similarity.pooled import pooled_mantel
 
-    given = [(p.similarity, p.outcome) for p in pairs if p.similarity is not None and p.outcome is not None]
+    matrices = [(p.similarity, p.outcome) for p in pairs if p.similarity is not None and p.outcome is not None]
     notes = "; ".join(dict.fromkeys(pair.note for pair in pairs if pair.note))
     count = len(group.runs[0].tasks)
-    if not given or count < 2:
-        return _nothing(asked, group, notes)
+    if not matrices or count < 2:
+        return _undefined(asked, group, notes)
     test = partial(
         pooled_mantel, pairs=_pairs(asked.question), same_tasks=group.same_order, names=_names(asked.question)
     )
-    # what comes after a task and what came before it are different things to transfer
-    apart = np.subtract.outer(np.arange(1, count), np.arange(1, count))
-    strata = apart if asked.question == "transfer" else np.abs(apart)
-    found, within = test(given), test([(x[1:, 1:], y[1:, 1:]) for x, y in given], strata=strata)
-    return Prediction(*asked.head, group.label, found, within, math.nan, math.nan, len(pairs), notes)
+    # Transfer to a later task and to an earlier one differ, so its distances keep their sign.
+    distance = np.subtract.outer(np.arange(1, count), np.arange(1, count))
+    strata = distance if asked.question == "transfer" else np.abs(distance)
+    later = [(similarity[1:, 1:], outcome[1:, 1:]) for similarity, outcome in matrices]
+    all_pairs, apart = test(matrices), test(later, strata=strata)
+    return Prediction(*asked.head, group.label, all_pairs, apart, math.nan, math.nan, len(pairs), notes)
 
 
 def _holm(p_values: Sequence[float]) -> list[float]:
@@ -333,7 +352,7 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     return [float(p) for p in holm(p_values)]
 
 
-def _shown(found: PooledCorrelation, p: float) -> tuple[str, str]:
-    if not found.defined:
+def _shown(correlation: PooledCorrelation, p: float) -> tuple[str, str]:
+    if not correlation.defined:
         return "undefined", DASH
-    return f"{signed(found.statistic)} {interval(found.low, found.high)}".rstrip(), small_p(p)
+    return f"{signed(correlation.statistic)} {interval(correlation.low, correlation.high)}".rstrip(), small_p(p)

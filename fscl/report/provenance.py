@@ -1,4 +1,4 @@
-"""What a report says of how its runs came about: budget, machine, versions, settings, and what was stored."""
+"""The parts of a report on how its runs were made: budget, machine, versions, settings, and what was stored."""
 
 from __future__ import annotations
 
@@ -16,37 +16,44 @@ __all__ = ["budget", "memory", "provenance", "settings"]
 
 
 def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
-    """Terms, and what is to be said of them for all runs of a benchmark."""
-    done = [run for group in groups for run in group.runs] or list(runs)
-    seeds = sorted({run.seed for run in done})
-    budgets = {group.label: budget(group.runs[0]) for group in groups} or {"": budget(done[0])}
-    common = max(budgets.values(), key=list(budgets.values()).count)
-    given = common if len(set(budgets.values())) == 1 else f"{common}; that of some learners is another, see below"
-    versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in done)
+    """Terms and texts that describe all runs of a benchmark.
+
+    Args:
+        name: the benchmark's name.
+        runs: all its runs. They are described if none is finished.
+        groups: its finished runs by strategy.
+    """
+    described = [run for group in groups for run in group.runs] or list(runs)
+    count = len(described)
+    seeds = sorted({run.seed for run in described})
+    budgets = [budget(group.runs[0]) for group in groups] or [budget(described[0])]
+    usual = max(dict.fromkeys(budgets), key=budgets.count)
+    usual += "; some learners have another budget, see below" * (len(set(budgets)) > 1)
+    versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in described)
     several = len(versions) > 1
-    days = sorted({run.started[:10] for run in done if run.started})
+    days = sorted({run.started[:10] for run in described if run.started})
     lines = [
-        ("Benchmark", f"{name}, {max(len(run.tasks) for run in done)} tasks"),
+        ("Benchmark", f"{name}, {max(len(run.tasks) for run in described)} tasks"),
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
-        ("Network", _network(done[0])),
-        ("Budget", given),
-        ("Tested on", "; ".join(sorted({_tested(run) for run in done}))),
-        ("Machine", _machines(done, groups)),
-        ("Versions", "; ".join(text + f" ({n} of {len(done)} runs)" * several for text, n in sorted(versions.items()))),
+        ("Network", _network(described[0])),
+        ("Budget", usual),
+        ("Tested on", "; ".join(sorted({_tested(run) for run in described}))),
+        ("Machine", _machines(described, groups)),
+        ("Versions", "; ".join(text + f" ({n} of {count} runs)" * several for text, n in sorted(versions.items()))),
         ("Begun", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
-        ("Time", f"{human_seconds(sum(run.seconds.total for run in done))} in all, training and evaluation"),
+        ("Time", f"{human_seconds(sum(run.seconds.total for run in described))} in all, training and evaluation"),
     ]
     return [(term, text) for term, text in lines if text]
 
 
 def budget(run: RunRecord, brief: bool = False) -> str:
-    """How long, and how, a run was trained; briefly, how long."""
+    """How long and how a run was trained; with ``brief`` only how long."""
     training = run.benchmark.training
-    first = training.get("epochs_next") is not None and not run.at_once
-    of = "of all tasks at once" if run.at_once else "on the first task" if first else "a task"
+    first_differs = training.get("epochs_next") is not None and not run.at_once
+    tasks = "of all tasks at once" if run.at_once else "on the first task" if first_differs else "a task"
     shown = (
-        ("epochs", f"{{}} epochs {of}"),
-        *[("epochs_next", "{} on each later one")] * first,
+        ("epochs", f"{{}} epochs {tasks}"),
+        *[("epochs_next", "{} on each later one")] * first_differs,
         ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
         ("optimizer", "{}"),
         ("schedule", "{}"),
@@ -58,7 +65,7 @@ def budget(run: RunRecord, brief: bool = False) -> str:
     texts = [text.format(training[key]) for key, text in shown if training.get(key) is not None]
     if training.get("epochs") == 1:
         texts[0] = texts[0].replace("epochs", "epoch")
-    return ", ".join(texts[: 1 + first] if brief else texts)
+    return ", ".join(texts[: 1 + first_differs] if brief else texts)
 
 
 def _network(run: RunRecord) -> str:
@@ -67,7 +74,7 @@ def _network(run: RunRecord) -> str:
 
 
 def settings(group: StrategyRuns) -> tuple[str, ...]:
-    """Label, class, arguments, budget and recipe hash of what the learner was given."""
+    """Label, class, arguments, budget and recipe hash of a learner."""
     recipe = group.runs[0].strategy
     return (
         group.label,
@@ -89,15 +96,15 @@ def _tested(run: RunRecord) -> str:
 
 
 def _machines(runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> str:
-    """That of most runs first; of any other also which learners, whose times are not those of the first machine."""
-    (usual, most), *others = Counter(map(_machine, runs)).most_common()
-    if not others:
+    """The machine of most runs, then each other machine with its learners: their times cannot be compared."""
+    (usual, most), *other_machines = Counter(map(_machine, runs)).most_common()
+    if not other_machines:
         return usual
     texts = [f"{usual} ({most} of {len(runs)} runs)"]
-    for name, n in others:
+    for name, n in other_machines:
         labels = [group.label for group in groups if any(_machine(run) == name for run in group.runs)]
         texts.append(f"{name} ({n} of {len(runs)} runs: {', '.join(labels)})")
-    return "; ".join(texts) + ". Times on different machines do not compare."
+    return "; ".join(texts) + ". Times on different machines cannot be compared."
 
 
 def _machine(run: RunRecord) -> str:
@@ -108,7 +115,7 @@ def _machine(run: RunRecord) -> str:
 
 
 def memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of the table of what is stored, by kind."""
+    """Head and rows of the table of stored bytes by kind."""
     kinds = list(dict.fromkeys(kind for group in groups for run in group.runs for kind in run.memory.per_task))
     if not kinds:
         return (), []

@@ -1,4 +1,4 @@
-"""One benchmark's part of a report: its tables as text and its figures, for whichever template shows them."""
+"""The section of a report on one benchmark: tables as text, and figures. Templates show it as HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -42,7 +42,14 @@ __all__ = ["Picture", "Section", "build_section"]
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure with its file name (no ending), caption, and whether it is too wide to shrink on a narrow screen."""
+    """A figure of a report.
+
+    Attributes:
+        slug: file name without its ending.
+        figure: the figure.
+        title, caption: texts above and below it.
+        wide: whether it is too wide to shrink on a narrow screen.
+    """
 
     slug: str
     figure: Figure
@@ -53,7 +60,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Section:
-    """Everything a template shows for one benchmark."""
+    """Everything that a template shows for one benchmark."""
 
     name: str
     title: str
@@ -75,12 +82,12 @@ class Section:
 
 
 def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
-    """From all runs of benchmark ``name``; unfinished ones are only listed."""
+    """The section on benchmark ``name``, from all its runs. Unfinished runs are only listed."""
     groups = group_runs(runs)
     rows = summary_rows(groups)
     recipe = runs[0].benchmark
     references = atom_strategies(groups)
-    found, means = predictions(groups)
+    details, means = predictions(groups)
     return Section(
         name=name,
         title=(recipe.title or recipe.name) + name.removeprefix(recipe.name),
@@ -92,9 +99,9 @@ def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
         similarity=_similarity(name, references) if references else [],
-        answers=_answers(name, means, found, _colours(groups)),
+        answers=_answers(name, means, details, _colours(groups)),
         means=[mean.cells() for mean in means],
-        details=[row.cells() for row in found],
+        details=[row.cells() for row in details],
         reference=" or ".join(group.label for group in references),
         bounds=frozenset(row.label for row in rows if row.bound),
         best=next((row.label for row in rows if row.bound is None), ""),
@@ -103,10 +110,10 @@ def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
 
 
 def _unfinished(run: RunRecord) -> str:
-    """Which run, how far it came, and what stopped it, if it was an error."""
-    far = f"{len(run.accuracy)} of {len(run.tasks)} tasks" if run.tasks else "before its first task"
+    """A line on an unfinished run: strategy, seed, status, learned tasks, and the error if there was one."""
+    learned = f"{len(run.accuracy)} of {len(run.tasks)} tasks" if run.tasks else "before its first task"
     error = f" ({run.error})" if run.error else ""
-    return f"{run.strategy.title or run.strategy.name}, seed {run.seed}: {run.status}, {far}{error}"
+    return f"{run.strategy.title or run.strategy.name}, seed {run.seed}: {run.status}, {learned}{error}"
 
 
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
@@ -115,9 +122,9 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
     curves = {g.label: [seen_accuracy(run.accuracy) for run in g.runs] for g in groups if g.square}
     if curves:
         caption = (
-            "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds, bands of a "
-            "few lines one sample standard deviation on either side. A line that falls is a learner that forgets, or "
-            "tasks that get harder. Dashed: bounds."
+            "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds. If there are only a "
+            "few lines, bands show one sample standard deviation on either side. A line falls if the learner forgets, "
+            "or if tasks get harder. Bounds are dashed."
         )
         axes = accuracy_over_time(curves, bounds=bounds, colours=colours)
         pictures.append(_picture(f"{name}-over-time", axes, "Tasks seen so far", caption))
@@ -126,8 +133,8 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
     }
     if len(points) > 1:
         caption = (
-            "All that is stored after the last task, network and exemplars included, against final mean accuracy. Up "
-            "and to the left is better. Hollow: bounds."
+            "Everything that is stored after the last task, network and exemplars included, against final mean "
+            "accuracy. Up and to the left is better. Bounds are hollow."
         )
         axes = memory_against_accuracy(points, bounds=bounds, colours=colours)
         pictures.append(_picture(f"{name}-memory", axes, "Accuracy and storage", caption))
@@ -140,13 +147,13 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
     if not matrices:
         return []
     seen = np.concatenate([matrix[np.tril_indices(len(matrix))] for matrix in matrices.values()])
-    # One scale for all strategies, or equal colours would not mean equal accuracies.
+    # All strategies share one scale, so that equal colours mean equal accuracies.
     limits = (float(np.floor(20 * seen.min()) * 5), 100.0)
     pictures = []
     for group, matrix in matrices.items():
         axes = accuracy_heatmap(matrix, group.shown[0].task_names, limits=limits)
         seeds = f"mean over {len(group.shown)} seeds" if len(group.shown) > 1 else f"seed {group.shown[0].seed}"
-        caption = f"Accuracy on each task (columns) after each task learned (rows); {seeds}."
+        caption = f"Accuracy on each task (columns) after learning each task (rows); {seeds}."
         if not group.same_order:
             caption += " The other seeds learned other tasks."
         pictures.append(_picture(f"{name}-accuracy-{_id(group)}", axes, group.label, caption))
@@ -154,20 +161,20 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
 
 
 def _similarity(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
-    """Which tasks are alike by the atoms of each strategy; layer by layer for the first alone."""
+    """Heatmaps of the similarity of tasks by the atoms of each strategy, and layer by layer for the first strategy."""
     pictures = []
     for group in groups:
-        runs, source = _alike(group)
+        runs, source = _averaged_runs(group)
         first = runs[0].similarity
         assert first is not None
         whole = np.mean([matrix for run in runs if (matrix := whole_similarity(run)) is not None], axis=0)
         low, high = similarity_limits(whole)
         label = similarity_label(first.metric, first.aggregate)
-        kind, _, how = label.partition(", ")
+        measure, _, aggregate = label.partition(", ")
         caption = (
-            f"{kind.capitalize()} of the atoms of {group.label}, {how}; {source}. No data is used. "
-            f"Colours span the off-diagonal values, {low:.2f} to {high:.2f}, not 0 to 1; "
-            "the diagonal, 1 by definition, is greyed." + _with_time(_of_atoms(group))
+            f"{measure.capitalize()} of the atoms of {group.label}, {aggregate}; {source}. No data is used. "
+            f"Colours span the values off the diagonal, {low:.2f} to {high:.2f}, not 0 to 1. "
+            "The diagonal is 1 by definition and is grey." + _with_time(_of_atoms(group))
         )
         axes = similarity_heatmap(whole, runs[0].task_names[: len(whole)], label=label)
         slug, title = f"{name}-similarity", "Whole network"
@@ -180,14 +187,15 @@ def _similarity(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
 
 
 def _by_layer(name: str, group: StrategyRuns) -> Picture:
-    runs, source = _alike(group)
+    runs, source = _averaged_runs(group)
     first = runs[0].similarity
     assert first is not None
     stack = np.mean([run.similarity.matrix for run in runs if run.similarity is not None], axis=0)
     low, high = similarity_limits(stack)
     caption = (
         f"{first.metric.capitalize()} similarity of the atoms of each layer of {group.label}, from input to output; "
-        f"{source}. All layers share one colour scale, {low:.2f} to {high:.2f}; tasks are numbered as learned."
+        f"{source}. All layers share one colour scale, {low:.2f} to {high:.2f}. Tasks are numbered in the order of "
+        "learning."
     )
     names = runs[0].task_names[: stack.shape[-1]]
     figure = similarity_by_layer(stack, first.layers, names, label=f"{first.metric} similarity")
@@ -199,8 +207,11 @@ def _of_atoms(group: StrategyRuns) -> list[RunRecord]:
     return [run for run in group.runs if run.similarity is not None and run.provenance == "atoms"]
 
 
-def _alike(group: StrategyRuns) -> tuple[list[RunRecord], str]:
-    """The runs whose similarities one picture can show, and what they are: all that learned the same, else one."""
+def _averaged_runs(group: StrategyRuns) -> tuple[list[RunRecord], str]:
+    """The runs whose mean similarity a heatmap shows, and a phrase for them.
+
+    These are all runs if they learned the same tasks with the same layers, else only the first run.
+    """
     runs = _of_atoms(group)
     layers = {tuple(run.similarity.layers) for run in runs if run.similarity is not None}
     chosen = runs if group.same_order and len(layers) == 1 else runs[:1]
@@ -208,40 +219,40 @@ def _alike(group: StrategyRuns) -> tuple[list[RunRecord], str]:
 
 
 def _with_time(runs: Sequence[RunRecord]) -> str:
-    """What a similarity that only told when a task was learned would explain."""
+    """A sentence on how far the similarity follows the order of the tasks."""
     rho, seeds = correlation_with_time(runs)
     if not seeds:
         return ""
     over = f" (mean over {seeds} seeds)" if seeds > 1 else ""
     return (
-        f" Spearman's ρ of similarity and the number of tasks from one to the other is {signed(rho)}"
-        f"{over}: near −1, when a task was learned tells as much as what it is."
+        f" Spearman's ρ of similarity and the number of tasks in between is {signed(rho)}{over}. If it is near −1, "
+        "similarity shows little more than the order in which tasks were learned."
     )
 
 
 def _answers(
-    name: str, answers: Sequence[Prediction], found: Sequence[PredictionRow], colours: Mapping[str, Any]
+    name: str, answers: Sequence[Prediction], details: Sequence[PredictionRow], colours: Mapping[str, Any]
 ) -> list[Picture]:
-    defined = [answer for answer in answers if answer.found.defined]
+    defined = [answer for answer in answers if answer.all_pairs.defined]
     if not defined:
         return []
-    shown: dict[str, dict[str, dict[str, tuple[float, float, float, float]]]] = {}
+    correlations: dict[str, dict[str, dict[str, tuple[float, float, float, float]]]] = {}
     for answer in defined:
-        shown.setdefault(answer.words, {})[answer.label] = {
-            way: (pooled.statistic, pooled.low, pooled.high, p)
-            for way, pooled, p in (
-                ("all pairs of tasks", answer.found, answer.p),
+        correlations.setdefault(answer.words, {})[answer.label] = {
+            pairs: (pooled.statistic, pooled.low, pooled.high, p)
+            for pairs, pooled, p in (
+                ("all pairs of tasks", answer.all_pairs, answer.p),
                 ("later tasks equally far apart in the stream", answer.apart, answer.p_apart),
             )
         }
     caption = (
-        "Mean over seeds of the rank correlation, with its 95 % interval over seeds where there are several. Filled "
-        "where p < 0.05 after Holm's adjustment, hollow where not. Left of the line: the less alike tasks "
-        "are, the more is forgotten, dropped or transferred. Right of it: the more alike they are."
+        "Mean over seeds of the rank correlation, with its 95 % interval over seeds if there are several. A marker is "
+        "filled if p < 0.05 after Holm's adjustment, else hollow. Left of the line, less similar tasks are forgotten, "
+        "dropped or transferred more. Right of the line, more similar tasks are forgotten, dropped or transferred more."
     )
-    figure = correlation_forest(shown)
+    figure = correlation_forest(correlations)
     pictures = [Picture(_slug(f"{name}-answers"), figure, "Correlation with similarity", caption, wide=True)]
-    of_forgetting = [row for row in found if row.question == "atoms" and row.defined]
+    of_forgetting = [row for row in details if row.question == "atoms" and row.defined]
     for number, words in enumerate(dict.fromkeys(row.words for row in of_forgetting)):
         rows = [row for row in of_forgetting if row.words == words]
         slug = f"{name}-forgetting" + (f"-{number + 1}" if number else "")
@@ -252,24 +263,24 @@ def _answers(
 def _scatter(slug: str, rows: Sequence[PredictionRow], colours: Mapping[str, Any]) -> Picture:
     dots = {}
     for label in dict.fromkeys(row.label for row in rows):
-        mine = [row for row in rows if row.label == label]
+        rows_of_label = [row for row in rows if row.label == label]
         dots[label] = (
-            np.concatenate([row.x for row in mine]),
-            100 * np.concatenate([row.y for row in mine]),
-            [f"seed {row.seed}" for row in mine for _ in row.x],
+            np.concatenate([row.x for row in rows_of_label]),
+            100 * np.concatenate([row.y for row in rows_of_label]),
+            [f"seed {row.seed}" for row in rows_of_label for _ in row.x],
         )
     atoms = rows[0].atoms
     xlabel = f"similarity of tasks i and t ({atoms})"
     figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", colours=colours)
     caption = (
         f"Similarity of tasks i and t by the atoms of {atoms}, against how much of task i each learner lost after "
-        "task t. One dot a pair of tasks, shades are seeds."
+        "task t. Each dot is a pair of tasks, each shade a seed."
     )
     return Picture(_slug(slug), figure, rows[0].words, caption, wide=len(dots) > 2)
 
 
 def _colours(groups: Sequence[StrategyRuns]) -> dict[str, tuple[float, float, float]]:
-    """A learner has one colour in all figures of a page."""
+    """The colour of each learner, which is the same in all figures of a section."""
     return learner_palette([group.label for group in groups], [group.label for group in groups if group.bound])
 
 

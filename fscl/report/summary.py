@@ -1,4 +1,4 @@
-"""Records of runs -> which may be averaged, and the numbers of each strategy over its seeds."""
+"""Groups records of runs that may be averaged, and summarises each strategy over its seeds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class StrategyRuns:
 
     @property
     def shown(self) -> tuple[RunRecord, ...]:
-        """The runs that one task-by-task matrix can show: all if they learned the same tasks, else the first seed's."""
+        """The runs that a task-by-task matrix averages: all if they learned the same tasks, else only the first."""
         return self.runs if self.same_order else self.runs[:1]
 
     def mean_accuracy(self) -> np.ndarray:
@@ -58,7 +58,7 @@ class StrategyRuns:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """One line of the table. Accuracies and differences are fractions; None where a number is not defined."""
+    """One row of the summary table. Accuracies and differences are fractions; a number is None if it is undefined."""
 
     benchmark: str
     strategy: str
@@ -79,16 +79,18 @@ class SummaryRow:
 
     @property
     def p_value(self) -> float | None:
-        """Of the hypothesis that the strategy is the best learner; None for the best one."""
+        """p of the hypothesis that the strategy is the best learner; None for the best learner itself."""
         return None if self.against_best is None else self.against_best.p_value
 
 
 def group_runs(runs: Iterable[RunRecord]) -> list[StrategyRuns]:
-    """Finished runs by stream, strategy and recipe hash; best mean final accuracy first within a stream, and of equals
-    the one that stores least.
+    """Groups finished runs by stream, strategy and recipe hash.
 
-    Runs of one strategy whose recipes differ stay apart, told apart by a short hash in the label. The same seed twice
-    in a group raises :class:`FsclError`: counted twice, it would shrink the spread.
+    Within a stream the best mean final accuracy comes first; on a tie, the strategy that stores least. Runs of one
+    strategy with different recipes are different groups, with a short hash in their labels.
+
+    Raises:
+        FsclError: a group has the same seed twice. Counted twice, it would make the spread too small.
     """
     groups: dict[tuple[str, str, str], dict[int, RunRecord]] = {}
     for run in runs:
@@ -97,37 +99,37 @@ def group_runs(runs: Iterable[RunRecord]) -> list[StrategyRuns]:
         group = groups.setdefault((run.stream, run.strategy.name, run.recipe_hash), {})
         if run.seed in group:
             raise FsclError(
-                f"seed {run.seed} of {run.strategy.name} on {run.benchmark.name} is there twice: "
+                f"seed {run.seed} of {run.strategy.name} on {run.benchmark.name} occurs twice: "
                 f"{group[run.seed].path} and {run.path}; give only one of them"
             )
         group[run.seed] = run
     titles = {key: next(iter(by_seed.values())).strategy.title or key[1] for key, by_seed in groups.items()}
-    made = []
+    grouped = []
     for (benchmark, name, recipe_hash), by_seed in groups.items():
         title = titles[benchmark, name, recipe_hash]
         if len({key[1] for key, other in titles.items() if key[0] == benchmark and other == title}) > 1:
             title = f"{title} [{name}]"
         variants = sum(key[:2] == (benchmark, name) for key in groups)
         label = f"{title} ({recipe_hash[:7]})" if variants > 1 else title
-        made.append(StrategyRuns(benchmark, name, label, recipe_hash, tuple(by_seed[s] for s in sorted(by_seed))))
-    return sorted(made, key=_rank)
+        grouped.append(StrategyRuns(benchmark, name, label, recipe_hash, tuple(by_seed[s] for s in sorted(by_seed))))
+    return sorted(grouped, key=_rank)
 
 
 def _rank(group: StrategyRuns) -> tuple[str, float, float, str, str]:
     accuracy, stored = np.mean([(_final(run), run.stored) for run in group.runs], axis=0)
-    # rounding must not break a tie
+    # equal means can differ in their last bits, and must still count as a tie
     return group.benchmark, -round(float(accuracy), 12), float(stored), group.name, group.recipe_hash
 
 
 def summary_rows(groups: Sequence[StrategyRuns]) -> list[SummaryRow]:
-    """One row for each group, in their order: the best of each benchmark first."""
+    """One row for each group, in their order."""
     rows = []
     for benchmark in dict.fromkeys(group.benchmark for group in groups):
-        ours = [group for group in groups if group.benchmark == benchmark]
-        accuracy = {group.label: {run.seed: _final(run) for run in group.runs} for group in ours}
-        learners = frozenset(group.label for group in ours if group.bound is None)
+        compared = [group for group in groups if group.benchmark == benchmark]
+        accuracy = {group.label: {run.seed: _final(run) for run in group.runs} for group in compared}
+        learners = frozenset(group.label for group in compared if group.bound is None)
         differences = against_best(accuracy, learners)
-        rows += [_row(group, differences.get(group.label)) for group in ours]
+        rows += [_row(group, differences.get(group.label)) for group in compared]
     return rows
 
 
@@ -176,12 +178,12 @@ def _complete(row: np.ndarray) -> np.ndarray:
 
 
 def _in_turn(run: RunRecord) -> bool:
-    """Whether one network learned one task after another, so that something can be lost, or pass to the next."""
+    """Whether one network learned one task after another. Forgetting and transfer are defined only then."""
     return run.square and run.strategy.bound != "upper" and len(run.tasks) > 1
 
 
 def _transfers(run: RunRecord) -> bool:
-    """Whether features were measured before each task, too."""
+    """Whether forward transfer is defined: features were also measured before each task."""
     return _in_turn(run) and run.start.size > 0 and run.untrained.size > 0
 
 

@@ -1,4 +1,4 @@
-"""The summary table: its columns, each declared once, and how a page and a terminal write their numbers."""
+"""The summary table: its columns, and how pages and terminals write their numbers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from fscl.text import DASH, human_bytes, human_seconds, interval, points, small_
 
 __all__ = ["COLUMNS", "Column", "rich_table"]
 
-NARROW = 140  # columns of a terminal below which spreads go under their means, with one decimal
+NARROW = 140  # terminals of fewer columns show spreads below their means, and one decimal
 
 
 @dataclass(frozen=True)
 class Column:
-    """Words or a count; other kinds of numbers are subclasses.
+    """A column of text or counts. Its subclasses are columns of other numbers.
 
     Attributes:
-        title: heading; ``unit`` is what stands small below it.
+        title: heading on a page.
+        unit: small text below the heading.
         short: heading on a terminal.
-        value: what a row has in this column; None where it is not defined.
+        value: the value of a row in this column; None if it is undefined.
     """
 
     title: str
@@ -38,15 +39,15 @@ class Column:
         return f"{self.title} ({self.unit})" if self.unit else self.title
 
     def number(self, row: SummaryRow) -> str:
-        """What stands first in a cell."""
+        """The main text of a cell."""
         return str(self.value(row))
 
     def spread(self, row: SummaryRow) -> str:
-        """How much the number varies over seeds, which stands small in a cell; perhaps nothing."""
+        """How much the number varies over seeds, shown small in a cell; may be empty."""
         return ""
 
     def cell(self, row: SummaryRow) -> str:
-        """All of a cell on one line."""
+        """The whole cell on one line."""
         return f"{self.number(row)} {self.spread(row)}".rstrip()
 
     def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
@@ -66,7 +67,7 @@ class Points(Column):
 
     def spread(self, row: SummaryRow) -> str:
         value = self.value(row)
-        return "" if value is None else f"{self.variation(value)} {_fewer(value, row)}".strip()
+        return "" if value is None else f"{self.variation(value)} {_seed_count(value, row)}".strip()
 
     def variation(self, value: Estimate) -> str:
         return f"± {points(value.std)}" if value.n > 1 else ""
@@ -76,12 +77,12 @@ class Points(Column):
         if not narrow or value is None:
             return self.cell(row)
         below = f"\n±{points(value.std, 1)}" if value.n > 1 else ""
-        return f"{self.number(row, 1)}{below} {_fewer(value, row)}".rstrip()
+        return f"{self.number(row, 1)}{below} {_seed_count(value, row)}".rstrip()
 
 
 @dataclass(frozen=True)
 class PairedDifference(Points):
-    """A difference to the best, in points, with its interval, for which a terminal has no room."""
+    """A difference from the best learner in points, with its interval. A terminal has no room for the interval."""
 
     def variation(self, value: Estimate) -> str:
         return interval(100 * value.low, 100 * value.high)
@@ -105,7 +106,7 @@ class PValue(Column):
 
 @dataclass(frozen=True)
 class Amount(Column):
-    """Bytes or seconds, in the unit that suits them. Where all seeds agree to the byte there is no spread."""
+    """Bytes or seconds, in a unit that suits their size. If all seeds agree to the byte, there is no spread."""
 
     value: Callable[[SummaryRow], Estimate | None]
     write: Callable[[float], str]
@@ -127,8 +128,8 @@ class Amount(Column):
         return self.write_short(value.mean) + spread
 
 
-def _fewer(value: Estimate, row: SummaryRow) -> str:
-    """A number that some seeds lack must not pass for one over all of them."""
+def _seed_count(value: Estimate, row: SummaryRow) -> str:
+    """The number of seeds, if some seeds lack the value: it must not look like a mean over all seeds."""
     return "" if value.n == len(row.seeds) else f"(n = {value.n})"
 
 
@@ -151,9 +152,9 @@ COLUMNS: dict[str, Column] = {
 
 
 def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int = 80) -> Table:
-    """The table for a terminal, of 80 columns or more; a benchmark column appears when rows are of several benchmarks.
+    """The summary table for a terminal of 80 columns or more.
 
-    In a narrow one the spread goes below the mean, and numbers have one decimal.
+    Rows of several benchmarks get a benchmark column. A narrow table shows spreads below their means, and one decimal.
     """
     several = len({row.benchmark for row in rows}) > 1
     narrow = width < NARROW
@@ -164,14 +165,14 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
         collapse_padding=True,
         padding=(0, 0 if narrow else 1),
         header_style="bold",
-        caption="in % and points; mean ± sample standard deviation over n seeds; best: against the best learner, "
-        "p of being itself the best (paired t-tests)",
+        caption="in % and points; mean ± sample standard deviation over n seeds; best: difference from the best "
+        "learner; p: of being the best learner (paired t-tests)",
         caption_justify="left",
     )
     if several:
         table.add_column("Benchmark", no_wrap=True)
-    shown = [column for name, column in COLUMNS.items() if not (narrow and name == "bytes_per_task")]
-    for position, column in enumerate(shown):
+    columns = [column for name, column in COLUMNS.items() if not (narrow and name == "bytes_per_task")]
+    for position, column in enumerate(columns):
         table.add_column(
             column.short,
             justify="left" if position == 0 else "right",
@@ -179,8 +180,8 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
             min_width=11 if position == 0 else None,
         )
     for row in rows:
-        cells = [column.terminal_cell(row, narrow) for column in shown]
-        # labels come from recipes: square brackets in them are text, not markup
+        cells = [column.terminal_cell(row, narrow) for column in columns]
+        # labels come from recipes, so their square brackets must not be read as markup
         texts = [text.replace("[", r"\[") for text in ([row.benchmark] if several else []) + cells]
         table.add_row(*texts)
     return table

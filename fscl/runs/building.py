@@ -1,4 +1,4 @@
-"""A run's recipes -> its stream and its trainer; what cannot be built, or may not, is refused before any training."""
+"""Builds the stream and the trainer of a run. Recipes that cannot or may not be built are refused before training."""
 
 import warnings
 from typing import Any
@@ -18,7 +18,7 @@ def load_stream(spec: RunSpec) -> Any:
     """The stream of a run.
 
     Raises:
-        FsclError: its data is missing or damaged, or cannot be made into tasks as the recipe says.
+        FsclError: the data is missing or damaged, or cannot be split as the recipe says.
     """
     from fscl.continual.domains import permuted_stream, rotated_stream
     from fscl.continual.stream import split_classes
@@ -39,16 +39,16 @@ def load_stream(spec: RunSpec) -> Any:
     elif split.permutations is not None:
         stream = permuted_stream(train, test, split.permutations, **options)
     else:
-        assert split.tasks is not None  # a split says one of the three
+        assert split.tasks is not None  # a split has exactly one of the three
         stream = split_classes(train, test, split.tasks, shuffle=split.shuffle, **options)
     return stream if spec.first is None else stream.first(spec.first)
 
 
 def check_trusted(spec: RunSpec) -> None:
-    """Refuses what the recipe of a stranger may not build, before anything of it is imported.
+    """Checks, before anything is imported, that a recipe file that is not trusted names only what it may name.
 
     Raises:
-        FsclError: a file that is not trusted names another network or learner than those it may, see
+        FsclError: such a file names a network or learner that is not on the list, see
             :func:`fscl.runs.recipe.load_benchmark`.
     """
     from fscl.continual.learner import check_learner
@@ -64,13 +64,13 @@ def check_trusted(spec: RunSpec) -> None:
             if file:
                 check(name, arguments)
         except NotTrustedError as error:
-            raise FsclError(f"{file}: {error}; --trust lets it run any code, for a file that you trust") from error
+            raise FsclError(f"{file}: {error}; if you trust the file, --trust lets it run any code") from error
         except FsclError as error:
             raise FsclError(f"{file}: {error}") from error
 
 
 def check_runnable(spec: RunSpec, stream: Any) -> None:
-    """Refuses, before anything is trained, what would fail in every run of a learner on a stream.
+    """Checks, before anything is trained, that the learner and the network can be built and take the images.
 
     Raises:
         FsclError: the learner or its network is unknown or does not take its arguments, the network does not take
@@ -87,9 +87,11 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
         FilterHistory().add(model)
     except FsclError as error:
         raise FsclError(f"{spec.strategy.name} with {network}: {error}") from error
-    except Exception as error:  # whatever a class or network says to arguments that it does not take
-        given = ", ".join(f"{k}={brief(v)}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
-        raise FsclError(f"{spec.strategy.name} with {network} cannot be built with {given}: {line(error)}") from error
+    except Exception as error:  # a class or network may raise anything for arguments that it does not take
+        arguments = ", ".join(f"{k}={brief(v)}" for k, v in (spec.benchmark.model.args | spec.strategy.args).items())
+        raise FsclError(
+            f"{spec.strategy.name} with {network} cannot be built with {arguments}: {line(error)}"
+        ) from error
     try:
         with torch.no_grad():
             model.to(spec.device).eval()(torch.zeros(2, *stream.image_shape, device=spec.device), 0)
@@ -98,12 +100,17 @@ def check_runnable(spec: RunSpec, stream: Any) -> None:
 
 
 def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
+    """The trainer of a run, before its first experience.
+
+    Raises:
+        FsclError: as :func:`check_trusted`, or the learner or its network cannot be built.
+    """
     check_trusted(spec)
     from fscl.continual.learner import Learner
     from fscl.continual.trainer import Trainer
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="No loggers specified")  # the record is ours
+        warnings.filterwarnings("ignore", message="No loggers specified")  # a run writes its own record
         return Trainer(
             stream,
             Learner(spec.strategy.class_path, spec.strategy.args),
@@ -117,10 +124,10 @@ def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
 
 
 def _check_memory(split: SplitRecipe, size: int) -> None:
-    """Refuses so many guises of all images that memory could not hold them."""
-    guises = split.permutations or split.rotations or 1
-    count, free = guises if isinstance(guises, int) else len(guises), psutil.virtual_memory().available
+    """Rotated and permuted tasks each hold a copy of all images, which must fit into memory together."""
+    copies = split.permutations or split.rotations or 1
+    count, free = copies if isinstance(copies, int) else len(copies), psutil.virtual_memory().available
     if count > 1 and count * size > free:
         raise FsclError(
-            f"{count} tasks of all images take {count * size / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free"
+            f"{count} tasks of all images take {count * size / 1e9:.1f} GB of memory, and {free / 1e9:.1f} GB are free"
         )

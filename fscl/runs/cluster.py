@@ -1,7 +1,7 @@
-"""The grid on a Ray cluster: a run whose machine or process dies goes on elsewhere after its last finished experience.
+"""The grid on a Ray cluster. If a machine or process dies, its run goes on elsewhere after the last finished task.
 
-Where all machines see the driver's output folder, runs are written there. Where they do not, each machine writes to a
-folder of its own, and what it has written comes to the driver's after every experience.
+If a machine sees the driver's output folder, its runs are written there. If not, it writes to a folder of its own and
+sends its files to the driver after every task.
 """
 
 import contextlib
@@ -23,39 +23,43 @@ from fscl.runs.sweep import Outcome, attempt
 
 __all__ = ["RayEngine"]
 
-RETRIES = 20  # of a run whose worker died, not of one that failed
-MARK = ".fscl-grid-"  # a file by which a worker knows the driver's output folder
-GRID = "grid"  # in a run's folder: the grid that began it anew, so that a second attempt goes on
-FILES = ("checkpoint.pt", "bank.safetensors", "error.txt", GRID, "progress", "run.json")  # the record comes last
+RETRIES = 20  # of a run whose worker died; a run that failed is not repeated
+MARK = ".fscl-grid-"  # name of a file in the driver's output folder; a machine that sees it shares the folder
+GRID = "grid"  # file in a run's folder that names the grid which restarted the run; a second attempt then goes on
+# Files are sent in this order. The record comes last, so it never names work that has not arrived.
+FILES = ("checkpoint.pt", "bank.safetensors", "error.txt", GRID, "progress", "run.json")
 
 
 @dataclass(frozen=True)
 class RayEngine:
-    """Runs a grid on a Ray cluster; all machines need the same fscl, and the data under the same path.
+    """Runs a grid on a Ray cluster. All machines need the same fscl, and the data under the same path.
 
     Args:
-        address: of the cluster, ``host:port``; None takes ``$RAY_ADDRESS``, else one that runs on this machine, else
-            starts one here.
-        gpus_per_run: GPUs that a run is given; a fraction shares one.
+        address: address of the cluster, ``host:port``. None takes ``$RAY_ADDRESS``, else a cluster that runs on this
+            machine, else starts a cluster here.
+        gpus_per_run: GPUs for each run; with a fraction, runs share a GPU.
 
     Raises:
-        FsclError: Ray is not installed, there is no cluster at the address, or it has no machine that large.
+        FsclError: Ray is not installed, there is no cluster at the address, or no machine is large enough for a run.
     """
 
     address: str | None = None
     gpus_per_run: float = 0.0
 
     def __call__(self, todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:
-        """An outcome for each run, as they end.
+        """Yields an outcome for each run when it ends.
 
         Args:
-            jobs: runs at a time; by default as many as the cluster has cores, or GPUs, for.
+            todo: the runs.
+            out: output folder.
+            jobs: runs at a time; by default as many as the cores or GPUs of the cluster allow.
+            overwrite: run finished runs again.
         """
         ray = _ray()
         if not todo:
             return
-        own = not ray.is_initialized()
-        if own:
+        connects = not ray.is_initialized()
+        if connects:
             self._connect(ray)
         grid, place = uuid.uuid4().hex, out.absolute()
         mark = place / f"{MARK}{grid}"
@@ -70,13 +74,13 @@ class RayEngine:
             yield from self._runs(ray, todo, out, jobs or len(todo), overwrite, grid, keeper)
         finally:
             mark.unlink(missing_ok=True)
-            if own:
+            if connects:
                 ray.shutdown()
 
     def _connect(self, ray: Any) -> None:
         try:
             host, _, port = (self.address or "").rpartition(":")
-            if port.isdecimal() and "/" not in host:  # Ray itself would try for minutes
+            if port.isdecimal() and "/" not in host:  # without this check Ray would try for minutes
                 socket.create_connection((host.strip("[]"), int(port)), 10).close()
             ray.init(address=self.address, log_to_driver=False, logging_level="ERROR")
         except (OSError, RuntimeError, ValueError) as error:
@@ -84,14 +88,14 @@ class RayEngine:
             raise FsclError(f"no Ray cluster at {where} ({' '.join(str(error).split())[:200]})") from error
 
     def _check(self, ray: Any, todo: Sequence[RunSpec]) -> None:
-        """Ray would wait for ever for a machine that is not there."""
+        """Refuses runs that no machine is large enough for. Ray would wait for such a machine for ever."""
         needs = {"CPU": float(max(spec.threads for spec in todo)), "GPU": self.gpus_per_run}
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if not any(all(machine.get(kind, 0) >= need for kind, need in needs.items()) for machine in machines):
-            found = "; ".join(f"{m.get('CPU', 0):g} cores and {m.get('GPU', 0):g} GPUs" for m in machines)
+            sizes = "; ".join(f"{m.get('CPU', 0):g} cores and {m.get('GPU', 0):g} GPUs" for m in machines)
             raise FsclError(
-                f"a run wants {needs['CPU']:g} cores and {needs['GPU']:g} GPUs, and no machine of the cluster has "
-                f"that: {found}"
+                f"a run needs {needs['CPU']:g} cores and {needs['GPU']:g} GPUs, and no machine of the cluster has "
+                f"that: {sizes}"
             )
 
     def _runs(
@@ -110,25 +114,25 @@ class RayEngine:
                     spec = running.pop(ended)
                     try:
                         error, crashed = ray.get(ended)
-                    except ray.exceptions.RayTaskError as failure:  # raised by what did the run, not a death
+                    except ray.exceptions.RayTaskError as failure:  # the code of the run raised; its worker lives
                         cause = failure.cause or failure
                         error, crashed = f"{type(cause).__name__}: {cause}", True
                     except ray.exceptions.RayError as failure:
-                        error = f"its worker died {RETRIES + 1} times ({type(failure).__name__}); run the same again"
-                        crashed = True
+                        died = f"its worker died {RETRIES + 1} times ({type(failure).__name__})"
+                        error, crashed = f"{died}; run the same command again to go on", True
                     yield Outcome(spec, spec.folder(out), error, crashed)
         finally:
-            for left in running:
+            for unfinished in running:
                 with contextlib.suppress(Exception):
-                    ray.cancel(left, force=True)
+                    ray.cancel(unfinished, force=True)
 
 
 def _run(spec: RunSpec, out: Path, overwrite: bool, grid: str, keeper: Any) -> tuple[str, bool]:
-    """One run, on whichever machine; what stopped it, and whether it was a crash."""
+    """Does one run on the machine that Ray chose. Returns the error and whether it was a crash."""
     import ray
 
     if (out / f"{MARK}{grid}").exists():
-        return _anew_or_on(spec, out, overwrite, grid)
+        return _restart_once(spec, out, overwrite, grid)
     local = Path(tempfile.gettempdir()) / f"fscl-{grid}"
     folder, name = spec.folder(local), spec.folder(Path())
     for file, content in ray.get(keeper.fetch.remote(name)).items():
@@ -136,23 +140,23 @@ def _run(spec: RunSpec, out: Path, overwrite: bool, grid: str, keeper: Any) -> t
     sent: dict[str, int] = {}
 
     def send() -> None:
-        found = {file: folder / file for file in FILES if (folder / file).exists()}
-        now = {file: path.stat().st_mtime_ns for file, path in found.items()}
-        changed = {file: found[file].read_bytes() for file, time in now.items() if sent.get(file) != time}
-        ray.get(keeper.keep.remote(name, changed, list(found)))
+        paths = {file: folder / file for file in FILES if (folder / file).exists()}
+        stamps = {file: path.stat().st_mtime_ns for file, path in paths.items()}
+        changed = {file: paths[file].read_bytes() for file, stamp in stamps.items() if sent.get(file) != stamp}
+        ray.get(keeper.keep.remote(name, changed, list(paths)))
         sent.clear()
-        sent.update(now)
+        sent.update(stamps)
 
-    ended = _anew_or_on(spec, local, overwrite, grid, send)
+    ended = _restart_once(spec, local, overwrite, grid, send)
     send()
     shutil.rmtree(folder, ignore_errors=True)
     return ended
 
 
-def _anew_or_on(
+def _restart_once(
     spec: RunSpec, out: Path, overwrite: bool, grid: str, kept: Callable[[], None] | None = None
 ) -> tuple[str, bool]:
-    """A run that is to be made anew is begun once in a grid; an attempt that comes after a worker's death goes on."""
+    """With ``overwrite`` a run restarts from its beginning once in a grid; after a worker's death it goes on."""
     note = spec.folder(out) / GRID
     begun = note.exists() and note.read_text(encoding="utf-8") == grid
 
@@ -169,21 +173,22 @@ def _anew_or_on(
 
 
 class _Keeper:
-    """On the driver's machine: writes what runs elsewhere have written, and gives it to whoever takes one up."""
+    """Keeps, on the driver's machine, the files of runs on machines that do not see the output folder."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
 
     def fetch(self, run: Path) -> dict[str, bytes]:
+        """The files of a run, for the machine that goes on with it."""
         folder = self.out / run
         return {file: (folder / file).read_bytes() for file in FILES if (folder / file).exists()}
 
-    def keep(self, run: Path, files: dict[str, bytes], there: list[str]) -> None:
-        """Files that changed, and the names of all that there are now."""
+    def keep(self, run: Path, files: dict[str, bytes], present: list[str]) -> None:
+        """Writes the files that changed and deletes those that are no longer ``present``."""
         folder = self.out / run
         for file in sorted(files, key=FILES.index):
             write_atomically(folder / file, partial(_put, files[file]))
-        for file in set(FILES) - set(there):
+        for file in set(FILES) - set(present):
             (folder / file).unlink(missing_ok=True)
 
 
@@ -192,13 +197,13 @@ def _put(content: bytes, path: Path) -> None:
 
 
 def _ray() -> Any:
-    # below `uv run`, Ray would send the current folder to every machine and make an environment for each worker, though
-    # fscl is installed there
+    # Under `uv run`, Ray would send the current folder to every machine and make an environment for each worker,
+    # although fscl is installed there.
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
     try:
         import ray
         import ray.exceptions
         import ray.util.scheduling_strategies
     except ImportError as error:
-        raise FsclError("--engine ray needs Ray: install fscl with its extra, as fscl[ray]") from error
+        raise FsclError("--engine ray needs Ray; install fscl[ray]") from error
     return ray

@@ -1,4 +1,4 @@
-"""What ran where: versions, the code itself, the machine."""
+"""What a record says about the software and the machine of its run."""
 
 import functools
 import hashlib
@@ -13,39 +13,39 @@ import fscl
 __all__ = ["machine", "processor", "versions"]
 
 PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
-# the rooms of fscl that decide a run's numbers
+# folders and files of fscl that decide a run's numbers
 CODE = ("atoms", "compare", "continual", "data", "factories.py", "networks.py", "similarity")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and the packages that numbers depend on; that of fscl ends with a digest of its code."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that decide a run's numbers. The one of fscl ends with a code digest."""
+    numbers = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            numbers[package] = version(package)
         except PackageNotFoundError:  # run from a checkout that is not installed
-            found[package] = "unknown"
-    found["fscl"] += f"+{code(Path(fscl.__file__).parent)}"
-    return found
+            numbers[package] = "unknown"
+    numbers["fscl"] += f"+{code(Path(fscl.__file__).parent)}"
+    return numbers
 
 
 @functools.cache
 def code(package: Path) -> str:
-    """Eight hexadecimal digits that tell one state of the code from another, whatever version both say they are."""
+    """Eight hexadecimal digits that change whenever code changes, even if the version number does not."""
     digest = hashlib.sha256()
-    rooms = [package / room for room in CODE]
-    for file in sorted(file for room in rooms for file in ([room] if room.suffix else room.rglob("*.py"))):
+    paths = [package / name for name in CODE]
+    for file in sorted(file for path in paths for file in ([path] if path.suffix else path.rglob("*.py"))):
         digest.update(file.relative_to(package).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
     return digest.hexdigest()[:8]
 
 
 def machine(device: str, threads: int, precision: str) -> dict[str, Any]:
-    """What a run's record says of where it was made."""
+    """What a run's record says about its machine."""
     return {"device": _device_name(device), "processor": processor(), "threads": threads, "precision": precision}
 
 
 def processor() -> str:
-    """Its name, and the number of cores."""
+    """The processor's name and number of cores."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):

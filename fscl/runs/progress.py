@@ -1,4 +1,4 @@
-"""How far the runs of a grid are, read from what they write, whichever process does them; and a table of it."""
+"""The progress of a grid, as a live table. It is read from the files of the runs, so any process may do them."""
 
 import contextlib
 import heapq
@@ -29,16 +29,16 @@ __all__ = ["Finished", "Grid", "LiveTable", "Row", "draw"]
 
 @dataclass(frozen=True)
 class Row:
-    """How far one strategy is, over all its runs.
+    """The progress of one strategy over all its runs.
 
     Attributes:
-        title: of the strategy.
-        runs, finished, failed: how many there are, and have ended so.
-        tasks, learned: how many there are, 0 while that is not known, and are learned.
-        done: share of the tasks, in [0, 1], with what is done of those that are being learned.
-        accuracy: on the tasks that a run has seen, a mean over the runs that have seen any; None if none has.
-        elapsed: seconds since the grid began, until now or until its last run ended.
-        left: seconds until its last run will have ended; None while nothing is known that would say so.
+        title: the strategy's title.
+        runs, finished, failed: number of all runs, of finished runs and of failed runs.
+        tasks, learned: number of all tasks, 0 while it is unknown, and of learned tasks.
+        done: share of the tasks that is done, in [0, 1]; tasks in training count in part.
+        accuracy: mean accuracy on the tasks that a run has seen, a mean over runs; None before the first task.
+        elapsed: seconds since the grid began, until now or until the strategy's last run ended.
+        left: estimated seconds until the strategy's last run ends; None before the first task is learned.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that has finished: its strategy's title, its seed, mean accuracy after the last task, and seconds."""
+    """A finished run: title of the strategy, seed, mean accuracy after the last task, seconds of all tasks."""
 
     title: str
     seed: int
@@ -65,24 +65,24 @@ class Finished:
 
 @dataclass
 class _Run:
-    """What is known of one run; a file that is missing or torn leaves it as it is."""
+    """What is known of one run. A missing or half-written file changes nothing."""
 
     spec: RunSpec
     folder: Path
     hash: str
-    read: int  # stamp of the record that was read last
-    found: int = 0  # stamp of the record that was there before the grid began
+    stamp_read: int  # stamp of the record that was read last
+    stamp_before: int = 0  # stamp of the record that existed before the grid began
     finished: bool = False
     failed: bool = False
     tasks: int = 0
     accuracy: float | None = None
-    seconds: list[float] = field(default_factory=list)  # of each task that is learned
-    share: float = 0.0  # that is done of the next one
+    seconds: list[float] = field(default_factory=list)  # of each learned task
+    share: float = 0.0  # of the task in training that is done
 
     @property
     def begun(self) -> bool:
-        """By this process or another, since the grid began."""
-        return self.read != self.found
+        """Whether any process has written the record since the grid began."""
+        return self.stamp_read != self.stamp_before
 
     @property
     def over(self) -> bool:
@@ -91,11 +91,11 @@ class _Run:
     def look(self) -> None:
         if self.finished:
             return
-        with contextlib.suppress(FsclError, ValueError):  # a file that is missing, torn or foreign
+        with contextlib.suppress(FsclError, ValueError):  # a file that is missing, half-written or not from fscl
             stamp = _stamp(self.folder)
-            if stamp != self.read:
+            if stamp != self.stamp_read:
                 self._take(load_run(self.folder / "run.json"))
-                self.read = stamp
+                self.stamp_read = stamp
             if self.begun:
                 share = _reported(self.folder) - len(self.seconds)
                 self.share = self.share if math.isnan(share) else min(max(share, 0.0), 1.0)
@@ -112,31 +112,31 @@ class _Run:
 
 
 class Grid:
-    """What is known of all runs, whichever process does them.
+    """The progress of all runs of a grid, done by any number of processes.
 
     Args:
         specs: the runs.
         out: output folder.
-        overwrite: whether the runs that are there will be replaced.
-        now: seconds, of a clock that goes on evenly.
+        overwrite: whether existing runs will be replaced.
+        now: seconds of a clock that is never set back, such as ``time.monotonic()``.
     """
 
     def __init__(self, specs: Sequence[RunSpec], out: Path, overwrite: bool, now: float) -> None:
         folders = [spec.folder(out) for spec in specs]
         self._runs = [
-            _Run(spec, folder, spec.hash, read=_stamp(folder) if overwrite else 0)
+            _Run(spec, folder, spec.hash, stamp_read=_stamp(folder) if overwrite else 0)
             for spec, folder in zip(specs, folders, strict=True)
         ]
         for run in self._runs:
             run.look()
-            run.found, run.share = run.read, 0.0
+            run.stamp_before, run.share = run.stamp_read, 0.0
         self._names = list(dict.fromkeys(spec.strategy.name for spec in specs))
         self._ended: dict[str, float] = {}
         self._at_once = 1
         self._start = self._now = now
 
     def look(self, now: float) -> list[Finished]:
-        """Reads what has changed; gives the runs that have finished since the last look."""
+        """Reads the files that changed. Returns the runs that finished since the last call."""
         self._now = now
         unfinished = [run for run in self._runs if not run.finished]
         for run in unfinished:
@@ -152,12 +152,12 @@ class Grid:
         ]
 
     def failed(self, folder: Path) -> None:
-        """Says that a run will not be finished."""
+        """Marks a run as failed."""
         for run in self._runs:
             run.failed |= run.folder == folder
 
     def rows(self) -> list[Row]:
-        """One for each strategy, and if they are several one for all, without an accuracy."""
+        """One row for each strategy. With several strategies the last row is for all of them, without an accuracy."""
         left = self._left()
         rows = [
             self._row(
@@ -194,42 +194,42 @@ class Grid:
         return [run for run in self._runs if run.spec.strategy.name == name]
 
     def _tasks(self, run: _Run) -> int:
-        """Of a run; one that was never begun has as many as the others."""
+        """Number of tasks of a run. A run that has not begun will have as many as the other runs."""
         return run.tasks or max(other.tasks for other in self._runs)
 
     def _left(self) -> dict[str, float] | None:
-        """Seconds until each strategy's last run ends, if as many go on at a time as have been seen to."""
+        """Estimated seconds until each strategy's last run ends, with as many runs at a time as were seen so far."""
         left: dict[str, float] = {}
-        free = [0.0] * self._at_once
+        free_at = [0.0] * self._at_once  # when each worker is free, in seconds from now
         for run in sorted(self._runs, key=lambda run: not run.begun):
             if run.over:
                 continue
-            need, name = self._need(run), run.spec.strategy.name
-            if need is None:
+            seconds, name = self._seconds_left(run), run.spec.strategy.name
+            if seconds is None:
                 return None
-            end = heapq.heappop(free) + need
-            heapq.heappush(free, end)
+            end = heapq.heappop(free_at) + seconds
+            heapq.heappush(free_at, end)
             left[name] = max(left.get(name, 0.0), end)
         return left
 
-    def _need(self, run: _Run) -> float | None:
-        """Seconds that a run still takes, by the times of the tasks that its strategy has learned, or else all have."""
+    def _seconds_left(self, run: _Run) -> float | None:
+        """Estimated seconds that a run still takes, from the times of its strategy's tasks, else of all tasks."""
         timed = [r for r in self._of(run.spec.strategy.name) if r.seconds] or [r for r in self._runs if r.seconds]
         if not timed:
             return None
         first = fmean(r.seconds[0] for r in timed)
         later = [second for r in timed for second in r.seconds[1:]]
         training = run.spec.benchmark.training
-        other = fmean(later) if later else first * (training.epochs_next or training.epochs) / training.epochs
-        times = [first] + [other] * (self._tasks(run) - 1)
+        later_task = fmean(later) if later else first * (training.epochs_next or training.epochs) / training.epochs
+        times = [first] + [later_task] * (self._tasks(run) - 1)
         return sum(times[len(run.seconds) :]) - run.share * sum(times[len(run.seconds) :][:1])
 
 
 def _reported(folder: Path) -> float:
-    """How many tasks a worker says that it has done, a part of the present one included; NaN if it says no number.
+    """Number of tasks that a worker reports as done, the present one in part; NaN if the report is not a number.
 
     Raises:
-        FsclError: it has said nothing, or its file is torn.
+        FsclError: there is no report, or it is half-written.
     """
     match read_json(folder / "progress"):
         case [int() | float() as done, *_] if abs(done) < 1e9:
@@ -248,12 +248,12 @@ def _title(spec: RunSpec) -> str:
     return spec.strategy.title or spec.strategy.name
 
 
-PAUSE = 0.5  # seconds between two looks
+PAUSE = 0.5  # seconds between two updates
 BAR = 10  # columns
 
 
 def draw(rows: Sequence[Row]) -> Table:
-    """A table of 80 columns; what is not known is a dash."""
+    """The rows as a table of 80 columns. Unknown numbers are dashes."""
     failed = any(row.failed for row in rows)
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -284,11 +284,11 @@ def draw(rows: Sequence[Row]) -> Table:
 
 
 class LiveTable:
-    """Shows how far a grid is while it goes on: a table on a terminal, elsewhere a line for each run that has finished.
+    """Shows the progress of a grid: a live table on a terminal, elsewhere one line for each finished run.
 
     Args:
-        specs, out, overwrite: as of :func:`fscl.runs.sweep.sweep`.
-        console: where; None shows nothing.
+        specs, out, overwrite: as in :func:`fscl.runs.sweep.sweep`.
+        console: where to print; None prints nothing.
     """
 
     def __init__(self, specs: Sequence[RunSpec], out: Path, overwrite: bool, console: Console | None) -> None:
@@ -301,7 +301,7 @@ class LiveTable:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def failed(self, folder: Path) -> None:
-        """Says that a run will not be finished."""
+        """Marks a run as failed."""
         self._grid.failed(folder)
 
     def __enter__(self) -> "LiveTable":

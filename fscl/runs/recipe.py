@@ -1,4 +1,4 @@
-"""Recipes: benchmarks and strategies as TOML files, read into types that refuse what they do not know."""
+"""Recipes: benchmarks and strategies as TOML files, read into types that refuse unknown keys and wrong values."""
 
 import difflib
 import hashlib
@@ -28,10 +28,11 @@ __all__ = [
     "with_overrides",
 ]
 
-YOUNGER = {"rotations": None, "permutations": None, "scenario": "task"}  # keys of [split], and their defaults
+# Keys of [split] that are newer than the first runs, with their defaults.
+NEWER_KEYS = {"rotations": None, "permutations": None, "scenario": "task"}
 
-MOST_BYTES = 2**20  # of a recipe; the largest of ours has a few thousand
-# strings and comments; and after them a key such as a.b.c
+MOST_BYTES = 2**20  # of a recipe file; the largest one of fscl has a few thousand
+# strings and comments, which may hold any number of dots
 STRINGS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|#[^\n]*""", re.DOTALL)
 LONG_KEY = re.compile(r"(?:\.[ \t]*[\w-]+[ \t]*){16}")
 
@@ -40,7 +41,7 @@ S = TypeVar("S", bound=Settings)
 
 
 def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
-    """Recipe files by name: beside the package in a checkout, inside it in an installed wheel.
+    """Recipe files by name. A checkout has them beside the package, an installed wheel inside it.
 
     Raises:
         FsclError: the installation lacks them.
@@ -53,16 +54,16 @@ def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
 
 
 def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRecipe:
-    """A benchmark by name, or from the path of a TOML file.
+    """Loads a benchmark by its name, or from the path of a TOML file.
 
     Args:
-        name_or_path: either.
-        trust: whether the file may name a network of any module, and so run any code that is installed. If not, runs
-            of it are refused unless the network is ours or one of torchvision, timm, pytorchcv or Avalanche, without
-            downloaded weights. Recipes that Python code makes, and settings (:func:`with_overrides`), are trusted.
+        name_or_path: the name or the path.
+        trust: whether the file may name a network of any module, and so run any code that is installed. If False, its
+            runs are refused unless the network comes from fscl, torchvision, timm, pytorchcv or Avalanche, without
+            downloaded weights. Recipes made in Python, and settings (:func:`with_overrides`), are always trusted.
 
     Raises:
-        FsclError: it is unknown, not TOML, or has a key or value that does not fit.
+        FsclError: the benchmark is unknown, not TOML, or has a wrong key or value.
 
     Example:
         >>> load_benchmark("split_digits").split.tasks
@@ -75,14 +76,14 @@ def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRe
 
 
 def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyRecipe:
-    """A strategy by name, or from the path of a TOML file.
+    """Loads a strategy by its name, or from the path of a TOML file.
 
     Args:
-        name_or_path: either.
-        trust: whether the file may name a class of any module; if not, only ours and Avalanche's strategies are built.
+        name_or_path: the name or the path.
+        trust: whether the file may name a class of any module; if False, only strategies of fscl and Avalanche.
 
     Raises:
-        FsclError: it is unknown, not TOML, or has a key or value that does not fit.
+        FsclError: the strategy is unknown, not TOML, or has a wrong key or value.
 
     Example:
         >>> load_strategy("ewc").class_path
@@ -93,28 +94,30 @@ def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyReci
     for key, values in recipe.tune.training.items():
         for value in values:
             _validate(f"{where}: tune.training", {key: value}, Training)
-    # a key that is not there could be no argument at all; and what it is by default would not be known
-    if strange := next((key for key in recipe.tune.args if key not in recipe.args), None):
+    # A key that [args] lacks has no own setting to compare with, and may be no argument of the class.
+    if unknown := next((key for key in recipe.tune.args if key not in recipe.args), None):
         known = ", ".join(recipe.args) or "none"
-        raise FsclError(f"{where}: tune.args: unknown key {brief(strange)}; known keys, those of [args]: {known}")
+        raise FsclError(f"{where}: tune.args: unknown key {brief(unknown)}; known keys, those of [args]: {known}")
     return recipe
 
 
 def with_overrides(
     benchmark: BenchmarkRecipe, strategy: StrategyRecipe, settings: Sequence[str] = ()
 ) -> tuple[BenchmarkRecipe, StrategyRecipe]:
-    """The recipes of one run: the strategy's training over the benchmark's, then the benchmark's words on the strategy,
-    then ``key=value`` settings (``training.epochs=2``, ``args.ewc_lambda=10``, ``split.tasks=2``). A network that a
-    setting names is the user's own word, and may be of any module.
+    """The recipes of one run, with all overrides applied.
+
+    Later sources win: the benchmark's training, the strategy's training, the benchmark's table for this strategy, then
+    ``key=value`` settings (``training.epochs=2``, ``args.ewc_lambda=10``, ``split.tasks=2``). Settings come from the
+    user, so a network that a setting names may be of any module.
 
     Raises:
-        FsclError: a setting is not of that form, or does not fit.
+        FsclError: a setting is not of the form ``key=value``, or has a wrong key or value.
     """
     own = benchmark.strategies.get(strategy.name, Override())
-    b, s = benchmark.model_dump(by_alias=True), strategy.model_dump(by_alias=True)
-    b["training"] |= {**strategy.training, **own.training}
-    s["args"] |= own.args
-    s["training"], b["strategies"] = {}, {}
+    benchmark_data, strategy_data = benchmark.model_dump(by_alias=True), strategy.model_dump(by_alias=True)
+    benchmark_data["training"] |= {**strategy.training, **own.training}
+    strategy_data["args"] |= own.args
+    strategy_data["training"], benchmark_data["strategies"] = {}, {}
     for setting in settings:
         key, equals, text = setting.partition("=")
         *path, leaf = key.strip().split(".")
@@ -122,14 +125,16 @@ def with_overrides(
             raise FsclError(
                 f"--set {setting}: expected SECTION.KEY=VALUE, such as training.epochs=2 or args.num_atoms=6"
             )
-        target: Any = s if path[0] == "args" else b
+        target: Any = strategy_data if path[0] == "args" else benchmark_data
         for part in path:
             if not isinstance(target, dict) or not isinstance(target.get(part), dict):
-                known = ", ".join(sorted({k for k, v in b.items() if isinstance(v, dict) and v} | {"args"}))
+                sections = {k for k, v in benchmark_data.items() if isinstance(v, dict) and v} | {"args"}
+                known = ", ".join(sorted(sections))
                 raise FsclError(f"--set {setting}: unknown section {'.'.join(path)!r}; known sections: {known}")
             target = target[part]
         target[leaf] = _value(text)
-    merged, learner = _validate("--set", b, BenchmarkRecipe), _validate("--set", s, StrategyRecipe)
+    merged = _validate("--set", benchmark_data, BenchmarkRecipe)
+    learner = _validate("--set", strategy_data, StrategyRecipe)
     if not any(setting.partition("=")[0].strip() == "model.name" for setting in settings):
         merged._stranger = benchmark._stranger
     learner._stranger = strategy._stranger or (benchmark._stranger if own.args else "")
@@ -137,34 +142,35 @@ def with_overrides(
 
 
 def recipe_hash(*recipes: Recipe, **more: Any) -> str:
-    """A hash of all that decides a run's numbers; what only describes, and grids, are not in it."""
+    """A hash of everything that decides a run's numbers. Descriptions and grids do not change it."""
     parts = [_decisive(recipe) for recipe in recipes]
     return hashlib.sha256(json.dumps([*parts, more], sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
-    found = recipe.model_dump(exclude={"title", "description", "paper", "bound", "tune"})
-    if split := found.get("split"):
-        # keys that are younger than the first runs are left out where they change nothing: those runs stay finished
-        found["split"] = {k: v for k, v in split.items() if k not in YOUNGER or v != YOUNGER[k]}
-        if isinstance(split["tasks"], dict):  # what tasks are called decides nothing; their order, which is lost, does
-            found["split"]["tasks"] = list(split["tasks"].values())
-    return found
+    content = recipe.model_dump(exclude={"title", "description", "paper", "bound", "tune"})
+    if split := content.get("split"):
+        # A newer key with its default is left out, so that earlier runs keep their hash and stay finished.
+        content["split"] = {k: v for k, v in split.items() if k not in NEWER_KEYS or v != NEWER_KEYS[k]}
+        # Task names decide nothing, but the order of tasks does. JSON with sorted keys would lose it, so it is a list.
+        if isinstance(split["tasks"], dict):
+            content["split"]["tasks"] = list(split["tasks"].values())
+    return content
 
 
 def _value(text: str) -> Any:
     """A TOML value; a bare word is a string."""
     try:
         return tomllib.loads(f"x = {text}")["x"]
-    except (ValueError, RecursionError):  # no TOML, too many digits, too deep
+    except (ValueError, RecursionError):  # not TOML, too many digits, or nested too deep
         return text
 
 
 def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path) -> Path:
-    """The file of a recipe by name, or from the path of a TOML file.
+    """The file of a recipe, by its name or its path.
 
     Raises:
-        FsclError: there is none.
+        FsclError: there is no such recipe.
 
     Example:
         >>> find_recipe("strategies", "ewc").name
@@ -173,10 +179,10 @@ def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | P
     known = find_recipes(kind)
     path = known.get(str(name_or_path), Path(name_or_path))
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except (OSError, ValueError):  # too long for a path, or with a NUL
-        there = False
-    if not there:
+        exists = False
+    if not exists:
         near = difflib.get_close_matches(str(name_or_path), known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise FsclError(
@@ -193,22 +199,22 @@ def _load(
     try:
         check_size(path, MOST_BYTES)
         text = path.read_text(encoding="utf-8")
-        if LONG_KEY.search(STRINGS.sub("s", text)):  # which tomllib reads in quadratic time
+        if LONG_KEY.search(STRINGS.sub("s", text)):  # tomllib takes quadratic time for such keys
             raise ValueError("a key of more than 16 parts")
         data = tomllib.loads(text)
     except OSError as error:
         raise FsclError(f"{path}: cannot be read ({error.strerror})") from error
     except FsclError:
         raise
-    except (ValueError, RecursionError) as error:  # no TOML, not UTF-8, too many digits, too deep
+    except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, too many digits, or nested too deep
         raise FsclError(f"{path}: not valid TOML ({' '.join(str(error).split())[:200]})") from error
     if "name" not in data and (fault := name_fault(path.stem)):
-        raise FsclError(f"{path}: a recipe is called as its file unless it says name = ..., and this file's {fault}")
+        raise FsclError(f"{path}: a recipe without name = ... has the name of its file, and this file's {fault}")
     data.setdefault("name", path.stem)
-    ours = str(name_or_path) in find_recipes(kind)
-    where = f"{kind}/{path.name}" if ours else str(path)
+    shipped = str(name_or_path) in find_recipes(kind)
+    where = f"{kind}/{path.name}" if shipped else str(path)
     recipe = _validate(where, data, model)
-    recipe._stranger = "" if ours or trust else where
+    recipe._stranger = "" if shipped or trust else where
     return where, recipe
 
 
@@ -217,11 +223,11 @@ def _validate(where: str, data: dict[str, Any], model: type[S]) -> S:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        found = error.errors()
-        # an unknown key says more than the missing one that it was meant to be; and a value that may be of two kinds is
-        # wrong in two ways, of which the one that went deepest was meant
-        first = next((e for e in found if e["type"] == "extra_forbidden"), found[0])
-        first = max((e for e in found if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
+        errors = error.errors()
+        # A misspelt key gives two errors, unknown and missing; the unknown key tells more. A value that may have one of
+        # two types gives an error for each; the one with the deepest place is for the type that was meant.
+        first = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
+        first = max((e for e in errors if e["loc"][:2] == first["loc"][:2]), key=lambda e: len(e["loc"]))
         at = [str(part) for part in first["loc"]]
         if first["type"] == "extra_forbidden":
             keys = _known_keys(model, at[:-1])
@@ -243,9 +249,9 @@ def _validate(where: str, data: dict[str, Any], model: type[S]) -> S:
 def _known_keys(model: type[BaseModel], path: Sequence[str]) -> list[str]:
     for part in path:
         for name, field in model.model_fields.items():
-            kind = field.annotation
-            if name == part and isinstance(kind, type) and issubclass(kind, BaseModel):
-                model = kind
+            annotation = field.annotation
+            if name == part and isinstance(annotation, type) and issubclass(annotation, BaseModel):
+                model = annotation
                 break
         else:
             model = Override if model is BenchmarkRecipe else model

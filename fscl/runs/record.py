@@ -1,4 +1,4 @@
-"""What a run's ``run.json`` says: one definition, by which it is written, read, and refused where it is damaged."""
+"""The definition of ``run.json``, the record of a run. Records are written and read by it; damaged ones are refused."""
 
 from __future__ import annotations
 
@@ -45,17 +45,17 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
-ARRAYS = ("accuracy", "transfer", "untrained", "start", "similarity")  # large, and looked at by `_numbers`
-AT_ONCE = "fscl.continual.Joint"  # the class for which there are no later tasks
+ARRAYS = ("accuracy", "transfer", "untrained", "start", "similarity")  # large, and checked by `_numbers`
+AT_ONCE = "fscl.continual.Joint"  # the class that learns all tasks together
 LONGEST_ERROR = 2000  # characters
-YEARS = 1e10  # in seconds, which no run takes
+YEARS = 1e10  # seconds; no run takes so long
 EXABYTES = 1e19
 
 Array = NDArray[np.float64]
 
 
 class OtherFormatError(FsclError):
-    """A record that another version of fscl reads."""
+    """A record in a format that this version of fscl does not read."""
 
 
 def _printable(name: str) -> str:
@@ -65,10 +65,10 @@ def _printable(name: str) -> str:
 
 
 def _numbers(values: Any, dimensions: int, low: float, high: float) -> Array:
-    """Nested lists as an array; null is NaN, and an empty list has no rows. Who writes a record gives arrays.
+    """Nested lists as an array. Null is NaN, and an empty list has no rows. An array is returned as it is.
 
     Raises:
-        ValueError: they are of another depth, of unequal lengths, or hold anything but numbers from low to high.
+        ValueError: the lists have another depth or unequal lengths, or hold anything but numbers from low to high.
     """
     if isinstance(values, np.ndarray):
         return values
@@ -81,8 +81,8 @@ def _numbers(values: Any, dimensions: int, low: float, high: float) -> Array:
         flat = list(itertools.chain.from_iterable(flat))
     if any(type(value) not in (float, int, type(None)) for value in flat):
         raise ValueError("is not a rectangular list of numbers")
-    if strange := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
-        raise ValueError(f"has {brief(strange)}; its numbers are from {low:g} to {high:g}")
+    if outside := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
+        raise ValueError(f"has {brief(outside)}; its numbers are from {low:g} to {high:g}")
     try:
         return cast(Array, np.array(values, dtype=np.float64))
     except ValueError as error:
@@ -90,12 +90,12 @@ def _numbers(values: Any, dimensions: int, low: float, high: float) -> Array:
 
 
 def _lists(array: Array) -> list[Any]:
-    """What :func:`_numbers` was given."""
+    """The inverse of :func:`_numbers`."""
     return cast("list[Any]", np.where(np.isnan(array), cast(Any, None), array).tolist())
 
 
 def _array(dimensions: int, low: float = 0.0, high: float = 1.0) -> Any:
-    """How an array is read from JSON and written to it."""
+    """Annotations by which pydantic reads an array from JSON and writes it."""
     read = partial(_numbers, dimensions=dimensions, low=low, high=high)
     return PlainValidator(lambda values: read(values)), PlainSerializer(_lists)
 
@@ -112,7 +112,7 @@ Cosines = Annotated[Array, *_array(3, low=-1.01, high=1.01)]  # rounding may pas
 
 
 class _Part(BaseModel):
-    """Keys that this version does not know are kept, and written again."""
+    """A part of a record. Unknown keys are kept and written again."""
 
     model_config = ConfigDict(
         extra="allow", strict=True, frozen=True, allow_inf_nan=False, arbitrary_types_allowed=True
@@ -125,7 +125,7 @@ class Network(_Part):
 
 
 class Benchmark(_Part):
-    """The benchmark's recipe with all overrides, as far as reports read it: a recipe may have changed since."""
+    """The benchmark's recipe with all overrides, as the run used it. Only what reports read has a type."""
 
     name: Label
     title: Words = ""
@@ -139,14 +139,14 @@ class Benchmark(_Part):
 
 
 class Strategy(_Part):
-    """The strategy's recipe with all overrides, as far as reports read it."""
+    """The strategy's recipe with all overrides, as the run used it. Only what reports read has a type."""
 
     name: Label
     title: Words = ""
     description: Words = ""
     paper: Words = ""
     bound: Literal["upper", "lower"] | None = None
-    """Of what learners can reach, see ``fscl.runs.schema.StrategyRecipe``."""
+    """Whether the strategy is an upper or a lower bound, see ``fscl.runs.schema.StrategyRecipe``."""
     class_path: Words = Field("", alias="class")
     args: dict[str, Any] = {}
     training: dict[str, Any] = {}
@@ -154,17 +154,17 @@ class Strategy(_Part):
 
 
 class Resumed(_Part):
-    """A process that went on with the run."""
+    """A process that resumed the run."""
 
     after: int
-    """How many tasks had been learned."""
+    """Number of tasks that had been learned before."""
     versions: dict[Label, Words]
     machine: dict[Label, Scalar]
 
 
 class Task(_Part):
     name: LongLabel
-    """By default the names of its classes, of which there may be hundreds."""
+    """By default the names of the task's classes. There may be hundreds."""
     classes: list[Label | int]
 
 
@@ -180,7 +180,7 @@ class Seconds(_Part):
 
 
 class Memory(_Part):
-    """Bytes by kind: for one more task (a mean over tasks), and once for all tasks."""
+    """Stored bytes by kind: for one more task (a mean over tasks), and shared by all tasks."""
 
     per_task: Mapping[Label, Bytes] = {}
     shared: Mapping[Label, Bytes] = {}
@@ -197,7 +197,7 @@ class Memory(_Part):
 class Similarity(_Part):
     """Task-to-task similarity of every layer: ``matrix`` is (L, T, T), 1 on the diagonals.
 
-    ``explained`` is the share of the filters' energy that was compared, (L, T); None where it is all.
+    ``explained`` is the share of the filters' energy that was compared, (L, T); None if all of it was.
     """
 
     metric: Label
@@ -211,13 +211,14 @@ class RunRecord(_Part):
     """One benchmark x strategy x seed.
 
     Attributes:
-        accuracy: (t, i) -> accuracy on task i after learning task t, a fraction; NaN where i was not yet learned. It
-            has a row for each finished task, fewer than T while the run is unfinished.
-        transfer: (j, i) -> nearest-class-mean accuracy on task i of the features after task j. No rows if not measured.
-        untrained: nearest-class-mean accuracy on each task of the features before any training.
-        start: the same on each task of the features just before training on it.
-        validation: share of the training images that takes the place of the test images.
-        first: how many of the stream's tasks were to be learned; None for all.
+        accuracy: [t, i] is the accuracy on task i after learning task t, a fraction; NaN if i was not yet learned.
+            There is a row for each learned task, so fewer than T while the run is unfinished.
+        transfer: [j, i] is the nearest-class-mean accuracy on task i of the features after task j. It has no rows if
+            it was not measured.
+        untrained: nearest-class-mean accuracy on each task, of the features before any training.
+        start: nearest-class-mean accuracy on each task, of the features just before training on this task.
+        validation: share of the training images on which the run was tested in place of the test images.
+        first: how many of the stream's tasks the run learns; None for all.
         error: why the run failed.
     """
 
@@ -250,7 +251,7 @@ class RunRecord(_Part):
 
     @model_validator(mode="after")
     def _fits(self) -> RunRecord:
-        """Arrays have the shapes that the tasks say."""
+        """Checks that the shapes of arrays match the number of tasks."""
         count = len(self.tasks)
         _check_shape("accuracy", self.accuracy, (None, count))
         _check_shape("transfer", self.transfer, (None, count))
@@ -265,7 +266,7 @@ class RunRecord(_Part):
 
     @property
     def path(self) -> Path:
-        """The file that it was read from."""
+        """The file that the record was read from."""
         return self._path
 
     @property
@@ -274,24 +275,24 @@ class RunRecord(_Part):
 
     @property
     def stream(self) -> str:
-        """What runs must share to be compared: the benchmark, how many of its tasks, and the images tested on."""
-        part = [f"first {self.first} tasks"] if self.first is not None else []
+        """The benchmark, how many of its tasks, and the images tested on. Runs are compared only if all are equal."""
+        first_tasks = [f"first {self.first} tasks"] if self.first is not None else []
         held_out = [f"{100 * self.validation:.3g} % of the training images held out"] if self.validation else []
-        return ", ".join([self.benchmark.name, *part, *held_out])
+        return ", ".join([self.benchmark.name, *first_tasks, *held_out])
 
     @property
     def at_once(self) -> bool:
-        """Whether all tasks were learned together, so that there is no accuracy after each of them."""
+        """Whether all tasks were learned together. There is then no accuracy after each task."""
         return self.strategy.class_path == AT_ONCE
 
     @property
     def stored(self) -> float:
-        """Bytes of everything that is kept in the end: for each of the tasks, and once for all."""
+        """Bytes of everything that is kept after the last task: for each task, and shared by all tasks."""
         return self.memory.bytes_per_task * len(self.tasks) + self.memory.bytes_shared
 
     @property
     def square(self) -> bool:
-        """Whether there is a row of accuracies for every task, so that forgetting and its kin are defined."""
+        """Whether there is a row of accuracies for every task. Forgetting and transfer are defined only then."""
         return self.accuracy.shape == (len(self.tasks), len(self.tasks))
 
     @property
@@ -299,28 +300,29 @@ class RunRecord(_Part):
         return tuple(task.name for task in self.tasks)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values: what was read, or set, in the order of the fields."""
+        """The record as plain values: all fields that were read or set, in their order."""
         return self.model_dump(by_alias=True, exclude_unset=True)
 
     def write(self, file: Path) -> None:
         """Writes ``run.json``.
 
         Raises:
-            FsclError: it cannot be written; what stood there is untouched.
+            FsclError: the file cannot be written. A file that was there before is unchanged.
         """
         write_text_atomically(file, json.dumps(self.to_json(), indent=1))
 
 
 def read_record(where: object, data: Any, file: Path = Path()) -> RunRecord:
-    """The record that JSON data is.
+    """The record in JSON data.
 
     Args:
-        where: what the message begins with.
-        data: what the JSON says.
-        file: where it was read.
+        where: the beginning of error messages, such as the file's name.
+        data: the parsed JSON.
+        file: the file that it was read from.
 
     Raises:
-        FsclError: it is none; the message names the place.
+        OtherFormatError: the record has another format.
+        FsclError: the data is not a valid record. The message names the wrong key.
     """
     version = data.get("format") if isinstance(data, dict) else type(data).__name__
     if type(version) is not int or version != FORMAT:
@@ -335,15 +337,15 @@ def read_record(where: object, data: Any, file: Path = Path()) -> RunRecord:
         if first["type"] == "missing":
             raise FsclError(f"{where}: key {place!r} is missing") from error
         if first["type"] == "value_error":
-            said = f"{place} {first['ctx']['error']}".strip()  # without a place if it is of several keys
-            raise FsclError(f"{where}: {said}") from error
-        said = first["msg"].replace("Input should be", "it must be")
-        raise FsclError(f"{where}: {place} is {brief(first['input'])}; {said}") from error
+            fault = f"{place} {first['ctx']['error']}".strip()  # there is no place if several keys are to blame
+            raise FsclError(f"{where}: {fault}") from error
+        fault = first["msg"].replace("Input should be", "it must be")
+        raise FsclError(f"{where}: {place} is {brief(first['input'])}; {fault}") from error
     record._path = file
     return record
 
 
 def _check_shape(key: str, array: Array, shape: tuple[int | None, ...]) -> None:
-    if len(array) and any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
-        wanted = ", ".join("any" if size is None else str(size) for size in shape)
-        raise ValueError(f"{key} has shape {array.shape}; it must be ({wanted})")
+    if len(array) and any(size not in (None, actual) for size, actual in zip(shape, array.shape, strict=True)):
+        expected = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{key} has shape {array.shape}; it must be ({expected})")

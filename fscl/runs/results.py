@@ -1,4 +1,4 @@
-"""Files of runs -> their records. Imports neither torch nor Avalanche."""
+"""Reads the records of runs from their folders and from reports. Imports neither torch nor Avalanche."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fscl.runs.record import FORMAT, RunRecord, read_record
 
 __all__ = ["KEPT", "load_run", "load_runs", "runs_text", "write_runs"]
 
-KEPT = "runs.json"  # the runs of a report, in its folder
+KEPT = "runs.json"  # file in a report's folder that holds the records of its runs
 
 LeaveOut = Callable[[FsclError], object]
 
@@ -24,57 +24,66 @@ def _refuse(error: FsclError) -> None:
 
 
 def load_runs(paths: Iterable[str | Path], leave_out: LeaveOut = _refuse) -> list[RunRecord]:
-    """Every run under the given folders (or ``run.json`` files), unfinished ones included.
+    """The records of all runs under some folders, unfinished runs included.
 
-    A folder that a report was written to holds its runs in ``runs.json``; it, or that file, may be given as well.
-    Sorted by stream, strategy, recipe hash and seed. A run reached by two paths is read once, as far as it has come; of
-    a report's runs, those that its folder holds anew are left out. A path that does not exist, or nothing found at
-    all, raises :class:`FsclError`. So does a record that cannot be read, unless ``leave_out`` takes its error.
+    If a run is found twice, in its folder and in a report, the record with more tasks counts. If a run was made again
+    in its folder, the older record in a report is left out.
+
+    Args:
+        paths: folders with runs at any depth, ``run.json`` files, folders of reports, or their ``runs.json`` files.
+        leave_out: called with the error of a record that cannot be read, which is then left out. By default the error
+            is raised.
+
+    Returns:
+        The records, sorted by stream, strategy, recipe hash and seed.
+
+    Raises:
+        FsclError: a path does not exist, no run is found, or a record cannot be read.
     """
-    given = [Path(path) for path in paths]
-    found: dict[Path, None] = {}
-    for path in given:
+    given_paths = [Path(path) for path in paths]
+    files: dict[Path, None] = {}
+    for path in given_paths:
         if not path.exists():
             raise FsclError(f"{path}: no such file or folder; give a folder that `fscl run --out` wrote")
-        # not those of reports further down: they may be of runs that have since been made again
+        # Reports in subfolders are not read: their runs may have been made again since.
         kept = [path / KEPT] if (path / KEPT).is_file() else []
-        # unlike rglob, os.walk goes on where a folder vanishes, as those of files that are being written do
+        # os.walk goes on if a temporary folder vanishes meanwhile; rglob would raise.
         below = [Path(folder, "run.json") for folder, _, names in os.walk(path) if "run.json" in names]
         for file in [path] if path.is_file() else [*kept, *sorted(below)]:
-            found[file.resolve()] = None
+            files[file.resolve()] = None
     runs: dict[object, RunRecord] = {}
-    for file in found:
+    for file in files:
         for run in _load(file, leave_out):
             known = runs.get(_identity(run))
             if known is None or _how_far(run) > _how_far(known):
                 runs[_identity(run)] = run
     if not runs:
-        where = ", ".join(map(str, given)) or "no folder given"
-        none = "no run.json can be read" if found else "no run.json found"
-        raise FsclError(f"{none} ({where}); give a folder that `fscl run --out` wrote")
-    made_again = {(place, _place(run)) for run in runs.values() if run.path.name != KEPT for place in run.path.parents}
-    now = [run for run in runs.values() if run.path.name != KEPT or (run.path.parent, _place(run)) not in made_again]
-    return sorted(now, key=lambda r: (r.stream, r.strategy.name, r.recipe_hash, r.seed, str(r.path)))
+        where = ", ".join(map(str, given_paths)) or "no folder given"
+        reason = "no run.json can be read" if files else "no run.json found"
+        raise FsclError(f"{reason} ({where}); give a folder that `fscl run --out` wrote")
+    made_again = {(folder, _key(run)) for run in runs.values() if run.path.name != KEPT for folder in run.path.parents}
+    latest = [run for run in runs.values() if run.path.name != KEPT or (run.path.parent, _key(run)) not in made_again]
+    return sorted(latest, key=lambda r: (r.stream, r.strategy.name, r.recipe_hash, r.seed, str(r.path)))
 
 
 def write_runs(runs: Iterable[RunRecord], file: Path) -> None:
-    """Write the records of runs into one file, which :func:`load_runs` reads, so that a report can be made again."""
+    """Writes the records of runs into one file. :func:`load_runs` reads it, so a report can be made again from it."""
     write_text_atomically(file, runs_text(runs))
 
 
 def runs_text(runs: Iterable[RunRecord]) -> str:
-    """What :func:`write_runs` writes."""
+    """The text that :func:`write_runs` writes."""
     text = ",\n".join(json.dumps(run.to_json(), separators=(",", ":")) for run in runs)
     return f'{{"format": {FORMAT}, "runs": [\n{text}\n]}}\n'
 
 
 def _identity(run: RunRecord) -> object:
-    """Of one and the same run, in its folder or in a report's file: when it was started."""
-    return (*_place(run), run.started) if run.started else run.path
+    """Equal for two records of one run, in its folder and in a report. The start time tells repeated runs apart."""
+    return (*_key(run), run.started) if run.started else run.path
 
 
-def _place(run: RunRecord) -> tuple[object, ...]:
-    """What two runs that must not both be counted have in common."""
+def _key(run: RunRecord) -> tuple[object, ...]:
+    """Equal for two runs of which a report may count only one."""
     return run.stream, run.strategy.name, run.recipe_hash, run.seed
 
 
@@ -94,7 +103,7 @@ def _load_kept(file: Path, leave_out: LeaveOut) -> list[RunRecord]:
     data = read_json(file)
     records = data.get("runs") if isinstance(data, dict) else None
     if not isinstance(records, list):
-        raise FsclError(f"{file}: it lacks its list of runs")
+        raise FsclError(f"{file}: key 'runs' is missing or not a list")
     runs = []
     for number, record in enumerate(records):
         try:
@@ -105,6 +114,10 @@ def _load_kept(file: Path, leave_out: LeaveOut) -> list[RunRecord]:
 
 
 def load_run(file: str | Path) -> RunRecord:
-    """Read one ``run.json``. :class:`FsclError` names the file and what is wrong with it."""
+    """Reads one ``run.json``.
+
+    Raises:
+        FsclError: the file cannot be read or is not a valid record. The message names the file and the fault.
+    """
     file = Path(file)
     return read_record(file, read_json(file), file)

@@ -1,4 +1,4 @@
-"""What an unfinished run goes on from: one file that is read back exactly as it was written, or not at all."""
+"""The checkpoint from which an unfinished run goes on: one file with a checksum. A damaged file is refused."""
 
 import hashlib
 import io
@@ -13,24 +13,30 @@ from fscl.runs.spec import RunSpec
 
 __all__ = ["line", "read_checkpoint", "write_checkpoint"]
 
-FORMAT = 2  # of a checkpoint's layout: one more whenever that changes
-MARK = b"fscl sha256 "  # and the checksum of all that comes before, in hexadecimal: the comment that ends a zip archive
+FORMAT = 2  # raise it whenever the layout of a checkpoint changes
+# The comment at the end of the zip archive: this mark and the checksum, in hexadecimal, of all bytes before it.
+MARK = b"fscl sha256 "
 COMMENT = len(MARK) + 64
-ANEW = "delete this file, and this run alone begins anew from its first task"
+ANEW = "delete this file, and only this run begins anew from its first task"
 
 
 def write_checkpoint(path: Path, record: RunRecord, state: dict[str, Any]) -> None:
-    """Writes the record and the trainer's state, of plain data, as a file of ``torch.save`` with a checksum.
+    """Writes the record and the trainer's state with ``torch.save``, and adds a checksum.
+
+    Args:
+        path: the file.
+        record: the run's record.
+        state: the trainer's state: plain values and tensors.
 
     Raises:
-        FsclError: it cannot be written; what stood there is untouched.
+        FsclError: the file cannot be written. A file that was there before is unchanged.
     """
     import torch
 
     def write(temporary: Path) -> None:
         try:
             torch.save({"format": FORMAT, "record": json.dumps(record.to_json()), "trainer": state}, temporary)
-        except RuntimeError as error:  # how torch reports a full disk
+        except RuntimeError as error:  # torch raises this for a full disk
             raise OSError(None, str(error).splitlines()[0]) from error
         with open(temporary, "r+b") as file:
             file.seek(-2, io.SEEK_END)  # the length of an archive's comment, which torch leaves empty
@@ -43,10 +49,10 @@ def write_checkpoint(path: Path, record: RunRecord, state: dict[str, Any]) -> No
 
 
 def read_checkpoint(path: Path, spec: RunSpec) -> tuple[RunRecord, dict[str, Any]]:
-    """The record, and the trainer's state, that :func:`write_checkpoint` wrote of this very run.
+    """The record and the trainer's state that :func:`write_checkpoint` wrote for this run.
 
     Raises:
-        FsclError: a bit of it is not as it was written, it is of another run, or these versions cannot read it.
+        FsclError: a bit of the file has changed, it belongs to another run, or these versions cannot read it.
     """
     import torch
 
@@ -56,31 +62,32 @@ def read_checkpoint(path: Path, spec: RunSpec) -> tuple[RunRecord, dict[str, Any
         raise FsclError(f"{path}: cannot be read ({error.strerror or error})") from error
     body, comment = content[:-COMMENT], content[-COMMENT:]
     if comment != MARK + hashlib.sha256(body).hexdigest().encode():
-        raise FsclError(f"{path}: damaged (its checksum is that of other contents); {ANEW}")
+        raise FsclError(f"{path}: damaged (its checksum does not match its contents); {ANEW}")
     try:
         saved = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
         version = saved["format"]
         data, state = json.loads(saved["record"]), saved["trainer"]
-    except Exception as error:  # whatever a torch says to a file of another
+    except Exception as error:  # another version of torch may raise anything
         raise FsclError(
             f"{path}: undamaged, but torch {torch.__version__} cannot read it ({line(error)}); go on with the versions "
-            "that run.json beside it names"
+            "in the run.json beside it"
         ) from error
     if version != FORMAT:
         raise FsclError(
-            f"{path}: undamaged, but of format {version}, and this fscl reads {FORMAT}; go on with that fscl"
+            f"{path}: undamaged, but its format is {version}, and this fscl reads format {FORMAT}; go on with the fscl "
+            "version in the run.json beside it"
         )
     record = read_record(path, data)
     if (record.recipe_hash, record.seed) != (spec.hash, spec.seed):
         raise FsclError(
-            f"{path}: of another run (recipe {record.recipe_hash}, seed {record.seed}; here {spec.hash}, seed "
-            f"{spec.seed}); move it to the folder of that run, or {ANEW}"
+            f"{path}: belongs to another run (recipe {record.recipe_hash}, seed {record.seed}; this run has recipe "
+            f"{spec.hash}, seed {spec.seed}); move it to the folder of that run, or {ANEW}"
         )
     return record, state
 
 
 def line(error: BaseException) -> str:
-    """What an exception says, on one line that is not too long; torch's can fill a page."""
+    """The text of an exception on one line. It is cut, because messages of torch can fill a page."""
     text = " ".join(str(error).split())
     if not isinstance(error, FsclError):
         text = f"{type(error).__name__}: {text[:200]}".removesuffix(": ")

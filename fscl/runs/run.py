@@ -1,4 +1,4 @@
-"""One benchmark x strategy x seed -> a run folder, resumable after the last finished experience."""
+"""Does one run (benchmark x strategy x seed) in its folder. A stopped run resumes after its last finished task."""
 
 import contextlib
 import datetime
@@ -39,7 +39,7 @@ CHECKPOINT = "checkpoint.pt"
 
 
 class BusyError(FsclError):
-    """Another process is at work on the run."""
+    """Another process is doing the run."""
 
 
 def run_one(
@@ -50,25 +50,25 @@ def run_one(
     kept: Callable[[], None] | None = None,
     wait: bool = True,
 ) -> Path:
-    """Trains and measures, or takes up where it was interrupted, or returns at once if it is finished.
+    """Trains a learner on a stream and measures it. A stopped run is resumed; a finished run is left as it is.
 
-    The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings),
-    ``bank.safetensors`` for learners that have a bank, and while unfinished ``checkpoint.pt``.
+    The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings), for learners
+    with a bank ``bank.safetensors``, and while the run is unfinished ``checkpoint.pt``.
 
     Args:
-        spec: what to run.
+        spec: the run.
         out: output folder; the run goes to ``spec.folder(out)``.
-        overwrite: run again from the start although the run is finished, or was made with another recipe.
+        overwrite: restart a run that is finished, or that was made with another recipe.
         progress: called with (experience, epoch, epochs).
-        kept: called each time that the folder holds all there is: at the start, and after each experience.
-        wait: if another process is at work on the run, until it has ended; it is then found finished, or gone on with.
+        kept: called when everything so far is on disk: before the first experience and after each experience.
+        wait: whether to wait while another process does the run. If that process dies, the run is resumed here.
 
     Returns:
         The run's folder.
 
     Raises:
-        BusyError: another process is at work on the run, and ``wait`` is false.
-        FsclError: the folder cannot be written or holds a run of another recipe; or what building it raises.
+        BusyError: another process is doing the run, and ``wait`` is False.
+        FsclError: the folder cannot be written or holds a run of another recipe, or the run cannot be built.
     """
     folder = spec.folder(out)
     try:
@@ -76,7 +76,7 @@ def run_one(
         lock = FileLock(folder / ".lock")
         lock.acquire(blocking=wait)
     except Timeout as error:
-        raise BusyError(f"another process is at work on {folder}") from error
+        raise BusyError(f"another process is doing the run {folder}") from error
     except OSError as error:
         raise FsclError(f"cannot write {folder}: {error.strerror or error}") from error
     try:
@@ -86,7 +86,7 @@ def run_one(
 
 
 def is_finished(spec: RunSpec, out: Path) -> bool:
-    """Whether the run is there, readable, complete, and made with this recipe."""
+    """Whether the run's record exists, can be read, is finished and has the hash of this recipe."""
     try:
         before = _read(spec.folder(out), spec)
     except FsclError:
@@ -101,17 +101,17 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     except OtherFormatError:
         raise
     except FsclError as error:
-        if not checkpoint.exists():  # which holds the record, too
+        if not checkpoint.exists():  # a checkpoint holds the record, too
             raise FsclError(f"{error}; {ANEW}") from error
         before = None
-    # one that has learned nothing holds nothing to be lost
+    # A run that has learned nothing may be replaced: nothing is lost.
     if before and before.recipe_hash != spec.hash and len(before.accuracy):
         raise FsclError(
             f"{folder} holds a run of another recipe (hash {before.recipe_hash}, now {spec.hash}); "
             "use --overwrite to replace it, or another --out"
         )
     if before and before.finished:
-        checkpoint.unlink(missing_ok=True)  # of a process that was killed just before it did
+        checkpoint.unlink(missing_ok=True)  # a process that was killed after its last task may have left it
         return folder
     import torch
 
@@ -119,7 +119,8 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     record, state = _new_record(spec), None
     if checkpoint.exists() and not overwrite:
         record, state = read_checkpoint(checkpoint, spec)
-    # until it has begun, what is to go on and what is to be overwritten stay as they are
+    # A failure is written to run.json only if this replaces no earlier record. A run that is resumed or overwritten
+    # keeps its old record until training has begun.
     recordable = state is None and not (overwrite and (folder / "run.json").exists())
     try:
         trainer = _begin(spec, folder, record, state, progress)
@@ -128,7 +129,7 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         _train(record, trainer, folder, kept)
     except Exception as error:
         if recordable:
-            with contextlib.suppress(FsclError):  # a full disk, perhaps, which is the failure itself
+            with contextlib.suppress(FsclError):  # the failure may be a full disk, and then this cannot be written
                 failed = {"status": "failed", "error": line(error)[:LONGEST_ERROR]}
                 record.model_copy(update=failed).write(folder / "run.json")
         raise
@@ -139,12 +140,12 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
 def _begin(
     spec: RunSpec, folder: Path, record: RunRecord, state: dict[str, Any] | None, progress: Progress | None
 ) -> "Trainer":
-    """The trainer, as far as it was; the record says so, in memory and on disk."""
+    """Builds the trainer and loads its state, if there is one. The record is updated, in memory and on disk."""
     stream = load_stream(spec)
     tasks = [Task(name=n, classes=list(classes)) for n, classes in zip(stream.names, stream.tasks, strict=True)]
     if state is not None and record.tasks != tasks:
         raise FsclError(
-            f"{folder / CHECKPOINT}: it has learned other tasks than the images now give; have they changed?"
+            f"{folder / CHECKPOINT}: its tasks differ from the tasks that the images now give; have the images changed?"
         )
     record.tasks = tasks
     trainer: Trainer = build_trainer(spec, stream, progress)
@@ -155,21 +156,21 @@ def _begin(
     else:
         try:
             trainer.load_state_dict(state)
-        except Exception as error:  # whatever another version of a learner, or of torch, makes of it
+        except Exception as error:  # another version of a learner, or of torch, may raise anything
             raise FsclError(
-                f"{folder / CHECKPOINT}: undamaged, but it does not fit what is built here ({line(error)}); go on with "
-                "the versions that run.json beside it names"
+                f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its learner ({line(error)}); "
+                "go on with the versions in the run.json beside it"
             ) from error
         record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
     record.write(folder / "run.json")
-    if state is None:  # what an overwritten run left; not before there is something to put in its place
+    if state is None:  # files of an overwritten run; they are deleted only now, after the new record is on disk
         for name in (CHECKPOINT, "bank.safetensors"):
             (folder / name).unlink(missing_ok=True)
     return trainer
 
 
 def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[], None]) -> None:
-    """Experience by experience; the record on disk is never ahead of the checkpoint from which it would go on."""
+    """Trains all experiences that are left. The record on disk is never ahead of the checkpoint."""
     while trainer.done < len(trainer.stream.tasks):
         measured = trainer.train_next()
         not_yet_learned = [np.nan] * (len(record.tasks) - trainer.done)
@@ -193,7 +194,7 @@ def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[
 
 
 def _new_record(spec: RunSpec) -> RunRecord:
-    """Of a run of which nothing is known yet but its recipe. What is set here is in every ``run.json``."""
+    """The record of a run before its first task. The keys that are set here are in every ``run.json``."""
     record = RunRecord(
         format=FORMAT,
         status="running",
@@ -238,11 +239,11 @@ def _finish(record: RunRecord, trainer: "Trainer") -> None:
 
 
 def _read(folder: Path, spec: RunSpec) -> RunRecord | None:
-    """The run that is there, of whichever recipe; None if none is."""
+    """The record in the folder, of this recipe or another; None if there is no record."""
     file = folder / "run.json"
     if not file.exists():
         return None
     record = load_run(file)
     if record.seed != spec.seed:
-        raise FsclError(f"{file}: of seed {record.seed}, not {spec.seed}; move it to the folder of its run")
+        raise FsclError(f"{file}: its seed is {record.seed}, not {spec.seed}; move it to the folder of its run")
     return record

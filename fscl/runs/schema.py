@@ -1,4 +1,4 @@
-"""What recipes may say: typed sections that refuse what they do not know."""
+"""The types of recipes. Unknown keys and wrong values are refused."""
 
 from typing import Annotated, Any, Literal
 
@@ -33,7 +33,7 @@ MOST_TASKS = 2000
 def _one_folder(name: str) -> str:
     if fault := name_fault(name):
         raise PydanticCustomError(
-            "name", "{fault}; a name is that of one folder, such as 'split_digits'", {"fault": fault}
+            "name", "{fault}; a name must be the name of one folder, such as 'split_digits'", {"fault": fault}
         )
     return name
 
@@ -51,22 +51,22 @@ Side = Annotated[int, Field(ge=1, le=4096)]
 Angle = Annotated[float, Field(allow_inf_nan=False)]
 Values = Annotated[list[Any], Field(min_length=1)]
 WRONG_SPLIT = "wrong_split"
-WAYS = ("tasks", "rotations", "permutations")  # of making tasks; a split has one
-TAGS = ("number", "numbers", "classes", "named")  # of split.tasks
+WAYS = ("tasks", "rotations", "permutations")  # keys of [split] that make tasks; a split has exactly one
+TAGS = ("number", "numbers", "classes", "named")  # the types that split.tasks may have
 
 
 class Recipe(Settings):
-    # the file of a stranger, whose constructors are held against the list of those that a file may name
+    # The file, if it is not trusted. Its networks and learners must then be on the list of those that a file may name.
     _stranger: str = PrivateAttr("")
 
 
 class DataRecipe(Recipe):
-    """Which images, see ``fscl.continual.load_images``."""
+    """The images, see ``fscl.continual.load_images``."""
 
     name: Text
     """A known data set, an image folder ``<data>/<name>/{train,test}/<class>/*``, or several joined by ``+``."""
     image_size: Side | None = None
-    """Pixels of a side, to which images are scaled; by default as they are."""
+    """Side in pixels to which images are scaled; by default they keep their size."""
 
 
 def _kind_of_tasks(value: Any) -> str:
@@ -78,7 +78,7 @@ def _kind_of_tasks(value: Any) -> str:
 
 
 class SplitRecipe(Recipe):
-    """How images become tasks: by ``tasks``, ``rotations`` or ``permutations``; and what is known of a task."""
+    """How images are split into tasks: by ``tasks``, ``rotations`` or ``permutations``; and the scenario."""
 
     tasks: (
         Annotated[
@@ -90,56 +90,56 @@ class SplitRecipe(Recipe):
         ]
         | None
     ) = None
-    """Disjoint classes: a number of equal tasks; of joined data sets a list of such numbers, one for each; the classes
-    of each task, as a list of lists; or a table of such lists by what each task is called."""
+    """Tasks of disjoint classes. One of: the number of equal tasks; for joined data sets a list with such a number for
+    each; a list with the list of classes of each task; a table from task names to lists of classes."""
     rotations: Tasks | Annotated[list[Angle], Field(min_length=1, max_length=MOST_TASKS)] | None = None
-    """All classes, rotated: angles in degrees, or how many that are evenly spaced."""
+    """Each task has all classes, rotated: a list of angles in degrees, or the number of evenly spaced angles."""
     permutations: Tasks | None = None
-    """All classes, with their pixels permuted: how many tasks, the first as it is."""
+    """Each task has all classes, with permuted pixels: the number of tasks. The first task is not permuted."""
     shuffle: bool = True
-    """Whether the order of classes follows the seed; named classes are taken as they are given."""
+    """Whether the seed decides the order of classes. Classes that are named keep their order."""
     scenario: Literal["task", "domain", "class"] = "task"
-    """``task``: task labels, and a head for each. ``domain``: the same classes in all tasks, one head. ``class``: one
-    head over all classes so far."""
+    """``task``: task labels are given, each task has a head. ``domain``: all tasks have the same classes, one head.
+    ``class``: one head over all classes so far."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "SplitRecipe":
-        given = [f"split.{name}" for name in WAYS if getattr(self, name) is not None]
-        wrong = None
-        if not given:
-            wrong = "'split.tasks' is missing, or split.rotations or split.permutations in its place"
-        elif len(given) > 1:
-            wrong = f"{' and '.join(given)} exclude each other"
+        ways = [f"split.{name}" for name in WAYS if getattr(self, name) is not None]
+        fault = None
+        if not ways:
+            fault = "'split.tasks' is missing, or split.rotations or split.permutations in its place"
+        elif len(ways) > 1:
+            fault = f"{' and '.join(ways)} exclude each other"
         elif self.scenario == "class" and self.tasks is None:
-            wrong = f"split.scenario is 'class', but {given[0]} have the same classes; use 'domain' or 'task'"
-        if wrong:
-            raise PydanticCustomError(WRONG_SPLIT, "{wrong}", {"wrong": wrong})
+            fault = f"split.scenario is 'class', but {ways[0]} have the same classes; use 'domain' or 'task'"
+        if fault:
+            raise PydanticCustomError(WRONG_SPLIT, "{fault}", {"fault": fault})
         return self
 
 
 class AugmentRecipe(Recipe):
-    """What training images go through."""
+    """The augmentation of training images."""
 
     crop_padding: Annotated[int, Field(ge=0, le=512)] = 0
-    """Pixels that are added on each side before an image of the old size is cut out at random."""
+    """Pixels that are added on each side; a random crop then restores the old size."""
     flip: bool = False
-    """Whether half of the images are mirrored."""
+    """Whether a random half of the images is mirrored."""
 
 
 class Override(Recipe):
-    """What a benchmark changes for one strategy."""
+    """Changes that a benchmark makes for one strategy."""
 
     training: dict[str, Any] = {}
-    """Keys of ``[training]``."""
+    """Changed keys of ``[training]``."""
     args: dict[str, Any] = {}
-    """The learner's arguments."""
+    """Changed arguments of the learner."""
 
 
 class BenchmarkRecipe(Recipe):
-    """A stream as data: images, split into tasks, network and budget."""
+    """A benchmark as data: images, their split into tasks, network and training budget."""
 
     name: Name = ""
-    """What its folder is called; by default as the file."""
+    """Name of the folder of its runs; by default the name of the file."""
     title: Text = ""
     description: Text = ""
     data: DataRecipe
@@ -148,7 +148,7 @@ class BenchmarkRecipe(Recipe):
     model: Network = Network()
     training: Training = Training()
     strategies: dict[Name, Override] = {}
-    """By strategy, what is changed for it."""
+    """Changes by the name of the strategy."""
 
 
 class TuneRecipe(Recipe):
@@ -161,26 +161,26 @@ class TuneRecipe(Recipe):
 
 
 class StrategyRecipe(Recipe):
-    """A learner as data: an Avalanche strategy class, its arguments, and which values of them are worth a try."""
+    """A learner as data: an Avalanche strategy class, its arguments, and the grid in which to tune them."""
 
     name: Name = ""
-    """What its folder is called; by default as the file."""
+    """Name of the folder of its runs; by default the name of the file."""
     title: Text = ""
     description: Text = ""
     paper: Text = ""
     bound: Literal["upper", "lower"] | None = None
-    """Marks what is no learner of a stream, but a bound of what learners can reach. None is compared with it."""
+    """Marks an upper or lower bound. A bound is shown with the learners but is never the best of them."""
     class_path: Text = Field(..., alias="class")
-    """The dotted path of an Avalanche strategy."""
+    """Dotted path of an Avalanche strategy."""
     args: dict[str, Any] = {}
-    """Its keyword arguments."""
+    """Keyword arguments of the class."""
     training: dict[str, Any] = {}
-    """Keys of ``[training]`` that it changes in every benchmark."""
+    """Keys of ``[training]`` that the strategy changes in every benchmark."""
     tune: TuneRecipe = TuneRecipe()
 
     @field_validator("name")
     @classmethod
     def _no_reports_folder(cls, name: str) -> str:
         if name.casefold() == "report":
-            raise PydanticCustomError("name", "reports are written to a folder of this name; another would do")
+            raise PydanticCustomError("name", "reports are written to a folder of this name; choose another name")
         return name

@@ -1,4 +1,4 @@
-"""What one run is: a stream, a learner, a seed, and where it runs."""
+"""The specification of one run: a stream, a learner, a seed, and where it runs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,23 +11,24 @@ from fscl.text import brief
 
 __all__ = ["Progress", "RunSpec"]
 
-Progress = Callable[[int, int, int], None]  # called with the experience, the epoch, and how many epochs there are
+Progress = Callable[[int, int, int], None]  # called with the experience, the epoch and the number of epochs
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What one run is; two runs with equal specs give equal numbers on the same machine.
+    """The specification of one run. Two runs with equal specs give equal numbers on the same machine.
 
     Attributes:
         benchmark, strategy: recipes with all overrides applied.
-        seed: of class order, weights and batches.
-        data: data folder, or None for the default.
+        seed: seed of class order, weights and batches.
+        data: data folder; None for the default.
         device: ``cpu``, ``cuda``, ...
-        threads: CPU threads; sums are made in another order with another number, so it is recorded.
-        validation: share of the training images that takes the place of the test images; 0 for real runs.
-        loader: where images are kept, see ``fscl.continual.InMemoryLoader``; of no effect on the numbers.
-        first: how many of the stream's tasks are learned, as if there were no others; None for all. Such runs are
-            trials of several settings of one strategy, so each has a folder by its hash.
+        threads: CPU threads. They decide the order of sums, and so the last digits of results.
+        validation: share of the training images on which the run is tested in place of the test images; 0 tests on the
+            test images.
+        loader: where images are kept, see ``fscl.continual.InMemoryLoader``. Results do not depend on it.
+        first: how many tasks of the stream are learned; None for all. A run with this set is a trial of settings, and
+            its folder is named by its hash.
     """
 
     benchmark: BenchmarkRecipe
@@ -49,11 +50,11 @@ class RunSpec:
 
     @property
     def hash(self) -> str:
-        """Of everything that decides the numbers but the seed."""
+        """Hash of everything that decides the numbers, except the seed."""
         part = {} if self.first is None else {"first": self.first}
         return recipe_hash(self.benchmark, self.strategy, validation=self.validation, **part)
 
     def folder(self, out: Path) -> Path:
-        """Where the run is kept below an output folder."""
+        """The run's folder below an output folder."""
         strategy = out / self.benchmark.name / self.strategy.name
         return (strategy if self.first is None else strategy / f"trial_{self.hash}") / f"seed_{self.seed}"

@@ -1,4 +1,4 @@
-"""The grid of benchmark x strategies x seeds, by default on this machine, with progress that survives its workers."""
+"""Does a grid of runs (benchmark x strategies x seeds), by default on this machine, and shows its progress."""
 
 import contextlib
 import json
@@ -20,10 +20,10 @@ from fscl.runs.workers import Died, each_in_a_worker
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 
-PAUSE = 1.0  # seconds between two looks at runs that other processes are at work on
+PAUSE = 1.0  # seconds between two looks at runs that other processes are doing
 
 Ended = tuple[str, bool]  # the error, empty if there was none, and whether it was a crash
-Item = tuple[RunSpec, int | None]  # and, if it is to be made anew, the stamp of the record that is there
+Item = tuple[RunSpec, int | None]  # a run, and with overwrite the stamp of the record that it will replace
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Outcome:
     """How one run of the grid ended.
 
     Attributes:
-        spec: what was to be run.
-        folder: where it is.
+        spec: the run.
+        folder: the run's folder.
         error: why it failed; empty if it did not.
-        crashed: whether it failed for a reason that is not the user's: the learner raised, or its process was killed.
+        crashed: whether the learner raised or its process was killed. Other errors are mistakes of the user.
     """
 
     spec: RunSpec
@@ -43,7 +43,7 @@ class Outcome:
     crashed: bool = False
 
 
-# what does the runs that are to be done, in a folder, so many at a time or as many as fit, over finished ones or not
+# Does runs. Arguments: the runs, the output folder, runs at a time (None: as many as fit), whether to overwrite.
 Engine = Callable[[Sequence[RunSpec], Path, int | None, bool], Iterator[Outcome]]
 
 
@@ -55,23 +55,23 @@ def sweep(
     console: Console | None = None,
     engine: Engine | None = None,
 ) -> list[Outcome]:
-    """Runs every spec, ``jobs`` at a time, each in a process of its own.
+    """Does all runs, ``jobs`` at a time, each in a process of its own.
 
-    A run that fails, or whose process is killed (say for want of memory), does not stop the others.
+    If a run fails or its process is killed, for example when memory runs out, the other runs go on.
 
-    Any number of processes, on machines that share ``out``, may do the same grid at once: each takes runs that no other
-    is at work on, waits for those of the others, and takes up what one that died has left.
+    Several processes may do the same grid at once, on machines that share ``out``. Each process takes runs that no
+    other process is doing, waits for the remaining runs, and resumes the runs of a process that died.
 
     Args:
         specs: the runs.
         out: output folder.
-        jobs: runs at a time; by default as many as there are cores for their threads.
-        overwrite: run finished ones again.
-        console: where it is shown how far the runs are; None shows nothing.
-        engine: where runs are done; this machine by default.
+        jobs: runs at a time; by default as many as the cores allow.
+        overwrite: run finished runs again.
+        console: where to show the progress; None shows nothing.
+        engine: does the runs; by default this machine.
 
     Returns:
-        An outcome for each spec, in order.
+        An outcome for each spec, in their order.
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
     outcomes = {}
@@ -105,14 +105,14 @@ def _in_turn(items: Sequence[Item], out: Path) -> Iterator[tuple[Item, Ended | N
 
 
 def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item, Ended | None]]:
-    place = out.absolute()  # the server of workers may have started in another folder
+    place = out.absolute()  # the server that forks workers may have started in another folder
     for (item, _), ended in each_in_a_worker(_in_worker, [(item, place) for item in items], jobs):
         yield item, (_killed(ended.signal), True) if isinstance(ended, Died) else ended
 
 
 def _killed(signal: int) -> str:
-    reason = f"by signal {signal}, as happens when memory runs out" if signal else "without a word"
-    return f"its process was ended {reason}; run the same command again to go on, perhaps with fewer --jobs"
+    reason = f"was killed by signal {signal}, as happens when memory runs out" if signal else "ended without a result"
+    return f"its process {reason}; run the same command again to go on, perhaps with fewer --jobs"
 
 
 def _in_worker(task: tuple[Item, Path]) -> Ended | None:
@@ -120,16 +120,20 @@ def _in_worker(task: tuple[Item, Path]) -> Ended | None:
     return _unless_busy(*item, out)
 
 
-def _unless_busy(spec: RunSpec, anew: int | None, out: Path) -> Ended | None:
-    """As ``attempt``; None while another process is at work on it. What one has made anew is not made once more."""
+def _unless_busy(spec: RunSpec, replaced: int | None, out: Path) -> Ended | None:
+    """Attempts a run; None if another process is doing it.
+
+    ``replaced`` is the stamp of the record to overwrite. If the record has another stamp by now, another process has
+    overwritten it already, and the run is not restarted.
+    """
     try:
-        return attempt(spec, out, anew == _stamp(spec, out), wait=False)
+        return attempt(spec, out, replaced == _stamp(spec, out), wait=False)
     except BusyError:
         return None
 
 
 def _stamp(spec: RunSpec, out: Path) -> int:
-    """Changes with the run's record; 0 if there is none."""
+    """A number that changes with the run's record; 0 if there is no record."""
     try:
         return (spec.folder(out) / "run.json").stat().st_mtime_ns
     except OSError:
@@ -139,13 +143,13 @@ def _stamp(spec: RunSpec, out: Path) -> int:
 def attempt(
     spec: RunSpec, out: Path, overwrite: bool, kept: Callable[[], None] | None = None, wait: bool = True
 ) -> Ended:
-    """Runs, and returns the error, empty if there was none, and whether it was a crash.
+    """Does one run. Returns the error, empty if there was none, and whether it was a crash.
 
     Args:
-        kept, wait: as in :func:`fscl.runs.run.run_one`.
+        spec, out, overwrite, kept, wait: as in :func:`fscl.runs.run.run_one`.
 
     Raises:
-        BusyError: as there.
+        BusyError: another process is doing the run, and ``wait`` is False.
     """
     folder = spec.folder(out)
     reported = False
@@ -153,7 +157,7 @@ def attempt(
     def report(experience: int, epoch: int, epochs: int) -> None:
         nonlocal reported
         reported = True
-        # a torn or missing file only leaves the bar where it is
+        # the file is only for the progress bar, so a full disk must not end the run
         with contextlib.suppress(OSError):
             text = json.dumps([experience + epoch / epochs, os.getpid()])
             (folder / "progress").write_text(text, encoding="utf-8")
@@ -165,12 +169,12 @@ def attempt(
         raise
     except FsclError as failure:
         return str(failure), False
-    except Exception as failure:  # a learner's own: it is recorded, and the grid goes on
+    except Exception as failure:  # a learner may raise anything; the error is recorded, and the grid goes on
         import traceback
 
         with contextlib.suppress(OSError):
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        return f"{type(failure).__name__}: {failure} (see error.txt there)", True
+        return f"{type(failure).__name__}: {failure} (see error.txt in its folder)", True
     else:
         (folder / "error.txt").unlink(missing_ok=True)
         return "", False
@@ -182,7 +186,7 @@ def attempt(
 
 @contextlib.contextmanager
 def _without_deprecations() -> Iterator[None]:
-    """Avalanche calls what it, or PyTorch, has deprecated, and says so at every task, in the midst of the table."""
+    """Hides warnings of deprecation. Avalanche raises them at every task, and they would break the live table."""
     with warnings.catch_warnings():
         show = warnings.showwarning
 
@@ -197,4 +201,4 @@ def _without_deprecations() -> Iterator[None]:
 def _cores() -> int:
     from joblib import cpu_count
 
-    return cpu_count()  # knows of affinity and of a container's quota
+    return cpu_count()  # respects CPU affinity and a container's quota

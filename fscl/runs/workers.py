@@ -1,4 +1,4 @@
-"""Worker processes, one for each run. On Linux a server that has imported Avalanche once forks them."""
+"""Worker processes, one for each run. On Linux they are forked from a server that has imported Avalanche once."""
 
 import contextlib
 import multiprocessing
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 __all__ = ["Died", "each_in_a_worker", "warm_up"]
 
-PRELOADED = ["fscl.continual.trainer", "fscl.runs.run"]  # what each worker would import otherwise, in some 8 s
+PRELOADED = ["fscl.continual.trainer", "fscl.runs.run"]  # otherwise each worker would import them, in about 8 s
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,7 +30,7 @@ class Died:
 
 
 def warm_up() -> None:
-    """Starts the server. It imports Avalanche while the caller goes on."""
+    """Starts the server that forks workers. It imports Avalanche while the caller goes on."""
     if _context().get_start_method() == "forkserver":
         from multiprocessing import forkserver
 
@@ -41,14 +41,17 @@ def warm_up() -> None:
 def each_in_a_worker(
     do: Callable[[Item], Result], items: Sequence[Item], jobs: int
 ) -> Iterator[tuple[Item, Result | Died]]:
-    """Calls ``do`` with every item, ``jobs`` at a time, each call in a process of its own, and yields as they end.
+    """Calls ``do`` with every item, each call in a process of its own, and yields each result when it is ready.
 
-    All workers are killed if the caller stops early, and they end by themselves if this process is killed.
+    If the caller stops early, all workers are killed. If this process is killed, the workers end by themselves.
 
     Args:
-        do: a function of a module, with results that can be pickled.
-        items: can be pickled, too.
+        do: a function at the top level of a module. Its results must be picklable.
+        items: arguments of ``do``. They must be picklable.
         jobs: workers at a time.
+
+    Yields:
+        Each item with its result, or with :class:`Died` if its worker ended without a result.
     """
     warm_up()
     waiting = list(reversed(items))
@@ -60,7 +63,7 @@ def each_in_a_worker(
                 receiver, sender = _context().Pipe(duplex=False)
                 worker = _context().Process(target=_work, args=(sender, do, item))
                 worker.start()
-                sender.close()  # so that the worker has the only one, and its death is the end of the pipe
+                sender.close()  # only the worker has a sender now, so its death closes the pipe
                 running[receiver] = worker, item
             for receiver in wait(list(running)):
                 assert isinstance(receiver, Connection)
@@ -88,12 +91,12 @@ def _context() -> Any:
 
 def _work(sender: Connection, do: Callable[[Any], Any], item: Any) -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C goes to all processes of a terminal, and the parent tells
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes of a terminal; the parent reports it
         sender.send(do(item))
 
 
 def _end_with_parent() -> None:
-    """Ends this worker when its parent is gone: killed, it told nobody, and training would go on unseen for hours."""
+    """Ends this worker when its parent is gone. A killed parent stops no workers, and they would train for hours."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()

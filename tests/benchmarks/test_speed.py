@@ -1,4 +1,4 @@
-"""The benchmark scripts: what they compute from timings, that they run, and that the committed page is theirs."""
+"""The speed benchmarks: ratios of timings, a measurement of training, and the committed page."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from benchmarks.speed.report import write_report
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def test_contenders_take_turns_and_ratios_are_those_of_rounds():
+def test_timed_calls_take_turns_and_ratios_are_taken_in_each_round():
     order = []
     seconds = iter([1.0, 2.0, 4.0, 1.0, 1.0, 3.0])  # a, b | b, a | a, b
 
@@ -24,14 +24,14 @@ def test_contenders_take_turns_and_ratios_are_those_of_rounds():
     assert (ratio.median, ratio.low, ratio.high, ratio.n) == (3.0, 2.5, 3.5, 3)
 
 
-def test_what_a_call_does_not_time_itself_is_timed():
+def test_calls_are_timed_unless_they_return_their_own_time():
     taken = timing.alternately({"nothing": lambda: None}, rounds=4, warmup=1)["nothing"]
     assert len(taken) == 4
     assert all(0 < s < 1 for s in taken)
     assert len(timing.alternately({"x": lambda: 1.0}, rounds=9, warmup=0, budget=-1.0)["x"]) == 3
 
 
-def test_training_is_measured_of_three_contenders(monkeypatch):
+def test_training_speed_is_measured_for_bare_fscl_and_avalanche(monkeypatch):
     monkeypatch.setattr(training, "CASES", (("split_digits", {"training.precision": "bfloat16"}, "atom_swapping"),))
     found = training.measure(quick=True)
     (row,) = found["rows"]
@@ -41,10 +41,10 @@ def test_training_is_measured_of_three_contenders(monkeypatch):
     assert found["skipped"] == []
     monkeypatch.setattr(training, "CASES", (("split_cifar100", {}, "naive"),))
     monkeypatch.setattr(training, "find_data", lambda *_: None)
-    assert training.measure(quick=True)["skipped"] == ["split_cifar100: its images are not here"]
+    assert training.measure(quick=True)["skipped"] == ["split_cifar100: its images are missing"]
 
 
-def test_the_committed_page_is_written_from_the_committed_numbers(tmp_path):
+def test_the_committed_speed_page_is_written_from_its_committed_results(tmp_path):
     committed = ROOT / "reports" / "speed"
     numbers = json.loads((committed / "results.json").read_text(encoding="utf-8"))
     text = write_report(numbers, tmp_path)

@@ -1,4 +1,4 @@
-"""The command line as its users meet it: what it prints, how it ends, and what it leaves on disk."""
+"""The command line as users see it: what it prints, its exit code, and what it leaves on disk."""
 
 import errno
 import json
@@ -31,7 +31,7 @@ Fscl = Callable[..., Any]  # the fixture, see conftest.py
 
 
 def refused(ended: Any, says: str) -> None:
-    """One clear line on stderr, exit code 2."""
+    """Checks that a command ended with one clear line on stderr and exit code 2."""
     assert ended.err.startswith("error: "), ended
     assert ended.err.count("\n") == 1
     assert re.search(says, ended.err), ended.err
@@ -44,7 +44,7 @@ def numbers(folder: Path) -> dict[str, Any]:
 
 
 def learned(folder: Path) -> int:
-    """How many experiences of a run are on disk."""
+    """Number of finished experiences of a run on disk."""
     file = folder / "run.json"
     return len(json.loads(file.read_text())["accuracy"]) if file.exists() else 0
 
@@ -97,7 +97,7 @@ def pets(folder: Path, text: str = PETS) -> Path:
 # what the user gets to see
 
 
-def test_help_is_quick_and_imports_nothing_slow() -> None:
+def test_fscl_help_is_quick_and_imports_no_slow_library() -> None:
     code = """
 import sys
 sys.argv = ["fscl", "--help"]
@@ -124,7 +124,7 @@ def test_every_command_has_help(fscl: Fscl, command: str) -> None:
     assert max(map(len, ended.out.splitlines())) <= 80
 
 
-def test_list_shows_every_recipe_and_whether_its_data_is_there(fscl: Fscl, tmp_path: Path) -> None:
+def test_fscl_list_shows_every_recipe_and_whether_its_data_is_present(fscl: Fscl, tmp_path: Path) -> None:
     (tmp_path / "data/cifar10/train").mkdir(parents=True)
     (tmp_path / "data/cifar10/test").mkdir()
     ended = fscl("list")
@@ -142,7 +142,7 @@ def test_list_shows_every_recipe_and_whether_its_data_is_there(fscl: Fscl, tmp_p
     assert max(map(len, lines)) <= 80
 
 
-def test_a_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path) -> None:
+def test_fscl_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path) -> None:
     ended = fscl("run", "-s", "naive", "-s", "atom_swapping", "--out", "[b]runs", *TINY)
     assert ended.code == 0
     assert ended.err == ""
@@ -180,7 +180,7 @@ def test_a_users_own_image_folder_runs_from_a_short_recipe(fscl: Fscl, tmp_path:
     assert "cat, ant" in (tmp_path / "pets.svg").read_text()
 
 
-def test_a_report_takes_a_mixture_of_benchmarks(fscl: Fscl, tmp_path: Path) -> None:
+def test_fscl_report_takes_runs_of_several_benchmarks(fscl: Fscl, tmp_path: Path) -> None:
     make_images(tmp_path / "data/pets")
     assert fscl("run", pets(tmp_path), "-s", "naive", "--seeds", 1).code == 0
     assert fscl("run", "-s", "naive", *TINY).code == 0
@@ -192,7 +192,7 @@ def test_a_report_takes_a_mixture_of_benchmarks(fscl: Fscl, tmp_path: Path) -> N
         assert "Split Digits, 5 tasks" in page
 
 
-def test_without_task_labels_other_learners_are_usual(fscl: Fscl, tmp_path: Path) -> None:
+def test_the_default_strategies_without_task_labels_differ(fscl: Fscl, tmp_path: Path) -> None:
     ended = fscl("run", "--set", "split.scenario=class", *TINY)
     assert ended.code == 0
     for title in ("Fine-tuning", "EWC", "Replay", "Joint training"):
@@ -202,7 +202,7 @@ def test_without_task_labels_other_learners_are_usual(fscl: Fscl, tmp_path: Path
 
 
 @pytest.mark.parametrize(("name", "start"), [("h.png", b"\x89PNG\r\n"), ("h.svg", b"<?xml"), ("h.pdf", b"%PDF")])
-def test_heatmap_draws(fscl: Fscl, tmp_path: Path, name: str, start: bytes) -> None:
+def test_fscl_heatmap_writes_a_picture_in_each_format(fscl: Fscl, tmp_path: Path, name: str, start: bytes) -> None:
     bank = make_bank(tmp_path / "bank.safetensors")
     ended = fscl("heatmap", bank, "-o", f"deep/er/{name}")
     assert ended.code == 0
@@ -216,7 +216,7 @@ def test_heatmap_draws(fscl: Fscl, tmp_path: Path, name: str, start: bytes) -> N
     assert os.listdir(tmp_path / "deep/er") == [name]
 
 
-def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_path: Path) -> None:
+def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "bank.safetensors")
     assert fscl("heatmap", bank, bank).out.startswith("6 tasks")
 
@@ -236,14 +236,14 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["run", "--seeds", "-3"], r"--seeds is -3; it must be at least 1"),
         (["run", "--jobs", "0"], r"--jobs is 0; it must be at least 1"),
         (["run", "--threads", "0"], r"--threads is 0; it must be at least 1"),
-        (["run", "--engine", "spark"], r"--engine is 'spark'; local or ray would do"),
-        (["run", "--address", "here:1"], r"--address is for --engine ray"),
-        (["run", "--gpus-per-run", "1"], r"--gpus-per-run is for --engine ray"),
+        (["run", "--engine", "spark"], r"--engine is 'spark'; use local or ray"),
+        (["run", "--address", "here:1"], r"--address is here:1; it needs --engine ray"),
+        (["run", "--gpus-per-run", "1"], r"--gpus-per-run is 1.0; it needs --engine ray"),
         (["run", "--engine", "ray", "--gpus-per-run", "-1"], r"--gpus-per-run is -1.0; it must be at least 0"),
         (["run", "-s", "from_scratch", "--set", "split.scenario=class"], r"needs a test image's task label"),
         (["run", "--validation", "1.5"], r"validation is 1.5; it is a share"),
-        (["run", "--device", "cuda:77"], r"--device cuda:77: not to be had here"),
-        (["run", "--device", "gpu"], r"--device gpu: not to be had here"),
+        (["run", "--device", "cuda:77"], r"--device cuda:77: not available here"),
+        (["run", "--device", "gpu"], r"--device gpu: not available here"),
         (["run", "--loader", "disk"], r"place is 'disk'; known: auto, device, host, off"),
         (["run", "--set", "epochs=3"], r"--set epochs=3: expected SECTION.KEY=VALUE"),
         (["run", "--set", "training.epochs=x"], r"--set: training.epochs = 'x'"),
@@ -309,7 +309,9 @@ def test_heatmap_takes_several_banks_over_the_same_coefficients(fscl: Fscl, tmp_
         (["heatmap", "bank.safetensors", "--aggregate", "sum"], r"unknown aggregate 'sum'; known: product, mean"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(fscl: Fscl, tmp_path: Path, arguments: list[str], says: str) -> None:
+def test_a_users_mistake_ends_with_one_line_and_exit_code_2(
+    fscl: Fscl, tmp_path: Path, arguments: list[str], says: str
+) -> None:
     (tmp_path / "file").write_text("x")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty.toml").write_text("")
@@ -337,7 +339,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(fscl: Fscl, tmp_path: Path, argum
     "arguments",
     [["runn"], ["run", "--sedes", "3"], ["run", "--seeds", "three"], ["heatmap"], ["report"], ["similarity"]],
 )
-def test_wrong_usage_is_exit_code_2(fscl: Fscl, arguments: list[str]) -> None:
+def test_wrong_usage_ends_with_exit_code_2(fscl: Fscl, arguments: list[str]) -> None:
     ended = fscl(*arguments)
     assert ended.code == 2
     assert "Usage" in ended.err
@@ -355,7 +357,9 @@ def test_a_network_for_other_images_is_refused_before_training(fscl: Fscl) -> No
     refused(ended, r"network 'torchvision:resnet18' does not take images of shape \(1, 8, 8\): .*3 channels")
 
 
-def test_missing_data_offline(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_without_a_network_is_named_in_one_line(
+    fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import urllib.error
     import urllib.request
 
@@ -390,18 +394,20 @@ def test_missing_data_offline(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.Mo
         ),
     ],
 )
-def test_a_broken_image_folder(fscl: Fscl, tmp_path: Path, break_it: Callable[[Path], object], says: str) -> None:
+def test_a_broken_image_folder_is_refused_in_one_line(
+    fscl: Fscl, tmp_path: Path, break_it: Callable[[Path], object], says: str
+) -> None:
     break_it(make_images(tmp_path / "data/pets"))
     refused(fscl("run", pets(tmp_path)), says)
 
 
-def test_an_unknown_class_in_a_recipe(fscl: Fscl, tmp_path: Path) -> None:
+def test_an_unknown_class_in_a_recipe_is_refused_in_one_line(fscl: Fscl, tmp_path: Path) -> None:
     make_images(tmp_path / "data/pets")
     ended = fscl("run", pets(tmp_path, PETS.replace("dog", "dgo")))
     refused(ended, r"unknown class 'dgo'; known classes: ant, bee, cat, dog")
 
 
-def test_runs_of_another_recipe_are_refused_once_for_all_seeds_and_left_alone(fscl: Fscl, tmp_path: Path) -> None:
+def test_runs_of_another_recipe_are_refused_in_one_line_and_unchanged(fscl: Fscl, tmp_path: Path) -> None:
     assert fscl("run", "-s", "naive", *TINY).code == 0
     before = contents(tmp_path)
     ended = fscl("run", "-s", "naive", *TINY, "--set", "training.lr=0.01")
@@ -410,7 +416,7 @@ def test_runs_of_another_recipe_are_refused_once_for_all_seeds_and_left_alone(fs
     assert fscl("run", "-s", "naive", *TINY, "--set", "training.lr=0.01", "--overwrite").code == 0
 
 
-def test_a_damaged_checkpoint_is_named_and_its_run_alone_begins_anew(
+def test_a_damaged_checkpoint_is_named_and_deleting_it_restarts_only_its_run(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command = ["run", "-s", "ewc", "-s", "naive", *TINY]
@@ -423,16 +429,14 @@ def test_a_damaged_checkpoint_is_named_and_its_run_alone_begins_anew(
     path.write_bytes(whole)
     ended = fscl(*command)
     assert ended.code == 1, "the other run is there, and reported"
-    assert re.fullmatch(
-        r"error: .*checkpoint\.pt: damaged \(.*\); delete this file, and this run alone .*\n", ended.err
-    )
+    assert re.fullmatch(r"error: .*checkpoint\.pt: damaged \(.*\); delete this file, and only this run .*\n", ended.err)
     assert path.read_bytes() == whole
     path.unlink()
     assert fscl(*command).code == 0
     assert (tmp_path / "runs/split_digits/ewc/seed_0/run.json").stat().st_mtime_ns == ended_before
 
 
-def test_a_damaged_record_beside_a_checkpoint_costs_nothing(
+def test_fscl_run_restores_a_damaged_record_from_the_checkpoint(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert interrupted(fscl, monkeypatch, ["run", "-s", "naive", *TINY]).code == 130
@@ -442,19 +446,20 @@ def test_a_damaged_record_beside_a_checkpoint_costs_nothing(
     assert json.loads(path.read_text())["resumed"][0]["after"] == 2
 
 
-def test_a_checkpoint_of_another_version_is_named_as_such_and_kept(
+def test_a_checkpoint_of_another_version_is_named_and_kept(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert interrupted(fscl, monkeypatch, ["run", "-s", "naive", *TINY]).code == 130
     with monkeypatch.context() as patch:
         patch.setattr("fscl.runs.resume.FORMAT", 9)
         refused(
-            fscl("run", "-s", "naive", *TINY), r"checkpoint\.pt: undamaged, but of format 2, .*; go on with that fscl$"
+            fscl("run", "-s", "naive", *TINY),
+            r"checkpoint\.pt: undamaged, but its format is 2, .* in the run\.json beside it$",
         )
     assert fscl("run", "-s", "naive", *TINY).code == 0
 
 
-def test_some_runs_failed_is_exit_code_1_and_the_rest_is_reported(
+def test_some_failed_runs_give_exit_code_1_and_the_other_runs_are_reported(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train_next = Trainer.train_next
@@ -500,8 +505,8 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_a_run_on_a_really_full_disk(fscl: Fscl, small_disk: Path) -> None:
-    """Independent networks: the checkpoint grows with every task, until it does not fit beside the last one."""
+def test_fscl_run_on_a_full_disk_keeps_finished_tasks(fscl: Fscl, small_disk: Path) -> None:
+    """With independent networks the checkpoint grows with every task, until it does not fit beside the one before."""
     command = ["run", "-s", "from_scratch", *TINY, "--set", "model.args.widths=[16, 32]", "--out", small_disk]
     refused(fscl(*command), r"cannot write .*checkpoint.pt: ")
     folder = small_disk / "split_digits/from_scratch/seed_0"
@@ -515,7 +520,7 @@ def test_a_run_on_a_really_full_disk(fscl: Fscl, small_disk: Path) -> None:
     assert json.loads((folder / "run.json").read_text())["resumed"]
 
 
-def test_a_figure_on_a_really_full_disk(fscl: Fscl, small_disk: Path, tmp_path: Path) -> None:
+def test_fscl_heatmap_on_a_full_disk_keeps_the_old_picture(fscl: Fscl, small_disk: Path, tmp_path: Path) -> None:
     bank = make_bank(tmp_path / "bank.safetensors")
     assert fscl("heatmap", bank, "-o", small_disk / "h.png").code == 0
     before = (small_disk / "h.png").read_bytes()
@@ -526,7 +531,9 @@ def test_a_figure_on_a_really_full_disk(fscl: Fscl, small_disk: Path, tmp_path: 
     assert sorted(os.listdir(small_disk)) == ["filler", "h.png"]
 
 
-def test_a_report_that_cannot_be_written(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_that_cannot_be_written_is_named_in_one_line(
+    fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert fscl("run", "-s", "naive", *TINY).code == 0
     (tmp_path / "file").write_text("x")
     refused(fscl("report", "runs", "-o", "file/report"), r"cannot write file/report/.*: Not a directory")
@@ -570,7 +577,7 @@ def interrupted(
 
 
 @pytest.mark.parametrize(("by", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_signal_says_how_to_go_on_and_so_it_does(
+def test_a_stopped_command_says_how_to_go_on_and_then_goes_on(
     fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: int, code: int
 ) -> None:
     command = ["run", "-s", "naive", *TINY]
@@ -586,7 +593,7 @@ def test_a_signal_says_how_to_go_on_and_so_it_does(
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    """As below nohup."""
+    """``nohup`` ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with told_to_stop():
@@ -595,7 +602,7 @@ def test_a_signal_that_is_ignored_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-def test_a_signal_whose_exception_is_swallowed_ends_the_process_all_the_same() -> None:
+def test_a_signal_ends_the_process_even_if_its_exception_is_swallowed() -> None:
     code = """
 import os, signal, time
 from fscl.cli import stopping
@@ -613,7 +620,9 @@ with stopping.told_to_stop():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("whole_group", [True, False])
-def test_sigterm_ends_driver_and_workers_and_the_grid_goes_on(fscl: Fscl, tmp_path: Path, whole_group: bool) -> None:
+def test_sigterm_ends_driver_and_workers_and_the_next_command_goes_on(
+    fscl: Fscl, tmp_path: Path, whole_group: bool
+) -> None:
     command = ["run", "-s", "naive", "-s", "ewc", "--seeds", "1", "--jobs", "2", "--set", "training.epochs=12"]
     runner = [sys.executable, "-c", "from fscl.cli.app import main; main()", *command]
     process = subprocess.Popen(runner, cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True)
@@ -630,8 +639,8 @@ def test_sigterm_ends_driver_and_workers_and_the_grid_goes_on(fscl: Fscl, tmp_pa
         assert numbers(folder) == numbers(tmp_path / f"whole/split_digits/{learner}/seed_0")
 
 
-def test_kill_9_in_the_middle_and_again(fscl: Fscl, tmp_path: Path) -> None:
-    """A real process, killed between two experiences of its second learner, and the same command again."""
+def test_the_same_command_after_kill_9_finishes_the_grid(fscl: Fscl, tmp_path: Path) -> None:
+    """A real process is killed between two experiences of its second learner. The same command is run again."""
     command = ["run", "-s", "atom_swapping", "-s", "ewc", "--seeds", "1", "--jobs", "1"]
     for setting in ("training.epochs=6", "training.batch_size=16", "model.args.widths=[8, 8]"):
         command += ["--set", setting]

@@ -1,4 +1,4 @@
-"""``fscl similarity``: a folder of checkpoints in, a table, figures and plain data out."""
+"""``fscl similarity`` compares a folder of checkpoints and writes a table, figures and plain data."""
 
 import copy
 import csv
@@ -47,7 +47,7 @@ def read_csv(path: Path) -> tuple[list[str], np.ndarray]:
 
 
 @pytest.mark.parametrize("written", range(4))
-def test_a_disk_that_fills_up_leaves_no_file_without_the_others(
+def test_a_full_disk_leaves_all_files_of_a_comparison_or_none(
     fscl: Fscl, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     flushed = iter(range(written))
@@ -63,7 +63,7 @@ def test_a_disk_that_fills_up_leaves_no_file_without_the_others(
     assert os.listdir(tmp_path / "out") == []
 
 
-def test_a_folder_is_compared_and_what_is_written_reads_back(
+def test_a_folder_of_checkpoints_is_compared_and_its_files_read_back(
     fscl: Fscl, folder: Path, tmp_path: Path, fine_tuned: dict[str, nn.Module]
 ) -> None:
     ended = fscl("similarity", folder, "-o", "deep/out")
@@ -89,7 +89,7 @@ def test_a_folder_is_compared_and_what_is_written_reads_back(
     assert "group 3: start2_task0, start2_task1, start2_task2, start2_task3 (9" in ended.out
 
 
-def test_the_same_networks_in_other_files_give_the_same(
+def test_equal_networks_in_other_file_formats_give_equal_similarities(
     fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module]
 ) -> None:
     few = {name: model for name, model in fine_tuned.items() if name[-1] in "03"}
@@ -102,7 +102,7 @@ def test_the_same_networks_in_other_files_give_the_same(
     np.testing.assert_allclose(matrix, compare(joint_decompose(few)).matrix, atol=1e-6)
 
 
-def test_files_of_one_start_in_the_order_given(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
+def test_checkpoints_are_compared_in_the_order_given(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
     files = [folder / f"start2_task{t}.pt" for t in (3, 0, 2)]
     ended = fscl("similarity", *files, "--metric", "filter", "--aggregate", "product", "--atoms", 27)
     assert ended.code == 0, ended.err
@@ -123,7 +123,7 @@ def test_names_with_commas_and_quotes_read_back(fscl: Fscl, folder: Path, tmp_pa
 NAMES = ["a\nb", "a\tb", "\x1b[31mred", "na\udcefve", "=cmd|' C'!A0", "+1", "-1", "@sum", "$\\frac{a$", "花"]
 
 
-def test_names_of_any_bytes_break_no_table_and_are_no_formulas(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
+def test_file_names_of_any_bytes_are_escaped_in_tables(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
     content = (folder / "start0_task0.pt").read_bytes()
     (tmp_path / "odd").mkdir()
     for name in NAMES:
@@ -152,7 +152,7 @@ def test_names_of_any_bytes_break_no_table_and_are_no_formulas(fscl: Fscl, folde
         (lambda net: net.append(nn.Conv3d(3, 4, 3)), r"Not compared: 14 \(a convolution of three dimensions\)"),
     ],
 )
-def test_what_is_not_compared_is_named_and_withholds_trust(
+def test_layers_that_cannot_be_compared_are_named_and_the_verdict_is_not_trusted(
     fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module], change: Any, says: str
 ) -> None:
     for name in ("start0_task0", "start0_task1"):
@@ -170,7 +170,7 @@ def test_what_is_not_compared_is_named_and_withholds_trust(
     assert 0 < data["layers"]["compared_share"] < 1
 
 
-def test_pruned_networks_are_compared_by_what_is_left_of_them(
+def test_pruned_networks_are_compared_by_their_remaining_weights(
     fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module]
 ) -> None:
     nets = [copy.deepcopy(fine_tuned[f"start0_task{t}"]) for t in range(3)]
@@ -190,7 +190,7 @@ def test_pruned_networks_are_compared_by_what_is_left_of_them(
     )
 
 
-def test_a_thousand_networks_take_little_memory(tmp_path: Path) -> None:
+def test_comparing_a_thousand_networks_takes_little_memory(tmp_path: Path) -> None:
     (tmp_path / "nets").mkdir()
     start = nn.Conv2d(3, 8, 3).state_dict()
     for i in range(1000):
@@ -209,7 +209,9 @@ def test_a_thousand_networks_take_little_memory(tmp_path: Path) -> None:
         assert max(image.size) < 3000
 
 
-def test_broken_files_end_it_or_are_left_out_and_named(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
+def test_broken_files_are_refused_or_with_skip_broken_left_out_and_named(
+    fscl: Fscl, folder: Path, tmp_path: Path
+) -> None:
     class Evil:
         def __reduce__(self) -> Any:
             return os.system, (f"touch {tmp_path / 'mark'}",)
@@ -260,7 +262,7 @@ def test_broken_files_end_it_or_are_left_out_and_named(fscl: Fscl, folder: Path,
         (["nets", "-o", "file/out"], r"--out file/out: cannot be written"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(
+def test_a_mistake_in_fscl_similarity_ends_with_one_line_and_exit_code_2(
     fscl: Fscl, folder: Path, tmp_path: Path, arguments: list[str], says: str
 ) -> None:
     (tmp_path / "file").write_text("x")
@@ -317,7 +319,7 @@ def test_a_bank_of_checkpoints_restores_their_networks(
     assert drawn.code == 0, drawn.err
 
 
-def test_copies_of_a_resnet18(fscl: Fscl, tmp_path: Path) -> None:
+def test_nearer_copies_of_a_resnet18_are_more_similar_and_the_verdict_is_trusted(fscl: Fscl, tmp_path: Path) -> None:
     from torchvision.models import resnet18
 
     start = resnet18(num_classes=5).state_dict()

@@ -1,4 +1,4 @@
-"""Comparisons with the best, where what is the best is known."""
+"""Comparisons with the best strategy, where the true best is known."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fscl.report.ranking import against_best
 
 
 def drawn(rng: np.random.Generator, means: list[float], seeds: int) -> dict[str, dict[int, float]]:
-    """Strategies that differ by their means, over seeds that all have in common."""
+    """Random accuracies of strategies with these means. All strategies have the same seeds."""
     shared = rng.normal(scale=0.02, size=seeds)
     return {
         f"s{i}": dict(enumerate((mean + shared + rng.normal(scale=0.01, size=seeds)).tolist()))
@@ -20,7 +20,7 @@ def drawn(rng: np.random.Generator, means: list[float], seeds: int) -> dict[str,
     }
 
 
-def test_p_is_the_least_of_all_one_sided_tests_times_their_number() -> None:
+def test_p_of_being_best_is_the_smallest_one_sided_p_times_the_number_of_tests() -> None:
     runs = drawn(np.random.default_rng(0), [0.5, 0.51, 0.52, 0.49], 5)
     values = {name: list(by_seed.values()) for name, by_seed in runs.items()}
     found = against_best(runs, frozenset(runs))
@@ -29,8 +29,8 @@ def test_p_is_the_least_of_all_one_sided_tests_times_their_number() -> None:
         assert difference.p_value == pytest.approx(min(1.0, 3 * p))
 
 
-def test_the_true_best_is_seldom_denied_and_others_are_found() -> None:
-    """A test against whichever looked best would deny it more often than it may."""
+def test_the_true_best_is_rarely_rejected_and_worse_strategies_often_are() -> None:
+    """A test against the strategy with the highest mean would reject the true best too often."""
     rng = np.random.default_rng(1)
     denied = told = naive = 0
     draws = 300
@@ -45,7 +45,7 @@ def test_the_true_best_is_seldom_denied_and_others_are_found() -> None:
     assert told > 0.5 * draws
 
 
-def test_the_best_is_one_of_those_with_the_most_seeds() -> None:
+def test_the_best_strategy_is_among_those_with_the_most_seeds() -> None:
     runs = {"lucky": {0: 0.99}, "a": {0: 0.8, 1: 0.7, 2: 0.6}, "b": {0: 0.7, 1: 0.61, 2: 0.52}}
     found = against_best(runs, frozenset(runs))
     assert set(found) == {"lucky", "b"}

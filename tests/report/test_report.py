@@ -1,4 +1,4 @@
-"""Reports of made-up run folders: what they say, what they leave out, and that they stand alone."""
+"""Reports of made-up runs: what they show, what they leave out, and that they need no other file."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def run_data(
 
 
 def similarity(values: Any) -> dict[str, Any]:
-    """What a run keeps whose network has one layer, of these similarities."""
+    """The similarity of a run whose network has one layer, for its record."""
     return {"metric": "cosine", "aggregate": "mean", "layers": ["c"], "matrix": [np.asarray(values, float).tolist()]}
 
 
@@ -111,7 +111,7 @@ def cells(row: SummaryRow) -> list[str]:
 
 
 class Page(HTMLParser):
-    """Tags and visible text, as a browser would have them."""
+    """The tags, links and visible text of a page."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class Page(HTMLParser):
         self.text += data
 
 
-def test_report_holds_the_numbers(make_run: MakeRun) -> None:
+def test_the_report_shows_the_numbers_of_its_runs(make_run: MakeRun) -> None:
     flat = [[0.5, None], [0.25, 1.0]]
     for seed, last in enumerate((0.5, 0.75)):
         folder = make_run("fine_tuning", seed, 2, accuracy=[flat[0], [0.25, last]])
@@ -173,7 +173,7 @@ def terminal(rows: list[SummaryRow], width: int) -> str:
     return console.export_text()
 
 
-def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: MakeRun) -> None:
+def test_differences_to_the_best_learner_are_paired_by_seed(make_run: MakeRun) -> None:
     final = {"naive": (0.5, 0.56, 0.54), "ewc": (0.6, 0.65, 0.66), "from_scratch": (0.9, 0.92, 0.91), "lwf": (0.55,)}
     for name, accuracies in final.items():
         for seed, value in enumerate(accuracies):
@@ -196,7 +196,7 @@ def test_a_strategy_is_held_against_the_best_learner_seed_by_seed(make_run: Make
     assert cells(rows["lwf"])[3:5] == ["−5.00", "–"], "one seed in common has no test"
 
 
-def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_report_can_be_made_again_from_its_runs_json(make_run: MakeRun, tmp_path: Path) -> None:
     started = {"started": "2026-01-01T00:00:00+00:00"}
     make_run("atom_swapping", 0, 5, forgets=0, **started)
     folder = make_run("fine_tuning", 0, 5, **started)
@@ -211,11 +211,11 @@ def test_runs_are_kept_with_the_report_and_make_it_again(make_run: MakeRun, tmp_
     assert len(load_runs([folder])) == 3
     assert len(load_runs([folder / "report"])) == 2
     (folder / "report" / "runs.json").write_text('{"format": 1}')
-    with pytest.raises(FsclError, match=r"runs\.json: it lacks its list of runs"):
+    with pytest.raises(FsclError, match=r"runs\.json: key .runs. is missing or not a list"):
         load_runs([folder / "report"])
 
 
-def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: MakeRun, tmp_path: Path) -> None:
+def test_a_run_that_went_on_after_its_report_is_read_from_its_folder(make_run: MakeRun, tmp_path: Path) -> None:
     started = {"started": "2026-01-01T00:00:00+00:00"}
     folder = make_run("ewc", 0, 3, status="failed", accuracy=[[0.5, None, None]], **started)
     write_report(load_runs([folder]), folder)
@@ -232,7 +232,7 @@ def test_a_run_that_went_on_since_its_report_is_read_as_it_is_now(make_run: Make
     assert run.started.startswith("2026-01-02"), "made anew in the folder of its report"
 
 
-def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: MakeRun) -> None:
+def test_runs_tested_on_other_images_or_tasks_are_not_compared(make_run: MakeRun) -> None:
     for seed in (0, 1):
         make_run("naive", seed, 3)
     make_run("ewc", 100, 3, validation=0.1, recipe_hash="a" * 64)
@@ -249,7 +249,7 @@ def test_what_was_tested_on_other_images_or_tasks_is_not_compared(make_run: Make
     assert markdown.count("### Summary") == 3
 
 
-def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRun) -> None:
+def test_each_question_correlates_its_own_matrices(make_run: MakeRun) -> None:
     rng, count = np.random.default_rng(3), 6
     for name in ("atom_swapping", "naive"):
         folder = make_run(name, 0, count)
@@ -284,7 +284,7 @@ def test_each_question_sets_its_own_matrices_against_each_other(make_run: MakeRu
     assert found == pytest.approx(expected)
 
 
-def test_page_needs_nothing_from_outside(make_run: MakeRun) -> None:
+def test_the_html_page_loads_nothing_from_outside(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, forgets=0)
     paths, html, _ = report(make_run("fine_tuning", 0))
     page = Page(html)
@@ -344,7 +344,7 @@ def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
     assert contents(tmp_path / "report") == before
 
 
-def test_what_a_killed_report_left_is_gone_after_the_next(make_run: MakeRun, tmp_path: Path) -> None:
+def test_files_of_a_killed_report_are_removed_by_the_next_report(make_run: MakeRun, tmp_path: Path) -> None:
     runs = make_run("fine_tuning", 0, 20)
     report(runs)
     before = sorted(contents(tmp_path / "report"))
@@ -354,7 +354,7 @@ def test_what_a_killed_report_left_is_gone_after_the_next(make_run: MakeRun, tmp
     assert sorted(contents(tmp_path / "report")) == before
 
 
-def test_any_character_in_names_is_only_text(make_run: MakeRun) -> None:
+def test_markup_in_names_is_shown_as_text(make_run: MakeRun) -> None:
     tasks = [{"name": f"{NASTY} {i}", "classes": [NASTY]} for i in range(4)]
     benchmark = {"name": "split_<i>", "title": NASTY, "description": f"About {NASTY} $x$ _y_"}
     folder = make_run("own", 0, 4, tasks=tasks, benchmark=benchmark, strategy={"name": "a/../b|c", "title": NASTY})
@@ -370,7 +370,7 @@ def test_any_character_in_names_is_only_text(make_run: MakeRun) -> None:
     assert all(file.parent.name == "figures" for file in paths.figures)
 
 
-def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
+def test_known_correlations_are_found_and_constant_forgetting_is_undefined(make_run: MakeRun) -> None:
     for seed in (0, 1):
         make_run("atom_swapping", seed, 9, forgets=0)
         folder = make_run("fine_tuning", seed, 9)
@@ -392,8 +392,8 @@ def test_correlations_found_and_undefined(make_run: MakeRun) -> None:
     assert all("Atom swapping" not in row[1] for row in atoms), "the atoms are not asked about themselves"
 
 
-def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
-    """One strategy's similarity falls with the forgetting of a third, the other's rises with it."""
+def test_questions_are_answered_for_the_atoms_of_each_strategy(make_run: MakeRun) -> None:
+    """The forgetting of a third strategy falls with the similarity of one strategy and rises with that of the other."""
     rng = np.random.default_rng(3)
     for seed in range(3):
         lost = np.tril(rng.random((8, 8)), -1)
@@ -406,16 +406,16 @@ def test_atoms_of_either_strategy_may_be_asked(make_run: MakeRun) -> None:
     rows, answers = predictions(group_runs(load_runs([folder])))
     found = {answer.atoms: answer for answer in answers if answer.question == "atoms"}
     assert {answer.label for answer in found.values()} == {"Fine tuning"}, "neither kind of atoms is asked of the other"
-    assert found["Atom swapping"].found.statistic < -0.5
-    assert found["Atom swapping first"].found.statistic > 0.5
+    assert found["Atom swapping"].all_pairs.statistic < -0.5
+    assert found["Atom swapping first"].all_pairs.statistic > 0.5
     assert len({row.words for row in rows if row.question == "atoms"}) == 2, "one is not taken for the other"
     _, html, markdown = report(folder)
     for text in (html, markdown):
         assert "Atom similarity and forgetting (Atom swapping first)" in text.replace("\\", "")
 
 
-def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_run: MakeRun) -> None:
-    """All that starts from the first task is like it, and the first task is forgotten most; the rest is noise."""
+def test_a_correlation_due_to_the_first_task_vanishes_among_later_tasks(make_run: MakeRun) -> None:
+    """All tasks are similar to the first task, and the first task is forgotten most. All else is noise."""
     p_values, found = [], []
     for trial in range(8):
         rng = np.random.default_rng([11, trial])
@@ -430,15 +430,15 @@ def test_what_only_the_first_task_explains_is_not_found_among_later_tasks(make_r
             more = {"similarity": None, "transfer": [], "accuracy": accuracy, "folder": f"runs{trial}"}
             folder = make_run("fine_tuning", seed, 9, **more)
         (answer,) = (a for a in predictions(group_runs(load_runs([folder])))[1] if a.question == "atoms")
-        found.append(answer.found.statistic)
+        found.append(answer.all_pairs.statistic)
         p_values.append(answer.apart.p_value)
     assert min(found) > 0.3
     assert np.median(p_values) > 0.1
     assert sum(p < 0.05 for p in p_values) <= 2
 
 
-def test_atoms_of_each_strategy_are_shown_once(make_run: MakeRun) -> None:
-    """An ensemble's atoms are those of atom swapping, and need no second picture."""
+def test_equal_similarities_of_two_strategies_are_shown_once(make_run: MakeRun) -> None:
+    """An ensemble has the atoms of atom swapping and needs no heatmap of its own."""
     mine, other = similarity(np.eye(4) * 0.4 + 0.6), similarity(np.eye(4) * 0.7 + 0.3)
     make_run("atom_swapping", 0, 4, similarity=mine)
     make_run("atom_ensemble", 0, 4, similarity=mine)
@@ -453,8 +453,8 @@ def test_atoms_of_each_strategy_are_shown_once(make_run: MakeRun) -> None:
 
 
 @pytest.mark.parametrize("kept", [0.0, 1.0])
-def test_accuracy_that_is_mostly_the_same_says_nothing_about_forgetting(make_run: MakeRun, kept: float) -> None:
-    """What varies is the accuracy right after learning, here ordered in time, as the atoms' similarity is."""
+def test_forgetting_is_undefined_if_most_former_accuracies_are_equal(make_run: MakeRun, kept: float) -> None:
+    """Only the accuracy right after learning varies. It is ordered in time, as is the similarity of the atoms."""
     for seed in range(3):
         folder = make_run("atom_swapping", seed, 6, forgets=0)
         lost: list[list[float | None]] = [
@@ -469,11 +469,11 @@ def test_accuracy_that_is_mostly_the_same_says_nothing_about_forgetting(make_run
     by = {(answer.label, answer.question): answer for answer in answers}
     for question in ("atoms", "drop", "own"):
         for label in ("Fine tuning", "Lwf"):
-            assert not by[label, question].found.defined
+            assert not by[label, question].all_pairs.defined
             assert not by[label, question].apart.defined
             assert "not forgetting" in by[label, question].note
-        assert by["Ewc", question].found.defined
-    assert by["Fine tuning", "transfer"].found.defined, "transfer is not asked of what is left"
+        assert by["Ewc", question].all_pairs.defined
+    assert by["Fine tuning", "transfer"].all_pairs.defined, "transfer is not asked of what is left"
     assert sum("not forgetting" in row.note for row in rows) == 2 * 3 * 3
 
 
@@ -486,9 +486,9 @@ def test_a_learner_with_the_features_of_another_is_not_counted_twice(make_run: M
     of = {(d["strategy"]["name"], d["seed"]): d for d in data}
     assert of["atom_swapping", 0]["transfer"] == of["atom_ensemble", 0]["transfer"]
     answers = {a.label: a for a in predictions(group_runs(load_runs([folder])))[1] if a.question == "transfer"}
-    assert sorted(label for label, answer in answers.items() if answer.found.defined)[1:] == ["Ewc"]
-    (twin,) = (answer for answer in answers.values() if not answer.found.defined)
-    assert "its features are those of Atom" in twin.note
+    assert sorted(label for label, answer in answers.items() if answer.all_pairs.defined)[1:] == ["Ewc"]
+    (twin,) = (answer for answer in answers.values() if not answer.all_pairs.defined)
+    assert "it has the features of Atom" in twin.note
 
 
 def test_a_learner_has_one_colour_in_all_figures(make_run: MakeRun) -> None:
@@ -509,8 +509,8 @@ def test_a_learner_has_one_colour_in_all_figures(make_run: MakeRun) -> None:
         assert colour == pytest.approx(seen[name])
 
 
-def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance(make_run: MakeRun) -> None:
-    """Forgetting and the atoms' similarity follow the distance alone; how often p errs is tested elsewhere."""
+def test_a_correlation_due_to_distance_in_the_stream_vanishes_at_equal_distance(make_run: MakeRun) -> None:
+    """Forgetting and similarity follow only the distance. How often p is wrong is tested in tests/similarity."""
     apart = np.abs(np.subtract.outer(np.arange(12), np.arange(12)))
     for seed in range(3):
         rng = np.random.default_rng([7, seed])
@@ -523,13 +523,13 @@ def test_what_the_distance_in_the_stream_explains_is_not_found_at_equal_distance
         folder = make_run("fine_tuning", seed, 12, accuracy=rows, similarity=None, transfer=[])
     _, answers = predictions(group_runs(load_runs([folder])))
     (answer,) = [a for a in answers if (a.question, a.label) == ("atoms", "Fine tuning")]
-    assert answer.found.statistic < -0.9
+    assert answer.all_pairs.statistic < -0.9
     assert answer.p < 0.01
     assert abs(answer.apart.statistic) < 0.2
     assert answer.p_apart > 0.05
 
 
-def test_seed_without_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
+def test_a_seed_without_a_run_of_the_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, forgets=0)
     make_run("fine_tuning", 0)
     _, html, _ = report(make_run("fine_tuning", 5))
@@ -548,7 +548,7 @@ def test_unfinished_runs_are_listed_and_not_counted(make_run: MakeRun) -> None:
         assert "Fine tuning, seed 1: running, 2 of 4 tasks" in text
 
 
-def test_only_unfinished_runs(make_run: MakeRun) -> None:
+def test_a_report_of_only_unfinished_runs_says_that_there_is_nothing_to_average(make_run: MakeRun) -> None:
     paths, html, _ = report(make_run("fine_tuning", 0, 3, status="failed", accuracy=[]))
     assert "nothing to average" in html
     assert not paths.figures
@@ -571,12 +571,12 @@ def test_two_strategies_with_one_title_are_told_apart(make_run: MakeRun) -> None
 
 
 @pytest.mark.parametrize("tasks", [1, 2, 20])
-def test_any_number_of_tasks_with_one_strategy(make_run: MakeRun, tasks: int) -> None:
+def test_a_report_of_one_strategy_works_for_any_number_of_tasks(make_run: MakeRun, tasks: int) -> None:
     _, html, _ = report(make_run("atom_swapping", 0, tasks, forgets=0))
     assert "85.00" in html
 
 
-def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
+def test_a_report_works_without_similarity_transfer_and_memory(make_run: MakeRun) -> None:
     bare = {"similarity": None, "transfer": [], "untrained": [], "start": [], "memory": {}, "provenance": None}
     folder = make_run("fine_tuning", 0, 5, **bare)
     (row,) = table([folder])
@@ -585,7 +585,7 @@ def test_runs_without_similarity_transfer_or_memory(make_run: MakeRun) -> None:
     assert "Which tasks are alike" not in html
 
 
-def test_joint_training_has_a_final_accuracy_only(make_run: MakeRun) -> None:
+def test_joint_training_has_only_a_final_accuracy(make_run: MakeRun) -> None:
     recipe = load_strategy("joint").model_dump(by_alias=True)
     folder = make_run("joint", 0, 4, strategy=recipe, accuracy=[[0.5, 0.75, 1.0, 0.75]] * 4, similarity=None)
     (row,) = table([folder])
@@ -613,7 +613,7 @@ def test_runs_of_another_machine_are_named(make_run: MakeRun) -> None:
     assert "AMD EPYC, cpu, 1 thread (4 of 6 runs)" in line
     assert "Xeon, cpu, 2 threads (1 of 6 runs: Ewc)" in line
     assert "not recorded (1 of 6 runs: Ewc)" in line
-    assert line.endswith("do not compare.")
+    assert line.endswith("cannot be compared.")
 
 
 def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun) -> None:
@@ -654,13 +654,13 @@ def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
     assert "## Another stream" in markdown
 
 
-def test_writing_again_gives_the_same_page(make_run: MakeRun) -> None:
+def test_writing_a_report_again_gives_the_same_page(make_run: MakeRun) -> None:
     folder = make_run("atom_swapping", 0, 4, forgets=0)
     first = report(folder)
     assert report(folder) == first
 
 
-def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
+def test_an_error_in_a_record_names_its_file(make_run: MakeRun, tmp_path: Path) -> None:
     with pytest.raises(FsclError, match=r"nowhere: no such file or folder"):
         load_runs([tmp_path / "nowhere"])
     with pytest.raises(FsclError, match=r"no run\.json found"):
@@ -682,15 +682,15 @@ def test_mistakes_name_the_file(make_run: MakeRun, tmp_path: Path) -> None:
         load_runs([broken.parent])
 
 
-def test_a_run_that_is_given_twice_counts_once_and_a_copy_is_refused(make_run: MakeRun) -> None:
+def test_a_run_given_twice_counts_once_and_a_copy_with_the_same_seed_is_refused(make_run: MakeRun) -> None:
     first = make_run("ewc", 0, 3)
     assert len(load_runs([first, next(first.rglob("run.json"))])) == 1
     copy = make_run("ewc", 0, 3, folder="copy")
-    with pytest.raises(FsclError, match="seed 0 of ewc on split_made_up is there twice"):
+    with pytest.raises(FsclError, match="seed 0 of ewc on split_made_up occurs twice"):
         table([first, copy])
 
 
-def test_how_far_similarity_is_the_order_of_tasks(make_run: MakeRun) -> None:
+def test_the_correlation_of_similarity_with_the_order_of_tasks_has_known_values(make_run: MakeRun) -> None:
     apart = np.abs(np.subtract.outer(np.arange(5), np.arange(5)))
     for seed, values in enumerate((0.9**apart, np.where(apart, 0.1 * apart, 1.0), np.where(apart, 0.3, 1.0))):
         folder = make_run("atom_swapping", seed, 5, similarity=similarity(values))

@@ -1,4 +1,4 @@
-"""The grid on a Ray cluster of two nodes on loopback: the numbers of one machine, and no run lost with a worker."""
+"""A grid on a Ray cluster of two local nodes gives the numbers of one machine, and loses no run with a worker."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def wait_for(condition: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 def worker_after_a_task(folder: Path) -> int | None:
-    """The process that trains a run which is between its first experience and its last."""
+    """The id of the process that trains a run, if the run is between its first and its last experience."""
     try:
         learned = len(json.loads((folder / "run.json").read_text())["accuracy"])
         return json.loads((folder / "progress").read_text())[1] if 1 <= learned < 4 else None
@@ -79,19 +79,19 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def connected(address: str) -> None:
-    """As in a program that uses Ray itself: its workers are kept from grid to grid."""
+    """Connects to Ray as a program that uses Ray itself. Workers are then kept from grid to grid."""
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False, logging_level="ERROR")
 
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the grid comes to on one machine."""
+    """The numbers of the grid on one machine."""
     return [numbers(o.folder) for o in sweep(GRID, tmp_path_factory.mktemp("joblib"), jobs=2)]
 
 
 @pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_a_killed_worker_costs_nothing_and_numbers_are_those_of_one_machine(
+def test_a_grid_with_killed_ray_workers_gives_the_numbers_of_one_machine(
     address: str, expected: list[dict[str, Any]], tmp_path: Path, shared: bool
 ) -> None:
     victim = GRID[2].folder(tmp_path)
@@ -121,7 +121,7 @@ def test_a_killed_worker_costs_nothing_and_numbers_are_those_of_one_machine(
 
 
 @pytest.mark.slow
-def test_the_command_line_sends_runs_to_a_cluster_with_a_share_of_a_gpu(
+def test_fscl_run_with_engine_ray_runs_on_the_cluster_with_a_share_of_a_gpu(
     address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from typer.testing import CliRunner
@@ -146,7 +146,7 @@ def test_the_command_line_sends_runs_to_a_cluster_with_a_share_of_a_gpu(
 
 
 @pytest.mark.usefixtures("connected")
-def test_a_run_that_raises_is_recorded_and_the_grid_goes_on(tmp_path: Path) -> None:
+def test_a_run_that_raises_on_ray_is_recorded_and_the_grid_goes_on(tmp_path: Path) -> None:
     good = make_spec("naive", 8, TINY)
     broken = RunSpec(good.benchmark, good.strategy, 7, device="no such device")
     outcomes = sweep([broken, good], tmp_path, engine=RayEngine())
@@ -159,7 +159,7 @@ def test_a_run_that_raises_is_recorded_and_the_grid_goes_on(tmp_path: Path) -> N
 
 
 @pytest.mark.usefixtures("connected")
-def test_finished_runs_are_done_again_only_if_wanted(tmp_path: Path) -> None:
+def test_ray_runs_finished_runs_again_only_with_overwrite(tmp_path: Path) -> None:
     spec = make_spec("naive", 0, TINY)
     times = []
     for overwrite in (False, False, True):
@@ -171,12 +171,12 @@ def test_finished_runs_are_done_again_only_if_wanted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("connected")
-def test_no_such_machine_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(FsclError, match=r"a run wants 1 cores and 2 GPUs, and no machine of the cluster has that: 1 c"):
+def test_a_run_too_large_for_every_machine_of_the_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(FsclError, match=r"a run needs 1 cores and 2 GPUs, and no machine of the cluster has that: 1 c"):
         sweep([make_spec("naive", 0, TINY)], tmp_path, engine=RayEngine(gpus_per_run=2))
 
 
-def test_no_cluster_is_one_line(tmp_path: Path) -> None:
+def test_an_address_without_a_ray_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
     ray.shutdown()
     with pytest.raises(FsclError, match=r"no Ray cluster at 127\.0\.0\.1:1 "):
         sweep([make_spec("naive", 0, TINY)], tmp_path, engine=RayEngine("127.0.0.1:1"))

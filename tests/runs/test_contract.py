@@ -1,4 +1,4 @@
-"""One contract over every recipe: each strategy learns, resumes and reports; each benchmark fits its data."""
+"""One contract for every recipe: each strategy learns, resumes and reports; each benchmark fits its data."""
 
 import json
 from dataclasses import replace
@@ -38,7 +38,7 @@ SCENARIOS = ("task", "domain", "class")
 
 
 def made_up(benchmark: BenchmarkRecipe) -> tuple[ImageSet, ImageSet]:
-    """Two black images a class, of the shape and number that the recipe's data has, and named as it names them."""
+    """Two black images for each class, with the shape, number and names of classes of the benchmark's data."""
     named = benchmark.split.tasks
     wanted = sorted(c for group in named.values() for c in group) if isinstance(named, dict) else []
     sets = {}
@@ -54,7 +54,7 @@ def made_up(benchmark: BenchmarkRecipe) -> tuple[ImageSet, ImageSet]:
 
 
 def scenarios_of_class(strategy: str) -> list[str]:
-    """The scenarios that a strategy's class declares; all if it declares none."""
+    """The scenarios that a strategy's class declares; all scenarios if it declares none."""
     declared = getattr(strategy_class(load_strategy(strategy).class_path), "scenarios", SCENARIOS)
     return [scenario for scenario in SCENARIOS if scenario in declared]
 
@@ -65,7 +65,7 @@ def stop_in_the_second(experience: int, *_: int) -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS + STRATEGIES)
-def test_it_says_what_it_is_in_one_line(name: str) -> None:
+def test_a_recipe_has_a_title_and_a_description_of_one_short_line(name: str) -> None:
     recipe = load_benchmark(name) if name in BENCHMARKS else load_strategy(name)
     assert recipe.name == name
     for text in (recipe.title, recipe.description):
@@ -75,7 +75,7 @@ def test_it_says_what_it_is_in_one_line(name: str) -> None:
     assert len(recipe.description) < 100
 
 
-def test_learners_fit_the_scenarios_of_their_papers() -> None:
+def test_learners_declare_the_scenarios_of_their_papers() -> None:
     need_labels = {"AtomEnsemble", "AtomSwapping", "FromScratch", "PackNet", "PNN", "WSN"}
     for name in STRATEGIES:
         kind = load_strategy(name).class_path.rpartition(".")[2]
@@ -128,7 +128,9 @@ def test_a_benchmark_is_learned_resumed_and_reported(
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_is_to_be_had_in_every_scenario(name: str, scenario: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_can_be_built_in_every_scenario_that_fits(
+    name: str, scenario: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     benchmark = load_benchmark(name)
     images = made_up(benchmark)
     monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: images)
@@ -167,7 +169,9 @@ def test_a_benchmark_is_to_be_had_in_every_scenario(name: str, scenario: str, mo
         ("core50", [5] * 10),
     ],
 )
-def test_a_benchmarks_tasks_are_those_of_its_name(name: str, tasks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_benchmark_has_the_number_of_tasks_and_classes_in_its_name(
+    name: str, tasks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     benchmark = load_benchmark(name)
     images = made_up(benchmark)
     monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: images)
@@ -179,7 +183,7 @@ def test_a_benchmarks_tasks_are_those_of_its_name(name: str, tasks: list[int], m
         assert stream.names[:2] == ["rotated 0°", "rotated 36°"]
 
 
-def test_superclasses_are_those_of_cifar100() -> None:
+def test_tasks_of_the_superclass_benchmark_are_the_superclasses_of_cifar100() -> None:
     tasks = load_benchmark("split_cifar100_superclass").split.tasks
     assert isinstance(tasks, dict)
     assert {name: tuple(group) for name, group in tasks.items()} == SUPERCLASSES
@@ -188,7 +192,7 @@ def test_superclasses_are_those_of_cifar100() -> None:
         assert {path.name for path in folder.iterdir()} == {c for group in tasks.values() for c in group}
 
 
-def test_categories_are_those_of_core50() -> None:
+def test_tasks_of_core50_are_its_categories_of_objects() -> None:
     tasks = load_benchmark("core50").split.tasks
     assert isinstance(tasks, dict)
     assert [c for group in tasks.values() for c in group] == CORE50_OBJECTS
@@ -197,8 +201,8 @@ def test_categories_are_those_of_core50() -> None:
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)
-def test_a_benchmark_has_words_only_for_strategies_that_there_are(name: str) -> None:
-    """A misspelt ``[strategies.from_scrath]`` would pass silently: users' own strategies have names of their own."""
+def test_a_benchmark_overrides_only_strategies_that_exist(name: str) -> None:
+    """A misspelt ``[strategies.from_scrath]`` gives no error, because users' own strategies may have any name."""
     benchmark = load_benchmark(name)
     assert set(benchmark.strategies) <= set(STRATEGIES)
     for strategy, override in benchmark.strategies.items():

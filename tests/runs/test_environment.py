@@ -1,4 +1,4 @@
-"""Records tell one state of the code from another."""
+"""The version of fscl in a record changes with the code that decides numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from fscl.runs.environment import CODE, code
         ("continual/notes.txt", "not code", False),
     ],
 )
-def test_a_change_of_what_decides_numbers_is_told(tmp_path: Path, file: str, text: str, told: bool) -> None:
+def test_the_code_digest_changes_only_with_code_that_decides_numbers(
+    tmp_path: Path, file: str, text: str, told: bool
+) -> None:
     digests = []
     for name in ("one", "other"):
         (tmp_path / name / "continual" / "deep").mkdir(parents=True)

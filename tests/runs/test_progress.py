@@ -1,4 +1,4 @@
-"""The live table of a grid: what it says of one that is half done, on a terminal and elsewhere."""
+"""The live table shows the progress of a grid, on a terminal and elsewhere."""
 
 import io
 import json
@@ -28,7 +28,7 @@ GRID = [make_spec(learner, seed) for seed in (0, 1) for learner in LEARNERS]
 
 
 def write(spec: RunSpec, out: Path, accuracy: list[list[float]], seconds: list[float], **more: Any) -> None:
-    """A record of five tasks, of which as many are learned as there are rows."""
+    """Writes a record of five tasks. There is a row of accuracies for each learned task."""
     rows = [row + [None] * (5 - len(row)) for row in accuracy]
     times = {"train": [0.75 * s for s in seconds], "evaluate": [0.25 * s for s in seconds]}
     record = {
@@ -59,7 +59,7 @@ def shown(grid: Grid, width: int = 80) -> list[str]:
     return [line for line in console.export_text().splitlines() if line.strip()]
 
 
-def test_a_half_finished_grid(tmp_path: Path) -> None:
+def test_the_table_of_a_half_finished_grid_has_known_shares_accuracies_and_times(tmp_path: Path) -> None:
     grid = Grid(GRID, tmp_path, False, 100.0)
     assert [(row.tasks, row.accuracy, row.left) for row in grid.rows()] == [(0, None, None)] * 4
     naive, atoms, scratch = GRID[:3]
@@ -95,7 +95,7 @@ def test_a_half_finished_grid(tmp_path: Path) -> None:
     assert found["All"] == ["1/6", "1", "7/30", "–", "0:30", "0:45"]
 
 
-def test_what_will_be_replaced_does_not_count(tmp_path: Path) -> None:
+def test_runs_that_will_be_overwritten_do_not_count_as_progress(tmp_path: Path) -> None:
     (spec,) = specs = GRID[:1]
     write(spec, tmp_path, ALL_LEARNED, [1] * 5, status="finished")
     assert Grid(specs, tmp_path, False, 0.0).rows()[0].finished == 1
@@ -111,7 +111,7 @@ def test_what_will_be_replaced_does_not_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", '{"recipe_hash": 1}', '{"status": "finished"}'])
-def test_torn_and_foreign_files_leave_what_is_known(tmp_path: Path, text: str) -> None:
+def test_half_written_and_foreign_files_do_not_change_the_progress(tmp_path: Path, text: str) -> None:
     (spec,) = specs = GRID[:1]
     grid = Grid(specs, tmp_path, False, 0.0)
     write(spec, tmp_path, [[0.9]], [1])
@@ -130,7 +130,7 @@ def test_torn_and_foreign_files_leave_what_is_known(tmp_path: Path, text: str) -
     assert grid.rows()[0].learned == 2
 
 
-def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_does_not_change_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for spec in GRID:
         write(spec, tmp_path, ALL_LEARNED, [1] * 5, status="finished" if spec.seed else "running")
     read: list[str] = []
@@ -148,7 +148,9 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_shown_while_it_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+def test_progress_is_a_live_table_on_a_terminal_and_one_line_a_run_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("fscl.runs.progress.PAUSE", 0.01)
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""Recipes: what is refused and how it is said, what overrides what, and what a hash depends on."""
+"""Recipes: which are refused with which error, the order of overrides, and what changes the hash."""
 
 import re
 import shutil
@@ -61,7 +61,7 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
         ),
     ],
 )
-def test_a_recipe_that_does_not_fit_is_refused_with_what_would(tmp_path: Path, text: str, says: str) -> None:
+def test_a_wrong_recipe_is_refused_with_the_values_that_are_allowed(tmp_path: Path, text: str, says: str) -> None:
     path = write(tmp_path, text)
     with pytest.raises(FsclError, match=says) as caught:
         load_benchmark(path)
@@ -69,7 +69,7 @@ def test_a_recipe_that_does_not_fit_is_refused_with_what_would(tmp_path: Path, t
     assert "\n" not in str(caught.value)
 
 
-def test_a_strategy_needs_a_class_and_nothing_unknown(tmp_path: Path) -> None:
+def test_a_strategy_without_class_or_with_unknown_keys_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FsclError, match="'class' is missing"):
         load_strategy(write(tmp_path, "title = 'x'"))
     with pytest.raises(FsclError, match=r"'lamda'; known keys: name, title, description, paper, bound, class"):
@@ -78,21 +78,21 @@ def test_a_strategy_needs_a_class_and_nothing_unknown(tmp_path: Path) -> None:
         load_strategy(write(tmp_path, "class = 'a.B'\n[training]\nlearning_rate = 3"))
 
 
-def test_bytes_that_are_no_text_are_refused(tmp_path: Path) -> None:
+def test_a_recipe_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(FsclError, match="not valid TOML"):
         load_benchmark(path)
 
 
-def test_an_unknown_name_lists_the_known_and_guesses() -> None:
+def test_an_unknown_recipe_name_is_refused_with_the_known_names_and_a_guess() -> None:
     with pytest.raises(FsclError, match=r"'split_digit' \(did you mean 'split_digits'\?\); known: .*split_mnist"):
         load_benchmark("split_digit")
     with pytest.raises(FsclError, match=r"unknown strategy 'qqq'; known: .*atom_swapping, .*ewc.* or the path"):
         load_strategy("qqq")
 
 
-def test_a_path_works_wherever_a_name_does(tmp_path: Path) -> None:
+def test_a_recipe_loads_from_a_path_as_from_a_name(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     recipe = load_benchmark(str(path))
     assert (recipe.name, recipe.title, recipe.split.tasks) == ("mine", "Mine", 5)
@@ -100,7 +100,7 @@ def test_a_path_works_wherever_a_name_does(tmp_path: Path) -> None:
     assert load_benchmark(write(tmp_path, "name = 'called'" + GOOD)).name == "called"
 
 
-def test_the_strategy_overrides_the_benchmark_and_is_overridden_by_it_and_by_settings(tmp_path: Path) -> None:
+def test_overrides_win_in_the_order_benchmark_strategy_benchmark_table_settings(tmp_path: Path) -> None:
     benchmark = (
         GOOD
         + """
@@ -128,7 +128,7 @@ b = 30
     assert s.args == {"a": 1, "b": 2}
 
 
-def test_settings_are_toml_values() -> None:
+def test_settings_are_read_as_toml_values() -> None:
     b, s = load_benchmark("split_digits"), load_strategy("ewc")
     settings = [
         "model.args.widths=[4, 8]",
@@ -160,7 +160,7 @@ def test_settings_are_toml_values() -> None:
         ("augment.flip=True", r"augment.flip = 'True': input should be a valid boolean"),
     ],
 )
-def test_a_setting_that_does_not_fit_is_refused(setting: str, says: str) -> None:
+def test_a_wrong_setting_is_refused_with_the_values_that_are_allowed(setting: str, says: str) -> None:
     with pytest.raises(FsclError, match=rf"--set.*{says}"):
         with_overrides(load_benchmark("split_digits"), load_strategy("ewc"), [setting])
 
@@ -174,7 +174,7 @@ def hash_of(
     return recipe_hash(*with_overrides(b, s, settings))
 
 
-def test_the_hash_follows_the_numbers_and_not_the_words(tmp_path: Path) -> None:
+def test_the_recipe_hash_changes_with_numbers_and_not_with_descriptions(tmp_path: Path) -> None:
     plain = hash_of(tmp_path)
     assert re.fullmatch("[0-9a-f]{16}", plain)
     assert hash_of(tmp_path) == plain
@@ -192,7 +192,7 @@ def test_the_hash_follows_the_numbers_and_not_the_words(tmp_path: Path) -> None:
     assert len({plain, *hashes}) == len(hashes) + 1
 
 
-def test_the_hash_follows_what_tasks_are_made_of_and_in_which_order(tmp_path: Path) -> None:
+def test_the_recipe_hash_changes_with_classes_and_order_of_tasks(tmp_path: Path) -> None:
     def of(split: str) -> str:
         return hash_of(tmp_path, ("tasks = 5", split))
 
@@ -207,12 +207,12 @@ def test_the_hash_follows_what_tasks_are_made_of_and_in_which_order(tmp_path: Pa
     assert len(set(hashes)) == len(hashes)
 
 
-def test_earlier_runs_stay_finished_when_recipes_get_more_keys(tmp_path: Path) -> None:
-    """The hash of the plain recipe, as a run's record has held it since before there were scenarios."""
+def test_the_recipe_hash_of_earlier_runs_has_not_changed(tmp_path: Path) -> None:
+    """The hash of a plain recipe is the one in the records of runs that were made before scenarios existed."""
     assert hash_of(tmp_path) == "477f686d9000986d"
 
 
-def test_a_scenario_is_a_setting() -> None:
+def test_the_scenario_can_be_changed_by_a_setting() -> None:
     b, _ = with_overrides(load_benchmark("split_digits"), load_strategy("ewc"), ["split.scenario=class"])
     assert b.split.scenario == "class"
     named = load_benchmark("split_cifar100_superclass")
@@ -223,13 +223,13 @@ def test_a_scenario_is_a_setting() -> None:
     assert b.split.tasks == 20
 
 
-def test_another_strategys_overrides_do_not_touch_the_hash(tmp_path: Path) -> None:
+def test_overrides_of_another_strategy_do_not_change_the_recipe_hash(tmp_path: Path) -> None:
     more = ("[split]", "[strategies.another.args]\nx = 1\n[split]")
     assert hash_of(tmp_path, more) == hash_of(tmp_path)
 
 
 def test_recipes_are_found_in_an_installed_package(tmp_path: Path) -> None:
-    """As in a wheel: the recipes lie inside the package, and nothing lies beside it."""
+    """As in a wheel, the recipes are inside the package, and there are none beside it."""
     root = Path(find_recipes("benchmarks")["split_digits"]).parent.parent
     package = Path(sys.modules["fscl"].__file__ or "").parent
     shutil.copytree(package, tmp_path / "fscl", ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,4 +1,4 @@
-"""Recipes and records of strangers: they run no code, write nothing elsewhere, and are refused in one line or right."""
+"""Untrusted recipes and records run no code, write only to the output folder, and are refused in one line or right."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def spec_of(path: Path, trust: bool = False, setting: tuple[str, ...] = ()) -> R
 
 @pytest.mark.parametrize("name", recipes.NAMES, ids=ascii)
 @pytest.mark.parametrize("kind", ["benchmark", "strategy"])
-def test_a_name_that_is_no_folder_is_refused_with_file_and_value(tmp_path: Path, kind: str, name: str) -> None:
+def test_a_name_that_is_not_a_folder_name_is_refused_with_file_and_value(tmp_path: Path, kind: str, name: str) -> None:
     names = {"benchmark": "mine", "strategy": "mine"} | {kind: name}
     with pytest.raises(FsclError) as caught:
         recipes.kept_inside(tmp_path, **names)
@@ -66,21 +66,21 @@ def test_a_name_that_is_no_folder_is_refused_with_file_and_value(tmp_path: Path,
 @pytest.mark.parametrize(
     "name", ["split_digits", "my net", "Übung 2", "花", "v1.5", "a-b", "x" * 100, "naïve (2)", "CONsole"]
 )
-def test_other_names_are_two_folders_below_out(tmp_path: Path, name: str) -> None:
+def test_runs_with_unusual_names_stay_below_the_output_folder(tmp_path: Path, name: str) -> None:
     assert recipes.kept_inside(tmp_path, name, name)
 
 
 @pytest.mark.parametrize("stem", ["..", ".", "-x", "a\nb", " x", "con", "x" * 200, "x."])
-def test_a_file_whose_name_is_no_folders_must_say_another(tmp_path: Path, stem: str) -> None:
+def test_a_recipe_file_whose_name_is_not_a_folder_name_needs_a_name_key(tmp_path: Path, stem: str) -> None:
     path = tmp_path / f"{stem}.toml"
     path.write_text(recipes.as_toml(recipes.BENCHMARK))
-    with pytest.raises(FsclError, match=r"is called as its file unless it says name = \.\.\."):
+    with pytest.raises(FsclError, match=r"a recipe without name = \.\.\."):
         load_benchmark(path)
     path.write_text("name = 'other'\n" + recipes.as_toml(recipes.BENCHMARK))
     assert load_benchmark(path).name == "other"
 
 
-def test_no_run_is_kept_elsewhere_whoever_makes_its_recipe(tmp_path: Path) -> None:
+def test_recipes_made_in_python_cannot_put_runs_outside_the_output_folder(tmp_path: Path) -> None:
     spec = spec_of(recipe(tmp_path))
     for name in ("", "../x", "/x", "a/b"):
         with pytest.raises(FsclError, match=r"no folder for a run can be called|a run cannot be kept in a folder"):
@@ -89,7 +89,7 @@ def test_no_run_is_kept_elsewhere_whoever_makes_its_recipe(tmp_path: Path) -> No
         recipes.kept_inside(tmp_path, "mine", "report")
 
 
-def test_names_of_overridden_strategies_and_tasks(tmp_path: Path) -> None:
+def test_wrong_names_of_overridden_strategies_and_tasks_are_refused(tmp_path: Path) -> None:
     for changes in (
         {"strategies": {"../x": {}}},
         {"split": {"tasks": {"a\nb": ["0"]}}},
@@ -104,7 +104,7 @@ def test_names_of_overridden_strategies_and_tasks(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", recipes.NETWORKS, ids=ascii)
-def test_a_network_that_is_none_of_a_library_is_refused_and_runs_nothing(
+def test_a_network_outside_the_known_libraries_is_refused_and_no_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -115,7 +115,7 @@ def test_a_network_that_is_none_of_a_library_is_refused_and_runs_nothing(
 
 
 @pytest.mark.parametrize("path", recipes.CLASSES, ids=ascii)
-def test_a_learner_that_is_neither_avalanches_nor_ours_is_refused_and_runs_nothing(
+def test_a_learner_outside_fscl_and_avalanche_is_refused_and_no_code_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -127,7 +127,7 @@ def test_a_learner_that_is_neither_avalanches_nor_ours_is_refused_and_runs_nothi
 
 
 @pytest.mark.parametrize("model", recipes.LARGE, ids=lambda model: json.dumps(model)[:60])
-def test_arguments_of_a_network_are_refused_before_memory_is_taken(
+def test_wrong_or_huge_arguments_of_a_network_are_refused_before_memory_is_allocated(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: dict[str, Any]
 ) -> None:
     monkeypatch.setattr("fscl.networks.MOST_BYTES", 2**26)
@@ -145,11 +145,11 @@ def test_arguments_of_a_network_are_refused_before_memory_is_taken(
         "avalanche:make_icarl_net",
     ],
 )  # fmt: skip
-def test_networks_of_libraries_may_be_named_by_anybody(name: str) -> None:
+def test_an_untrusted_recipe_may_name_networks_of_known_libraries(name: str) -> None:
     check_network(name, {"num_classes": 10, "pretrained": False})
 
 
-def test_of_torchvision_every_network_and_nothing_else_may_be_named() -> None:
+def test_an_untrusted_recipe_may_name_all_networks_of_torchvision_and_nothing_else() -> None:
     from torchvision import models
 
     known = set(models.list_models(module=models))
@@ -164,7 +164,7 @@ def test_of_torchvision_every_network_and_nothing_else_may_be_named() -> None:
 
 
 @pytest.mark.parametrize("argument", ["weights", "weights_backbone", "pretrained", "pretrained_cfg", "checkpoint_path"])
-def test_weights_from_elsewhere_are_refused_in_a_recipe_and_taken_from_the_user(tmp_path: Path, argument: str) -> None:
+def test_downloaded_weights_are_refused_in_a_recipe_and_allowed_in_settings(tmp_path: Path, argument: str) -> None:
     model = {"name": "torchvision:resnet18", "args": {argument: "x"}}
     with pytest.raises(FsclError, match=rf"model.args.{argument} = 'x': a recipe may not name weights .*--trust"):
         check_trusted(spec_of(recipe(tmp_path, model=model)))
@@ -172,7 +172,7 @@ def test_weights_from_elsewhere_are_refused_in_a_recipe_and_taken_from_the_user(
     check_trusted(spec_of(recipe(tmp_path, model=model | {"args": {argument: False}})))
 
 
-def test_the_error_names_recipe_value_list_and_way_out(tmp_path: Path) -> None:
+def test_the_error_of_an_untrusted_network_names_file_value_known_names_and_trust(tmp_path: Path) -> None:
     path = recipe(tmp_path, model={"name": "torch.hub:load"})
     with pytest.raises(FsclError) as caught:
         check_trusted(spec_of(path))
@@ -181,7 +181,9 @@ def test_the_error_names_recipe_value_list_and_way_out(tmp_path: Path) -> None:
     )
 
 
-def test_run_one_refuses_it_too_unless_python_code_trusts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_one_refuses_an_untrusted_recipe_unless_it_is_loaded_with_trust(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net_of_mine.py").write_text(NET)
     path = recipe(tmp_path, model={"name": "net_of_mine:net"})
@@ -199,7 +201,7 @@ def test_run_one_refuses_it_too_unless_python_code_trusts_it(tmp_path: Path, mon
 # the command line
 
 
-def test_a_module_in_the_current_folder_runs_if_the_user_names_it(fscl: Fscl, tmp_path: Path) -> None:
+def test_a_network_of_a_local_module_runs_if_a_setting_names_it(fscl: Fscl, tmp_path: Path) -> None:
     (tmp_path / "nets").mkdir()
     (tmp_path / "nets/of_mine.py").write_text(NET)
     short = ["run", "-s", "naive", "--seeds", 1, "--jobs", 1, "--set", "training.epochs=1", "--set", "model.args={}"]
@@ -213,7 +215,7 @@ def test_a_module_in_the_current_folder_runs_if_the_user_names_it(fscl: Fscl, tm
     assert "there is no module 'nets.of_mime' in the current folder, nor installed" in ended.err
 
 
-def test_trust_is_asked_for_and_then_given(fscl: Fscl, tmp_path: Path) -> None:
+def test_an_untrusted_recipe_is_refused_without_trust_and_runs_with_it(fscl: Fscl, tmp_path: Path) -> None:
     (tmp_path / "net_of_them.py").write_text(NET + f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     (tmp_path / "learner_of_them.py").write_text(LEARNER)
     tune = {"training": {"lr": [0.1, 0.01]}}
@@ -236,7 +238,7 @@ def test_trust_is_asked_for_and_then_given(fscl: Fscl, tmp_path: Path) -> None:
     assert ended.code == 0, ended.err
 
 
-def test_nothing_is_written_outside_out(fscl: Fscl, tmp_path: Path) -> None:
+def test_fscl_run_writes_nothing_outside_the_output_folder(fscl: Fscl, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for name in ("../../escaped", str(tmp_path / "escaped"), "..", "a/../../../escaped"):
         recipe(tmp_path / "in", name=name)
@@ -250,7 +252,7 @@ def test_nothing_is_written_outside_out(fscl: Fscl, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", recipes.TEXTS, ids=lambda text: ascii(text[:40]))
-def test_a_recipe_of_odd_text_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_a_recipe_with_odd_text_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
     try:
         assert recipes.read(tmp_path, text.encode(), load_benchmark)
     except FsclError as error:
@@ -261,7 +263,7 @@ def test_a_recipe_of_odd_text_is_refused_in_one_line(tmp_path: Path, text: str) 
 
 @FUZZ
 @given(random=RANDOM)
-def test_a_benchmark_of_any_values_is_refused_or_says_what_its_toml_says(
+def test_a_benchmark_with_random_values_is_refused_or_loads_as_its_toml(
     tmp_path_factory: pytest.TempPathFactory, random: Random
 ) -> None:
     _recipe_of(tmp_path_factory.getbasetemp(), recipes.BENCHMARK, load_benchmark, random)
@@ -269,7 +271,7 @@ def test_a_benchmark_of_any_values_is_refused_or_says_what_its_toml_says(
 
 @FUZZ
 @given(random=RANDOM)
-def test_a_strategy_of_any_values_is_refused_or_says_what_its_toml_says(
+def test_a_strategy_with_random_values_is_refused_or_loads_as_its_toml(
     tmp_path_factory: pytest.TempPathFactory, random: Random
 ) -> None:
     _recipe_of(tmp_path_factory.getbasetemp(), recipes.STRATEGY, load_strategy, random)
@@ -286,7 +288,7 @@ def _recipe_of(folder: Path, good: dict[str, Any], load: Any, random: Random) ->
 
 
 @pytest.mark.parametrize(("key", "value"), records.CHANGES, ids=lambda x: ascii(x)[:40] if isinstance(x, str) else "")
-def test_a_record_with_another_value_is_refused_or_shown_right(tmp_path: Path, key: str, value: Any) -> None:
+def test_a_record_with_a_wrong_value_is_refused_or_shown_right(tmp_path: Path, key: str, value: Any) -> None:
     text = records._json({**records._finished(), key: value})
     try:
         assert records.told(tmp_path, text)
@@ -295,7 +297,7 @@ def test_a_record_with_another_value_is_refused_or_shown_right(tmp_path: Path, k
 
 
 @pytest.mark.parametrize("text", records.TEXTS, ids=lambda text: ascii(text[:30]))
-def test_a_record_of_odd_text_is_refused_in_one_line(tmp_path: Path, text: bytes) -> None:
+def test_a_record_with_odd_text_is_refused_in_one_line(tmp_path: Path, text: bytes) -> None:
     with pytest.raises(FsclError) as caught:
         records.told(tmp_path, text)
     in_one_line(caught.value, "run.json: ")
@@ -306,7 +308,7 @@ RECORD = records._finished()
 
 @FUZZ
 @given(random=RANDOM)
-def test_a_record_of_any_values_is_refused_or_shown_right(
+def test_a_record_with_random_values_is_refused_or_shown_right(
     tmp_path_factory: pytest.TempPathFactory, random: Random
 ) -> None:
     text = records._json(mutate_values(RECORD, random))
@@ -318,7 +320,7 @@ def test_a_record_of_any_values_is_refused_or_shown_right(
         in_one_line(error, "run.json: ")
 
 
-def test_a_hostile_record_is_named_and_the_others_are_shown(fscl: Fscl, tmp_path: Path) -> None:
+def test_a_hostile_record_is_named_and_the_other_runs_are_reported(fscl: Fscl, tmp_path: Path) -> None:
     good = tmp_path / "runs/good/run.json"
     good.parent.mkdir(parents=True)
     good.write_text(json.dumps(RECORD))
@@ -339,7 +341,7 @@ def test_a_hostile_record_is_named_and_the_others_are_shown(fscl: Fscl, tmp_path
     assert ended.err.splitlines()[-1].startswith("error: no run.json can be read (runs)")
 
 
-def test_names_of_any_characters_are_escaped_on_the_page(fscl: Fscl, tmp_path: Path) -> None:
+def test_names_with_markup_are_escaped_on_the_page(fscl: Fscl, tmp_path: Path) -> None:
     name = "<script>alert(1)</script>|*b*"
     tasks = [{"name": f"{name} {n}", "classes": [name]} for n, _ in enumerate(RECORD["tasks"])]
     record = {**RECORD, "tasks": tasks, "strategy": RECORD["strategy"] | {"title": name}}
@@ -353,9 +355,9 @@ def test_names_of_any_characters_are_escaped_on_the_page(fscl: Fscl, tmp_path: P
 @pytest.mark.parametrize(
     "report", [b"", b"[", b"3", b"[]", b'["x"]', b"[null]", b"[1e999]", b"[NaN]", b"[[]]", b'{"0": 1}']
 )
-def test_the_live_table_stands_whatever_a_worker_reports(tmp_path: Path, report: bytes) -> None:
+def test_the_live_table_survives_any_report_of_a_worker(tmp_path: Path, report: bytes) -> None:
     assert records.watched(tmp_path, report)
 
 
-def test_a_factory_is_found_by_each_way_of_naming_it() -> None:
+def test_each_way_of_naming_a_network_finds_its_factory() -> None:
     assert network_factory("torchvision:resnet18") is network_factory("torchvision.models.resnet:resnet18")

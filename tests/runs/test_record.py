@@ -1,4 +1,4 @@
-"""A run's record is what was written, whoever reads it: the runner, the reports, and fscl of another version."""
+"""A run's record reads back as it was written, and a record that reports cannot show is refused."""
 
 import json
 from pathlib import Path
@@ -28,12 +28,12 @@ SMALL: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("file", REPORTS, ids=lambda file: file.parent.name)
-def test_records_of_reports_are_written_as_they_were_read_to_the_byte(file: Path) -> None:
+def test_records_of_committed_reports_are_written_back_byte_for_byte(file: Path) -> None:
     for data in json.loads(file.read_text(encoding="utf-8"))["runs"]:
         assert json.dumps(read_record(file, data).to_json()) == json.dumps(data)
 
 
-def test_a_record_that_is_written_reads_back_equal(tmp_path: Path) -> None:
+def test_a_written_record_reads_back_equal(tmp_path: Path) -> None:
     record = read_record("made up", SMALL)
     record.write(tmp_path / "run.json")
     again = load_run(tmp_path / "run.json")
@@ -42,7 +42,7 @@ def test_a_record_that_is_written_reads_back_equal(tmp_path: Path) -> None:
     assert again.path == tmp_path / "run.json"
 
 
-def test_what_is_not_there_is_not_written_and_what_is_unknown_is_kept(tmp_path: Path) -> None:
+def test_missing_keys_are_not_written_and_unknown_keys_are_kept(tmp_path: Path) -> None:
     later = SMALL | {"weather": {"rain": [True, None]}, "memory": {"per_task": {"head": 7}, "colour": "red"}}
     assert read_record("made up", later).to_json() == later
     (tmp_path / "run.json").write_text(json.dumps(later))
@@ -50,14 +50,14 @@ def test_what_is_not_there_is_not_written_and_what_is_unknown_is_kept(tmp_path: 
     assert json.loads((tmp_path / "report" / "runs.json").read_text())["runs"] == [later]
 
 
-def test_arrays_of_a_run_that_has_learned_nothing_have_no_rows() -> None:
+def test_arrays_of_a_run_before_its_first_task_have_no_rows() -> None:
     record = read_record("made up", SMALL | {"accuracy": [], "seconds": {"train": [], "evaluate": []}})
     assert (len(record.accuracy), len(record.transfer), record.seconds.total, record.similarity) == (0, 0, 0.0, None)
     assert not record.square
 
 
-def test_a_records_recipes_have_the_keys_of_recipes_in_their_order() -> None:
-    """What is written of a recipe must not change with the record's types."""
+def test_recipes_in_a_record_have_the_keys_of_recipes_in_the_same_order() -> None:
+    """If the types of a record change, the recipes in it must still be written with all keys."""
     for made, recipe in (
         (Benchmark, load_benchmark("split_cifar100")),
         (Strategy, load_strategy("atom_swapping")),
@@ -85,19 +85,19 @@ def test_a_records_recipes_have_the_keys_of_recipes_in_their_order() -> None:
         ),
     ],
 )
-def test_what_a_report_could_not_show_is_refused_with_its_place(change: dict[str, Any], says: str) -> None:
+def test_a_record_that_a_report_cannot_show_is_refused_with_the_key(change: dict[str, Any], says: str) -> None:
     with pytest.raises(FsclError, match=f"^made up: {says}"):
         read_record("made up", SMALL | change)
 
 
-def test_a_task_may_be_called_after_hundreds_of_classes() -> None:
-    """As each of two tasks of CIFAR-100 is: a limit of 500 characters once made such runs unreadable."""
+def test_a_task_name_made_of_hundreds_of_classes_is_read() -> None:
+    """With two tasks, CIFAR-100 has such names. A limit of 500 characters once made these runs unreadable."""
     name = ", ".join(f"aquarium_fish_{number}" for number in range(200))
     tasks = [{"name": name, "classes": ["a"]}, {"name": "b", "classes": ["b"]}]
     assert read_record("made up", SMALL | {"tasks": tasks}).task_names == (name, "b")
 
 
-def test_a_run_is_written_with_the_keys_that_readers_know(tmp_path: Path) -> None:
+def test_a_new_run_is_written_with_exactly_the_known_keys(tmp_path: Path) -> None:
     from fscl.runs.recipe import with_overrides
     from fscl.runs.run import run_one
     from fscl.runs.spec import RunSpec

@@ -1,4 +1,4 @@
-"""What an unfinished run goes on from is what it wrote, to the bit; anything else is named, with what would do."""
+"""A run resumes only from the exact checkpoint that it wrote. Any other checkpoint is refused with advice."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from fscl.runs.run import is_finished, run_one
 from fscl.runs.spec import RunSpec
 
 TINY = ["training.epochs=1", "model.args.widths=[4]", "split.tasks=5"]
-ANEW = "delete this file, and this run alone begins anew from its first task"
+ANEW = "delete this file, and only this run begins anew from its first task"
 
 
 def make_spec(learner: str = "ewc", seed: int = 0, settings: tuple[str, ...] = ()) -> RunSpec:
@@ -26,11 +26,11 @@ def make_spec(learner: str = "ewc", seed: int = 0, settings: tuple[str, ...] = (
 
 
 class Stopped(BaseException):
-    """Not an Exception: as little can be done about it as about a kill."""
+    """Not an Exception, so no code handles it, as with a killed process."""
 
 
 def stopped(spec: RunSpec, out: Path, experience: int = 1) -> Path:
-    """The checkpoint of a run that was stopped while it learned a task."""
+    """Stops a run while it learns a task. Returns its checkpoint."""
 
     def progress(at: int, *_: int) -> None:
         if at == experience:
@@ -43,7 +43,7 @@ def stopped(spec: RunSpec, out: Path, experience: int = 1) -> Path:
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of one run that was stopped; not to be changed."""
+    """The output folder of one stopped run. Tests must not change it."""
     folder = tmp_path_factory.mktemp("stopped")
     stopped(make_spec(), folder)
     return folder
@@ -57,8 +57,8 @@ def numbers(folder: Path) -> list[Any]:
 @pytest.mark.parametrize(
     "learner", ["ewc", "atom_swapping", "atom_ensemble", "replay", "si", "gem", "packnet", "from_scratch", "icarl"]
 )
-def test_it_is_a_file_of_torch_that_holds_plain_data_alone(tmp_path: Path, learner: str) -> None:
-    """No class is named in it but those that every torch since 2.4 reads with ``weights_only``."""
+def test_a_checkpoint_is_a_torch_file_of_plain_data(tmp_path: Path, learner: str) -> None:
+    """It names only classes that every torch since 2.4 reads with ``weights_only``."""
     settings = ("split.scenario=class",) if learner == "icarl" else ()
     saved = torch.load(stopped(make_spec(learner, settings=settings), tmp_path), weights_only=True)
     kinds: set[str] = set()
@@ -84,7 +84,7 @@ def test_it_is_a_file_of_torch_that_holds_plain_data_alone(tmp_path: Path, learn
     assert saved["trainer"]["done"] == 1
 
 
-def test_no_flipped_bit_is_missed_anywhere_in_the_file(out: Path, tmp_path: Path) -> None:
+def test_every_flipped_bit_of_a_checkpoint_is_found(out: Path, tmp_path: Path) -> None:
     spec = make_spec()
     whole = (spec.folder(out) / "checkpoint.pt").read_bytes()
     path, rng = tmp_path / "checkpoint.pt", random.Random(0)
@@ -96,7 +96,7 @@ def test_no_flipped_bit_is_missed_anywhere_in_the_file(out: Path, tmp_path: Path
             read_checkpoint(path, spec)
 
 
-def test_no_other_damage_is_missed(out: Path, tmp_path: Path) -> None:
+def test_a_cut_extended_or_replaced_checkpoint_is_found(out: Path, tmp_path: Path) -> None:
     spec = make_spec()
     whole = (spec.folder(out) / "checkpoint.pt").read_bytes()
     path, rng = tmp_path / "checkpoint.pt", random.Random(0)
@@ -111,7 +111,7 @@ def test_no_other_damage_is_missed(out: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["seed", "recipe", "learner"])
-def test_another_runs_checkpoint_is_refused(out: Path, tmp_path: Path, other: str) -> None:
+def test_a_checkpoint_of_another_run_is_refused(out: Path, tmp_path: Path, other: str) -> None:
     strange = {
         "seed": make_spec(seed=1),
         "recipe": make_spec(settings=("training.lr=0.01",)),
@@ -122,7 +122,7 @@ def test_another_runs_checkpoint_is_refused(out: Path, tmp_path: Path, other: st
     theirs = stopped(strange, tmp_path / "theirs")
     shutil.copy(theirs, mine)
     with pytest.raises(
-        FsclError, match=rf"checkpoint.pt: of another run \(recipe {strange.hash}, seed {strange.seed};"
+        FsclError, match=rf"checkpoint.pt: belongs to another run \(recipe {strange.hash}, seed {strange.seed};"
     ):
         run_one(make_spec(), tmp_path / "mine")
     assert mine.read_bytes() == theirs.read_bytes()
@@ -131,7 +131,9 @@ def test_another_runs_checkpoint_is_refused(out: Path, tmp_path: Path, other: st
     assert is_finished(make_spec(), tmp_path / "mine")
 
 
-def test_a_version_is_not_called_damage(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_version_is_not_called_damaged(
+    out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(out, tmp_path / "runs")
     path = make_spec().folder(tmp_path / "runs") / "checkpoint.pt"
     before = path.read_bytes()
@@ -147,12 +149,14 @@ def test_a_version_is_not_called_damage(out: Path, tmp_path: Path, monkeypatch: 
         assert not re.search("delete|overwrite", str(caught.value))
         assert path.read_bytes() == before
     monkeypatch.setattr("fscl.runs.resume.FORMAT", 3)
-    with pytest.raises(FsclError, match=r"undamaged, but of format 2, and this fscl reads 3; go on with that fscl"):
+    with pytest.raises(
+        FsclError, match=r"undamaged, but its format is 2, and this fscl reads format 3; go on with the fscl version"
+    ):
         run_one(make_spec(), tmp_path / "runs")
 
 
 @pytest.mark.parametrize("damage", ["{", "", '{"format": 1}', "[" * 5000, '{"format": 1, "seed": "x"}'])
-def test_a_damaged_record_beside_a_whole_checkpoint_costs_nothing(out: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_record_beside_a_good_checkpoint_is_restored(out: Path, tmp_path: Path, damage: str) -> None:
     shutil.copytree(out, tmp_path / "runs")
     folder = make_spec().folder(tmp_path / "runs")
     (folder / "run.json").write_text(damage)
@@ -162,12 +166,12 @@ def test_a_damaged_record_beside_a_whole_checkpoint_costs_nothing(out: Path, tmp
     assert numbers(folder) == numbers(run_one(make_spec(), tmp_path / "whole"))
 
 
-def test_a_stream_that_has_changed_is_not_gone_on_with(out: Path, tmp_path: Path) -> None:
-    """As when images of a class are added to a folder between the two."""
+def test_a_run_does_not_resume_on_changed_tasks(out: Path, tmp_path: Path) -> None:
+    """Tasks change, for example, if images of a new class are added to the data folder."""
     shutil.copytree(out, tmp_path / "runs")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fscl.runs.run.load_stream", lambda _: _stream(seed=5))
-        with pytest.raises(FsclError, match=r"checkpoint.pt: it has learned other tasks than the images now give"):
+        with pytest.raises(FsclError, match=r"checkpoint.pt: its tasks differ from the tasks that the images now give"):
             run_one(make_spec(), tmp_path / "runs")
 
 

@@ -1,4 +1,4 @@
-"""A run folder: what is in it, that it is resumed to the same numbers, and that nothing finished is ever lost."""
+"""A run folder has the expected files, resumes to the same numbers, and never loses a finished task."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def numbers(folder: Path) -> dict[str, Any]:
-    """What must not depend on how often a run was interrupted."""
+    """The numbers of a run that must not depend on interruptions."""
     return {key: record(folder)[key] for key in NUMBERS}
 
 
@@ -44,11 +44,11 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 class Interrupted(BaseException):
-    """Not an Exception: as little can be done about it as about a kill."""
+    """Not an Exception, so no code handles it, as with a killed process."""
 
 
 def interrupt(spec: RunSpec, out: Path, experience: int, error: type[BaseException] = Interrupted) -> Path:
-    """A run that ends in the middle of an experience."""
+    """Interrupts a run in the middle of an experience. Returns its folder."""
 
     def progress(at: int, *_: int) -> None:
         if at == experience:
@@ -61,14 +61,14 @@ def interrupt(spec: RunSpec, out: Path, experience: int, error: type[BaseExcepti
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """One uninterrupted run a learner; not to be changed."""
+    """The folder of one uninterrupted run for each learner. Tests must not change them."""
     out = tmp_path_factory.mktemp("finished")
     return {learner: run_one(make_spec(learner), out) for learner in LEARNERS}
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("experience", [1, 4])
-def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(
+def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_run(
     tmp_path: Path, finished: dict[str, Path], learner: str, experience: int
 ) -> None:
     spec = make_spec(learner)
@@ -86,7 +86,7 @@ def test_an_interrupted_run_ends_with_the_numbers_of_an_uninterrupted_one(
                 assert torch.equal(ours.entries(task)[name], tensor)
 
 
-def test_a_run_interrupted_again_and_again_still_ends_with_the_same_numbers(
+def test_a_run_interrupted_five_times_ends_with_the_numbers_of_an_uninterrupted_run(
     tmp_path: Path, finished: dict[str, Path]
 ) -> None:
     spec = make_spec("naive")
@@ -96,7 +96,7 @@ def test_a_run_interrupted_again_and_again_still_ends_with_the_same_numbers(
     assert numbers(folder) == numbers(finished["naive"])
 
 
-def test_finished_experiences_are_not_trained_again(tmp_path: Path) -> None:
+def test_a_resumed_run_does_not_train_finished_experiences_again(tmp_path: Path) -> None:
     spec = make_spec("naive")
     interrupt(spec, tmp_path, 3)
     seen: set[int] = set()
@@ -105,7 +105,7 @@ def test_finished_experiences_are_not_trained_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
-def test_a_run_folder_holds_what_reports_read(finished: dict[str, Path], learner: str) -> None:
+def test_a_run_folder_has_the_record_and_bank_that_reports_need(finished: dict[str, Path], learner: str) -> None:
     folder = finished[learner]
     result = load_run(folder / "run.json")
     data = record(folder)
@@ -132,13 +132,13 @@ def test_a_run_folder_holds_what_reports_read(finished: dict[str, Path], learner
         assert row[t + 1 :] == [None] * (4 - t)  # what was not yet learned is not there
 
 
-def test_nothing_is_left_over_beside_the_results(finished: dict[str, Path]) -> None:
+def test_a_finished_run_folder_has_no_other_files(finished: dict[str, Path]) -> None:
     for learner, folder in finished.items():
         expected = {"run.json"} | ({"bank.safetensors"} if learner == "atom_swapping" else set())
         assert {p.name for p in folder.iterdir()} - {".lock"} == expected
 
 
-def test_the_bank_is_of_the_runs_tasks(finished: dict[str, Path]) -> None:
+def test_the_bank_of_a_run_holds_its_tasks(finished: dict[str, Path]) -> None:
     bank = AtomBank.load(finished["atom_swapping"] / "bank.safetensors")
     data = record(finished["atom_swapping"])
     assert bank.names == [task["name"] for task in data["tasks"]]
@@ -147,15 +147,15 @@ def test_the_bank_is_of_the_runs_tasks(finished: dict[str, Path]) -> None:
     assert bank.memory() == data["memory"]["per_task"]
 
 
-def test_the_learners_differ_as_they_should(finished: dict[str, Path]) -> None:
-    """Atom swapping and independent networks do not forget, bit for bit; fine-tuning moves."""
+def test_atom_swapping_and_independent_networks_do_not_forget_and_fine_tuning_does(finished: dict[str, Path]) -> None:
+    """Without forgetting, accuracies on former tasks are equal bit for bit."""
     for learner in LEARNERS:
         accuracy = record(finished[learner])["accuracy"]
         kept = all(accuracy[t][i] == accuracy[i][i] for t in range(5) for i in range(t))
         assert kept is (learner in ("atom_swapping", "from_scratch"))
 
 
-def test_a_seed_decides_the_numbers_and_another_gives_others(tmp_path: Path, finished: dict[str, Path]) -> None:
+def test_equal_seeds_give_equal_numbers_and_other_seeds_do_not(tmp_path: Path, finished: dict[str, Path]) -> None:
     torch.manual_seed(1234)
     again = run_one(make_spec("naive"), tmp_path)
     assert numbers(again) == numbers(finished["naive"])
@@ -165,7 +165,7 @@ def test_a_seed_decides_the_numbers_and_another_gives_others(tmp_path: Path, fin
     assert record(other)["recipe_hash"] == record(again)["recipe_hash"]
 
 
-def test_validation_takes_training_images_and_another_hash(tmp_path: Path, finished: dict[str, Path]) -> None:
+def test_validation_tests_on_training_images_and_changes_the_hash(tmp_path: Path, finished: dict[str, Path]) -> None:
     spec = make_spec("naive", validation=0.25)
     folder = run_one(spec, tmp_path)
     assert record(folder)["validation"] == 0.25
@@ -189,7 +189,7 @@ def test_a_finished_run_is_not_run_again(
     assert (folder / "run.json").stat().st_mtime_ns == before
 
 
-def test_overwrite_runs_again_from_the_start(tmp_path: Path) -> None:
+def test_overwrite_restarts_a_finished_run(tmp_path: Path) -> None:
     spec = make_spec("atom_swapping", settings=("split.tasks=2",))
     folder = run_one(spec, tmp_path)
     before, numbers_before = contents(folder), numbers(folder)
@@ -200,7 +200,7 @@ def test_overwrite_runs_again_from_the_start(tmp_path: Path) -> None:
     assert set(contents(folder)) == set(before)
 
 
-def test_overwriting_deletes_nothing_before_there_is_something_else(tmp_path: Path) -> None:
+def test_overwrite_keeps_the_old_results_until_training_has_begun(tmp_path: Path) -> None:
     spec = make_spec("atom_swapping", settings=("split.tasks=2",))
     folder = run_one(spec, tmp_path)
     before = contents(folder)
@@ -210,7 +210,7 @@ def test_overwriting_deletes_nothing_before_there_is_something_else(tmp_path: Pa
     assert contents(folder) == before
 
 
-def test_a_run_of_another_recipe_is_refused_and_left_untouched(tmp_path: Path) -> None:
+def test_a_folder_with_a_run_of_another_recipe_is_refused_and_unchanged(tmp_path: Path) -> None:
     folder = run_one(make_spec("naive", settings=("split.tasks=2",)), tmp_path)
     unfinished = interrupt(make_spec("ewc"), tmp_path, 2)
     before = contents(tmp_path)
@@ -228,7 +228,7 @@ def test_a_run_of_another_recipe_is_refused_and_left_untouched(tmp_path: Path) -
     assert record(unfinished)["status"] == "finished"
 
 
-DELETE = "delete this file, and this run alone begins anew"
+DELETE = "delete this file, and only this run begins anew"
 
 
 @pytest.mark.parametrize(
@@ -243,7 +243,7 @@ DELETE = "delete this file, and this run alone begins anew"
             "format is 2; this version of fscl reads format 1$",
         ),
         ('{"format": 1, "status": "finished"}', f"key 'benchmark' is missing; {DELETE}"),
-        ({"seed": 1}, f"of seed 1, not 0; move it to the folder of its run; {DELETE}"),
+        ({"seed": 1}, f"its seed is 1, not 0; move it to the folder of its run; {DELETE}"),
         ({"accuracy": [None, [0.5, 0.5]]}, f"accuracy is not a rectangular list of numbers; {DELETE}"),
         ({"accuracy": [[0.5, None], [0.5, 7]]}, f"accuracy has 7; its numbers are from 0 to 1; {DELETE}"),
         ({"accuracy": []}, f"the run is finished but has no accuracies; {DELETE}"),
@@ -251,7 +251,7 @@ DELETE = "delete this file, and this run alone begins anew"
         ({"machine": [1]}, f"machine is \\[1\\]; .*; {DELETE}"),
     ],
 )
-def test_a_damaged_record_is_refused_and_costs_no_other_run(
+def test_a_damaged_record_is_refused_and_other_runs_are_unchanged(
     tmp_path: Path, damage: str | dict[str, Any], says: str
 ) -> None:
     spec = make_spec("naive", settings=("split.tasks=2",))
@@ -267,7 +267,7 @@ def test_a_damaged_record_is_refused_and_costs_no_other_run(
     assert numbers(folder) == good
 
 
-def test_a_failure_is_recorded_and_the_run_goes_on_from_there(tmp_path: Path, finished: dict[str, Path]) -> None:
+def test_a_failed_run_is_recorded_and_resumes_after_its_last_task(tmp_path: Path, finished: dict[str, Path]) -> None:
     spec = make_spec("ewc")
     folder = interrupt(spec, tmp_path, 3, ValueError)
     failed = load_run(folder / "run.json")
@@ -280,7 +280,7 @@ def test_a_failure_is_recorded_and_the_run_goes_on_from_there(tmp_path: Path, fi
     assert "error" not in record(folder)
 
 
-def test_a_failure_in_the_first_experience_is_recorded_too(tmp_path: Path) -> None:
+def test_a_failure_in_the_first_experience_is_recorded(tmp_path: Path) -> None:
     spec = make_spec("naive", settings=("split.tasks=2",))
     folder = interrupt(spec, tmp_path, 0, ValueError)
     assert load_run(folder / "run.json").status == "failed"
@@ -288,7 +288,7 @@ def test_a_failure_in_the_first_experience_is_recorded_too(tmp_path: Path) -> No
     assert is_finished(spec, tmp_path)
 
 
-def test_a_run_that_cannot_begin_is_recorded_and_keeps_no_other_recipe_out(tmp_path: Path) -> None:
+def test_a_run_that_cannot_begin_is_recorded_and_may_be_replaced_by_another_recipe(tmp_path: Path) -> None:
     spec = make_spec("naive", settings=("split.tasks=2",))
     impossible = RunSpec(*with_overrides(spec.benchmark, spec.strategy, ["model.name=convent"]), 0)
     with pytest.raises(FsclError, match="unknown network 'convent'"):
@@ -303,7 +303,7 @@ def test_a_run_that_cannot_begin_is_recorded_and_keeps_no_other_recipe_out(tmp_p
 
 
 @pytest.mark.parametrize("file", ["checkpoint.pt", "bank.safetensors", "run.json"])
-def test_a_full_disk_costs_no_finished_work(
+def test_a_full_disk_loses_no_finished_task(
     tmp_path: Path, finished: dict[str, Path], monkeypatch: pytest.MonkeyPatch, file: str
 ) -> None:
     spec = make_spec("atom_swapping")
@@ -327,7 +327,7 @@ def test_a_full_disk_costs_no_finished_work(
     assert numbers(folder) == numbers(finished["atom_swapping"])
 
 
-def test_torch_reports_a_full_disk_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_while_torch_saves_is_reported_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec("naive")
     folder = interrupt(spec, tmp_path, 2)
     before = (folder / "checkpoint.pt").read_bytes()
@@ -344,7 +344,7 @@ def test_torch_reports_a_full_disk_as_such(tmp_path: Path, monkeypatch: pytest.M
     assert not list(folder.glob(".*.tmp*"))
 
 
-def test_what_a_killed_process_left_half_written_is_swept_up(tmp_path: Path) -> None:
+def test_half_written_files_of_a_killed_process_are_removed_by_the_next_run(tmp_path: Path) -> None:
     spec = make_spec("atom_swapping", settings=("split.tasks=2",))
     folder = interrupt(spec, tmp_path, 1)
     for name in (".run.abc.tmp.json", ".checkpoint.abc.tmp.pt", ".bank.abc.tmp.safetensors"):
@@ -353,7 +353,7 @@ def test_what_a_killed_process_left_half_written_is_swept_up(tmp_path: Path) -> 
     assert {p.name for p in folder.iterdir()} - {".lock"} == {"run.json", "bank.safetensors"}
 
 
-def test_two_at_once_on_one_folder_train_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_at_once_train_a_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_spec("naive")
     trained: list[int] = []
     train_next = Trainer.train_next
@@ -367,11 +367,11 @@ def test_two_at_once_on_one_folder_train_it_once(tmp_path: Path, monkeypatch: py
     assert is_finished(spec, tmp_path)
 
 
-def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_an_output_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(FsclError, match=r"cannot write .*file/split_digits/naive/seed_0: Not a directory"):
         run_one(make_spec("naive"), tmp_path / "file")
 
 
-def test_an_error_of_the_learner_is_not_taken_for_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
+def test_an_oserror_of_the_learner_is_not_reported_as_an_unwritable_folder(tmp_path: Path) -> None:
     interrupt(make_spec("naive"), tmp_path, 0, OSError)

@@ -1,4 +1,4 @@
-"""A grid whose driver is killed over and over loses no run, counts none twice, and leaves no file and no worker behind.
+"""A grid whose driver is killed again and again loses no run, counts no run twice, and leaves no file or worker.
 
 Takes some minutes. ``SOAK_SEED`` repeats the moments of an earlier time, as far as moments can be repeated.
 """
@@ -44,7 +44,7 @@ GONE = 10.0  # seconds in which the last worker of a killed driver must have end
 
 
 class Driver:
-    """``fscl run`` in a process of its own; its workers are known by a mark that they inherit."""
+    """``fscl run`` in a process of its own. Its workers inherit an environment variable by which they are found."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.began = time.monotonic()
@@ -66,7 +66,7 @@ class Driver:
         assert self.process.wait() == -signal.SIGKILL, f"it ended by itself: {self.output.read_text()}"
 
     def left(self) -> list[str]:
-        """Its processes that are still there."""
+        """The command lines of its processes that are still running."""
         found = []
         for entry in Path("/proc").glob("[0-9]*"):
             try:
@@ -78,7 +78,7 @@ class Driver:
 
 
 class Reader(threading.Thread):
-    """Reads every file that is renamed into place, all the time, and notes those that are not whole."""
+    """Reads, all the time, every file that is renamed into place, and notes files that are not whole."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(daemon=True)
@@ -127,7 +127,7 @@ def finished(out: Path) -> list[Path]:
 
 
 def learned(out: Path) -> int:
-    """Tasks, over all runs."""
+    """Number of learned tasks over all runs."""
     return sum(len(record["accuracy"]) for record in records(out).values())
 
 
@@ -144,7 +144,7 @@ def check_consistent(folder: Path, record: dict[str, Any]) -> None:
 
 
 def progress(out: Path) -> dict[Path, tuple[int, float]]:
-    """What each worker reported last, and when."""
+    """The last report of each worker, and its time."""
     found = {}
     for folder in folders(out):
         try:
@@ -164,7 +164,7 @@ def wait_for(condition: Callable[[], Any], driver: Driver, seconds: float = 1200
 
 
 def wait_for_phase(phase: str, driver: Driver, out: Path, moments: random.Random, starts: list[float]) -> None:
-    """Waits for a moment of the phase; notes in ``starts`` how long it took until something was trained."""
+    """Waits for a moment in the phase. Adds to ``starts`` the seconds until training began."""
     before = progress(out)
 
     def reported(whole_task: bool) -> bool:
@@ -210,7 +210,7 @@ def reader(tmp_path: Path) -> Iterator[Reader]:
 @pytest.mark.slow
 @pytest.mark.timeout(4 * 3600)
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds workers by /proc")
-def test_a_driver_that_is_killed_twenty_times(tmp_path: Path, reader: Reader) -> None:
+def test_a_grid_whose_driver_is_killed_twenty_times_ends_with_all_runs(tmp_path: Path, reader: Reader) -> None:
     seed = int(os.environ.get("SOAK_SEED", time.time_ns() % 10**6))
     print(f"SOAK_SEED={seed}")
     moments = random.Random(seed)

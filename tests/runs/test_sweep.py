@@ -1,4 +1,4 @@
-"""The grid: equal numbers however many run at once and whoever shares it; a run that fails or is killed stops none."""
+"""A grid gives equal numbers for any number of jobs and processes, and goes on if a run fails or is killed."""
 
 import io
 import json
@@ -57,12 +57,12 @@ def wait_for(condition: Any, seconds: float = 200) -> None:
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What the slow runs come to if nothing happens to them."""
+    """The numbers of the slow runs if they are not interrupted."""
     out = tmp_path_factory.mktemp("uninterrupted")
     return [numbers(run_one(make_spec(learner, 0, SLOW), out)) for learner in ("atom_swapping", "ewc")]
 
 
-def test_outcomes_come_in_order_and_bars_end_full(tmp_path: Path) -> None:
+def test_outcomes_come_in_the_order_of_specs_and_progress_ends_complete(tmp_path: Path) -> None:
     specs = [make_spec(learner, seed) for seed in (0, 1) for learner in ("naive", "atom_swapping")]
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
@@ -77,7 +77,7 @@ def test_outcomes_come_in_order_and_bars_end_full(tmp_path: Path) -> None:
     assert all(len(line) <= 80 for line in last)
 
 
-def test_a_title_in_brackets_is_not_taken_for_markup(tmp_path: Path) -> None:
+def test_a_title_in_square_brackets_is_not_read_as_markup(tmp_path: Path) -> None:
     spec = make_spec("naive", settings=[*TINY, "split.tasks=2"])
     spec = RunSpec(spec.benchmark, spec.strategy.model_copy(update={"title": "Mine [/b] [2]"}), 0)
     text = io.StringIO()
@@ -86,7 +86,7 @@ def test_a_title_in_brackets_is_not_taken_for_markup(tmp_path: Path) -> None:
     assert "Mine [/b] [2]" in text.getvalue()
 
 
-def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_run_does_not_stop_the_other_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train_next = Trainer.train_next
 
     def fail(self: Trainer) -> Any:
@@ -112,7 +112,7 @@ def test_a_run_that_fails_does_not_stop_the_others(tmp_path: Path, monkeypatch: 
     assert numbers(again[1].folder) == numbers(run_one(specs[1], tmp_path / "uninterrupted"))
 
 
-def test_a_damaged_run_does_not_stop_the_others(tmp_path: Path) -> None:
+def test_a_damaged_record_does_not_stop_the_other_runs(tmp_path: Path) -> None:
     specs = [make_spec("naive", seed, [*TINY, "split.tasks=2"]) for seed in (0, 1)]
     sweep(specs[:1], tmp_path)
     (specs[0].folder(tmp_path) / "run.json").write_text("{")
@@ -122,7 +122,9 @@ def test_a_damaged_run_does_not_stop_the_others(tmp_path: Path) -> None:
     assert not outcomes[1].error
 
 
-def test_a_disk_too_full_for_progress_does_not_end_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_too_full_for_the_progress_file_does_not_end_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_text = Path.write_text
 
     def full(self: Path, *args: Any, **options: Any) -> int:
@@ -135,7 +137,9 @@ def test_a_disk_too_full_for_progress_does_not_end_a_run(tmp_path: Path, monkeyp
     assert not outcome.error
 
 
-def test_an_interrupted_grid_leaves_no_progress_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_grid_leaves_no_progress_files_and_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     specs = [make_spec("naive", seed) for seed in (0, 1)]
     train_next = Trainer.train_next
 
@@ -154,7 +158,7 @@ def test_an_interrupted_grid_leaves_no_progress_and_goes_on(tmp_path: Path, monk
     assert (specs[0].folder(tmp_path) / "run.json").stat().st_mtime_ns == before
 
 
-def test_two_at_once_give_the_numbers_of_one_after_another_bit_for_bit(
+def test_two_runs_at_once_give_the_numbers_of_runs_in_turn_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     specs = [make_spec(learner, 3) for learner in ("atom_swapping", "ewc", "naive", "from_scratch")]
@@ -175,7 +179,7 @@ def test_two_at_once_give_the_numbers_of_one_after_another_bit_for_bit(
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_a_run_that_another_process_is_at_work_on_is_left_for_the_end(tmp_path: Path, jobs: int) -> None:
+def test_a_run_that_another_process_is_doing_is_tried_again_last(tmp_path: Path, jobs: int) -> None:
     specs = [make_spec("naive", seed, [*TINY, "split.tasks=2"]) for seed in (0, 1)]
     other = specs[0].folder(tmp_path)
     other.mkdir(parents=True)
@@ -198,11 +202,11 @@ def test_a_run_that_another_process_is_at_work_on_is_left_for_the_end(tmp_path: 
     assert [o.error for o in outcomes] == ["", ""]
     assert all(is_finished(spec, tmp_path) for spec in specs)
     assert left_over(tmp_path) == set()
-    with pytest.raises(BusyError, match="another process is at work on"), lock:
+    with pytest.raises(BusyError, match="another process is doing the run"), lock:
         run_one(specs[0], tmp_path, wait=False)
 
 
-def test_what_another_process_has_made_anew_is_not_made_once_more(
+def test_a_run_that_another_process_has_overwritten_is_not_overwritten_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[int, bool]] = []
@@ -211,7 +215,7 @@ def test_what_another_process_has_made_anew_is_not_made_once_more(
         calls.append((spec.seed, overwrite))
         if len(calls) == 1:
             (spec.folder(out) / "run.json").write_text("{}")
-            raise BusyError("another process is at work on it")
+            raise BusyError("another process is doing the run")
         return "", False
 
     monkeypatch.setattr("fscl.runs.sweep.attempt", attempt)
@@ -233,7 +237,7 @@ class Noted(Replay):
 """
 
 
-def test_two_processes_share_a_grid(tmp_path: Path) -> None:
+def test_two_processes_share_a_grid_and_train_each_run_once(tmp_path: Path) -> None:
     (tmp_path / "noted.py").write_text(NOTED)
     (tmp_path / "noted.toml").write_text("class = 'noted.Noted'")
     command = [sys.executable, "-c", "from fscl.cli.app import main; main()", "run", "-s", "noted.toml", "--trust"]
@@ -269,12 +273,12 @@ def test_two_processes_share_a_grid(tmp_path: Path) -> None:
 
 
 def worker_of(folder: Path) -> int:
-    """The process that trains a run; waits until it is between its first experience and its last."""
+    """The id of the process that trains a run. Waits until the run is between its first and its last experience."""
     wait_for(lambda: learned(folder) >= 1)
     return json.loads((folder / "progress").read_text())[1]
 
 
-def test_a_killed_worker_is_told_and_costs_nothing_finished(
+def test_a_killed_worker_is_reported_and_finished_tasks_are_kept(
     tmp_path: Path, uninterrupted: list[dict[str, Any]]
 ) -> None:
     specs = [make_spec(learner, 0, SLOW) for learner in ("atom_swapping", "ewc")]
@@ -298,7 +302,7 @@ def test_a_killed_worker_is_told_and_costs_nothing_finished(
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_killed_driver_and_corrupt_nothing(
+def test_workers_of_a_killed_driver_end_and_leave_whole_files(
     tmp_path: Path, uninterrupted: list[dict[str, Any]]
 ) -> None:
     specs = [make_spec(learner, 0, SLOW) for learner in ("atom_swapping", "ewc")]

@@ -1,4 +1,4 @@
-"""Tuning: the choice is that of a search by hand, test images are never looked at, and a stopped search goes on."""
+"""Tuning chooses as a search by hand does, never uses test images, and resumes after it was stopped."""
 
 import itertools
 import json
@@ -75,7 +75,7 @@ def files(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, with what a search of both has written."""
+    """Such a folder, after a search of both strategies."""
     folder = write_files(tmp_path_factory.mktemp("searched"))
     assert search(folder, "mine", "plain") == 0
     return folder
@@ -92,7 +92,7 @@ def call(*arguments: object) -> int:
 
 
 def search(files: Path, *arguments: object, out: str = "out") -> int:
-    """Those of the arguments that are names of strategies in the folder are searched."""
+    """Runs ``fscl tune``. Arguments that name strategies of the folder are the strategies to tune."""
     given = [word for a in arguments for word in (("-s", files / f"{a}.toml") if a in ("mine", "plain") else (a,))]
     return call("tune", files / "digits.toml", *TWO_TASKS, "--out", files / out, *given)
 
@@ -107,7 +107,7 @@ def by_hand(files: Path, strategy: str, *settings: str) -> float:
     return float(np.mean(json.loads((folder / "run.json").read_text())["accuracy"][-1]))
 
 
-def test_the_choice_is_that_of_a_search_by_hand(searched: Path) -> None:
+def test_tune_chooses_the_settings_that_a_search_by_hand_chooses(searched: Path) -> None:
     found = record(searched)
     grids = {"mine": [*itertools.product((0.5, 100.0), (0.002, 0.05))], "plain": [(0.002,), (0.05,)]}
     for name, grid in grids.items():
@@ -124,7 +124,7 @@ def test_the_choice_is_that_of_a_search_by_hand(searched: Path) -> None:
         assert [trial["own"] for trial in found[name]["trials"]] == [True] + [False] * (len(scores) - 1)
 
 
-def test_what_is_written_makes_of_a_strategy_what_was_chosen_and_keeps_all_other_words(searched: Path) -> None:
+def test_the_tuned_file_has_the_chosen_settings_and_keeps_all_other_text(searched: Path) -> None:
     written = searched / "out" / "digits" / "digits.toml"
     for name in ("mine", "plain"):
         benchmark, strategy = with_overrides(load_benchmark(written), load_strategy(searched / f"{name}.toml"))
@@ -140,7 +140,7 @@ def test_what_is_written_makes_of_a_strategy_what_was_chosen_and_keeps_all_other
     assert lines[lines.index(said[0]) + 1] == "[strategies.mine.args]"
 
 
-def test_a_search_that_is_stopped_goes_on_and_may_write_over_its_benchmark(
+def test_a_stopped_search_resumes_and_may_overwrite_its_benchmark(
     files: Path, searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_next, trained = Trainer.train_next, []
@@ -177,8 +177,8 @@ def test_a_search_that_is_stopped_goes_on_and_may_write_over_its_benchmark(
     assert (files / "digits.toml").read_text().count("# fscl tune") == 1
 
 
-def test_test_images_are_never_looked_at(files: Path, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With other test images everything is the same; and what is tested on has been among the training images."""
+def test_tune_never_uses_test_images(files: Path, searched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other test images change nothing, and the images that judge a trial come from the training images."""
     train, test = load_images("digits")
     noise = ImageSet(torch.randint_like(test.images, 256), test.labels.flip(0), test.classes)
     monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: (train, noise))
@@ -196,7 +196,7 @@ def test_test_images_are_never_looked_at(files: Path, searched: Path, monkeypatc
 
 
 @pytest.mark.parametrize("strategy", ["naive", "atom_swapping"])
-def test_the_first_tasks_are_learned_as_in_the_whole_stream(strategy: str, tmp_path: Path) -> None:
+def test_a_trial_learns_its_tasks_as_a_run_of_the_whole_stream_does(strategy: str, tmp_path: Path) -> None:
     tasks = "split.tasks=[['3', '1'], ['2', '0'], ['7', '5']]"
     settings = ["training.epochs=1", "model.args.widths=[8, 8]", tasks]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(strategy), settings)
@@ -207,7 +207,7 @@ def test_the_first_tasks_are_learned_as_in_the_whole_stream(strategy: str, tmp_p
     assert whole.folder(tmp_path) == tmp_path / "split_digits" / strategy / "seed_7"
 
 
-def test_the_first_tasks_are_those_of_the_whole_stream() -> None:
+def test_the_tasks_of_a_trial_are_the_first_tasks_of_the_stream() -> None:
     pair = with_overrides(load_benchmark("split_digits"), load_strategy("naive"))
     whole, part = (load_stream(RunSpec(*pair, 7, first=first)) for first in (None, 3))
     assert part.tasks == whole.tasks[:3]
@@ -217,7 +217,7 @@ def test_the_first_tasks_are_those_of_the_whole_stream() -> None:
         assert [e.task_labels for e in one] == [[0], [1], [2]]
 
 
-def test_joint_training_sees_the_first_tasks_alone(tmp_path: Path) -> None:
+def test_joint_training_in_a_trial_sees_only_the_first_tasks(tmp_path: Path) -> None:
     (trials,) = plan(
         load_benchmark("split_digits"),
         [load_strategy("joint")],
@@ -229,7 +229,7 @@ def test_joint_training_sees_the_first_tasks_alone(tmp_path: Path) -> None:
     assert len(stream.train_stream[0].origin_stream) == 2
 
 
-def test_every_strategy_has_as_many_trials_and_none_twice() -> None:
+def test_every_strategy_has_the_requested_number_of_different_trials() -> None:
     benchmark = load_benchmark("split_digits")
     learners = [load_strategy(name) for name in ("ewc", "atom_swapping", "gem", "naive")]
     first, again, longer = (plan(benchmark, learners, Protocol(trials=n)) for n in (6, 6, 99))
@@ -245,7 +245,7 @@ def test_every_strategy_has_as_many_trials_and_none_twice() -> None:
     assert [t.place for t in other[0]] != [t.place for t in first[1]]
 
 
-def test_among_equals_its_own_settings_are_chosen_or_else_the_first_of_the_grid(
+def test_on_a_tie_the_own_settings_are_chosen_else_the_first_of_the_grid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     strategy = load_strategy("naive")
@@ -268,7 +268,7 @@ def test_among_equals_its_own_settings_are_chosen_or_else_the_first_of_the_grid(
         tuned(strategy, trials, tmp_path)
 
 
-def test_a_trial_that_fails_is_the_worst_and_one_that_was_killed_is_awaited(
+def test_a_failed_trial_is_not_chosen_and_a_killed_trial_must_be_repeated(
     files: Path, searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     train_next = Trainer.train_next
@@ -292,7 +292,7 @@ def test_a_trial_that_fails_is_the_worst_and_one_that_was_killed_is_awaited(
     monkeypatch.setattr("fscl.cli.tune.recorded", lambda _: False)
     (files / "out" / "digits" / "digits.toml").unlink()
     assert search(files, "mine", "plain") == 1
-    assert "nothing is chosen; run the same command again" in capsys.readouterr().err
+    assert "no settings are chosen; run the same command again" in capsys.readouterr().err
     assert not (files / "out" / "digits" / "digits.toml").exists()
 
 
@@ -307,7 +307,7 @@ def test_a_trial_that_fails_is_the_worst_and_one_that_was_killed_is_awaited(
         ("model.widths = [[8]]", r"unknown key 'tune.model'; known keys: args, training"),
     ],
 )
-def test_a_grid_that_does_not_fit_is_refused(grid: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_grid_is_refused(grid: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(MINE.partition("[tune]")[0] + "[tune]\n" + grid)
     with pytest.raises(FsclError, match=message):
@@ -317,14 +317,14 @@ def test_a_grid_that_does_not_fit_is_refused(grid: str, message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--validation", 0], "--validation is 0.0; a share above 0"),
+        (["--validation", 0], "--validation is 0.0; it must be above 0"),
         (["--trials", 0], "--trials is 0; it must be at least 1"),
         (["--tasks", 7], "the first 7 tasks cannot be taken of 5; 1 to 5 would do"),
-        (["--set", "training.lr_next=1"], "--set training.lr_next: it is in the grid of mine"),
+        (["--set", "training.lr_next=1"], "--set training.lr_next: the grid of mine tunes it"),
         (["-s", "icarl_of_mine"], "unknown strategy 'icarl_of_mine'"),
     ],
 )
-def test_a_users_mistake_is_one_line(
+def test_a_mistake_in_fscl_tune_ends_with_one_line_and_exit_code_2(
     options: list[object], message: str, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert search(files, "mine", *options) == 2
@@ -335,11 +335,11 @@ def test_a_users_mistake_is_one_line(
 
 def test_a_strategy_without_a_grid_is_refused(files: Path) -> None:
     (files / "mine.toml").write_text(MINE.partition("[tune]")[0])
-    with pytest.raises(FsclError, match=r"mine has no grid to search; its file wants a table \[tune\]"):
+    with pytest.raises(FsclError, match=r"mine has no grid to search; its file needs a table \[tune\]"):
         plan(load_benchmark(files / "digits.toml"), [load_strategy(files / "mine.toml")], Protocol())
 
 
-def test_a_grid_changes_no_hash(files: Path) -> None:
+def test_a_grid_does_not_change_the_recipe_hash(files: Path) -> None:
     with_grid = load_strategy(files / "mine.toml")
     (files / "mine.toml").write_text(MINE.partition("[tune]")[0])
     assert recipe_hash(with_grid) == recipe_hash(load_strategy(files / "mine.toml"))
@@ -355,7 +355,7 @@ def test_a_grid_changes_no_hash(files: Path) -> None:
         "[strategies]\nmine = { args = { mode = 'online' } }\n",
     ],
 )
-def test_settings_are_written_in_whatever_form_a_benchmark_has(strategies: str, files: Path) -> None:
+def test_settings_are_written_into_any_form_of_the_strategies_table(strategies: str, files: Path) -> None:
     source, plain = files / "digits.toml", BENCHMARK.partition("# what EWC")[0]
     source.write_text(plain + strategies if strategies.startswith("[") else strategies + plain)
     chosen = {"args.ewc_lambda": 7.0, "training.lr_next": 0.3}
@@ -371,7 +371,7 @@ def test_settings_are_written_in_whatever_form_a_benchmark_has(strategies: str, 
     assert changed_text(source, {}, {"mine": "well", "plain": "well"}) == text
 
 
-def test_a_form_that_cannot_be_added_to_is_refused_before_anything_is_trained(
+def test_a_strategies_table_that_cannot_be_extended_is_refused_before_training(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     plain = BENCHMARK.partition("# what EWC")[0]
