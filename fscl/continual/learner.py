@@ -14,13 +14,14 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from avalanche.core import SupervisedPlugin
 from avalanche.training import DER, ER_ACE, ER_AML, FeatureReplay, Naive
 from avalanche.training.plugins import AGEMPlugin, GEMPlugin, MIRPlugin, RARPlugin
 from avalanche.training.templates.base_sgd import BaseSGDTemplate
 from torch import nn
+from torch.optim import Optimizer
 
 from fscl.continual.stream import Scenario
 from fscl.errors import FsclError
@@ -123,17 +124,28 @@ class PluginStrategy(Naive):
         0.5
     """
 
+    if TYPE_CHECKING:
+
+        def __init__(self, *, model: nn.Module, optimizer: Optimizer, **arguments: Any) -> None: ...
+
     _plugin_class: ClassVar[type[LearnerPlugin] | None] = None
     # the generated constructor, which takes the plugin's arguments
     _constructor: ClassVar[Callable[..., None]] = Naive.__init__
 
     def __init_subclass__(cls, **plugin: type[LearnerPlugin]) -> None:
         super().__init_subclass__()
-        if len(plugin) > 1 or (plugin and cls._plugin_class is not None):
+        built_in = [base for base in cls.__mro__[1:] if vars(base).get("_plugin_class") is not None]
+        if len(plugin) + len(built_in) > 1:
             raise TypeError(f"{cls.__name__} has more than one plugin built in; give further ones as plugins=[...]")
+        taken = inspect.signature(Naive).parameters
+        for name in (*plugin, *(own for kind in plugin.values() for own in inspect.signature(kind).parameters)):
+            if name in taken:
+                raise TypeError(
+                    f"{cls.__name__}: {name!r} is an argument of avalanche.training.Naive; use another name"
+                )
         for name, plugin_class in plugin.items():
             cls._plugin_class = plugin_class
-            cls.__init__ = cls._constructor = _constructor_with(name, plugin_class)  # type: ignore[method-assign]
+            cls.__init__ = cls._constructor = _constructor_with(name, plugin_class, cls)  # type: ignore[method-assign]
             if scenarios := getattr(plugin_class, "scenarios", ()):
                 cls.scenarios = scenarios
 
@@ -156,7 +168,7 @@ class PluginStrategy(Naive):
         return cls._plugin_class(**arguments).prepare(model)
 
 
-def _constructor_with(name: str, plugin_class: type[LearnerPlugin]) -> Callable[..., None]:
+def _constructor_with(name: str, plugin_class: type[LearnerPlugin], owner: type) -> Callable[..., None]:
     plugin_arguments = inspect.signature(plugin_class).parameters
 
     @with_arguments_of(plugin_class, Naive)
@@ -166,6 +178,7 @@ def _constructor_with(name: str, plugin_class: type[LearnerPlugin]) -> Callable[
         Naive.__init__(self, plugins=[plugin, *(plugins or [])], **arguments)
         plugin.attach(self)
 
+    __init__.__qualname__ = f"{owner.__qualname__}.__init__"  # which messages show
     return __init__
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from markupsafe import Markup
 import fscl
 from fscl.errors import FsclError
 from fscl.files import remove_stale, write_text_atomically, written_together
+from fscl.plain import read_json
 from fscl.plots.figures import inline_svg, save_png
 from fscl.report.sections import Picture, Section, build_section
 from fscl.report.table import COLUMNS
@@ -25,6 +27,7 @@ from fscl.runs.results import KEPT, runs_text, write_runs
 __all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
 
 PACKAGE = Path(fscl.__file__).parent
+DRAWN = ".drawn.json"  # what a report was drawn from, and hashes of its files
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     folder = Path(folder)
     html, markdown, kept = folder / "index.html", folder / "README.md", folder / KEPT
     stamp = _stamp(runs, title)
-    if (figures := _drawn_figures(html, markdown, kept, stamp)) is not None:
+    if (figures := _drawn_figures(folder, stamp)) is not None:
         for place in (folder, folder / "figures"):
             remove_stale(place)
         return ReportPaths(html, markdown, figures)
@@ -72,7 +75,6 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
 
     values = {
         "title": heading,
-        "stamp": stamp,
         "sections": sections,
         "columns": COLUMNS.values(),
         "svg": svg,
@@ -84,6 +86,9 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         write_text_atomically(html, environment(html=True).get_template("report.html.j2").render(values))
         write_runs(runs, kept)
         write_text_atomically(markdown, environment(html=False).get_template("report.md.j2").render(values))
+    # last, so that what is there without it, or is not as it says, is drawn again
+    hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in (*files, html, kept, markdown)}
+    write_text_atomically(folder / DRAWN, json.dumps({"stamp": stamp, "files": hashes}))
     return ReportPaths(html, markdown, tuple(files))
 
 
@@ -92,22 +97,25 @@ def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:
     digest = hashlib.sha256(f"{title}\n{runs_text(runs)}".encode())
     for package in ("matplotlib", "seaborn", "numpy", "scipy"):
         digest.update(f"{package} {version(package)}\n".encode())
-    for file in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css")):
+    for file in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css") and path.is_file()):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
 
-def _drawn_figures(html: Path, markdown: Path, kept: Path, stamp: str) -> tuple[Path, ...] | None:
-    """The figures of the existing report if it has this stamp and is whole; None if the report must be drawn."""
+def _drawn_figures(folder: Path, stamp: str) -> tuple[Path, ...] | None:
+    """The figures of the existing report if it has this stamp and all its files are whole; None if it must be drawn."""
     try:
-        with open(html, encoding="utf-8") as file:
-            head = file.read(1000)
-        text = markdown.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        drawn = read_json(folder / DRAWN)
+        hashes = {folder / name: digest for name, digest in drawn["files"].items()}
+        if drawn["stamp"] != stamp or any(_hash(file) != digest for file, digest in hashes.items()):
+            return None
+    except (FsclError, OSError, LookupError, TypeError, AttributeError):  # not there, or changed by another hand
         return None
-    figures = tuple(markdown.parent / name for name in re.findall(r"\]\((figures/[^)]+\.png)\)", text))
-    whole = f'content="{stamp}"' in head and kept.is_file() and all(figure.is_file() for figure in figures)
-    return figures if whole else None
+    return tuple(file for file in hashes if file.suffix == ".png")
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def escape_markdown(text: object) -> str:

@@ -258,6 +258,9 @@ class RunRecord(_Part):
         _check_shape("untrained", self.untrained, (count,))
         if self.finished and (not len(self.accuracy) or np.isnan(self.accuracy[-1]).any()):
             raise ValueError("the run is finished but has no accuracies")
+        for name, values in (("train", self.seconds.train), ("evaluate", self.seconds.evaluate)):
+            if np.isnan(values).any():
+                raise ValueError(f"seconds.{name} has a null; each task that was learned has its seconds")
         if self.similarity is not None:
             shape = self.similarity.matrix.shape
             if shape[0] != len(self.similarity.layers) or shape[1] != shape[2] or shape[1] > count:

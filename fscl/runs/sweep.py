@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -107,12 +108,17 @@ def _in_turn(items: Sequence[Item], out: Path) -> Iterator[tuple[Item, Ended | N
 def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item, Ended | None]]:
     place = out.absolute()  # the server that forks workers may have started in another folder
     for (item, _), ended in each_in_a_worker(_in_worker, [(item, place) for item in items], jobs):
-        yield item, (_killed(ended.signal), True) if isinstance(ended, Died) else ended
+        yield item, (_death(ended.exit_code), True) if isinstance(ended, Died) else ended
 
 
-def _killed(signal: int) -> str:
-    reason = f"was killed by signal {signal}, as happens when memory runs out" if signal else "ended without a result"
-    return f"its process {reason}; run the same command again to go on, perhaps with fewer --jobs"
+def _death(exit_code: int) -> str:
+    again = "run the same command again to go on"
+    if exit_code == -signal.SIGKILL:
+        return (
+            f"its process was killed by signal 9, as happens when memory runs out; {again}, perhaps with fewer --jobs"
+        )
+    end = f"was killed by signal {-exit_code}" if exit_code < 0 else f"ended with exit code {exit_code} and no result"
+    return f"its process {end}; {again}"
 
 
 def _in_worker(task: tuple[Item, Path]) -> Ended | None:

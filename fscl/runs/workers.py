@@ -3,8 +3,10 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -13,6 +15,8 @@ from typing import Any, TypeVar
 __all__ = ["Died", "each_in_a_worker", "warm_up"]
 
 PRELOADED = ["fscl.continual.trainer", "fscl.runs.run"]  # otherwise each worker would import them, in about 8 s
+
+PATIENCE = 5.0  # seconds for a worker to end after its result
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -23,10 +27,10 @@ class Died:
     """A worker ended without a result.
 
     Attributes:
-        signal: the number of the signal that killed it, 0 if it ended by itself.
+        exit_code: as of ``multiprocessing.Process``: negative if a signal of that number killed it.
     """
 
-    signal: int
+    exit_code: int
 
 
 def warm_up() -> None:
@@ -35,7 +39,8 @@ def warm_up() -> None:
         from multiprocessing import forkserver
 
         _context().set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
+        with _sigint_blocked():
+            forkserver.ensure_running()
 
 
 def each_in_a_worker(
@@ -55,33 +60,42 @@ def each_in_a_worker(
     """
     warm_up()
     waiting = list(reversed(items))
-    running: dict[Connection, tuple[Any, Item]] = {}
+    running: list[tuple[Any, Connection, Item]] = []
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
                 item = waiting.pop()
                 receiver, sender = _context().Pipe(duplex=False)
-                worker = _context().Process(target=_work, args=(sender, do, item))
-                worker.start()
-                sender.close()  # only the worker has a sender now, so its death closes the pipe
-                running[receiver] = worker, item
-            for receiver in wait(list(running)):
-                assert isinstance(receiver, Connection)
-                worker, item = running.pop(receiver)
-                result: Result | Died
-                with receiver:
-                    try:
-                        result = receiver.recv()
-                        worker.join()
-                    except EOFError:
-                        worker.join()
-                        result = Died(max(0, -worker.exitcode))
-                yield item, result
+                # the server's environment is that of its start
+                worker = _context().Process(target=_work, args=(sender, do, item, dict(os.environ)))
+                with _without_main_module():
+                    worker.start()
+                sender.close()
+                running.append((worker, receiver, item))
+            # of the pipe a child of the worker may have a copy, so its end does not tell the end of the worker
+            ready = wait([end for worker, receiver, _ in running for end in (receiver, worker.sentinel)])
+            for worker, receiver, item in [entry for entry in running if {entry[1], entry[0].sentinel} & {*ready}]:
+                running = [entry for entry in running if entry[0] is not worker]
+                yield item, _result(worker, receiver)
     finally:
-        for worker, _ in running.values():
+        for worker, *_ in running:
             worker.kill()
-        for worker, _ in running.values():
+        for worker, *_ in running:
             worker.join()
+
+
+def _result(worker: Any, receiver: Connection) -> Any:
+    """What a worker sent, or that it died. A worker that goes on after its result, because of a thread, is killed."""
+    try:
+        with receiver:
+            result = receiver.recv() if receiver.poll() else None
+    except EOFError:
+        result = None
+    worker.join(PATIENCE)
+    if worker.is_alive():
+        worker.kill()
+        worker.join()
+    return Died(worker.exitcode) if result is None else result[0]
 
 
 def _context() -> Any:
@@ -89,10 +103,33 @@ def _context() -> Any:
     return multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
-def _work(sender: Connection, do: Callable[[Any], Any], item: Any) -> None:
+@contextlib.contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """The server inherits it: otherwise Ctrl-C while it imports Avalanche prints its traceback."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _without_main_module() -> Iterator[None]:
+    """Workers need nothing of the caller's script; ``multiprocessing`` would run it again in each of them."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
+
+
+def _work(sender: Connection, do: Callable[[Any], Any], item: Any, environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes of a terminal; the parent reports it
-        sender.send(do(item))
+        sender.send((do(item),))
 
 
 def _end_with_parent() -> None:

@@ -87,7 +87,7 @@ def connected(address: str) -> None:
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The numbers of the grid on one machine."""
-    return [numbers(o.folder) for o in sweep(GRID, tmp_path_factory.mktemp("joblib"), jobs=2)]
+    return [numbers(o.folder) for o in sweep(GRID, tmp_path_factory.mktemp("local"), jobs=2)]
 
 
 @pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
