@@ -36,8 +36,9 @@ class Died:
 def warm_up() -> None:
     """Starts the server that forks workers. It imports Avalanche while the caller goes on."""
     if _context().get_start_method() == "forkserver":
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
+        resource_tracker.ensure_running()  # which would unblock SIGINT, if the server had to start it
         _context().set_forkserver_preload(PRELOADED)
         with _sigint_blocked():
             forkserver.ensure_running()

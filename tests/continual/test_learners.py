@@ -206,3 +206,21 @@ def test_a_trainer_never_repoints_its_optimizer(stream: Any, monkeypatch: pytest
     for name in ("AtomSwapping", "AtomEnsemble"):
         learner = Learner(f"fscl.continual.{name}")
         Trainer(stream, learner, Training(epochs=1, batch_size=16), Network(args=SMALL)).train_next()
+
+
+def test_two_built_in_plugins_are_refused():
+    with pytest.raises(TypeError, match="Both has more than one plugin built in"):
+        type("Both", (fscl.continual.AtomSwapping, fscl.continual.PackNet), {})
+
+
+@pytest.mark.parametrize(("attribute", "argument"), [("optimizer", "share"), ("sparse", "device")])
+def test_a_plugin_that_takes_a_name_of_naive_is_refused(attribute, argument):
+    namespace: dict = {}
+    exec(
+        "from fscl.continual import LearnerPlugin\n"
+        f"class SparsePlugin(LearnerPlugin):\n    def __init__(self, {argument}=0.1):\n        super().__init__()",
+        namespace,
+    )
+    clash = "optimizer" if attribute == "optimizer" else "device"
+    with pytest.raises(TypeError, match=f"'{clash}' is an argument of avalanche.training.Naive"):
+        type("Sparse", (fscl.continual.PluginStrategy,), {}, **{attribute: namespace["SparsePlugin"]})
