@@ -77,6 +77,7 @@ def test_recipes_in_a_record_have_the_keys_of_recipes_in_the_same_order() -> Non
         ({"untrained": [0.5, 0.5, 0.5]}, r"untrained has shape \(3,\); it must be \(2\)"),
         ({"transfer": [[-1, 0.5]]}, "transfer has -1; its numbers are from 0 to 1"),
         ({"seconds": {"train": [-1.0]}}, r"seconds\.train has -1\.0; its numbers are from 0 to 1e\+10"),
+        ({"seconds": {"evaluate": [None]}}, r"seconds\.evaluate has a null"),
         ({"status": "finished"}, "the run is finished but has no accuracies"),
         ({"memory": {"per_task": {"head": True}}}, r"memory\.per_task\.head.* is True"),
         (
