@@ -4,7 +4,6 @@ A filter is ``coefficients x atoms``. Coefficients are learned once and shared; 
 are never forgotten, cost kilobytes, and are compared by comparing their atoms.
 """
 
-import importlib
 import importlib.util
 from typing import Any
 

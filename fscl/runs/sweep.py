@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import signal
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -113,7 +112,7 @@ def _at_once(items: Sequence[Item], out: Path, jobs: int) -> Iterator[tuple[Item
 
 def _death(exit_code: int) -> str:
     again = "run the same command again to go on"
-    if exit_code == -signal.SIGKILL:
+    if exit_code == -9:
         return (
             f"its process was killed by signal 9, as happens when memory runs out; {again}, perhaps with fewer --jobs"
         )

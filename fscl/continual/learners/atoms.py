@@ -23,24 +23,8 @@ WARM_STARTS = ("previous", "first")
 class AtomBankPlugin(TaskSwitchPlugin):
     """Base class of plugins that learn new atoms for each task over coefficients frozen after the first task.
 
-    On the first experience the whole network is trained. Then the gauge of the coefficients is fixed and all shared
-    parameters are frozen. Each later task trains its own atoms, normalisation, biases and head. They are stored in
-    :attr:`bank`.
-
-    If the strategy's model is not decomposed yet, it is decomposed (:func:`fscl.decompose`), and its optimizer is
-    pointed at the new parameters, group by group.
-
-    Args:
-        num_atoms: number of atoms of a 3x3 layer when the model is decomposed, see :func:`fscl.decompose`.
-        warm_start: the task whose atoms a new task starts from, ``"previous"`` or ``"first"``. Heads of Avalanche's
-            multi-head modules always start newly initialised.
-        skip: dotted names of modules that are not decomposed.
-
-    Attributes:
-        bank: the :class:`~fscl.atoms.AtomBank`, or None before the first experience has ended.
-
-    Raises:
-        FsclError: an argument does not fit.
+    What it does, its arguments and its attributes are those of :class:`fscl.continual.AtomSwappingPlugin`; a subclass
+    says how a test image finds its task's network.
     """
 
     def __init__(
