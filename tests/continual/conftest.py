@@ -1,3 +1,4 @@
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -122,3 +123,23 @@ def same_bank() -> Callable[[Any, Any], bool]:
         )
 
     return compare
+
+
+@pytest.fixture
+def interrupted() -> Callable[..., tuple[Any, Any]]:
+    """Trains some tasks and one more; then that one again in a new trainer that resumes, with the same accuracy."""
+
+    def train(build: Callable[[], Any], tasks: int) -> tuple[Any, Any]:
+        through = build()
+        for _ in range(tasks):
+            through.train_next()
+        state = io.BytesIO()
+        torch.save(through.state_dict(), state)
+        last = through.train_next()
+        state.seek(0)
+        resumed = build()
+        resumed.load_state_dict(torch.load(state, weights_only=True))
+        assert resumed.train_next().accuracy == last.accuracy
+        return through, resumed
+
+    return train

@@ -1,7 +1,6 @@
 """Members of the ensemble: which tasks they are, what their heads are, and that they change nothing else."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -149,21 +148,12 @@ def test_atom_ensemble_evaluates_mixed_mini_batches(learned, tasks):
         at += len(said)
 
 
-def test_atom_ensemble_resumes_to_the_bit(tasks):
+def test_atom_ensemble_resumes_to_the_bit(tasks, interrupted):
     def trainer():
         path = "fscl.continual.AtomEnsemble"
         return Trainer(tasks, Learner(path, {"members": 2}), Training(epochs=1, batch_size=16), Network(args=NETWORK))
 
-    through = trainer()
-    for _ in range(3):
-        through.train_next()
-    state = io.BytesIO()
-    torch.save(through.state_dict(), state)
-    last = through.train_next()
-    state.seek(0)
-    resumed = trainer()
-    resumed.load_state_dict(torch.load(state, weights_only=True))
-    assert resumed.train_next().accuracy == last.accuracy
+    through, resumed = interrupted(trainer, 3)
     ours, theirs = (t.strategy.atom_ensemble.heads for t in (through, resumed))
     assert {t: list(h) for t, h in ours.items()} == {t: list(h) for t, h in theirs.items()}
     for t in ours:

@@ -1,7 +1,6 @@
 """Atom selection: it learns the same as with task labels, and chooses the experience of least entropy."""
 
 import copy
-import io
 
 import pytest
 import torch
@@ -129,23 +128,14 @@ def test_evaluation_during_training_does_not_change_atom_selection(digits, same_
 
 
 @pytest.mark.parametrize("scenario", ["class", "domain"])
-def test_atom_selection_resumes_to_the_bit(digits, scenario, same_bank):
+def test_atom_selection_resumes_to_the_bit(digits, scenario, same_bank, interrupted):
     stream, _ = streams(digits, scenario)
 
     def trainer():
         path = "fscl.continual.AtomSelection"
         return Trainer(stream, Learner(path), Training(epochs=1, batch_size=16), Network(args=NETWORK))
 
-    through = trainer()
-    for _ in range(2):
-        through.train_next()
-    state = io.BytesIO()
-    torch.save(through.state_dict(), state)
-    last = through.train_next()
-    state.seek(0)
-    resumed = trainer()
-    resumed.load_state_dict(torch.load(state, weights_only=True))
-    assert resumed.train_next().accuracy == last.accuracy
+    through, resumed = interrupted(trainer, 2)
     assert same_bank(through.bank, resumed.bank)
     assert through.similarity()[1].shape == (2, 3, 3)
     assert through.memory()[0]["head"] > 0
