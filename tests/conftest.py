@@ -11,9 +11,10 @@ os.environ["FSCL_CACHE"] = tempfile.mkdtemp(prefix="fscl-cache-")
 atexit.register(shutil.rmtree, os.environ["FSCL_CACHE"], ignore_errors=True)
 
 import copy
+import multiprocessing
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +62,39 @@ def fscl(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tm
         return Ended(code, *capsys.readouterr())
 
     return call
+
+
+ForkFscl = Callable[..., multiprocessing.process.BaseProcess]
+
+
+@pytest.fixture
+def fork_fscl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkFscl]:
+    """Starts the command line in a process of its own that need not import Avalanche: this process, forked.
+
+    It runs in an empty folder without data, 80 columns wide, and prints to the files ``out-<its id>`` and ``err-<its id>``.
+    """
+    monkeypatch.delenv("FSCL_DATA", raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    processes = []
+
+    def start(*arguments: object, before: Callable[[], object] = lambda: None) -> multiprocessing.process.BaseProcess:
+        def child() -> None:
+            os.chdir(tmp_path)
+            for number, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(f"{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT), number)
+            sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+            sys.argv = ["fscl", *map(str, arguments)]
+            before()
+            app.main()
+
+        processes.append(multiprocessing.get_context("fork").Process(target=child))
+        processes[-1].start()
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.join()
 
 
 def small_network(classes: int = 10) -> nn.Sequential:

@@ -16,8 +16,8 @@ from benchmarks.similarity.cost import cost_part
 from benchmarks.similarity.page import parts_of, write_page
 from benchmarks.similarity.run import FILE, gather, read_results
 from benchmarks.similarity.units import Context
-from fscl.cli.options import Data, check_writable, complain, data_base
-from fscl.data.datasets import load_images
+from fscl.cli.options import Data, check_writable, complain
+from fscl.data.datasets import data_root, load_images
 from fscl.errors import FsclError
 
 
@@ -57,7 +57,7 @@ def similarity(
     if page:
         results = read_results(folder / FILE)
     else:
-        base = str(data_base(data))
+        base = str(data_root(data).absolute())
         with console.status("Reading images ..."):
             for images in ("fmnist",) if quick else ("fmnist", "cifar100"):
                 load_images(images, base)  # missing images are refused before anything is trained

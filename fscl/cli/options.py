@@ -9,18 +9,14 @@ import typer
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
-    from fscl.runs.spec import RunSpec
     from fscl.runs.sweep import Outcome
 
 __all__ = [
     "Data",
     "Trust",
-    "check_specs",
     "check_writable",
     "complain",
     "complain_of",
-    "data_base",
-    "find_device",
     "recorded",
 ]
 
@@ -28,23 +24,6 @@ Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Trust the recipe files: they may name any network and run any code.")
 ]
-
-
-def check_specs(specs: "list[RunSpec]") -> None:
-    """Checks runs before anything is trained. The specs differ only by strategy.
-
-    Raises:
-        FsclError: something would fail in every run.
-    """
-    from fscl.continual.learner import strategy_class
-    from fscl.runs.building import check_runnable, check_trusted, load_stream
-
-    for spec in specs:
-        check_trusted(spec)
-        strategy_class(spec.strategy.class_path, spec.strategy.args)  # before images are read, which takes longer
-    stream = load_stream(specs[0])
-    for spec in specs:
-        check_runnable(spec, stream)
 
 
 def recorded(failed: "Outcome") -> bool:
@@ -71,30 +50,6 @@ def check_writable(out: Path, option: str = "--out") -> None:
         probe.unlink(missing_ok=True)  # a process with this id on another machine may have removed it
     except OSError as error:
         raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
-
-
-def data_base(data: Path | None) -> Path:
-    """The data folder as an absolute path, because runs may start in another folder."""
-    from fscl.data.datasets import data_root
-
-    return data_root(data).absolute()
-
-
-def find_device(name: str) -> str:
-    """The device of this name. ``auto`` is a GPU if there is one, else the CPU.
-
-    Raises:
-        FsclError: the device is not available.
-    """
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise FsclError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
-    return name
 
 
 def complain(message: object) -> None:

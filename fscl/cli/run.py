@@ -1,12 +1,11 @@
 """``fscl run`` trains strategies on a benchmark, prints their table and writes their report."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from fscl.cli.options import Data, Trust, check_specs, check_writable, complain_of, data_base, find_device, recorded
+from fscl.cli.options import Data, Trust, check_writable, complain_of, recorded
 from fscl.cli.report import show_report
 from fscl.errors import FsclError
 
@@ -64,10 +63,8 @@ def run(
     from rich.console import Console
 
     from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
-    from fscl.runs.run import is_finished
     from fscl.runs.spec import RunSpec
     from fscl.runs.sweep import sweep
-    from fscl.runs.workers import warm_up
 
     for name, value in (("--seeds", seeds), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
@@ -88,20 +85,10 @@ def run(
     for folder in (out, report_to):
         if folder is not None:
             check_writable(folder)
-    specs = [RunSpec(b, s, seed, None, device, threads, validation, loader) for seed in range(seeds) for b, s in pairs]
-    todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
-    if todo:  # finished runs need neither PyTorch nor Avalanche
-        with console.status("Loading Avalanche and PyTorch ..."):
-            if jobs != 1 and cluster is None and len(todo) > 1:
-                warm_up()
-            place, base = _remote_device(device, gpus_per_run) if cluster else find_device(device), str(data_base(data))
-            specs = [replace(spec, device=place, data=base) for spec in specs]
-            unfinished = {spec.strategy.name for spec in todo}
-            one_of_each = [spec for spec in specs[: len(pairs)] if spec.strategy.name in unfinished]
-            check_specs([replace(spec, device="cpu") if cluster else spec for spec in one_of_each])
-        if jobs is None and place.startswith("cuda") and not cluster:
-            jobs = 1  # runs would share one GPU's memory
-    outcomes = sweep(specs, out, jobs, overwrite, console, cluster)
+    place = ("cuda" if gpus_per_run else "cpu") if cluster and device == "auto" else device
+    base = None if data is None else str(data)
+    specs = [RunSpec(b, s, seed, base, place, threads, validation, loader) for seed in range(seeds) for b, s in pairs]
+    outcomes = sweep(specs, out, jobs, overwrite, console, cluster, meanwhile=_import_report)
     failed = [o for o in outcomes if o.error]
     try:
         if len(failed) < len(outcomes):
@@ -129,8 +116,6 @@ def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | No
     return RayEngine(address, gpus_per_run)
 
 
-def _remote_device(name: str, gpus_per_run: float) -> str:
-    """The device of a run on the cluster. Only the machine that does the run can tell whether it has the device."""
-    if name != "auto":
-        return name
-    return "cuda" if gpus_per_run else "cpu"
+def _import_report() -> None:
+    import fscl.report.page
+    import fscl.similarity  # noqa: F401  # the report needs it, and it imports PyTorch

@@ -10,12 +10,9 @@ import typer
 from fscl.cli.options import (
     Data,
     Trust,
-    check_specs,
     check_writable,
     complain,
     complain_of,
-    data_base,
-    find_device,
     recorded,
 )
 from fscl.errors import FsclError
@@ -74,7 +71,6 @@ def tune(
     from fscl.runs.sweep import sweep
     from fscl.runs.tune import Protocol, plan, tuned, write_record
     from fscl.runs.tuned_recipe import changed_text, write_recipe
-    from fscl.runs.workers import warm_up
 
     for name, value in (("--trials", trials), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
@@ -87,18 +83,12 @@ def tune(
     check_writable(folder)
     check_writable(file.parent, "--recipe")
     console = Console()
-    with console.status("Loading Avalanche and PyTorch ..."):
-        if jobs != 1:
-            warm_up()
-        place, base = find_device(device), str(data_base(data))
-        planned = plan(recipe, learners, protocol, data=base, device=place, threads=threads)
-        source = find_recipe("benchmarks", benchmark)
-        own_trials = [strategy_trials[0] for strategy_trials in planned]
-        # fails now, not after hours of trials, if settings cannot be added to the file
-        changed_text(source, {trial.spec.strategy.name: trial.settings for trial in own_trials}, {})
-        check_specs([trial.spec for trial in own_trials])
-    if jobs is None and place.startswith("cuda"):
-        jobs = 1  # trials would share one GPU's memory
+    base = None if data is None else str(data)
+    planned = plan(recipe, learners, protocol, data=base, device=device, threads=threads)
+    source = find_recipe("benchmarks", benchmark)
+    own_trials = [strategy_trials[0] for strategy_trials in planned]
+    # fails now, not after hours of trials, if settings cannot be added to the file
+    changed_text(source, {trial.spec.strategy.name: trial.settings for trial in own_trials}, {})
     outcomes = sweep([trial.spec for trial in itertools.chain(*planned)], out, jobs, console=console)
     failed = [o for o in outcomes if o.error]
     complain_of(failed)

@@ -1,6 +1,8 @@
 """Builds the stream and the trainer of a run. Recipes that cannot or may not be built are refused before training."""
 
 import warnings
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -11,7 +13,52 @@ from fscl.runs.schema import SplitRecipe
 from fscl.runs.spec import Progress, RunSpec
 from fscl.text import brief
 
-__all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream"]
+__all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream", "prepared"]
+
+
+def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
+    """The runs of a grid with the device and the data folder that they will use. They are checked before training.
+
+    Args:
+        specs: the runs.
+        here: whether this machine does the runs. If another machine does a run, only that machine can tell whether it
+            has the device, and the check takes place on this machine's CPU.
+
+    Raises:
+        FsclError: the device is not available, or a learner would fail in all its runs.
+    """
+    from fscl.continual.learner import strategy_class
+    from fscl.data.datasets import data_root
+
+    devices = {name: _find_device(name) if here else name for name in {spec.device for spec in specs}}
+    specs = [  # an absolute path, because runs may start in another folder
+        replace(spec, device=devices[spec.device], data=str(data_root(spec.data).absolute())) for spec in specs
+    ]
+    by_recipe = {(spec.benchmark.name, spec.strategy.name): spec for spec in reversed(specs)}
+    for spec in by_recipe.values():
+        check_trusted(spec)
+        strategy_class(spec.strategy.class_path, spec.strategy.args)  # before images are read, which takes longer
+    streams = {benchmark: load_stream(spec) for (benchmark, _), spec in by_recipe.items()}
+    for (benchmark, _), spec in by_recipe.items():
+        check_runnable(spec if here else replace(spec, device="cpu"), streams[benchmark])
+    return specs
+
+
+def _find_device(name: str) -> str:
+    """The device of this name. ``auto`` is a GPU if there is one, else the CPU.
+
+    Raises:
+        FsclError: the device is not available.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise FsclError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+    return name
 
 
 def load_stream(spec: RunSpec) -> Any:

@@ -13,10 +13,11 @@ from typing import Any
 from rich.console import Console
 
 from fscl.errors import FsclError
+from fscl.runs.building import prepared
 from fscl.runs.progress import LiveTable
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
-from fscl.runs.workers import Died, each_in_a_worker
+from fscl.runs.workers import Died, each_in_a_worker, in_a_worker, warm_up
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 
@@ -54,8 +55,9 @@ def sweep(
     overwrite: bool = False,
     console: Console | None = None,
     engine: Engine | None = None,
+    meanwhile: Callable[[], object] = lambda: None,
 ) -> list[Outcome]:
-    """Does all runs, ``jobs`` at a time, each in a process of its own.
+    """Does all runs, ``jobs`` at a time, each in a process of its own. All are checked before the first one begins.
 
     If a run fails or its process is killed, for example when memory runs out, the other runs go on.
 
@@ -65,15 +67,23 @@ def sweep(
     Args:
         specs: the runs.
         out: output folder.
-        jobs: runs at a time; by default as many as the cores allow.
+        jobs: runs at a time; by default as many as the cores allow, or one on a GPU. A single job is done in this
+            process.
         overwrite: run finished runs again.
         console: where to show the progress; None shows nothing.
         engine: does the runs; by default this machine.
+        meanwhile: called while the server of worker processes imports Avalanche, which takes seconds.
 
     Returns:
         An outcome for each spec, in their order.
+
+    Raises:
+        FsclError: as :func:`fscl.runs.building.prepared`.
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
+    if todo:  # finished runs need neither PyTorch nor Avalanche
+        with console.status("Loading Avalanche and PyTorch ...") if console else contextlib.nullcontext():
+            todo = _prepared(todo, jobs, engine, meanwhile)
     outcomes = {}
     with LiveTable(specs, out, overwrite, console if todo else None) as live:
         for outcome in (engine or _here)(todo, out, jobs, overwrite):
@@ -83,8 +93,22 @@ def sweep(
     return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
 
 
+def _prepared(
+    todo: Sequence[RunSpec], jobs: int | None, engine: Engine | None, meanwhile: Callable[[], object]
+) -> list[RunSpec]:
+    if engine is not None:
+        return prepared(todo, here=False)
+    if jobs == 1 or len(todo) == 1:
+        return prepared(todo)
+    warm_up()
+    meanwhile()
+    return in_a_worker(prepared, todo)  # the server has imported Avalanche, so this process need not
+
+
 def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:
     threads = max((spec.threads for spec in todo), default=1)
+    if jobs is None and any(spec.device.startswith("cuda") for spec in todo):
+        jobs = 1  # runs would share one GPU's memory
     jobs = max(1, min(jobs or _cores() // threads, len(todo)))
     left: list[Item] = [(spec, _stamp(spec, out) if overwrite else None) for spec in todo]
     while left:

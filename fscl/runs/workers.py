@@ -1,6 +1,7 @@
 """Worker processes, one for each run. On Linux they are forked from a server that has imported Avalanche once."""
 
 import contextlib
+import gc
 import multiprocessing
 import os
 import signal
@@ -12,9 +13,16 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from typing import Any, TypeVar
 
-__all__ = ["Died", "each_in_a_worker", "warm_up"]
+from fscl.errors import FsclError
 
-PRELOADED = ["fscl.continual.trainer", "fscl.runs.run"]  # otherwise each worker would import them, in about 8 s
+__all__ = ["Died", "each_in_a_worker", "in_a_worker", "warm_up"]
+
+PRELOADED = [  # otherwise each worker would import them, in about 8 s
+    "fscl.continual.trainer",
+    "fscl.continual.repaired",
+    "fscl.runs.run",
+    "sklearn.datasets",
+]
 
 PATIENCE = 5.0  # seconds for a worker to end after its result
 
@@ -85,6 +93,29 @@ def each_in_a_worker(
             worker.join()
 
 
+def in_a_worker(do: Callable[[Item], Result], item: Item) -> Result:
+    """Calls ``do`` in a process of its own, so that this process need not import what ``do`` needs.
+
+    Raises:
+        FsclError: ``do`` raised it, or the worker ended without a result.
+    """
+    [(_, answer)] = each_in_a_worker(_answer, [(do, item)], 1)
+    if isinstance(answer, Died):
+        raise FsclError(f"a worker process ended with exit code {answer.exit_code} and without a result")
+    if isinstance(answer, str):
+        raise FsclError(answer)
+    return answer[0]
+
+
+def _answer(call: tuple[Callable[[Item], Result], Item]) -> tuple[Result] | str:
+    """The result, or the message of the refusal."""
+    do, item = call
+    try:
+        return (do(item),)
+    except FsclError as error:
+        return str(error)
+
+
 def _result(worker: Any, receiver: Connection) -> Any:
     """What a worker sent, or that it died. A worker that goes on after its result, because of a thread, is killed."""
     try:
@@ -126,6 +157,7 @@ def _without_main_module() -> Iterator[None]:
 
 
 def _work(sender: Connection, do: Callable[[Any], Any], item: Any, environment: dict[str, str]) -> None:
+    gc.freeze()  # what the server imported is never collected, and looking through it would take time in every run
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -237,33 +237,28 @@ class Noted(Replay):
 """
 
 
-def test_two_processes_share_a_grid_and_train_each_run_once(tmp_path: Path) -> None:
+def test_two_processes_share_a_grid_and_train_each_run_once(
+    fork_fscl: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "noted.py").write_text(NOTED)
     (tmp_path / "noted.toml").write_text("class = 'noted.Noted'")
-    command = [sys.executable, "-c", "from fscl.cli.app import main; main()", "run", "-s", "noted.toml", "--trust"]
-    command += ["--seeds", "3", "--jobs", "1"]
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes"))
+    monkeypatch.syspath_prepend(tmp_path)
+    command = ["run", "-s", "noted.toml", "--trust", "--seeds", "3", "--jobs", "1"]
     for setting in (*TINY, "split.tasks=2"):
         command += ["--set", setting]
-    environment = {**os.environ, "NOTES": str(tmp_path / "notes"), "PYTHONPATH": os.pathsep.join(sys.path)}
     folders = [tmp_path / f"runs/split_digits/noted/seed_{seed}" for seed in range(3)]
     folders[0].mkdir(parents=True)
-    with FileLock(folders[0] / ".lock"):  # so that both come to a run that is not to be had, and both wait for it
-        both = [
-            subprocess.Popen(
-                command, cwd=tmp_path, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            for _ in range(2)
-        ]
-        wait_for(lambda: min(learned(folder) for folder in folders[1:]) == 2 or any(p.poll() for p in both))
-    try:
-        ended = [(*process.communicate(timeout=200), process.returncode) for process in both]
-    finally:
-        for process in both:
-            process.kill()
-    assert [code for *_, code in ended] == [0, 0], ended
+    with FileLock(folders[0] / ".lock"):  # so that both come to a run that they cannot have, and wait for it
+        both = [fork_fscl(*command) for _ in range(2)]
+        wait_for(lambda: min(map(learned, folders[1:])) == 2 or any(process.exitcode is not None for process in both))
+    for process in both:
+        process.join(200)
+    printed, complaints = ([(tmp_path / f"{name}-{p.pid}").read_text() for p in both] for name in ("out", "err"))
+    assert [process.exitcode for process in both] == [0, 0], complaints
     assert len((tmp_path / "notes").read_text().split()) == 3 * 2  # each task of each run once
-    assert [err for _, err, _ in ended] == ["", ""]  # not even what Avalanche has to say on its own replay
-    tables = [out[out.index("Strategy") :] for out, *_ in ended]
+    assert complaints == ["", ""]  # not even Avalanche's warnings of its own replay
+    tables = [out[out.index("Strategy") :] for out in printed]
     assert tables[0] == tables[1]
     report = tmp_path / "runs/split_digits/report"
     assert "Report: runs/split_digits/report/index.html" in tables[0]
