@@ -71,7 +71,7 @@ ForkFscl = Callable[..., multiprocessing.process.BaseProcess]
 def fork_fscl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkFscl]:
     """Starts the command line in a process of its own that need not import Avalanche: this process, forked.
 
-    It runs in an empty folder without data, 80 columns wide, and prints to the files ``out-<its id>`` and ``err-<its id>``.
+    It runs in an empty folder without data, 80 columns wide, and prints to ``out-<its id>`` and ``err-<its id>`` there.
     """
     monkeypatch.delenv("FSCL_DATA", raising=False)
     monkeypatch.setenv("COLUMNS", "80")
@@ -82,7 +82,7 @@ def fork_fscl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkF
             os.chdir(tmp_path)
             for number, name in ((1, "out"), (2, "err")):
                 os.dup2(os.open(f"{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT), number)
-            sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
             sys.argv = ["fscl", *map(str, arguments)]
             before()
             app.main()
