@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,11 +18,13 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
+from fscl.files import write_text_atomically
 from fscl.report.page import ReportPaths, write_report
 from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.sections import build_section
@@ -102,6 +106,28 @@ def report(folder: Path) -> tuple[ReportPaths, str, str]:
     return paths, paths.html.read_text(), paths.markdown.read_text()
 
 
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Reports written within have empty figures, because drawing takes most of a report's time."""
+
+    def save_png(figure: Figure, file: Path) -> None:
+        write_text_atomically(file, f"{file.name}: not drawn. ".ljust(200))
+
+    def inline_svg(figure: Figure, slug: str, text: str) -> str:
+        return f'<svg id="{escape(slug)}">{escape(text)}</svg>'
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fscl.report.page.save_png", save_png)
+        patch.setattr("fscl.report.page.inline_svg", inline_svg)
+        yield
+
+
+def texts(folder: Path) -> tuple[str, str]:
+    """The HTML and the Markdown page, without drawn figures."""
+    with undrawn():
+        return report(folder)[1:]
+
+
 def table(folders: list[Path]) -> list[SummaryRow]:
     return summary_rows(group_runs(load_runs(folders)))
 
@@ -154,7 +180,7 @@ def test_the_report_shows_the_numbers_of_its_runs(make_run: MakeRun) -> None:
         "17.6 kB",
         "1.0 MB",
     )
-    _, html, markdown = report(folder)
+    html, markdown = texts(folder)
     text = " ".join(Page(html).text.split())
     for cell in (*cells, "1 min 24 s", "15 epochs a task, batches of 64", "AMD EPYC", "torch 2.15.0", "n = 2"):
         assert cell in text.replace("± ", " ± ").replace("  ", " ")
@@ -196,6 +222,7 @@ def test_differences_to_the_best_learner_are_paired_by_seed(make_run: MakeRun) -
     assert cells(rows["lwf"])[3:5] == ["−5.00", "–"], "one seed in common has no test"
 
 
+@undrawn()
 def test_a_report_can_be_made_again_from_its_runs_json(make_run: MakeRun, tmp_path: Path) -> None:
     started = {"started": "2026-01-01T00:00:00+00:00"}
     make_run("atom_swapping", 0, 5, forgets=0, **started)
@@ -244,7 +271,7 @@ def test_runs_tested_on_other_images_or_tasks_are_not_compared(make_run: MakeRun
         ("lwf", "first 3 tasks, 10 % of the training images held out"),
     }
     assert all(row.against_best is None for row in rows)
-    _, html, markdown = report(folder)
+    html, markdown = texts(folder)
     assert "held out" in Page(html).text
     assert markdown.count("### Summary") == 3
 
@@ -300,7 +327,7 @@ def test_the_html_page_loads_nothing_from_outside(make_run: MakeRun) -> None:
 def test_heatmaps_of_learners_come_before_those_of_bounds(make_run: MakeRun) -> None:
     made = {"strategy": {"name": "whole", "title": "Whole", "bound": "upper"}}
     make_run("whole", 0, 4, forgets=0.0, **made)
-    _, html, markdown = report(make_run("fine_tuning", 0, 4))
+    html, markdown = texts(make_run("fine_tuning", 0, 4))
     assert markdown.index("| Whole |") < markdown.index("| Fine tuning |")  # the best comes first
     for page in (html, markdown):
         assert 0 < page.index("Accuracy, task by task") < page.rindex("accuracy-fine") < page.rindex("accuracy-whole")
@@ -323,6 +350,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@undrawn()
 @pytest.mark.parametrize("written", [0, 1, 4])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
@@ -344,6 +372,7 @@ def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
     assert contents(tmp_path / "report") == before
 
 
+@undrawn()
 def test_files_of_a_killed_report_are_removed_by_the_next_report(make_run: MakeRun, tmp_path: Path) -> None:
     runs = make_run("fine_tuning", 0, 20)
     report(runs)
@@ -374,7 +403,7 @@ def test_known_correlations_are_found_and_constant_forgetting_is_undefined(make_
     for seed in (0, 1):
         make_run("atom_swapping", seed, 9, forgets=0)
         folder = make_run("fine_tuning", seed, 9)
-    _, html, markdown = report(folder)
+    html, markdown = texts(folder)
     for text in (html, markdown):
         assert "undefined" in text
         assert "forgetting is constant" in text
@@ -409,7 +438,7 @@ def test_questions_are_answered_for_the_atoms_of_each_strategy(make_run: MakeRun
     assert found["Atom swapping"].all_pairs.statistic < -0.5
     assert found["Atom swapping first"].all_pairs.statistic > 0.5
     assert len({row.words for row in rows if row.question == "atoms"}) == 2, "one is not taken for the other"
-    _, html, markdown = report(folder)
+    html, markdown = texts(folder)
     for text in (html, markdown):
         assert "Atom similarity and forgetting (Atom swapping first)" in text.replace("\\", "")
 
@@ -532,7 +561,7 @@ def test_a_correlation_due_to_distance_in_the_stream_vanishes_at_equal_distance(
 def test_a_seed_without_a_run_of_the_atoms_is_undefined_with_the_reason(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, forgets=0)
     make_run("fine_tuning", 0)
-    _, html, _ = report(make_run("fine_tuning", 5))
+    html, _ = texts(make_run("fine_tuning", 5))
     assert "no finished run of Atom swapping has seed 5" in html
 
 
@@ -543,7 +572,7 @@ def test_unfinished_runs_are_listed_and_not_counted(make_run: MakeRun) -> None:
     folder = make_run("fine_tuning", 1, 4, **half)
     (row,) = table([folder])
     assert row.seeds == (0,)
-    _, html, markdown = report(folder)
+    html, markdown = texts(folder)
     for text in (html, markdown):
         assert "Fine tuning, seed 1: running, 2 of 4 tasks" in text
 
@@ -572,7 +601,7 @@ def test_two_strategies_with_one_title_are_told_apart(make_run: MakeRun) -> None
 
 @pytest.mark.parametrize("tasks", [1, 2, 20])
 def test_a_report_of_one_strategy_works_for_any_number_of_tasks(make_run: MakeRun, tasks: int) -> None:
-    _, html, _ = report(make_run("atom_swapping", 0, tasks, forgets=0))
+    html, _ = texts(make_run("atom_swapping", 0, tasks, forgets=0))
     assert "85.00" in html
 
 
@@ -581,7 +610,7 @@ def test_a_report_works_without_similarity_transfer_and_memory(make_run: MakeRun
     folder = make_run("fine_tuning", 0, 5, **bare)
     (row,) = table([folder])
     assert row.forward_transfer is None
-    _, html, _ = report(folder)
+    html, _ = texts(folder)
     assert "Which tasks are alike" not in html
 
 
@@ -597,7 +626,7 @@ def test_the_budget_of_joint_training_has_no_later_tasks(make_run: MakeRun) -> N
     recipe = load_strategy("joint").model_dump(by_alias=True)
     benchmark = run_data()["benchmark"] | {"training": {"epochs": 17, "epochs_next": 15, "lr_next": 0.1}}
     folder = make_run("joint", 0, 4, strategy=recipe, accuracy=[[0.5] * 4], similarity=None, benchmark=benchmark)
-    _, _, markdown = report(folder)
+    _, markdown = texts(folder)
     assert "17 epochs of all tasks at once" in markdown
     assert "later one" not in markdown
     assert "second task" not in markdown
@@ -608,7 +637,7 @@ def test_runs_of_another_machine_are_named(make_run: MakeRun) -> None:
     for seed, machine in enumerate((run_data()["machine"], elsewhere, {})):
         make_run("fine_tuning", seed)
         folder = make_run("ewc", seed, machine=machine)
-    _, _, markdown = report(folder)
+    _, markdown = texts(folder)
     (line,) = [line for line in markdown.splitlines() if line.startswith("- **Machine**")]
     assert "AMD EPYC, cpu, 1 thread (4 of 6 runs)" in line
     assert "Xeon, cpu, 2 threads (1 of 6 runs: Ewc)" in line
@@ -619,11 +648,12 @@ def test_runs_of_another_machine_are_named(make_run: MakeRun) -> None:
 def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun) -> None:
     make_run("fine_tuning", 0, 3)
     folder = make_run("fine_tuning", 1, 3, tasks=[{"name": f"other {i}", "classes": ["o"]} for i in range(3)])
-    _, html, _ = report(folder)
+    html, _ = texts(folder)
     assert "seed 0. The other seeds learned other tasks." in html
     assert "other 2" not in html
 
 
+@undrawn()
 def test_a_report_is_drawn_again_only_if_it_would_change(make_run: MakeRun) -> None:
     folder = make_run("atom_swapping", 0, 4, forgets=0)
     written = write_report(load_runs([folder]), folder / "report")
@@ -654,7 +684,7 @@ def test_a_report_is_drawn_again_only_if_it_would_change(make_run: MakeRun) -> N
 def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
     make_run("ewc", 0, 3)
     folder = make_run("ewc", 0, 3, benchmark={"name": "another", "title": "Another stream"})
-    _, html, markdown = report(folder)
+    html, markdown = texts(folder)
     assert re.findall(r"<h2>(.+?)</h2>", html) == ["Another stream", "Split Made-Up", "Notes"]
     assert "## Another stream" in markdown
 
