@@ -79,7 +79,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def connected(address: str) -> None:
-    """Connects to Ray as a program that uses Ray itself. Workers are then kept from grid to grid."""
+    """Connects to Ray as a program that uses Ray itself. Ray then keeps workers, which import Avalanche, between grids."""
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False, logging_level="ERROR")
 
@@ -90,9 +90,10 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [numbers(o.folder) for o in sweep(GRID, tmp_path_factory.mktemp("local"), jobs=2)]
 
 
+@pytest.mark.usefixtures("connected")
 @pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_grid_with_killed_ray_workers_gives_the_numbers_of_one_machine(
-    address: str, expected: list[dict[str, Any]], tmp_path: Path, shared: bool
+    expected: list[dict[str, Any]], tmp_path: Path, shared: bool
 ) -> None:
     victim = GRID[2].folder(tmp_path)
 
@@ -108,7 +109,7 @@ def test_a_grid_with_killed_ray_workers_gives_the_numbers_of_one_machine(
     lost: list[Path] = []
     thread = threading.Thread(target=disturb)
     thread.start()
-    outcomes = sweep(GRID, tmp_path, engine=RayEngine(address))
+    outcomes = sweep(GRID, tmp_path, engine=RayEngine())
     thread.join()
     assert [o.error for o in outcomes] == [""] * len(GRID)
     assert [o.folder for o in outcomes] == [spec.folder(tmp_path) for spec in GRID]
@@ -170,10 +171,10 @@ def test_ray_runs_finished_runs_again_only_with_overwrite(tmp_path: Path) -> Non
     assert left_over(tmp_path) == set()
 
 
-@pytest.mark.usefixtures("connected")
-def test_a_run_too_large_for_every_machine_of_the_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
+def test_a_run_too_large_for_every_machine_of_the_cluster_is_refused_in_one_line(address: str, tmp_path: Path) -> None:
+    ray.shutdown()  # so that the engine connects by itself
     with pytest.raises(FsclError, match=r"a run needs 1 cores and 2 GPUs, and no machine of the cluster has that: 1 c"):
-        sweep([make_spec("naive", 0, TINY)], tmp_path, engine=RayEngine(gpus_per_run=2))
+        sweep([make_spec("naive", 0, TINY)], tmp_path, engine=RayEngine(address, gpus_per_run=2))
 
 
 def test_an_address_without_a_ray_cluster_is_refused_in_one_line(tmp_path: Path) -> None:
