@@ -79,7 +79,7 @@ def address() -> Iterator[str]:
 
 @pytest.fixture
 def connected(address: str) -> None:
-    """Connects to Ray as a program that uses Ray itself. Ray then keeps workers, which import Avalanche, between grids."""
+    """Connects to Ray as a program that uses Ray does. Ray then keeps workers, with Avalanche, from grid to grid."""
     if not ray.is_initialized():
         ray.init(address, log_to_driver=False, logging_level="ERROR")
 
