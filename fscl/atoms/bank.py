@@ -39,7 +39,8 @@ from fscl.atoms.references import references
 from fscl.atoms.swapping import pointed_at
 from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
 from fscl.errors import FsclError
-from fscl.similarity.subspace import gram_matrix, similarity_matrix
+from fscl.similarity.filters import gram_matrix
+from fscl.similarity.subspace import similarity_matrix
 
 __all__ = ["KINDS", "AtomBank"]
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair, _reverse_repeat_tuple
 
 from fscl.errors import FsclError
-from fscl.similarity.subspace import gram_matrix
+from fscl.similarity.filters import gram_matrix
 
 __all__ = ["AtomConv2d", "atom_layers", "check_finite", "freeze_coefficients"]
 
