@@ -1,7 +1,5 @@
 """AtomBank: stores what belongs to each task, apart from what all tasks share."""
 
-import copy
-import operator
 import os
 import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,38 +9,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms.bank_file import KINDS, Contents, read_bank, write_bank
-from fscl.atoms.entries import (
-    copied,
-    entry_kinds,
-    fingerprint_of,
-    head_owners,
-    live_state,
-    put_entries,
-    unkept_values,
-    within,
-)
-from fscl.atoms.fitting import fitting_entries
-from fscl.atoms.layers import atom_layers, check_finite, freeze_coefficients
-from fscl.atoms.learning import (
-    check_head,
+from fscl.atoms.bank_file import Contents, read_bank, write_bank
+from fscl.atoms.entries import copied, fingerprint_of, live_state, moved_to, put_entries, within
+from fscl.atoms.layers import atom_layers
+from fscl.atoms.learning import check_finite, freeze, freeze_coefficients, resettable, train_only
+from fscl.atoms.ownership import (
+    KINDS,
     check_names,
     check_shared,
     check_ties,
-    freeze,
+    entry_kinds,
+    head_owners,
+    kinds_of_task,
     own_parameters,
-    reset,
-    resettable,
-    train_only,
+    unkept_values,
+    warn_of_unkept,
 )
-from fscl.atoms.references import references
-from fscl.atoms.swapping import pointed_at
-from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
+from fscl.atoms.replacing import copied_network
+from fscl.atoms.swapping import check_built_alike, pointed_at
+from fscl.atoms.tasks import HeldTask, Task, as_label, entry_of_all
 from fscl.errors import FsclError
 from fscl.similarity.filters import gram_matrix
-from fscl.similarity.subspace import similarity_matrix
 
-__all__ = ["KINDS", "AtomBank"]
+__all__ = ["AtomBank"]
 
 
 class AtomBank:
@@ -197,7 +186,8 @@ class AtomBank:
         fresh = resettable(model, self._heads if head is None else head) if fresh_head else []
         if start is not None:
             put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, self._heads)})
-        reset(fresh)
+        for module in fresh:
+            module.reset_parameters()
         train_only(model, trained)
 
     def parameters(self, model: nn.Module, head: Sequence[str] | None = None) -> list[nn.Parameter]:
@@ -219,14 +209,8 @@ class AtomBank:
             FsclError: the task is unknown, the network has no place for an entry, or the network cannot be copied. It
                 cannot be copied if a function in it, such as a hook, holds one of its modules.
         """
-        network = copy.deepcopy(model)
-        originals = {id(part) for part in (*model.modules(), *model.parameters())}
-        for reference in references(network):
-            if id(reference.target) in originals:  # deepcopy does not copy functions
-                raise FsclError(
-                    f"{reference.path} holds a part of the network, which a copy would share with it; use `restore` or "
-                    "`swapped` instead of a copy"
-                )
+        parts = {**dict(model.named_modules()), **dict(model.named_parameters())}
+        network = copied_network(model, parts, "use `restore` or `swapped` instead of a copy")
         self.restore(network, task)
         return network.eval()
 
@@ -252,19 +236,12 @@ class AtomBank:
         label = as_label(task)
         state = live_state(model)
         check_shared(state, self._shared, self._layers)
-        check_head(model, self._heads, head)
-        all_kinds = entry_kinds(model, self._heads if head is None else head, self._of_kind("other"))
-        task_kinds = {n: k for n, k in all_kinds.items() if k == "head" or not within(n, self._heads)}
-        for entry in state:
-            if entry not in self._shared and entry not in task_kinds and not within(entry, self._heads):
-                raise FsclError(
-                    f"{entry} of this network was not there when the bank was made, so it would be lost; make a new "
-                    "bank of this network, and name the entry in `own` if each task has its own"
-                )
-        stored = {entry: copied(state[entry]) for entry in task_kinds}
+        own = [entry for entry, kind in self._kinds.items() if kind == "other"]
+        kinds = kinds_of_task(model, self._shared, own, self._heads, head)
+        stored = {entry: copied(state[entry]) for entry in kinds}
         check_finite(stored)
-        self._warn_of_unkept(model)
-        self._tasks[label] = HeldTask(str(label) if name is None else str(name), task_kinds, stored)
+        self._unkept = warn_of_unkept(model, self._unkept)
+        self._tasks[label] = HeldTask(str(label) if name is None else str(name), kinds, stored)
 
     @torch.no_grad()
     def restore(self, model: nn.Module, task: int) -> None:
@@ -277,7 +254,9 @@ class AtomBank:
             FsclError: the task is unknown, the network has no place for an entry, it has a parameter that the task did
                 not have, or its numbers are of another type than the bank's.
         """
-        put_entries(model, fitting_entries(model, self._shared, self._task(task).tensors, self._heads))
+        tensors = self._task(task).tensors
+        check_built_alike(model, self._shared, tensors, self._heads)
+        put_entries(model, {**self._shared, **tensors})
 
     @contextmanager
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
@@ -293,14 +272,16 @@ class AtomBank:
                 task did not have, its numbers are of another type, or the block wrote to a shared tensor.
         """
         tensors = self._task(task).tensors
-        entries = fitting_entries(model, self._shared, tensors, self._heads)
-        with pointed_at(model, entries, tensors, self._shared):
+        check_built_alike(model, self._shared, tensors, self._heads)
+        with pointed_at(model, self._shared, tensors):
             yield model
 
     # comparing
 
     def similarity(self, metric: str = "cosine", aggregate: str = "product", **options: Any) -> Tensor:
         """Task-to-task similarity without data, (tasks, tasks): :func:`fscl.similarity.similarity_matrix`."""
+        from fscl.similarity.subspace import similarity_matrix  # needed for nothing else that a bank does
+
         return similarity_matrix(self, metric=metric, aggregate=aggregate, **options)
 
     def nearest(self, task: int, k: int = 1, metric: str = "cosine", aggregate: str = "product") -> list[int]:
@@ -324,7 +305,7 @@ class AtomBank:
         chosen = self.tasks if task is None else [task]
         total = dict.fromkeys(KINDS, 0)
         for t in chosen:
-            for kind, size in self._task(t).sizes().items():
+            for kind, size in self._task(t).sizes():
                 total[kind] += size
         return {kind: round(total[kind] / max(len(chosen), 1)) for kind in KINDS}
 
@@ -345,8 +326,7 @@ class AtomBank:
             FsclError: the banks differ in their coefficients, so that their atoms cannot be compared, or in another
                 shared entry.
         """
-        merged = self._blank()
-        merged._fill(self)
+        tasks = dict(self._tasks)
         for other in others:
             if other.fingerprint != self.fingerprint:
                 raise FsclError(
@@ -361,15 +341,16 @@ class AtomBank:
                         f"{name!r} differs between these banks although their tasks share it, so no network can serve "
                         "all of them; their atoms can still be compared with fscl.similarity_matrix"
                     )
-            merged._fill(other)
-        return merged
+            for label, task in other._tasks.items():
+                tasks[label if label not in tasks else max(tasks) + 1] = task
+        return self._with(_tasks=tasks)
 
     def to(self, device: str | torch.device) -> "AtomBank":
         """The same bank on another device. Tensors that are on that device already are not copied."""
-        moved = self._blank()
-        moved._shared = {name: moved_to(t, device) for name, t in self._shared.items()}
-        moved._tasks = {label: task.to(device) for label, task in self._tasks.items()}
-        return moved
+        return self._with(
+            _shared={name: moved_to(tensor, device) for name, tensor in self._shared.items()},
+            _tasks={label: task.to(device) for label, task in self._tasks.items()},
+        )
 
     # on disk
 
@@ -421,39 +402,11 @@ class AtomBank:
         if layer not in self._layers:
             raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._layers)}")
 
-    def _warn_of_unkept(self, model: nn.Module) -> None:
-        digests = unkept_values(model)
-        changed = [name for name, digest in digests.items() if (self._unkept or digests).get(name) != digest]
-        self._unkept = digests
-        if changed:
-            module = model.get_submodule(changed[0].rpartition(".")[0])
-            warnings.warn(
-                f"{', '.join(changed[:3])} changed since the bank was made and cannot be kept: {type(module).__name__} "
-                "holds it as a plain value. If outputs depend on it, a restored task will differ; "
-                "make it a buffer (register_buffer)",
-                stacklevel=3,
-            )
-
-    def _of_kind(self, kind: str) -> list[str]:
-        return [name for name, k in self._kinds.items() if k == kind]
-
-    def _blank(self) -> "AtomBank":
+    def _with(self, **changed: Any) -> "AtomBank":
+        """This bank with other attributes. ``copy.copy`` would read all tasks from the file."""
         bank = AtomBank.__new__(AtomBank)
-        bank._layers, bank._kinds, bank._heads, bank._shared = self._layers, self._kinds, self._heads, self._shared
-        bank._fingerprint, bank._unkept, bank._tasks = self._fingerprint, self._unkept, {}
+        bank.__dict__.update({**self.__dict__, **changed})
         return bank
-
-    def _fill(self, other: "AtomBank") -> None:
-        for label, task in other._tasks.items():
-            self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
-
-
-def as_label(task: object) -> int:
-    """A task's label as a plain integer; integers of NumPy and torch are accepted."""
-    try:
-        return int(operator.index(task))  # type: ignore[arg-type]  # anything else raises
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise FsclError(f"task label is {task!r}; an integer would do, and `name` may be any text") from error
 
 
 def _fingerprint(layers: Sequence[str], shared: Mapping[str, Tensor]) -> str:

@@ -20,15 +20,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fscl.atoms.entries import bytes_of, fingerprint_of
-from fscl.atoms.tasks import DIGITS, FiledTask, Stack, Task, TaskFile, digest_of
+from fscl.atoms.entries import DIGITS, bytes_of, digest_of, fingerprint_of
+from fscl.atoms.ownership import KINDS
+from fscl.atoms.tasks import FiledTask, Stack, Task, TaskFile
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 
-__all__ = ["KINDS", "Contents", "read_bank", "write_bank"]
+__all__ = ["Contents", "read_bank", "write_bank"]
 
 FORMAT = 3
-KINDS = ("atoms", "normalisation", "head", "other")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def _filed_tasks(
         )
         if header[key]["shape"] != [len(tasks), *shape] or stack.nbytes * len(tasks) != end - start:
             raise ValueError(f"the size of {key} differs from its description")
-        file.add(stack, len(labels))
+        file.add(stack)
     for number, label in enumerate(labels):
         entries = [stack.entry for stack, _ in file.rows_of(number)]
         if len(set(entries)) < len(entries) or not {f"{layer}.atoms" for layer in meta["layers"]} <= set(entries):

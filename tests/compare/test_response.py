@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms import AtomBank, atom_layers, decompose, freeze_coefficients
-from fscl.atoms.entries import entry_kinds
+from fscl.atoms.ownership import entry_kinds
 from fscl.compare import READINGS, response_features, response_similarity, tangent_features, tangent_similarity
 from fscl.errors import FsclError
 from fscl.similarity import linear_cka
