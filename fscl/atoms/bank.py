@@ -1,30 +1,18 @@
 """AtomBank: stores what belongs to each task, apart from what all tasks share."""
 
 import os
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms.bank_file import Contents, read_bank, write_bank
-from fscl.atoms.entries import copied, fingerprint_of, live_state, moved_to, put_entries, within
-from fscl.atoms.layers import atom_layers
-from fscl.atoms.learning import check_finite, freeze, freeze_coefficients, resettable, train_only
-from fscl.atoms.ownership import (
-    KINDS,
-    check_names,
-    check_shared,
-    check_ties,
-    entry_kinds,
-    head_owners,
-    kinds_of_task,
-    own_parameters,
-    unkept_values,
-    warn_of_unkept,
-)
+from fscl.atoms.bank_file import read_bank, write_bank
+from fscl.atoms.entries import copied, live_state, moved_to, put_entries, within
+from fscl.atoms.learning import check_finite, resettable, train_only
+from fscl.atoms.ownership import KINDS, Ownership, unkept_values, warn_of_unkept
 from fscl.atoms.replacing import copied_network
 from fscl.atoms.swapping import check_built_alike, pointed_at
 from fscl.atoms.tasks import HeldTask, Task, as_label, entry_of_all
@@ -78,30 +66,9 @@ class AtomBank:
     """
 
     def __init__(self, model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> None:
-        if not atom_layers(model):
-            raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
-        check_names("heads", heads or [])
-        check_names("own", own)
-        self._heads = head_owners(model, heads)
-        if not self._heads and heads is None:
-            warnings.warn(
-                f"{type(model).__name__} has no nn.Linear that could be a task's head, so tasks share its last "
-                "layers; name the heads (heads=[...]), or pass heads=[] if there are none",
-                stacklevel=2,
-            )
-        self._kinds = entry_kinds(model, self._heads, own)
-        state = live_state(model)
-        shared = {name: tensor for name, tensor in state.items() if name not in self._kinds}
-        check_ties(state, shared)
-        freeze_coefficients(model)
-        self._shared = {name: copied(tensor) for name, tensor in shared.items()}
-        for tensor in shared.values():
-            if isinstance(tensor, nn.Parameter):
-                freeze(tensor)
+        self._ownership = Ownership.frozen_in(model, heads, own)
         self._unkept: dict[str, str] | None = unkept_values(model)
-        self._layers = list(atom_layers(model))
         self._tasks: dict[int, Task] = {}
-        self._fingerprint = _fingerprint(self._layers, self._shared)
 
     # contents
 
@@ -113,7 +80,7 @@ class AtomBank:
     @property
     def layers(self) -> list[str]:
         """Dotted names of the atom layers, from input to output."""
-        return list(self._layers)
+        return list(self._ownership.layers)
 
     @property
     def names(self) -> list[str]:
@@ -123,12 +90,12 @@ class AtomBank:
     @property
     def shared(self) -> dict[str, Tensor]:
         """The tensors that all tasks share: coefficients and every other frozen entry of the network."""
-        return dict(self._shared)
+        return dict(self._ownership.shared)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the shared coefficients. Atoms of two banks can be compared only if it is equal."""
-        return self._fingerprint
+        return self._ownership.fingerprint
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -137,7 +104,8 @@ class AtomBank:
         return task in self._tasks
 
     def __repr__(self) -> str:
-        return f"AtomBank({len(self)} tasks, {len(self._layers)} layers, {sum(self.memory().values())} bytes a task)"
+        size = sum(self.memory().values())
+        return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {size} bytes a task)"
 
     def entries(self, task: int) -> dict[str, Tensor]:
         """All tensors stored for one task, by their names in the network's ``state_dict``."""
@@ -146,7 +114,7 @@ class AtomBank:
     def atoms(self, task: int) -> dict[str, Tensor]:
         """The atoms of one task: layer name -> (m, height, width)."""
         tensors = self._task(task).tensors
-        return {layer: tensors[f"{layer}.atoms"] for layer in self._layers}
+        return {layer: tensors[f"{layer}.atoms"] for layer in self._ownership.layers}
 
     def stack(self, layer: str) -> Tensor:
         """The atoms of one layer for all tasks, (tasks, m, height, width), in the order of :attr:`tasks`."""
@@ -158,7 +126,7 @@ class AtomBank:
     def gram(self, layer: str) -> Tensor:
         """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
         self._check_layer(layer)
-        return gram_matrix(self._shared[f"{layer}.coefficients"].double())
+        return gram_matrix(self._ownership.shared[f"{layer}.coefficients"].double())
 
     # learning a task
 
@@ -181,11 +149,12 @@ class AtomBank:
             FsclError: a shared parameter of the network differs from the bank's, the task or the head is unknown, or
                 the head cannot be initialised. The network is then unchanged.
         """
-        trained = own_parameters(model, self._shared, self._heads, head)
-        check_shared(live_state(model), self._shared, self._layers)
-        fresh = resettable(model, self._heads if head is None else head) if fresh_head else []
+        heads = self._ownership.heads
+        trained = self._ownership.parameters(model, head)
+        self._ownership.check_shared(model)
+        fresh = resettable(model, heads if head is None else head) if fresh_head else []
         if start is not None:
-            put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, self._heads)})
+            put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, heads)})
         for module in fresh:
             module.reset_parameters()
         train_only(model, trained)
@@ -200,7 +169,7 @@ class AtomBank:
         Raises:
             FsclError: the network lacks a shared entry of the bank, or the head is unknown.
         """
-        return own_parameters(model, self._shared, self._heads, head)
+        return self._ownership.parameters(model, head)
 
     def network(self, model: nn.Module, task: int) -> nn.Module:
         """A separate network for a task, in evaluation mode. ``model`` is copied and does not change.
@@ -234,10 +203,9 @@ class AtomBank:
                 has a parameter that the bank does not know, or the label is not an integer.
         """
         label = as_label(task)
+        self._ownership.check_shared(model)
+        kinds = self._ownership.kinds_in(model, head)
         state = live_state(model)
-        check_shared(state, self._shared, self._layers)
-        own = [entry for entry, kind in self._kinds.items() if kind == "other"]
-        kinds = kinds_of_task(model, self._shared, own, self._heads, head)
         stored = {entry: copied(state[entry]) for entry in kinds}
         check_finite(stored)
         self._unkept = warn_of_unkept(model, self._unkept)
@@ -255,8 +223,8 @@ class AtomBank:
                 not have, or its numbers are of another type than the bank's.
         """
         tensors = self._task(task).tensors
-        check_built_alike(model, self._shared, tensors, self._heads)
-        put_entries(model, {**self._shared, **tensors})
+        check_built_alike(model, self._ownership, tensors)
+        put_entries(model, {**self._ownership.shared, **tensors})
 
     @contextmanager
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
@@ -272,8 +240,8 @@ class AtomBank:
                 task did not have, its numbers are of another type, or the block wrote to a shared tensor.
         """
         tensors = self._task(task).tensors
-        check_built_alike(model, self._shared, tensors, self._heads)
-        with pointed_at(model, self._shared, tensors):
+        check_built_alike(model, self._ownership, tensors)
+        with pointed_at(model, self._ownership.shared, tensors):
             yield model
 
     # comparing
@@ -312,8 +280,8 @@ class AtomBank:
     def shared_memory(self) -> dict[str, int]:
         """Bytes stored once for all tasks: coefficients, and every other shared entry."""
         sizes = {"coefficients": 0, "other": 0}
-        names = {f"{layer}.coefficients" for layer in self._layers}
-        for name, tensor in self._shared.items():
+        names = {f"{layer}.coefficients" for layer in self._ownership.layers}
+        for name, tensor in self._ownership.shared.items():
             sizes["coefficients" if name in names else "other"] += tensor.nbytes
         return sizes
 
@@ -328,28 +296,17 @@ class AtomBank:
         """
         tasks = dict(self._tasks)
         for other in others:
-            if other.fingerprint != self.fingerprint:
-                raise FsclError(
-                    f"these banks have different coefficients (fingerprints {self.fingerprint[:12]} and "
-                    f"{other.fingerprint[:12]}), so their atoms cannot be compared; compare tasks of one bank, or "
-                    "train the second from the first one's network"
-                )
-            for name in {**self._shared, **other._shared}:
-                expected, actual = self._shared.get(name), other._shared.get(name)
-                if expected is None or actual is None or not torch.equal(actual.to(expected.device), expected):
-                    raise FsclError(
-                        f"{name!r} differs between these banks although their tasks share it, so no network can serve "
-                        "all of them; their atoms can still be compared with fscl.similarity_matrix"
-                    )
+            self._ownership.check_mergeable(other._ownership)
             for label, task in other._tasks.items():
                 tasks[label if label not in tasks else max(tasks) + 1] = task
-        return self._with(_tasks=tasks)
+        return self._made_of(self._ownership, tasks, self._unkept)
 
     def to(self, device: str | torch.device) -> "AtomBank":
         """The same bank on another device. Tensors that are on that device already are not copied."""
-        return self._with(
-            _shared={name: moved_to(tensor, device) for name, tensor in self._shared.items()},
-            _tasks={label: task.to(device) for label, task in self._tasks.items()},
+        return self._made_of(
+            replace(self._ownership, shared={n: moved_to(t, device) for n, t in self._ownership.shared.items()}),
+            {label: task.to(device) for label, task in self._tasks.items()},
+            self._unkept,
         )
 
     # on disk
@@ -360,7 +317,7 @@ class AtomBank:
         Raises:
             FsclError: the file cannot be written.
         """
-        write_bank(path, Contents(self._layers, self._kinds, self._heads, self._shared, self._tasks))
+        write_bank(path, self._ownership, self._tasks)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
@@ -374,22 +331,28 @@ class AtomBank:
             FsclError: the file does not exist, is damaged, is not a bank, or has another format. A task's tensors are
                 checked when they are read: a damaged task is refused then, and the other tasks can still be used.
         """
-        contents = read_bank(path, device)
-        bank = cls.__new__(cls)
-        bank._layers, bank._kinds, bank._heads = contents.layers, contents.kinds, contents.heads
-        bank._shared, bank._tasks, bank._unkept = contents.shared, dict(contents.tasks), None
-        bank._fingerprint = _fingerprint(bank._layers, bank._shared)
-        return bank
+        return cls._made_of(*read_bank(path, device))
 
     # private
 
+    @classmethod
+    def _made_of(cls, ownership: Ownership, tasks: dict[int, Task], unkept: dict[str, str] | None = None) -> "AtomBank":
+        bank = cls.__new__(cls)
+        bank._ownership, bank._tasks, bank._unkept = ownership, tasks, unkept
+        return bank
+
     def __getstate__(self) -> dict[str, Any]:  # plain data, which torch.load(weights_only=True) accepts
         tasks = {label: task.held() for label, task in self._tasks.items()}
-        return {**self.__dict__, "_tasks": {label: (t.name, dict(t.kinds), t.tensors) for label, t in tasks.items()}}
+        return {
+            **{f"_{name}": value for name, value in vars(self._ownership).items()},
+            "_tasks": {label: (task.name, dict(task.kinds), task.tensors) for label, task in tasks.items()},
+            "_unkept": self._unkept,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        tasks = {label: HeldTask(*task) for label, task in state["_tasks"].items()}
-        self.__dict__.update({**state, "_tasks": tasks})
+        self._ownership = Ownership(**{field.name: state[f"_{field.name}"] for field in fields(Ownership)})
+        self._tasks = {label: HeldTask(*task) for label, task in state["_tasks"].items()}
+        self._unkept = state["_unkept"]
 
     def _task(self, task: int) -> Task:
         label = as_label(task)
@@ -399,15 +362,5 @@ class AtomBank:
         return self._tasks[label]
 
     def _check_layer(self, layer: str) -> None:
-        if layer not in self._layers:
-            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._layers)}")
-
-    def _with(self, **changed: Any) -> "AtomBank":
-        """This bank with other attributes. ``copy.copy`` would read all tasks from the file."""
-        bank = AtomBank.__new__(AtomBank)
-        bank.__dict__.update({**self.__dict__, **changed})
-        return bank
-
-
-def _fingerprint(layers: Sequence[str], shared: Mapping[str, Tensor]) -> str:
-    return fingerprint_of({f"{layer}.coefficients": shared[f"{layer}.coefficients"] for layer in layers})
+        if layer not in self._ownership.layers:
+            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._ownership.layers)}")

@@ -9,29 +9,22 @@ from torch import Tensor, nn
 from fscl.atoms.entries import live_state, point_entries, within
 from fscl.atoms.layers import Mark
 from fscl.atoms.learning import freeze
+from fscl.atoms.ownership import Ownership
 from fscl.errors import FsclError
 
 __all__ = ["check_built_alike", "pointed_at"]
 
 
-def check_built_alike(
-    model: nn.Module, shared: Mapping[str, Tensor], own: Mapping[str, Tensor], heads: Sequence[str]
-) -> None:
-    """Refuses a network that is not built as it was when a task was stored.
+def check_built_alike(model: nn.Module, ownership: Ownership, own: Mapping[str, Tensor]) -> None:
+    """Refuses a network that is not built as it was when a task was stored, the task's tensors being ``own``.
 
     Entries that the network lacks are no error here, because a head can be made when the task is restored.
-
-    Args:
-        model: the network.
-        shared: the tensors that all tasks share.
-        own: the tensors of the task.
-        heads: the modules or entries that hold the heads of all tasks.
 
     Raises:
         FsclError: the network's numbers are of another type, or it has a parameter or saved buffer that the task did
             not have.
     """
-    entries = {**shared, **own}
+    entries, heads = {**ownership.shared, **own}, ownership.heads
     state, modules = live_state(model), dict(model.named_modules())
     missing = [name for name in entries if name not in state]
     if any(not within(name, heads) for name in missing):
