@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +28,12 @@ class AtomBank:
     Make it from a network that has learned its first task. The bank then freezes what all tasks share: it fixes the
     gauge of the coefficients (:func:`fscl.atoms.freeze_coefficients`), which changes no output, and sets
     ``requires_grad`` of every shared parameter to False. For each further task call :meth:`begin`, train
-    :meth:`parameters`, and :meth:`store` the network. :meth:`restore` puts a task back: outputs are then bit for bit
-    what they were.
+    :meth:`parameters`, and :meth:`store` the network; :meth:`store` refuses it if a shared parameter has changed.
+    :meth:`restore` puts a task back: outputs are then bit for bit what they were.
 
     A task owns its atoms, its normalisation layers (affine and running statistics), the biases of convolutions, the
     head, and the buffers and plain tensors of any other module. All other parameters are shared and stored once,
-    1x1 convolutions and hidden linear layers included. ``own`` names exceptions. :meth:`store` refuses a network in
-    which a shared parameter has changed.
+    1x1 convolutions and hidden linear layers included.
 
     Args:
         model: a network with atom layers.
@@ -104,8 +103,7 @@ class AtomBank:
         return task in self._tasks
 
     def __repr__(self) -> str:
-        size = sum(self.memory().values())
-        return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {size} bytes a task)"
+        return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {sum(self.memory().values())} bytes a task)"
 
     def entries(self, task: int) -> dict[str, Tensor]:
         """All tensors stored for one task, by their names in the network's ``state_dict``."""
@@ -136,22 +134,20 @@ class AtomBank:
     ) -> None:
         """Prepares a network to learn a task: everything that belongs to the task is trained, all else is frozen.
 
-        Make the optimizer afterwards, from :meth:`parameters`. All gradients are dropped. Parameters of the task that
-        were frozen before are trained again.
+        Make the optimizer afterwards, from :meth:`parameters`. All gradients are dropped.
 
         Args:
-            model: the network.
+            model, head: as in :meth:`store`.
             start: the task whose atoms, normalisation and biases the new task starts from; None keeps the network's.
-            head: as in :meth:`store`.
             fresh_head: True initialises the head anew, False leaves it as it is.
 
         Raises:
             FsclError: a shared parameter of the network differs from the bank's, the task or the head is unknown, or
                 the head cannot be initialised. The network is then unchanged.
         """
-        heads = self._ownership.heads
         trained = self._ownership.parameters(model, head)
         self._ownership.check_shared(model)
+        heads = self._ownership.heads
         fresh = resettable(model, heads if head is None else head) if fresh_head else []
         if start is not None:
             put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, heads)})
@@ -163,8 +159,7 @@ class AtomBank:
         """The parameters that a task trains, for the optimizer: all that are not shared.
 
         Args:
-            model: the network.
-            head: as in :meth:`store`.
+            model, head: as in :meth:`store`.
 
         Raises:
             FsclError: the network lacks a shared entry of the bank, or the head is unknown.
@@ -175,8 +170,7 @@ class AtomBank:
         """A separate network for a task, in evaluation mode. ``model`` is copied and does not change.
 
         Raises:
-            FsclError: the task is unknown, the network has no place for an entry, or the network cannot be copied. It
-                cannot be copied if a function in it, such as a hook, holds one of its modules.
+            FsclError: as in :meth:`restore`; or it cannot be copied, for instance because a hook holds a part of it.
         """
         parts = {**dict(model.named_modules()), **dict(model.named_parameters())}
         network = copied_network(model, parts, "use `restore` or `swapped` instead of a copy")
@@ -231,13 +225,11 @@ class AtomBank:
         """Within the block the network computes what it did when the task was stored; after it, all is as before.
 
         The network's own tensors are not touched: within the block it uses the bank's tensors, the shared ones
-        included. So it shows the task as it was stored, even if the network was trained further. What the block writes
-        to tensors of the task is undone at its end. A bank on another device is copied in each call; :meth:`to` moves
-        it once.
+        included. What the block writes to tensors of the task is undone at its end. A bank on another device is copied
+        in each call; :meth:`to` moves it once.
 
         Raises:
-            FsclError: the task is unknown, the network lacks one of its entries, the network has a parameter that the
-                task did not have, its numbers are of another type, or the block wrote to a shared tensor.
+            FsclError: as in :meth:`restore`; or the network lacks an entry, or the block wrote to a shared tensor.
         """
         tensors = self._task(task).tensors
         check_built_alike(model, self._ownership, tensors)
@@ -261,15 +253,11 @@ class AtomBank:
         self._task(task)
         if not 1 <= k < len(self):
             raise FsclError(f"k is {k}; the bank holds {len(self) - 1} other tasks")
-        row = self.similarity(metric, aggregate)[self.tasks.index(task)]
-        order = [t for i in row.argsort(descending=True, stable=True).tolist() if (t := self.tasks[i]) != task]
-        return order[:k]
+        order = self.similarity(metric, aggregate)[self.tasks.index(task)].argsort(descending=True, stable=True)
+        return [other for i in order.tolist() if (other := self.tasks[i]) != task][:k]
 
     def memory(self, task: int | None = None) -> dict[str, int]:
-        """Bytes stored for one task by kind (atoms, normalisation, head, other); the mean over tasks by default.
-
-        Shared entries are not counted; see :meth:`shared_memory`.
-        """
+        """Bytes of a task's own entries by kind (atoms, normalisation, head, other); the mean over tasks by default."""
         chosen = self.tasks if task is None else [task]
         total = dict.fromkeys(KINDS, 0)
         for t in chosen:
@@ -279,11 +267,9 @@ class AtomBank:
 
     def shared_memory(self) -> dict[str, int]:
         """Bytes stored once for all tasks: coefficients, and every other shared entry."""
-        sizes = {"coefficients": 0, "other": 0}
-        names = {f"{layer}.coefficients" for layer in self._ownership.layers}
-        for name, tensor in self._ownership.shared.items():
-            sizes["coefficients" if name in names else "other"] += tensor.nbytes
-        return sizes
+        shared = self._ownership.shared
+        coefficients = sum(shared[f"{layer}.coefficients"].nbytes for layer in self.layers)
+        return {"coefficients": coefficients, "other": sum(t.nbytes for t in shared.values()) - coefficients}
 
     def merge(self, *others: "AtomBank") -> "AtomBank":
         """A bank with the tasks of this bank and of further banks over the same coefficients.
@@ -291,8 +277,7 @@ class AtomBank:
         A task whose label is already taken gets the next free label.
 
         Raises:
-            FsclError: the banks differ in their coefficients, so that their atoms cannot be compared, or in another
-                shared entry.
+            FsclError: the banks differ in their coefficients or in another shared entry.
         """
         tasks = dict(self._tasks)
         for other in others:
@@ -303,11 +288,9 @@ class AtomBank:
 
     def to(self, device: str | torch.device) -> "AtomBank":
         """The same bank on another device. Tensors that are on that device already are not copied."""
-        return self._made_of(
-            replace(self._ownership, shared={n: moved_to(t, device) for n, t in self._ownership.shared.items()}),
-            {label: task.to(device) for label, task in self._tasks.items()},
-            self._unkept,
-        )
+        shared = {name: moved_to(tensor, device) for name, tensor in self._ownership.shared.items()}
+        tasks: dict[int, Task] = {label: task.to(device) for label, task in self._tasks.items()}
+        return self._made_of(replace(self._ownership, shared=shared), tasks, self._unkept)
 
     # on disk
 
@@ -323,9 +306,9 @@ class AtomBank:
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
         """Reads a bank that :meth:`save` wrote. A task's tensors are read when they are first used.
 
-        No code is executed. The file stays open: it may be renamed, deleted or replaced, also by :meth:`save`. It must
-        not be written to in place: tasks that were not read before are then refused. On Windows, where an open file
-        cannot be replaced, all tasks are read at once. Copies and pickles of the bank hold all tasks.
+        No code is executed. The file stays open: it may be renamed, deleted or replaced, also by :meth:`save`. Once it
+        was written to in place, tasks that were not read before are refused. On Windows, where an open file cannot be
+        replaced, all tasks are read at once. Copies and pickles of the bank hold all tasks.
 
         Raises:
             FsclError: the file does not exist, is damaged, is not a bank, or has another format. A task's tensors are
@@ -336,7 +319,7 @@ class AtomBank:
     # private
 
     @classmethod
-    def _made_of(cls, ownership: Ownership, tasks: dict[int, Task], unkept: dict[str, str] | None = None) -> "AtomBank":
+    def _made_of(cls, ownership: Ownership, tasks: dict[int, Task], unkept: dict[str, str] | None = None) -> Self:
         bank = cls.__new__(cls)
         bank._ownership, bank._tasks, bank._unkept = ownership, tasks, unkept
         return bank

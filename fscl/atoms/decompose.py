@@ -122,11 +122,9 @@ def recompose(model: nn.Module) -> nn.Module:
 
 
 def _is_spatial(name: str, module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d) or isinstance(module, nn.LazyConv2d):
-        if isinstance(module, nn.LazyConv2d):
-            raise FsclError(f"{name}: a lazy convolution has no filters yet; run the model once, then decompose it")
-        return False
-    if module.kernel_size == (1, 1):
+    if isinstance(module, nn.LazyConv2d):
+        raise FsclError(f"{name}: a lazy convolution has no filters yet; run the model once, then decompose it")
+    if not isinstance(module, nn.Conv2d) or module.kernel_size == (1, 1):
         return False
     # spectral norm, weight norm and pruning, in their old and new forms, remove `weight` from the parameters
     if hasattr(module, "parametrizations") or "weight" not in module._parameters:
@@ -144,10 +142,10 @@ def _is_spatial(name: str, module: nn.Module) -> bool:
 
 def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
     """Refuses filters that are not finite real numbers, and filters that another kind of module also uses."""
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter.data_ptr(), []).append(name)
-    weights = {f"{name}.weight" for name in convolutions}
+    places: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for place, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter.data_ptr(), []).append((place, parameter))
+    modules = {model.get_submodule(name) for name in convolutions}  # a module may have further names
     for name in convolutions:
         weight = model.get_submodule(name).weight
         assert isinstance(weight, nn.Parameter)
@@ -156,21 +154,14 @@ def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
             raise FsclError(f"{name}: its filters are {numbers}; they must be floating-point values")
         if not bool(weight.isfinite().all()):
             raise FsclError(f"{name}: its filters are not all finite; repair the network, or add the layer to skip")
-        for place in places[weight.data_ptr()] if weight.numel() else []:
-            owner, _, leaf = place.rpartition(".")
-            alias = getattr(model.get_submodule(owner), leaf)
-            if alias is not weight:
+        for place, parameter in places[weight.data_ptr()] if weight.numel() else []:
+            if parameter is not weight:
                 raise FsclError(
                     f"{name}: its weight and {place} are two parameters in the same memory; make them one parameter"
                 )
-            if place not in weights and not _other_name(model, place, weights):
+            owner, _, leaf = place.rpartition(".")
+            if leaf != "weight" or model.get_submodule(owner) not in modules:
                 raise FsclError(f"{name}: {place} is the same parameter as its weight; add {name!r} to skip")
-
-
-def _other_name(model: nn.Module, place: str, weights: Collection[str]) -> bool:
-    """Whether ``place`` is the weight of a module that is in ``weights`` under another name."""
-    module = model.get_submodule(place.rpartition(".")[0])
-    return any(model.get_submodule(name.rpartition(".")[0]) is module for name in weights) and place.endswith("weight")
 
 
 @torch.no_grad()

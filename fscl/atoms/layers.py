@@ -14,6 +14,7 @@ from fscl.similarity.filters import gram_matrix
 
 __all__ = ["AtomConv2d", "Mark", "atom_layers"]
 
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 
 
@@ -267,55 +268,30 @@ class AtomConv2d(nn.Module):
             >>> torch.allclose(layer.weight, conv.weight, atol=1e-6)
             True
         """
-        out_channels, in_per_group, *kernel = conv.weight.shape
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            (kernel[0], kernel[1]),
-            min(num_atoms, out_channels * in_per_group),
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-        )
+        out_channels, in_per_group = conv.weight.shape[:2]
+        options = {option: getattr(conv, option) for option in GEOMETRY}
+        options["kernel_size"] = tuple(conv.weight.shape[2:])  # a pass reads it there, if the weight was exchanged
+        options["num_atoms"] = min(num_atoms, out_channels * in_per_group)
         flat = conv.weight.flatten(2).flatten(0, 1)
+        layer = cls(bias=conv.bias is not None, device=flat.device, dtype=flat.dtype, **options)
         u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
         rank = min(layer.num_atoms, len(s))
         # with orthonormal atoms, an SGD step on the coefficients changes the filters as in the original network
         layer.atoms.view(layer.num_atoms, -1)[:rank] = vh[:rank].to(flat.dtype)
         layer.coefficients.zero_()
         layer.coefficients.view(-1, layer.num_atoms)[:, :rank] = (u[:, :rank] * s[:rank]).to(flat.dtype)
+        for factor in (layer.coefficients, layer.atoms):
+            factor.requires_grad_(conv.weight.requires_grad)
         if layer.bias is not None and conv.bias is not None:
-            layer.bias.copy_(conv.bias)
-        for parameter, source in (
-            (layer.coefficients, conv.weight),
-            (layer.atoms, conv.weight),
-            (layer.bias, conv.bias),
-        ):
-            if parameter is not None and source is not None:
-                parameter.requires_grad_(source.requires_grad)
+            layer.bias.copy_(conv.bias).requires_grad_(conv.bias.requires_grad)
         return layer.train(conv.training)
 
     @torch.no_grad()
     def to_conv(self) -> nn.Conv2d:
         """The ordinary convolution with this layer's composed filters."""
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,  # type: ignore[arg-type]
-            self.coefficients.device,
-            self.coefficients.dtype,
-        )
+        options: dict[str, Any] = {option: getattr(self, option) for option in GEOMETRY}
+        factor = self.coefficients
+        conv = nn.Conv2d(bias=self.bias is not None, device=factor.device, dtype=factor.dtype, **options)
         conv.weight.copy_(self.weight)
         if self.bias is not None and conv.bias is not None:
             conv.bias.copy_(self.bias)

@@ -92,8 +92,9 @@ class TaskFile:
         """All rows of a stack, (rows, ...).
 
         Raises:
-            FsclError: the file cannot be read, or holds other values than were saved.
+            FsclError: the file cannot be read, was written to, or holds other values than were saved.
         """
+        self._check()
         data = self._rows_from(stack, 0, len(stack.tasks))
         if digest_of(data) != stack.digest:
             raise self._damaged(f"{stack.entry!r} of the tasks")
@@ -103,8 +104,9 @@ class TaskFile:
         """The tensors of one task, by entry.
 
         Raises:
-            FsclError: the file cannot be read, or holds other values than were saved.
+            FsclError: the file cannot be read, was written to, or holds other values than were saved.
         """
+        self._check()
         rows = {stack.entry: (stack, self._rows_from(stack, row, 1)) for stack, row in self.rows_of(number)}
         if digest_of(*(rows[entry][1] for entry in sorted(rows))) != self.digests[number]:
             raise self._damaged(f"task {self.labels[number]}")
@@ -137,8 +139,7 @@ class TaskFile:
         self._file.seek(start)
         return self._file.read(size)
 
-    def check(self) -> None:
-        """Raises :class:`FsclError` if the file was written to since it was loaded, or cannot be read."""
+    def _check(self) -> None:
         try:
             changed = self._stamp() != self._written
         except OSError as error:
@@ -172,12 +173,16 @@ class FiledTask:
     def tensors(self) -> dict[str, Tensor]:
         return self._read()
 
+    @property
+    def is_read(self) -> bool:
+        return "tensors" in self.__dict__
+
     def sizes(self) -> Iterator[tuple[str, int]]:
         """The kind and the bytes of each entry. Nothing is read."""
         return ((stack.kind, stack.nbytes) for stack, _ in self.file.rows_of(self.number))
 
     def held(self) -> HeldTask:
-        return HeldTask(self.name, self.kinds, self.__dict__.get("tensors") or self._read())
+        return HeldTask(self.name, self.kinds, self.tensors if self.is_read else self._read())  # not kept
 
     def to(self, device: str | torch.device) -> "FiledTask":
         if torch.device(device) == self.device:
@@ -185,7 +190,6 @@ class FiledTask:
         return FiledTask(self.name, self.file, self.number, torch.device(device))
 
     def _read(self) -> dict[str, Tensor]:
-        self.file.check()
         tensors = {entry: tensor.to(self.device) for entry, tensor in self.file.read_task(self.number).items()}
         parameters = {stack.entry for stack, _ in self.file.rows_of(self.number) if stack.parameter}
         return {n: nn.Parameter(t, requires_grad=False) if n in parameters else t for n, t in tensors.items()}
@@ -204,11 +208,10 @@ def entry_of_all(tasks: Iterable[Task], entry: str) -> list[Tensor]:
     tensors: list[Tensor] = []
     read: dict[TaskFile, dict[int, Tensor]] = {}
     for task in tasks:
-        if not isinstance(task, FiledTask) or "tensors" in task.__dict__:
+        if isinstance(task, HeldTask) or task.is_read:
             tensors.append(task.tensors[entry])
             continue
         if task.file not in read:
-            task.file.check()
             stacks = [stack for stack in task.file.stacks if stack.entry == entry]
             read[task.file] = {n: row for s in stacks for n, row in zip(s.tasks, task.file.read(s), strict=True)}
         tensors.append(read[task.file][task.number].to(task.device))
