@@ -65,7 +65,7 @@ def write_bank(path: str | os.PathLike[str], ownership: Ownership, tasks: Mappin
         {
             "tasks": list(tasks),
             "names": [task.name for task in held],
-            "digests": "".join(_digest_of_task(task.tensors) for task in held),
+            "digests": "".join(digest_of(*(bytes_of(t) for _, t in sorted(task.tensors.items()))) for task in held),
             "layers": ownership.layers,
             "kinds": ownership.kinds,
             "heads": ownership.heads,
@@ -99,9 +99,8 @@ def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> tuple
     if not os.path.isfile(path):
         raise FsclError(f"{path}: no such bank")
     try:
-        with safe_open(
-            path, framework="pt", device="cpu"
-        ) as file:  # refuses a file of another length than its header says
+        # safe_open refuses a file of another length than its header says
+        with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("format") != "fscl.AtomBank":
                 raise FsclError(f"{path}: a safetensors file, but not an atom bank")
@@ -167,10 +166,6 @@ def _filed_tasks(
     if os.name == "nt":  # Windows can neither replace nor delete an open file
         return {label: task.held() for label, task in filed.items()}
     return dict(filed)
-
-
-def _digest_of_task(tensors: Mapping[str, Tensor]) -> str:
-    return digest_of(*(bytes_of(tensors[entry]) for entry in sorted(tensors)))
 
 
 def _checked(meta: Any) -> dict[str, Any]:
