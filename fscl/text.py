@@ -1,8 +1,7 @@
-"""Numbers and names as text for people. Results stay numbers until a page or a terminal shows them."""
+"""Numbers and values as text for people. Results stay numbers until a page or a terminal shows them."""
 
 import math
 import reprlib
-import unicodedata
 
 __all__ = [
     "DASH",
@@ -15,7 +14,6 @@ __all__ = [
     "interval",
     "percent",
     "points",
-    "printable",
     "signed",
     "small_p",
 ]
@@ -146,19 +144,3 @@ def brief(value: object) -> str:
     except ValueError:  # an integer with more digits than Python converts
         text = "an integer of thousands of digits"
     return text if text.isprintable() else ascii(text)
-
-
-def printable(name: str) -> str:
-    r"""A name as text that can be printed and written anywhere.
-
-    Control characters, and bytes that are not UTF-8, are escaped. Names of files and folders may contain both, and most
-    functions that write text fail on bytes that are not UTF-8.
-
-    >>> printable("caf\udce9"), printable("a\nb"), printable("Käfer")
-    ('caf\\xe9', 'a\\nb', 'Käfer')
-    """
-    escaped = ("Cc", "Cs", "Zl", "Zp")  # control characters, bytes that are not UTF-8, line and paragraph separators
-    return "".join(
-        c.encode("unicode_escape").decode().replace(r"\udc", r"\x") if unicodedata.category(c) in escaped else c
-        for c in name
-    )

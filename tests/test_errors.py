@@ -5,8 +5,7 @@ import os
 
 import pytest
 
-from fscl.errors import FsclError
-from fscl.text import printable
+from fscl.errors import FsclError, printable
 
 
 @pytest.mark.parametrize(
@@ -50,3 +49,7 @@ def test_an_error_message_of_several_lines_becomes_one_line() -> None:
 def test_an_fscl_error_is_a_value_error():
     with pytest.raises(ValueError, match=r"num_atoms is 0"):
         raise FsclError("num_atoms is 0")
+
+
+def test_characters_that_a_terminal_cannot_show_are_escaped() -> None:
+    assert printable("a\tb\u2028c\udcff") == r"a\tb\u2028c\xff"

@@ -15,7 +15,6 @@ from fscl.text import (
     interval,
     percent,
     points,
-    printable,
     signed,
     small_p,
 )
@@ -62,7 +61,3 @@ def test_a_long_value_is_shortened_to_one_line() -> None:
     for value in ("x" * 10_000, list(range(10_000)), 10**5000, "a\nb", {"key": "\u2028"}):
         assert len(brief(value)) <= 200
         assert brief(value).isprintable()
-
-
-def test_characters_that_a_terminal_cannot_show_are_escaped() -> None:
-    assert printable("a\tb\u2028c\udcff") == r"a\tb\u2028c\xff"

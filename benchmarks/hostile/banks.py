@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
 from fscl.atoms import AtomBank, decompose, freeze_coefficients
-from fscl.atoms.tasks import digest_of
+from fscl.atoms.entries import digest_of
 
 __all__ = ["describe_anew", "small_bank", "the_same", "trials"]
 

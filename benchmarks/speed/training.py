@@ -16,7 +16,7 @@ from torchvision import transforms as tv
 
 from benchmarks.speed.timing import alternately, quartiles, ratio, synchronise
 from fscl.atoms import decompose, freeze_coefficients
-from fscl.atoms.entries import entry_kinds
+from fscl.atoms.ownership import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
 from fscl.continual.acceleration import channels_last
 from fscl.continual.learner import Learner

@@ -2,6 +2,7 @@
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import Decomposition, decompose, recompose
-from fscl.atoms.layers import AtomConv2d, atom_layers, freeze_coefficients
+from fscl.atoms.layers import AtomConv2d, atom_layers
+from fscl.atoms.learning import freeze_coefficients
 
 __all__ = ["AtomBank", "AtomConv2d", "Decomposition", "atom_layers", "decompose", "freeze_coefficients", "recompose"]

@@ -1,47 +1,25 @@
 """AtomBank: stores what belongs to each task, apart from what all tasks share."""
 
-import copy
-import operator
 import os
-import warnings
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import fields, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms.bank_file import KINDS, Contents, read_bank, write_bank
-from fscl.atoms.entries import (
-    copied,
-    entry_kinds,
-    fingerprint_of,
-    head_owners,
-    live_state,
-    put_entries,
-    unkept_values,
-    within,
-)
-from fscl.atoms.fitting import fitting_entries
-from fscl.atoms.layers import atom_layers, check_finite, freeze_coefficients
-from fscl.atoms.learning import (
-    check_head,
-    check_names,
-    check_shared,
-    check_ties,
-    freeze,
-    own_parameters,
-    reset,
-    resettable,
-    train_only,
-)
-from fscl.atoms.references import references
-from fscl.atoms.swapping import pointed_at
-from fscl.atoms.tasks import HeldTask, Task, entry_of_all, moved_to
+from fscl.atoms.bank_file import read_bank, write_bank
+from fscl.atoms.entries import copied, live_state, moved_to, put_entries, within
+from fscl.atoms.learning import check_finite, resettable, train_only
+from fscl.atoms.ownership import KINDS, Ownership, unkept_values, warn_of_unkept
+from fscl.atoms.replacing import copied_network
+from fscl.atoms.swapping import check_built_alike, pointed_at
+from fscl.atoms.tasks import HeldTask, Task, as_label, entry_of_all
 from fscl.errors import FsclError
-from fscl.similarity.subspace import gram_matrix, similarity_matrix
+from fscl.similarity.filters import gram_matrix
 
-__all__ = ["KINDS", "AtomBank"]
+__all__ = ["AtomBank"]
 
 
 class AtomBank:
@@ -50,13 +28,12 @@ class AtomBank:
     Make it from a network that has learned its first task. The bank then freezes what all tasks share: it fixes the
     gauge of the coefficients (:func:`fscl.atoms.freeze_coefficients`), which changes no output, and sets
     ``requires_grad`` of every shared parameter to False. For each further task call :meth:`begin`, train
-    :meth:`parameters`, and :meth:`store` the network. :meth:`restore` puts a task back: outputs are then bit for bit
-    what they were.
+    :meth:`parameters`, and :meth:`store` the network; :meth:`store` refuses it if a shared parameter has changed.
+    :meth:`restore` puts a task back: outputs are then bit for bit what they were.
 
     A task owns its atoms, its normalisation layers (affine and running statistics), the biases of convolutions, the
     head, and the buffers and plain tensors of any other module. All other parameters are shared and stored once,
-    1x1 convolutions and hidden linear layers included. ``own`` names exceptions. :meth:`store` refuses a network in
-    which a shared parameter has changed.
+    1x1 convolutions and hidden linear layers included.
 
     Args:
         model: a network with atom layers.
@@ -88,30 +65,9 @@ class AtomBank:
     """
 
     def __init__(self, model: nn.Module, heads: Sequence[str] | None = None, own: Collection[str] = ()) -> None:
-        if not atom_layers(model):
-            raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
-        check_names("heads", heads or [])
-        check_names("own", own)
-        self._heads = head_owners(model, heads)
-        if not self._heads and heads is None:
-            warnings.warn(
-                f"{type(model).__name__} has no nn.Linear that could be a task's head, so tasks share its last "
-                "layers; name the heads (heads=[...]), or pass heads=[] if there are none",
-                stacklevel=2,
-            )
-        self._kinds = entry_kinds(model, self._heads, own)
-        state = live_state(model)
-        shared = {name: tensor for name, tensor in state.items() if name not in self._kinds}
-        check_ties(state, shared)
-        freeze_coefficients(model)
-        self._shared = {name: copied(tensor) for name, tensor in shared.items()}
-        for tensor in shared.values():
-            if isinstance(tensor, nn.Parameter):
-                freeze(tensor)
+        self._ownership = Ownership.frozen_in(model, heads, own)
         self._unkept: dict[str, str] | None = unkept_values(model)
-        self._layers = list(atom_layers(model))
         self._tasks: dict[int, Task] = {}
-        self._fingerprint = _fingerprint(self._layers, self._shared)
 
     # contents
 
@@ -123,7 +79,7 @@ class AtomBank:
     @property
     def layers(self) -> list[str]:
         """Dotted names of the atom layers, from input to output."""
-        return list(self._layers)
+        return list(self._ownership.layers)
 
     @property
     def names(self) -> list[str]:
@@ -133,12 +89,12 @@ class AtomBank:
     @property
     def shared(self) -> dict[str, Tensor]:
         """The tensors that all tasks share: coefficients and every other frozen entry of the network."""
-        return dict(self._shared)
+        return dict(self._ownership.shared)
 
     @property
     def fingerprint(self) -> str:
         """SHA-256 of the shared coefficients. Atoms of two banks can be compared only if it is equal."""
-        return self._fingerprint
+        return self._ownership.fingerprint
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -147,7 +103,7 @@ class AtomBank:
         return task in self._tasks
 
     def __repr__(self) -> str:
-        return f"AtomBank({len(self)} tasks, {len(self._layers)} layers, {sum(self.memory().values())} bytes a task)"
+        return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {sum(self.memory().values())} bytes a task)"
 
     def entries(self, task: int) -> dict[str, Tensor]:
         """All tensors stored for one task, by their names in the network's ``state_dict``."""
@@ -156,7 +112,7 @@ class AtomBank:
     def atoms(self, task: int) -> dict[str, Tensor]:
         """The atoms of one task: layer name -> (m, height, width)."""
         tensors = self._task(task).tensors
-        return {layer: tensors[f"{layer}.atoms"] for layer in self._layers}
+        return {layer: tensors[f"{layer}.atoms"] for layer in self._ownership.layers}
 
     def stack(self, layer: str) -> Tensor:
         """The atoms of one layer for all tasks, (tasks, m, height, width), in the order of :attr:`tasks`."""
@@ -168,7 +124,7 @@ class AtomBank:
     def gram(self, layer: str) -> Tensor:
         """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
         self._check_layer(layer)
-        return gram_matrix(self._shared[f"{layer}.coefficients"].double())
+        return gram_matrix(self._ownership.shared[f"{layer}.coefficients"].double())
 
     # learning a task
 
@@ -178,54 +134,46 @@ class AtomBank:
     ) -> None:
         """Prepares a network to learn a task: everything that belongs to the task is trained, all else is frozen.
 
-        Make the optimizer afterwards, from :meth:`parameters`. All gradients are dropped. Parameters of the task that
-        were frozen before are trained again.
+        Make the optimizer afterwards, from :meth:`parameters`. All gradients are dropped.
 
         Args:
-            model: the network.
+            model, head: as in :meth:`store`.
             start: the task whose atoms, normalisation and biases the new task starts from; None keeps the network's.
-            head: as in :meth:`store`.
             fresh_head: True initialises the head anew, False leaves it as it is.
 
         Raises:
             FsclError: a shared parameter of the network differs from the bank's, the task or the head is unknown, or
                 the head cannot be initialised. The network is then unchanged.
         """
-        trained = own_parameters(model, self._shared, self._heads, head)
-        check_shared(live_state(model), self._shared, self._layers)
-        fresh = resettable(model, self._heads if head is None else head) if fresh_head else []
+        trained = self._ownership.parameters(model, head)
+        self._ownership.check_shared(model)
+        heads = self._ownership.heads
+        fresh = resettable(model, heads if head is None else head) if fresh_head else []
         if start is not None:
-            put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, self._heads)})
-        reset(fresh)
+            put_entries(model, {n: t for n, t in self._task(start).tensors.items() if not within(n, heads)})
+        for module in fresh:
+            module.reset_parameters()
         train_only(model, trained)
 
     def parameters(self, model: nn.Module, head: Sequence[str] | None = None) -> list[nn.Parameter]:
         """The parameters that a task trains, for the optimizer: all that are not shared.
 
         Args:
-            model: the network.
-            head: as in :meth:`store`.
+            model, head: as in :meth:`store`.
 
         Raises:
             FsclError: the network lacks a shared entry of the bank, or the head is unknown.
         """
-        return own_parameters(model, self._shared, self._heads, head)
+        return self._ownership.parameters(model, head)
 
     def network(self, model: nn.Module, task: int) -> nn.Module:
         """A separate network for a task, in evaluation mode. ``model`` is copied and does not change.
 
         Raises:
-            FsclError: the task is unknown, the network has no place for an entry, or the network cannot be copied. It
-                cannot be copied if a function in it, such as a hook, holds one of its modules.
+            FsclError: as in :meth:`restore`; or it cannot be copied, for instance because a hook holds a part of it.
         """
-        network = copy.deepcopy(model)
-        originals = {id(part) for part in (*model.modules(), *model.parameters())}
-        for reference in references(network):
-            if id(reference.target) in originals:  # deepcopy does not copy functions
-                raise FsclError(
-                    f"{reference.path} holds a part of the network, which a copy would share with it; use `restore` or "
-                    "`swapped` instead of a copy"
-                )
+        parts = {**dict(model.named_modules()), **dict(model.named_parameters())}
+        network = copied_network(model, parts, "use `restore` or `swapped` instead of a copy")
         self.restore(network, task)
         return network.eval()
 
@@ -249,21 +197,13 @@ class AtomBank:
                 has a parameter that the bank does not know, or the label is not an integer.
         """
         label = as_label(task)
+        self._ownership.check_shared(model)
+        kinds = self._ownership.kinds_in(model, head)
         state = live_state(model)
-        check_shared(state, self._shared, self._layers)
-        check_head(model, self._heads, head)
-        all_kinds = entry_kinds(model, self._heads if head is None else head, self._of_kind("other"))
-        task_kinds = {n: k for n, k in all_kinds.items() if k == "head" or not within(n, self._heads)}
-        for entry in state:
-            if entry not in self._shared and entry not in task_kinds and not within(entry, self._heads):
-                raise FsclError(
-                    f"{entry} of this network was not there when the bank was made, so it would be lost; make a new "
-                    "bank of this network, and name the entry in `own` if each task has its own"
-                )
-        stored = {entry: copied(state[entry]) for entry in task_kinds}
+        stored = {entry: copied(state[entry]) for entry in kinds}
         check_finite(stored)
-        self._warn_of_unkept(model)
-        self._tasks[label] = HeldTask(str(label) if name is None else str(name), task_kinds, stored)
+        self._unkept = warn_of_unkept(model, self._unkept)
+        self._tasks[label] = HeldTask(str(label) if name is None else str(name), kinds, stored)
 
     @torch.no_grad()
     def restore(self, model: nn.Module, task: int) -> None:
@@ -276,30 +216,32 @@ class AtomBank:
             FsclError: the task is unknown, the network has no place for an entry, it has a parameter that the task did
                 not have, or its numbers are of another type than the bank's.
         """
-        put_entries(model, fitting_entries(model, self._shared, self._task(task).tensors, self._heads))
+        tensors = self._task(task).tensors
+        check_built_alike(model, self._ownership, tensors)
+        put_entries(model, {**self._ownership.shared, **tensors})
 
     @contextmanager
     def swapped(self, model: nn.Module, task: int) -> Iterator[nn.Module]:
         """Within the block the network computes what it did when the task was stored; after it, all is as before.
 
         The network's own tensors are not touched: within the block it uses the bank's tensors, the shared ones
-        included. So it shows the task as it was stored, even if the network was trained further. What the block writes
-        to tensors of the task is undone at its end. A bank on another device is copied in each call; :meth:`to` moves
-        it once.
+        included. What the block writes to tensors of the task is undone at its end. A bank on another device is copied
+        in each call; :meth:`to` moves it once.
 
         Raises:
-            FsclError: the task is unknown, the network lacks one of its entries, the network has a parameter that the
-                task did not have, its numbers are of another type, or the block wrote to a shared tensor.
+            FsclError: as in :meth:`restore`; or the network lacks an entry, or the block wrote to a shared tensor.
         """
         tensors = self._task(task).tensors
-        entries = fitting_entries(model, self._shared, tensors, self._heads)
-        with pointed_at(model, entries, tensors, self._shared):
+        check_built_alike(model, self._ownership, tensors)
+        with pointed_at(model, self._ownership.shared, tensors):
             yield model
 
     # comparing
 
     def similarity(self, metric: str = "cosine", aggregate: str = "product", **options: Any) -> Tensor:
         """Task-to-task similarity without data, (tasks, tasks): :func:`fscl.similarity.similarity_matrix`."""
+        from fscl.similarity.subspace import similarity_matrix  # needed for nothing else that a bank does
+
         return similarity_matrix(self, metric=metric, aggregate=aggregate, **options)
 
     def nearest(self, task: int, k: int = 1, metric: str = "cosine", aggregate: str = "product") -> list[int]:
@@ -311,29 +253,23 @@ class AtomBank:
         self._task(task)
         if not 1 <= k < len(self):
             raise FsclError(f"k is {k}; the bank holds {len(self) - 1} other tasks")
-        row = self.similarity(metric, aggregate)[self.tasks.index(task)]
-        order = [t for i in row.argsort(descending=True, stable=True).tolist() if (t := self.tasks[i]) != task]
-        return order[:k]
+        order = self.similarity(metric, aggregate)[self.tasks.index(task)].argsort(descending=True, stable=True)
+        return [other for i in order.tolist() if (other := self.tasks[i]) != task][:k]
 
     def memory(self, task: int | None = None) -> dict[str, int]:
-        """Bytes stored for one task by kind (atoms, normalisation, head, other); the mean over tasks by default.
-
-        Shared entries are not counted; see :meth:`shared_memory`.
-        """
+        """Bytes of a task's own entries by kind (atoms, normalisation, head, other); the mean over tasks by default."""
         chosen = self.tasks if task is None else [task]
         total = dict.fromkeys(KINDS, 0)
         for t in chosen:
-            for kind, size in self._task(t).sizes().items():
+            for kind, size in self._task(t).sizes():
                 total[kind] += size
         return {kind: round(total[kind] / max(len(chosen), 1)) for kind in KINDS}
 
     def shared_memory(self) -> dict[str, int]:
         """Bytes stored once for all tasks: coefficients, and every other shared entry."""
-        sizes = {"coefficients": 0, "other": 0}
-        names = {f"{layer}.coefficients" for layer in self._layers}
-        for name, tensor in self._shared.items():
-            sizes["coefficients" if name in names else "other"] += tensor.nbytes
-        return sizes
+        shared = self._ownership.shared
+        coefficients = sum(shared[f"{layer}.coefficients"].nbytes for layer in self.layers)
+        return {"coefficients": coefficients, "other": sum(t.nbytes for t in shared.values()) - coefficients}
 
     def merge(self, *others: "AtomBank") -> "AtomBank":
         """A bank with the tasks of this bank and of further banks over the same coefficients.
@@ -341,34 +277,20 @@ class AtomBank:
         A task whose label is already taken gets the next free label.
 
         Raises:
-            FsclError: the banks differ in their coefficients, so that their atoms cannot be compared, or in another
-                shared entry.
+            FsclError: the banks differ in their coefficients or in another shared entry.
         """
-        merged = self._blank()
-        merged._fill(self)
+        tasks = dict(self._tasks)
         for other in others:
-            if other.fingerprint != self.fingerprint:
-                raise FsclError(
-                    f"these banks have different coefficients (fingerprints {self.fingerprint[:12]} and "
-                    f"{other.fingerprint[:12]}), so their atoms cannot be compared; compare tasks of one bank, or "
-                    "train the second from the first one's network"
-                )
-            for name in {**self._shared, **other._shared}:
-                expected, actual = self._shared.get(name), other._shared.get(name)
-                if expected is None or actual is None or not torch.equal(actual.to(expected.device), expected):
-                    raise FsclError(
-                        f"{name!r} differs between these banks although their tasks share it, so no network can serve "
-                        "all of them; their atoms can still be compared with fscl.similarity_matrix"
-                    )
-            merged._fill(other)
-        return merged
+            self._ownership.check_mergeable(other._ownership)
+            for label, task in other._tasks.items():
+                tasks[label if label not in tasks else max(tasks) + 1] = task
+        return self._made_of(self._ownership, tasks, self._unkept)
 
     def to(self, device: str | torch.device) -> "AtomBank":
         """The same bank on another device. Tensors that are on that device already are not copied."""
-        moved = self._blank()
-        moved._shared = {name: moved_to(t, device) for name, t in self._shared.items()}
-        moved._tasks = {label: task.to(device) for label, task in self._tasks.items()}
-        return moved
+        shared = {name: moved_to(tensor, device) for name, tensor in self._ownership.shared.items()}
+        tasks: dict[int, Task] = {label: task.to(device) for label, task in self._tasks.items()}
+        return self._made_of(replace(self._ownership, shared=shared), tasks, self._unkept)
 
     # on disk
 
@@ -378,36 +300,42 @@ class AtomBank:
         Raises:
             FsclError: the file cannot be written.
         """
-        write_bank(path, Contents(self._layers, self._kinds, self._heads, self._shared, self._tasks))
+        write_bank(path, self._ownership, self._tasks)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], device: str | torch.device = "cpu") -> "AtomBank":
         """Reads a bank that :meth:`save` wrote. A task's tensors are read when they are first used.
 
-        No code is executed. The file stays open: it may be renamed, deleted or replaced, also by :meth:`save`. It must
-        not be written to in place: tasks that were not read before are then refused. On Windows, where an open file
-        cannot be replaced, all tasks are read at once. Copies and pickles of the bank hold all tasks.
+        No code is executed. The file stays open: it may be renamed, deleted or replaced, also by :meth:`save`. Once it
+        was written to in place, tasks that were not read before are refused. On Windows, where an open file cannot be
+        replaced, all tasks are read at once. Copies and pickles of the bank hold all tasks.
 
         Raises:
             FsclError: the file does not exist, is damaged, is not a bank, or has another format. A task's tensors are
                 checked when they are read: a damaged task is refused then, and the other tasks can still be used.
         """
-        contents = read_bank(path, device)
-        bank = cls.__new__(cls)
-        bank._layers, bank._kinds, bank._heads = contents.layers, contents.kinds, contents.heads
-        bank._shared, bank._tasks, bank._unkept = contents.shared, dict(contents.tasks), None
-        bank._fingerprint = _fingerprint(bank._layers, bank._shared)
-        return bank
+        return cls._made_of(*read_bank(path, device))
 
     # private
 
+    @classmethod
+    def _made_of(cls, ownership: Ownership, tasks: dict[int, Task], unkept: dict[str, str] | None = None) -> Self:
+        bank = cls.__new__(cls)
+        bank._ownership, bank._tasks, bank._unkept = ownership, tasks, unkept
+        return bank
+
     def __getstate__(self) -> dict[str, Any]:  # plain data, which torch.load(weights_only=True) accepts
         tasks = {label: task.held() for label, task in self._tasks.items()}
-        return {**self.__dict__, "_tasks": {label: (t.name, dict(t.kinds), t.tensors) for label, t in tasks.items()}}
+        return {
+            **{f"_{name}": value for name, value in vars(self._ownership).items()},
+            "_tasks": {label: (task.name, dict(task.kinds), task.tensors) for label, task in tasks.items()},
+            "_unkept": self._unkept,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        tasks = {label: HeldTask(*task) for label, task in state["_tasks"].items()}
-        self.__dict__.update({**state, "_tasks": tasks})
+        self._ownership = Ownership(**{field.name: state[f"_{field.name}"] for field in fields(Ownership)})
+        self._tasks = {label: HeldTask(*task) for label, task in state["_tasks"].items()}
+        self._unkept = state["_unkept"]
 
     def _task(self, task: int) -> Task:
         label = as_label(task)
@@ -417,43 +345,5 @@ class AtomBank:
         return self._tasks[label]
 
     def _check_layer(self, layer: str) -> None:
-        if layer not in self._layers:
-            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._layers)}")
-
-    def _warn_of_unkept(self, model: nn.Module) -> None:
-        digests = unkept_values(model)
-        changed = [name for name, digest in digests.items() if (self._unkept or digests).get(name) != digest]
-        self._unkept = digests
-        if changed:
-            module = model.get_submodule(changed[0].rpartition(".")[0])
-            warnings.warn(
-                f"{', '.join(changed[:3])} changed since the bank was made and cannot be kept: {type(module).__name__} "
-                "holds it as a plain value. If outputs depend on it, a restored task will differ; "
-                "make it a buffer (register_buffer)",
-                stacklevel=3,
-            )
-
-    def _of_kind(self, kind: str) -> list[str]:
-        return [name for name, k in self._kinds.items() if k == kind]
-
-    def _blank(self) -> "AtomBank":
-        bank = AtomBank.__new__(AtomBank)
-        bank._layers, bank._kinds, bank._heads, bank._shared = self._layers, self._kinds, self._heads, self._shared
-        bank._fingerprint, bank._unkept, bank._tasks = self._fingerprint, self._unkept, {}
-        return bank
-
-    def _fill(self, other: "AtomBank") -> None:
-        for label, task in other._tasks.items():
-            self._tasks[label if label not in self._tasks else max(self._tasks) + 1] = task
-
-
-def as_label(task: object) -> int:
-    """A task's label as a plain integer; integers of NumPy and torch are accepted."""
-    try:
-        return int(operator.index(task))  # type: ignore[arg-type]  # anything else raises
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise FsclError(f"task label is {task!r}; an integer would do, and `name` may be any text") from error
-
-
-def _fingerprint(layers: Sequence[str], shared: Mapping[str, Tensor]) -> str:
-    return fingerprint_of({f"{layer}.coefficients": shared[f"{layer}.coefficients"] for layer in layers})
+        if layer not in self._ownership.layers:
+            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._ownership.layers)}")

@@ -12,7 +12,6 @@ of a shared tensor when the bank is loaded, a bit of a task when the task is rea
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,43 +19,32 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fscl.atoms.entries import bytes_of, fingerprint_of
-from fscl.atoms.tasks import DIGITS, FiledTask, Stack, Task, TaskFile, digest_of
+from fscl.atoms.entries import DIGITS, bytes_of, digest_of, fingerprint_of
+from fscl.atoms.ownership import KINDS, Ownership
+from fscl.atoms.tasks import FiledTask, Stack, Task, TaskFile
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 
-__all__ = ["KINDS", "Contents", "read_bank", "write_bank"]
+__all__ = ["read_bank", "write_bank"]
 
 FORMAT = 3
-KINDS = ("atoms", "normalisation", "head", "other")
 
 
-@dataclass(frozen=True)
-class Contents:
-    """All that a bank consists of."""
-
-    layers: list[str]
-    kinds: dict[str, str]
-    heads: list[str]
-    shared: dict[str, Tensor]
-    tasks: Mapping[int, Task]
-
-
-def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
+def write_bank(path: str | os.PathLike[str], ownership: Ownership, tasks: Mapping[int, Task]) -> None:
     """Writes a bank.
 
     Raises:
         FsclError: the file cannot be written. The old file is then whole.
     """
     rows: dict[tuple[Any, ...], tuple[list[int], list[Tensor]]] = {}
-    tasks = [task.held() for task in bank.tasks.values()]
-    for number, task in enumerate(tasks):
+    held = [task.held() for task in tasks.values()]
+    for number, task in enumerate(held):
         for entry, tensor in task.tensors.items():
             stack_key = (entry, task.kinds[entry], isinstance(tensor, nn.Parameter), tensor.dtype, tensor.shape)
             numbers, tensors = rows.setdefault(stack_key, ([], []))
             numbers.append(number)
             tensors.append(tensor.detach().cpu())
-    file = {f"shared/{name}": t.detach().cpu().contiguous() for name, t in bank.shared.items()}
+    file = {f"shared/{name}": t.detach().cpu().contiguous() for name, t in ownership.shared.items()}
     stacks: dict[str, dict[str, Any]] = {}
     variants: dict[str, int] = {}
     for (entry, kind, parameter, dtype, shape), (numbers, tensors) in rows.items():
@@ -71,17 +59,17 @@ def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
             "parameter": parameter,
             "digest": digest_of(bytes_of(file[key])),
         }
-        if len(numbers) < len(bank.tasks):
+        if len(numbers) < len(tasks):
             stacks[key]["tasks"] = numbers
     description = json.dumps(
         {
-            "tasks": list(bank.tasks),
-            "names": [task.name for task in bank.tasks.values()],
-            "digests": "".join(_digest_of_task(task.tensors) for task in tasks),
-            "layers": bank.layers,
-            "kinds": bank.kinds,
-            "heads": bank.heads,
-            "shared": fingerprint_of(dict(sorted(bank.shared.items()))),
+            "tasks": list(tasks),
+            "names": [task.name for task in held],
+            "digests": "".join(digest_of(*(bytes_of(t) for _, t in sorted(task.tensors.items()))) for task in held),
+            "layers": ownership.layers,
+            "kinds": ownership.kinds,
+            "heads": ownership.heads,
+            "shared": fingerprint_of(dict(sorted(ownership.shared.items()))),
             "stacks": stacks,
         },
         separators=(",", ":"),
@@ -102,7 +90,7 @@ def write_bank(path: str | os.PathLike[str], bank: Contents) -> None:
     write_atomically(path, write)
 
 
-def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> Contents:
+def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> tuple[Ownership, dict[int, Task]]:
     """Reads a bank, but not yet the tensors of its tasks.
 
     Raises:
@@ -111,9 +99,8 @@ def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> Conte
     if not os.path.isfile(path):
         raise FsclError(f"{path}: no such bank")
     try:
-        with safe_open(
-            path, framework="pt", device="cpu"
-        ) as file:  # refuses a file of another length than its header says
+        # safe_open refuses a file of another length than its header says
+        with safe_open(path, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
             if header.get("format") != "fscl.AtomBank":
                 raise FsclError(f"{path}: a safetensors file, but not an atom bank")
@@ -136,13 +123,13 @@ def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> Conte
             raise ValueError("the shared tensors differ from what was saved")
         if missing := next((layer for layer in meta["layers"] if f"{layer}.coefficients" not in shared), None):
             raise ValueError(f"the coefficients of layer {missing!r} are missing")
-        tasks = _filed_tasks(path, header, meta, device)
+        ownership = Ownership.of(meta["layers"], meta["kinds"], meta["heads"], shared)
+        return ownership, _filed_tasks(path, header, meta, device)
     except FsclError:
         raise
     except (SafetensorError, KeyError, ValueError, TypeError, RuntimeError, RecursionError, OSError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise FsclError(f"{path}: damaged or truncated, not readable as a bank ({reason})") from error
-    return Contents(meta["layers"], meta["kinds"], meta["heads"], shared, tasks)
 
 
 def _filed_tasks(
@@ -167,7 +154,7 @@ def _filed_tasks(
         )
         if header[key]["shape"] != [len(tasks), *shape] or stack.nbytes * len(tasks) != end - start:
             raise ValueError(f"the size of {key} differs from its description")
-        file.add(stack, len(labels))
+        file.add(stack)
     for number, label in enumerate(labels):
         entries = [stack.entry for stack, _ in file.rows_of(number)]
         if len(set(entries)) < len(entries) or not {f"{layer}.atoms" for layer in meta["layers"]} <= set(entries):
@@ -179,10 +166,6 @@ def _filed_tasks(
     if os.name == "nt":  # Windows can neither replace nor delete an open file
         return {label: task.held() for label, task in filed.items()}
     return dict(filed)
-
-
-def _digest_of_task(tensors: Mapping[str, Tensor]) -> str:
-    return digest_of(*(bytes_of(tensors[entry]) for entry in sorted(tensors)))
 
 
 def _checked(meta: Any) -> dict[str, Any]:

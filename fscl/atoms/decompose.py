@@ -1,8 +1,7 @@
 """Turns any convolutional network into a network of atom layers, and back."""
 
-import copy
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from fscl.atoms.entries import within
 from fscl.atoms.layers import AtomConv2d
-from fscl.atoms.references import references
+from fscl.atoms.replacing import copy_with_replaced
 from fscl.errors import FsclError
 
 __all__ = ["Decomposition", "decompose", "recompose"]
@@ -70,9 +69,8 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
         raise FsclError(f"skip names no module {unknown[0]!r}; modules: {', '.join(sorted(names - {''}))}")
     if type(model) is nn.Conv2d:
         raise FsclError("the model is a single nn.Conv2d; use AtomConv2d.from_conv")
-    convolutions = [name for name, m in model.named_modules() if not within(name, skip) and is_spatial(name, m)]
+    convolutions = [name for name, m in model.named_modules() if not within(name, skip) and _is_spatial(name, m)]
     _check_filters(model, convolutions)
-    result = _copied(model)
     errors: dict[str, float] = {}
     layers: dict[int, AtomConv2d] = {}  # by the id of the weight that they replace
 
@@ -90,7 +88,7 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
             raise FsclError(f"{name}: its filters cannot be written as atoms in {conv.weight.dtype}; use float32")
         return layer
 
-    _replace(result, atoms_of)
+    result = copy_with_replaced(model, atoms_of)
     if not errors and not any(isinstance(m, AtomConv2d) for m in result.modules()):
         raise FsclError(
             f"{type(model).__name__} has no spatial convolutions (nn.Conv2d with a kernel larger than 1x1) to decompose"
@@ -120,17 +118,13 @@ def recompose(model: nn.Module) -> nn.Module:
         conv.bias = layer.bias
         return conv
 
-    result = _copied(model)
-    _replace(result, conv_of)
-    return result
+    return copy_with_replaced(model, conv_of)
 
 
-def is_spatial(name: str, module: nn.Module) -> bool:
-    if not isinstance(module, nn.Conv2d) or isinstance(module, nn.LazyConv2d):
-        if isinstance(module, nn.LazyConv2d):
-            raise FsclError(f"{name}: a lazy convolution has no filters yet; run the model once, then decompose it")
-        return False
-    if module.kernel_size == (1, 1):
+def _is_spatial(name: str, module: nn.Module) -> bool:
+    if isinstance(module, nn.LazyConv2d):
+        raise FsclError(f"{name}: a lazy convolution has no filters yet; run the model once, then decompose it")
+    if not isinstance(module, nn.Conv2d) or module.kernel_size == (1, 1):
         return False
     # spectral norm, weight norm and pruning, in their old and new forms, remove `weight` from the parameters
     if hasattr(module, "parametrizations") or "weight" not in module._parameters:
@@ -148,10 +142,10 @@ def is_spatial(name: str, module: nn.Module) -> bool:
 
 def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
     """Refuses filters that are not finite real numbers, and filters that another kind of module also uses."""
-    places: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        places.setdefault(parameter.data_ptr(), []).append(name)
-    weights = {f"{name}.weight" for name in convolutions}
+    places: dict[int, list[tuple[str, nn.Parameter]]] = {}
+    for place, parameter in model.named_parameters(remove_duplicate=False):
+        places.setdefault(parameter.data_ptr(), []).append((place, parameter))
+    modules = {model.get_submodule(name) for name in convolutions}  # a module may have further names
     for name in convolutions:
         weight = model.get_submodule(name).weight
         assert isinstance(weight, nn.Parameter)
@@ -160,41 +154,14 @@ def _check_filters(model: nn.Module, convolutions: Collection[str]) -> None:
             raise FsclError(f"{name}: its filters are {numbers}; they must be floating-point values")
         if not bool(weight.isfinite().all()):
             raise FsclError(f"{name}: its filters are not all finite; repair the network, or add the layer to skip")
-        for place in places[weight.data_ptr()] if weight.numel() else []:
-            owner, _, leaf = place.rpartition(".")
-            alias = getattr(model.get_submodule(owner), leaf)
-            if alias is not weight:
+        for place, parameter in places[weight.data_ptr()] if weight.numel() else []:
+            if parameter is not weight:
                 raise FsclError(
                     f"{name}: its weight and {place} are two parameters in the same memory; make them one parameter"
                 )
-            if place not in weights and not _other_name(model, place, weights):
+            owner, _, leaf = place.rpartition(".")
+            if leaf != "weight" or model.get_submodule(owner) not in modules:
                 raise FsclError(f"{name}: {place} is the same parameter as its weight; add {name!r} to skip")
-
-
-def _other_name(model: nn.Module, place: str, weights: Collection[str]) -> bool:
-    """Whether ``place`` is the weight of a module that is in ``weights`` under another name."""
-    module = model.get_submodule(place.rpartition(".")[0])
-    return any(model.get_submodule(name.rpartition(".")[0]) is module for name in weights) and place.endswith("weight")
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    """A copy of a network that does not use any module of the original.
-
-    Raises:
-        FsclError: a tensor cannot be copied, or a function in the copy still holds a module of the original.
-    """
-    try:
-        result = copy.deepcopy(model)
-    except (RuntimeError, TypeError) as error:
-        raise FsclError(f"{type(model).__name__} cannot be copied ({str(error).splitlines()[0]})") from error
-    names = {id(module): name for name, module in model.named_modules()}
-    for reference in references(result):
-        if (name := names.get(id(reference.target))) is not None:
-            raise FsclError(
-                f"{reference.path} of {type(model).__name__} goes on using {name or 'the network itself'!r} of the "
-                "original in a copy; add this function or hook after the copy, or use a method of the module instead"
-            )
-    return result
 
 
 @torch.no_grad()
@@ -208,76 +175,3 @@ def _relative_error(approximation: Tensor, filters: Tensor) -> float:
     if largest == 0:
         return 0.0
     return float(((approximation - filters) / largest).norm() / (filters / largest).norm())
-
-
-def _replace(model: nn.Module, new: Callable[[str, nn.Module], nn.Module | None]) -> None:
-    """Replaces each module by ``new(name, module)``, unless that is None. A module used twice gets one replacement.
-
-    Raises:
-        FsclError: a module is also held where it cannot be replaced.
-    """
-    replaced: dict[int, nn.Module | None] = {}
-    old: list[nn.Module] = []  # kept alive, so that their ids are not used again
-    parameters: dict[int, str] = {}
-    places: list[tuple[nn.Module, str, nn.Module]] = []
-    for path, parent in list(model.named_modules(remove_duplicate=True)):
-        for key, child in list(parent._modules.items()):  # named_children() leaves out second names
-            if child is None:
-                continue
-            if id(child) not in replaced:
-                name = f"{path}.{key}" if path else key
-                replaced[id(child)] = replacement = new(name, child)
-                if replacement is not None:
-                    _carry_over(name, child, replacement)
-                    gone = set(child.parameters(recurse=False)) - set(replacement.parameters(recurse=False))
-                    parameters |= {id(parameter): name for parameter in gone}
-                    old.append(child)
-            if (replacement := replaced[id(child)]) is not None:
-                places.append((parent, key, replacement))
-    for reference in list(references(model)):
-        target = replaced.get(id(reference.target))
-        name = parameters.get(id(reference.target))
-        if target is not None and reference.holder is not None:
-            reference.holder[reference.key] = target
-        elif target is not None or name is not None:
-            part = "a convolution" if target is not None else f"the weight of {name}"
-            raise FsclError(
-                f"{reference.path} of {type(model).__name__} holds {part}, where it cannot be replaced; hold "
-                "the module in a list or a dict, or add it to skip"
-            )
-    for parent, key, replacement in places:
-        setattr(parent, key, replacement)
-
-
-HOOKS = (
-    "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook", "_forward_hooks", "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called", "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs",
-)  # fmt: skip
-STATE_HOOKS = (
-    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks"
-)  # fmt: skip
-ORDINARY_CONV = frozenset(vars(nn.Conv2d(1, 1, 1)))
-ORDINARY_LAYER = frozenset(vars(AtomConv2d(1, 1, 1))) | {"_composed", "_may_change"}
-PARAMETERS = ("weight", "bias", "coefficients", "atoms")
-
-
-def _carry_over(name: str, source: nn.Module, target: nn.Module) -> None:
-    """Gives the replacement of a module the hooks, attributes and children that were attached to the module."""
-    if hooked := next((hooks for hooks in STATE_HOOKS if getattr(source, hooks, None)), None):
-        raise FsclError(
-            f"{name}: has {hooked}, which refer to entries by their old names; remove them, or add it to skip"
-        )
-    for attribute in HOOKS:
-        if attribute in vars(source):
-            vars(target)[attribute] = vars(source)[attribute]
-    ordinary = ORDINARY_LAYER if isinstance(source, AtomConv2d) else ORDINARY_CONV
-    attributes = {n: v for n, v in vars(source).items() if n not in ordinary}
-    tables = ("_parameters", "_buffers", "_modules")
-    additions = {t: {n: v for n, v in vars(source)[t].items() if n not in PARAMETERS} for t in tables}
-    for attribute in [*attributes, *(n for table in additions.values() for n in table)]:
-        if hasattr(target, attribute):
-            raise FsclError(f"{name}: has an attribute {attribute!r}, which an atom layer needs; add it to skip")
-    vars(target).update(attributes)
-    for table, values in additions.items():
-        vars(target)[table].update(values)
-    target._non_persistent_buffers_set |= source._non_persistent_buffers_set

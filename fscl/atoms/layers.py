@@ -1,7 +1,7 @@
 """A convolution whose filters are the product of shared coefficients and a few spatial atoms."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -10,20 +10,42 @@ from torch.nn import functional as F
 from torch.nn.modules.utils import _pair, _reverse_repeat_tuple
 
 from fscl.errors import FsclError
-from fscl.similarity.subspace import gram_matrix
+from fscl.similarity.filters import gram_matrix
 
-__all__ = ["AtomConv2d", "atom_layers", "check_finite", "freeze_coefficients"]
+__all__ = ["AtomConv2d", "Mark", "atom_layers"]
 
+GEOMETRY = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+
+
+class Mark(NamedTuple):
+    """A tensor at one moment. It tells later whether the tensor was written to, or was given other memory."""
+
+    tensor: Tensor
+    memory: Tensor  # an alias, which keeps the address in use, so that no newer tensor can get it
+    version: int
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Mark":
+        return cls(tensor, tensor.detach(), _version(tensor))
+
+    def holds_for(self, tensor: Tensor) -> bool:
+        """Whether this is the marked tensor, unchanged. PyTorch does not count some writes, see :class:`AtomConv2d`."""
+        is_same = tensor is self.tensor and tensor.data_ptr() == self.memory.data_ptr()
+        return is_same and _version(tensor) == self.version
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
 
 
 class _Composed(NamedTuple):
     """Composed filters, and the state of the parameters that they were composed from."""
 
     filters: Tensor
-    parameters: tuple[nn.Parameter, nn.Parameter]
-    memory: tuple[Tensor, Tensor]  # aliases keep the addresses in use, so that no newer tensor can get them
-    mark: tuple[Any, ...]
+    coefficients: Mark
+    atoms: Mark
+    stream: torch.cuda.Stream | None  # another stream would have to wait
 
 
 class AtomConv2d(nn.Module):
@@ -158,21 +180,14 @@ class AtomConv2d(nn.Module):
             self._composed, self._may_change = None, True
         if self._may_change:
             return self.weight
-        stream = torch.cuda.current_stream(atoms.device) if atoms.is_cuda else None  # another stream would have to wait
-        mark = coefficients._version, atoms._version, coefficients.data_ptr(), atoms.data_ptr(), stream
-        composed = self._composed
-        if (
-            composed
-            and composed.parameters[0] is coefficients
-            and composed.parameters[1] is atoms
-            and composed.mark == mark
-        ):
-            return composed.filters
+        stream = torch.cuda.current_stream(atoms.device) if atoms.is_cuda else None
+        kept = self._composed
+        if kept and kept.stream == stream and kept.coefficients.holds_for(coefficients) and kept.atoms.holds_for(atoms):
+            return kept.filters
         with torch.inference_mode(False), torch.no_grad():  # autograd may need these filters after inference mode
             filters = self.weight
             if type(filters) is Tensor:  # a fake tensor, or another subclass, may be valid only within some mode
-                memory = coefficients.detach(), atoms.detach()
-                self._composed = _Composed(filters, (coefficients, atoms), memory, mark)
+                self._composed = _Composed(filters, Mark.of(coefficients), Mark.of(atoms), stream)
         return filters
 
     def train(self, mode: bool = True) -> Self:
@@ -253,55 +268,30 @@ class AtomConv2d(nn.Module):
             >>> torch.allclose(layer.weight, conv.weight, atol=1e-6)
             True
         """
-        out_channels, in_per_group, *kernel = conv.weight.shape
-        layer = cls(
-            conv.in_channels,
-            conv.out_channels,
-            (kernel[0], kernel[1]),
-            min(num_atoms, out_channels * in_per_group),
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
-            conv.groups,
-            conv.bias is not None,
-            conv.padding_mode,
-            conv.weight.device,
-            conv.weight.dtype,
-        )
+        out_channels, in_per_group = conv.weight.shape[:2]
+        options = {option: getattr(conv, option) for option in GEOMETRY}
+        options["kernel_size"] = tuple(conv.weight.shape[2:])  # a pass reads it there, if the weight was exchanged
+        options["num_atoms"] = min(num_atoms, out_channels * in_per_group)
         flat = conv.weight.flatten(2).flatten(0, 1)
+        layer = cls(bias=conv.bias is not None, device=flat.device, dtype=flat.dtype, **options)
         u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
         rank = min(layer.num_atoms, len(s))
         # with orthonormal atoms, an SGD step on the coefficients changes the filters as in the original network
         layer.atoms.view(layer.num_atoms, -1)[:rank] = vh[:rank].to(flat.dtype)
         layer.coefficients.zero_()
         layer.coefficients.view(-1, layer.num_atoms)[:, :rank] = (u[:, :rank] * s[:rank]).to(flat.dtype)
+        for factor in (layer.coefficients, layer.atoms):
+            factor.requires_grad_(conv.weight.requires_grad)
         if layer.bias is not None and conv.bias is not None:
-            layer.bias.copy_(conv.bias)
-        for parameter, source in (
-            (layer.coefficients, conv.weight),
-            (layer.atoms, conv.weight),
-            (layer.bias, conv.bias),
-        ):
-            if parameter is not None and source is not None:
-                parameter.requires_grad_(source.requires_grad)
+            layer.bias.copy_(conv.bias).requires_grad_(conv.bias.requires_grad)
         return layer.train(conv.training)
 
     @torch.no_grad()
     def to_conv(self) -> nn.Conv2d:
         """The ordinary convolution with this layer's composed filters."""
-        conv = nn.Conv2d(
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            self.padding,
-            self.dilation,
-            self.groups,
-            self.bias is not None,
-            self.padding_mode,  # type: ignore[arg-type]
-            self.coefficients.device,
-            self.coefficients.dtype,
-        )
+        options: dict[str, Any] = {option: getattr(self, option) for option in GEOMETRY}
+        factor = self.coefficients
+        conv = nn.Conv2d(bias=self.bias is not None, device=factor.device, dtype=factor.dtype, **options)
         conv.weight.copy_(self.weight)
         if self.bias is not None and conv.bias is not None:
             conv.bias.copy_(self.bias)
@@ -331,57 +321,3 @@ def _can_be_kept(coefficients: Tensor, atoms: Tensor) -> bool:
 def atom_layers(model: nn.Module) -> dict[str, AtomConv2d]:
     """The atom convolutions of a model by dotted name, in the order in which they are registered."""
     return {name: module for name, module in model.named_modules() if isinstance(module, AtomConv2d)}
-
-
-def freeze_coefficients(model: nn.Module) -> None:
-    """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
-
-    :class:`fscl.AtomBank` calls it, and also freezes all else that tasks share.
-
-    Raises:
-        FsclError: the model has no atom layers, a parameter is not finite, coefficients or atoms are computed from
-            other parameters, or two layers share their coefficients but not their atoms, or the reverse.
-
-    Example:
-        >>> model = nn.Sequential(AtomConv2d(1, 8, 3, num_atoms=4))
-        >>> freeze_coefficients(model)
-        >>> [name for name, p in model.named_parameters() if p.requires_grad]
-        ['0.atoms', '0.bias']
-    """
-    layers = atom_layers(model)
-    if not layers:
-        raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
-    check_finite(dict(model.named_parameters()))
-    used: dict[int, tuple[str, tuple[int, int]]] = {}
-    for name, layer in layers.items():
-        parts = {"coefficients": layer.coefficients, "atoms": layer.atoms}
-        for part, factor in parts.items():
-            if part not in layer._parameters:
-                raise FsclError(
-                    f"{name}.{part} is computed by pruning or a parametrisation; remove it first (prune.remove, "
-                    "parametrize.remove_parametrizations)"
-                )
-            pair = (id(layer.coefficients), id(layer.atoms))
-            other, other_pair = used.setdefault(id(factor), (name, pair))
-            if other_pair != pair:
-                raise FsclError(
-                    f"{other} and {name} share {part} but not their other factor, so that no gauge fits both; give "
-                    "each its own"
-                )
-    for layer in layers.values():
-        layer.fix_gauge()
-        layer.coefficients.requires_grad_(False)
-        layer.coefficients.grad = None
-
-
-def check_finite(entries: Mapping[str, Tensor]) -> None:
-    """Raises :class:`FsclError` for a NaN or an infinite parameter, which training leaves when it diverges."""
-    for name, tensor in entries.items():
-        if not tensor.is_floating_point():
-            continue
-        # buffers may be masks of -inf
-        is_good = tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()
-        if not bool(is_good.all()):
-            raise FsclError(
-                f"{name} is not finite: training has diverged; a smaller learning rate or clipped gradients may help"
-            )

@@ -1,106 +1,67 @@
 """What a training loop does to a network between tasks: freeze what tasks share, train what belongs to a task."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fscl.atoms.entries import live_state, within
+from fscl.atoms.layers import atom_layers
 from fscl.errors import FsclError
 
-__all__ = [
-    "check_head",
-    "check_names",
-    "check_shared",
-    "check_ties",
-    "freeze",
-    "own_parameters",
-    "reset",
-    "resettable",
-    "train_only",
-]
+__all__ = ["check_finite", "freeze", "freeze_coefficients", "resettable", "train_only"]
 
 
-def own_parameters(
-    model: nn.Module, shared: Collection[str], heads: Sequence[str], head: Sequence[str] | None = None
-) -> list[nn.Parameter]:
-    """The parameters that belong to one task, each once.
+def freeze_coefficients(model: nn.Module) -> None:
+    """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
 
-    Args:
-        model: the network.
-        shared: names of the entries that all tasks share.
-        heads: modules or entries that hold the heads of all tasks.
-        head: the heads of this task; None takes all heads.
+    :class:`fscl.AtomBank` calls it, and also freezes all else that tasks share.
 
     Raises:
-        FsclError: the network lacks a shared entry, or ``head`` names something that is not a head.
+        FsclError: the model has no atom layers, a parameter is not finite, coefficients or atoms are computed from
+            other parameters, or two layers share their coefficients but not their atoms, or the reverse.
+
+    Example:
+        >>> from fscl.atoms import AtomConv2d
+        >>> model = nn.Sequential(AtomConv2d(1, 8, 3, num_atoms=4))
+        >>> freeze_coefficients(model)
+        >>> [name for name, p in model.named_parameters() if p.requires_grad]
+        ['0.atoms', '0.bias']
     """
-    state = live_state(model)
-    if missing := next((name for name in shared if name not in state), None):
-        raise FsclError(
-            f"{type(model).__name__} has no entry {missing!r}; give the network that the bank was made with, not a "
-            "wrapper of it"
-        )
-    check_head(model, heads, head)
-    frozen = {id(state[name]) for name in shared}  # by identity, since a tied parameter has several names
-    parameters = {
-        id(parameter): parameter
-        for name, parameter in model.named_parameters(remove_duplicate=False)
-        if id(parameter) not in frozen and (head is None or within(name, head) or not within(name, heads))
-    }
-    return list(parameters.values())
+    layers = atom_layers(model)
+    if not layers:
+        raise FsclError(f"{type(model).__name__} has no atom layers; call fscl.decompose on it first")
+    check_finite(dict(model.named_parameters()))
+    used: dict[int, tuple[str, tuple[int, int]]] = {}
+    for name, layer in layers.items():
+        parts = {"coefficients": layer.coefficients, "atoms": layer.atoms}
+        for part, factor in parts.items():
+            if part not in layer._parameters:
+                raise FsclError(
+                    f"{name}.{part} is computed by pruning or a parametrisation; remove it first (prune.remove, "
+                    "parametrize.remove_parametrizations)"
+                )
+            pair = (id(layer.coefficients), id(layer.atoms))
+            other, other_pair = used.setdefault(id(factor), (name, pair))
+            if other_pair != pair:
+                raise FsclError(
+                    f"{other} and {name} share {part} but not their other factor, so that no gauge fits both; give "
+                    "each its own"
+                )
+    for layer in layers.values():
+        layer.fix_gauge()
+        freeze(layer.coefficients)
 
 
-def check_head(model: nn.Module, heads: Sequence[str], head: Sequence[str] | None) -> None:
-    """Refuses names that are not heads of the network."""
-    state = live_state(model)
-    check_names("head", head or [])
-    for name in head or []:
-        if not within(name, heads) or not any(within(entry, [name]) for entry in state):
-            raise FsclError(f"{name!r} is no head of {type(model).__name__}; its heads: {', '.join(heads) or 'none'}")
-
-
-def check_names(argument: str, names: Collection[str]) -> None:
-    """Refuses a text where a list of names is expected: each of its letters would be taken for a name."""
-    if isinstance(names, str):
-        raise FsclError(f"{argument} is the text {names!r}; a list of names would do, such as [{names!r}]")
-
-
-def check_shared(state: Mapping[str, Tensor], shared: Mapping[str, Tensor], layers: Collection[str]) -> None:
-    """Refuses a network whose shared entries differ from those that the stored tasks were learned with.
-
-    Args:
-        state: the tensors of the network.
-        shared: the bank's shared tensors, which they must equal.
-        layers: the atom layers, whose coefficients are checked first.
-    """
-    coefficients = {f"{layer}.coefficients" for layer in layers}
-    for name in sorted(shared, key=lambda name: name not in coefficients):
-        expected, actual = shared[name], state.get(name)
-        if actual is not None and expected.dtype == actual.dtype and torch.equal(actual, expected.to(actual.device)):
+def check_finite(entries: Mapping[str, Tensor]) -> None:
+    """Raises :class:`FsclError` for a NaN or an infinite parameter, which training leaves when it diverges."""
+    for name, tensor in entries.items():
+        if not tensor.is_floating_point():
             continue
-        advice = (
-            "make a new bank for a network with other coefficients"
-            if name in coefficients
-            else "name it in the bank's `own`, so that each task keeps its own"
-        )
-        raise FsclError(
-            f"{name} of this network differs from the bank's, and all tasks share it: train only "
-            f"bank.parameters(model), or {advice}"
-        )
-
-
-def check_ties(state: Mapping[str, Tensor], shared: Collection[str]) -> None:
-    """Refuses a tied parameter that is shared under one name and belongs to a task under another."""
-    names: dict[int, list[str]] = {}
-    for name, tensor in state.items():
-        names.setdefault(id(tensor), []).append(name)
-    for tied in names.values():
-        if len({name in shared for name in tied}) > 1:
+        # buffers may be masks of -inf
+        is_good = tensor.isfinite() if isinstance(tensor, nn.Parameter) else ~tensor.isnan()
+        if not bool(is_good.all()):
             raise FsclError(
-                f"{' and '.join(tied)} are one parameter, which tasks would both share and own; give each name a "
-                "parameter of its own, or list all of these names in `own`"
+                f"{name} is not finite: training has diverged; a smaller learning rate or clipped gradients may help"
             )
 
 
@@ -109,8 +70,7 @@ def train_only(model: nn.Module, parameters: Sequence[nn.Parameter]) -> None:
     trained = {id(parameter) for parameter in parameters}
     for parameter in model.parameters():
         freeze(parameter)
-        if id(parameter) in trained:
-            parameter.requires_grad_(True)
+        parameter.requires_grad_(id(parameter) in trained)
 
 
 def freeze(parameter: nn.Parameter) -> None:
@@ -142,8 +102,3 @@ def resettable(model: nn.Module, heads: Sequence[str]) -> list[Any]:
             )
         resettable_modules += holders
     return resettable_modules
-
-
-def reset(modules: Sequence[Any]) -> None:
-    for module in modules:
-        module.reset_parameters()

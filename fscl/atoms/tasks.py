@@ -1,21 +1,27 @@
 """The tasks of a bank: in memory, or in a file from which each is read when it is first used."""
 
-import hashlib
 import math
+import operator
 import os
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
+from fscl.atoms.entries import digest_of, moved_to
 from fscl.errors import FsclError
 
-__all__ = ["DIGITS", "FiledTask", "HeldTask", "Stack", "Task", "TaskFile", "digest_of", "entry_of_all", "moved_to"]
+__all__ = ["FiledTask", "HeldTask", "Stack", "Task", "TaskFile", "as_label", "entry_of_all"]
 
-DIGITS = 16  # of a digest, hexadecimal
+
+def as_label(task: object) -> int:
+    """A task's label as a plain integer; integers of NumPy and torch are accepted."""
+    try:
+        return int(operator.index(task))  # type: ignore[arg-type]  # anything else raises
+    except (TypeError, RuntimeError, ValueError) as error:
+        raise FsclError(f"task label is {task!r}; an integer would do, and `name` may be any text") from error
 
 
 @dataclass(frozen=True)
@@ -26,11 +32,9 @@ class HeldTask:
     kinds: Mapping[str, str]
     tensors: dict[str, Tensor]
 
-    def sizes(self) -> dict[str, int]:
-        sizes: dict[str, int] = {}
-        for entry, tensor in self.tensors.items():
-            sizes[self.kinds[entry]] = sizes.get(self.kinds[entry], 0) + tensor.nbytes
-        return sizes
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """The kind and the bytes of each entry."""
+        return ((self.kinds[entry], tensor.nbytes) for entry, tensor in self.tensors.items())
 
     def held(self) -> "HeldTask":
         return self
@@ -70,37 +74,27 @@ class TaskFile:
         self._rows: dict[int, list[tuple[Stack, int]]] = {}  # by task, of stacks that only some tasks have
         self._whole: list[Stack] = []  # of stacks that all tasks have
         self._file = open(path, "rb", buffering=0)  # noqa: SIM115 - __del__ closes it, after the last task that needs it
-        self._lock = threading.Lock()
         self._written = self._stamp()
 
-    def add(self, stack: Stack, number_of_tasks: int) -> None:
+    def add(self, stack: Stack) -> None:
         self.stacks.append(stack)
-        if stack.tasks == range(number_of_tasks):
-            self._whole.append(stack)
+        if stack.tasks == range(len(self.labels)):
+            self._whole.append(stack)  # by task, 10,000 tasks would take eight times the memory
         else:
             for row, task in enumerate(stack.tasks):
                 self._rows.setdefault(task, []).append((stack, row))
 
     def rows_of(self, task: int) -> list[tuple[Stack, int]]:
+        """The stacks that a task has a row in, each with the number of this row."""
         return [(stack, task) for stack in self._whole] + self._rows.get(task, [])
-
-    @cached_property
-    def whole_sizes(self) -> dict[str, int]:
-        """Bytes of each kind, for the entries that every task has."""
-        return _sizes(self._whole)
-
-    def sizes(self, task: int) -> dict[str, int]:
-        sizes = dict(self.whole_sizes)
-        for kind, size in _sizes(stack for stack, _ in self._rows.get(task, [])).items():
-            sizes[kind] = sizes.get(kind, 0) + size
-        return sizes
 
     def read(self, stack: Stack) -> Tensor:
         """All rows of a stack, (rows, ...).
 
         Raises:
-            FsclError: the file cannot be read, or holds other values than were saved.
+            FsclError: the file cannot be read, was written to, or holds other values than were saved.
         """
+        self._check()
         data = self._rows_from(stack, 0, len(stack.tasks))
         if digest_of(data) != stack.digest:
             raise self._damaged(f"{stack.entry!r} of the tasks")
@@ -110,8 +104,9 @@ class TaskFile:
         """The tensors of one task, by entry.
 
         Raises:
-            FsclError: the file cannot be read, or holds other values than were saved.
+            FsclError: the file cannot be read, was written to, or holds other values than were saved.
         """
+        self._check()
         rows = {stack.entry: (stack, self._rows_from(stack, row, 1)) for stack, row in self.rows_of(number)}
         if digest_of(*(rows[entry][1] for entry in sorted(rows))) != self.digests[number]:
             raise self._damaged(f"task {self.labels[number]}")
@@ -139,14 +134,12 @@ class TaskFile:
             raise FsclError(f"{self.path}: cannot be read ({error.strerror or error})") from error
 
     def _read_at(self, start: int, size: int) -> bytes:
-        if hasattr(os, "pread"):  # seek and read would not do: forked processes share the position
+        if hasattr(os, "pread"):  # threads and forked processes share the position that `seek` sets
             return os.pread(self._file.fileno(), size, start)
-        with self._lock:
-            self._file.seek(start)
-            return self._file.read(size)
+        self._file.seek(start)
+        return self._file.read(size)
 
-    def check(self) -> None:
-        """Raises :class:`FsclError` if the file was written to since it was loaded, or cannot be read."""
+    def _check(self) -> None:
         try:
             changed = self._stamp() != self._written
         except OSError as error:
@@ -180,11 +173,16 @@ class FiledTask:
     def tensors(self) -> dict[str, Tensor]:
         return self._read()
 
-    def sizes(self) -> dict[str, int]:
-        return self.file.sizes(self.number)
+    @property
+    def is_read(self) -> bool:
+        return "tensors" in self.__dict__
+
+    def sizes(self) -> Iterator[tuple[str, int]]:
+        """The kind and the bytes of each entry. Nothing is read."""
+        return ((stack.kind, stack.nbytes) for stack, _ in self.file.rows_of(self.number))
 
     def held(self) -> HeldTask:
-        return HeldTask(self.name, self.kinds, self.__dict__.get("tensors") or self._read())
+        return HeldTask(self.name, self.kinds, self.tensors if self.is_read else self._read())  # not kept
 
     def to(self, device: str | torch.device) -> "FiledTask":
         if torch.device(device) == self.device:
@@ -192,21 +190,12 @@ class FiledTask:
         return FiledTask(self.name, self.file, self.number, torch.device(device))
 
     def _read(self) -> dict[str, Tensor]:
-        self.file.check()
         tensors = {entry: tensor.to(self.device) for entry, tensor in self.file.read_task(self.number).items()}
         parameters = {stack.entry for stack, _ in self.file.rows_of(self.number) if stack.parameter}
         return {n: nn.Parameter(t, requires_grad=False) if n in parameters else t for n, t in tensors.items()}
 
 
 Task = HeldTask | FiledTask
-
-
-def digest_of(*parts: bytes | bytearray) -> str:
-    """Hexadecimal digits that tell these bytes from damaged ones. They do not protect against forgery."""
-    digest = hashlib.blake2b(digest_size=DIGITS // 2)
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _as_tensor(data: bytearray, stack: Stack, rows: int) -> Tensor:
@@ -219,25 +208,11 @@ def entry_of_all(tasks: Iterable[Task], entry: str) -> list[Tensor]:
     tensors: list[Tensor] = []
     read: dict[TaskFile, dict[int, Tensor]] = {}
     for task in tasks:
-        if not isinstance(task, FiledTask) or "tensors" in task.__dict__:
+        if isinstance(task, HeldTask) or task.is_read:
             tensors.append(task.tensors[entry])
             continue
         if task.file not in read:
-            task.file.check()
             stacks = [stack for stack in task.file.stacks if stack.entry == entry]
             read[task.file] = {n: row for s in stacks for n, row in zip(s.tasks, task.file.read(s), strict=True)}
         tensors.append(read[task.file][task.number].to(task.device))
     return tensors
-
-
-def moved_to(tensor: Tensor, device: str | torch.device) -> Tensor:
-    moved = tensor.to(device)
-    is_copy = moved is not tensor
-    return nn.Parameter(moved, requires_grad=False) if is_copy and isinstance(tensor, nn.Parameter) else moved
-
-
-def _sizes(stacks: Iterable[Stack]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for stack in stacks:
-        sizes[stack.kind] = sizes.get(stack.kind, 0) + stack.nbytes
-    return sizes

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fscl.errors import FsclError
-from fscl.text import printable
+from fscl.errors import FsclError, printable
 
 __all__ = ["heatmap"]
 

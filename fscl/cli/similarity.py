@@ -6,8 +6,7 @@ from typing import Annotated, Optional
 import typer
 
 from fscl.cli.options import check_writable
-from fscl.errors import FsclError
-from fscl.text import printable
+from fscl.errors import FsclError, printable
 
 __all__ = ["similarity"]
 

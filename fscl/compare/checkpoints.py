@@ -14,8 +14,7 @@ from fscl.compare.architecture import Architecture
 from fscl.compare.containers import check_claims, read_container
 from fscl.compare.convolutions import LeftOut, convolutions, same_layers
 from fscl.compare.effective import effective_state
-from fscl.errors import FsclError
-from fscl.text import printable
+from fscl.errors import FsclError, printable
 
 __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoint"]
 

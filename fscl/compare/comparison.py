@@ -18,13 +18,13 @@ from scipy.spatial.distance import squareform
 import fscl
 from fscl.compare.convolutions import LeftOut
 from fscl.compare.joint import JointDecomposition
-from fscl.errors import FsclError
+from fscl.errors import FsclError, printable
 from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
-from fscl.text import decimals, percent, printable
+from fscl.text import decimals, percent
 
 __all__ = [
     "SHARED_START",

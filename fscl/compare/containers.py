@@ -20,8 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from fscl.errors import FsclError
-from fscl.text import printable
+from fscl.errors import FsclError, printable
 
 __all__ = ["check_claims", "check_regular", "read_container"]
 

@@ -5,7 +5,8 @@ from torch import Tensor, nn
 
 from fscl.atoms.layers import AtomConv2d
 from fscl.errors import FsclError
-from fscl.similarity.subspace import atoms_of_filters, similarity_matrix
+from fscl.similarity.filters import atoms_of_filters
+from fscl.similarity.subspace import similarity_matrix
 
 __all__ = ["FilterHistory"]
 

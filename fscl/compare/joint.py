@@ -16,7 +16,7 @@ from fscl.compare.convolutions import LeftOut, State, convolutions, misfit_of_ki
 from fscl.compare.effective import effective_state
 from fscl.compare.filters import LayerFilters
 from fscl.errors import FsclError
-from fscl.similarity.subspace import gram_matrix
+from fscl.similarity.filters import gram_matrix
 
 __all__ = ["JointDecomposition", "joint_decompose"]
 

@@ -10,8 +10,7 @@ import torch
 
 from fscl.data.image_files import SUFFIXES, read_images
 from fscl.data.images import ImageSet
-from fscl.errors import FsclError
-from fscl.text import printable
+from fscl.errors import FsclError, printable
 
 __all__ = ["CORE50_OBJECTS", "LAYOUTS", "Layout", "core50", "image_folder", "mini_imagenet", "tiny_imagenet"]
 

@@ -16,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
-from fscl.errors import FsclError
+from fscl.errors import FsclError, printable
 from fscl.plots.figures import INK, style
 from fscl.plots.heatmaps import similarity_heatmap
-from fscl.text import decimals, printable
+from fscl.text import decimals
 
 __all__ = ["clustered_heatmap", "short_names"]
 

@@ -25,8 +25,8 @@ from matplotlib.font_manager import FontProperties, findfont, fontManager, get_f
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
+from fscl.errors import printable
 from fscl.files import write_atomically
-from fscl.text import printable
 
 __all__ = [
     "INK",

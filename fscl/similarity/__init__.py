@@ -4,19 +4,13 @@ from fscl.estimate import Estimate, seed_interval
 from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca
 from fscl.similarity.correlation import Correlation, holm, mantel
 from fscl.similarity.features import collect_features
+from fscl.similarity.filters import FilterAtoms, atoms_of_filters, gram_matrix
 from fscl.similarity.kernels import aligned_cosine, linear_cka, minibatch_cka, procrustes, rbf_cka
 from fscl.similarity.matrices import flatten_maps
 from fscl.similarity.pooled import PooledCorrelation, pooled_mantel
 from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.stimuli import dead_leaves, noise_images, recall_images
-from fscl.similarity.subspace import (
-    AtomStacks,
-    FilterAtoms,
-    aggregate_layers,
-    atoms_of_filters,
-    gram_matrix,
-    similarity_matrix,
-)
+from fscl.similarity.subspace import AtomStacks, aggregate_layers, similarity_matrix
 
 __all__ = [
     "PROBES",

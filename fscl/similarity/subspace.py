@@ -6,14 +6,15 @@ comparing two small sets of atoms, layer by layer. Everything here is a pure fun
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
+from fscl.similarity.filters import check_finite, eps
 
-__all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", "gram_matrix", "similarity_matrix"]
+__all__ = ["AGGREGATES", "METRICS", "AtomStacks", "aggregate_layers", "similarity_matrix"]
 
 METRICS = ("cosine", "filter", "grassmann", "projection")
 SPANS = ("grassmann", "projection")
@@ -32,14 +33,6 @@ class AtomStacks(Protocol):
     def stack(self, layer: str) -> Tensor: ...  # (tasks, m, kh, kw)
 
     def gram(self, layer: str) -> Tensor: ...  # (m, m), see `gram_matrix`
-
-
-class FilterAtoms(NamedTuple):
-    """Several snapshots of one convolution, written with one shared set of coefficients."""
-
-    atoms: Tensor  # (T, m, kh, kw)
-    coefficients: Tensor  # (out, in, m), orthonormal columns
-    explained: Tensor  # (T,), the share of each snapshot's squared norm that is in the span of the coefficients
 
 
 @torch.no_grad()
@@ -147,71 +140,9 @@ def aggregate_layers(per_layer: Tensor, how: str = "product") -> Tensor:
     return per_layer.square().prod(0) if how == "product" else per_layer.square().cumprod(0).mean(0)
 
 
-@torch.no_grad()
-def gram_matrix(coefficients: Tensor) -> Tensor:
-    """Inner products of the m coefficient maps over all channels: (out, in, m) -> (m, m).
-
-    >>> gram_matrix(torch.ones(2, 3, 1))
-    tensor([[6.]])
-    """
-    if coefficients.ndim < 2:
-        raise FsclError(f"coefficients have shape {tuple(coefficients.shape)}; they take (out, in, m)")
-    flat = coefficients.flatten(0, -2).cpu().double()
-    return (flat.mT @ flat).to(coefficients.device, torch.promote_types(coefficients.dtype, torch.float32))
-
-
-@torch.no_grad()
-def atoms_of_filters(filters: Sequence[Tensor] | Tensor, reference: int = 0) -> FilterAtoms:
-    """Atoms for learners without atoms: projects snapshots of one convolution on shared coefficients.
-
-    The coefficients are the left singular vectors of the reference snapshot's filters (out*in, kh*kw). There are as
-    many as their rank m <= kh*kw, so the reference is represented exactly. The atoms of every snapshot are its
-    least-squares fit. Check `explained` with any similarity of these atoms: the part of the filters that is not
-    explained is not compared.
-
-    Args:
-        filters: T snapshots of shape (out, in, kh, kw), or one tensor (T, out, in, kh, kw).
-        reference: which snapshot the coefficients come from.
-
-    Raises:
-        FsclError: there are no snapshots, shapes differ, values are not finite, or the reference is zero or missing.
-
-    >>> atoms, coefficients, explained = atoms_of_filters([torch.eye(4).reshape(4, 1, 2, 2)] * 2)
-    >>> atoms.shape, coefficients.shape, explained
-    (torch.Size([2, 4, 2, 2]), torch.Size([4, 1, 4]), tensor([1., 1.]))
-    """
-    shapes = [tuple(snapshot.shape) for snapshot in filters]
-    if not shapes or len(set(shapes)) > 1 or len(shapes[0]) != 4 or 0 in shapes[0]:
-        raise FsclError(f"filters have shapes {shapes}; they take one or more snapshots of one (out, in, kh, kw)")
-    if not -len(shapes) <= reference < len(shapes):
-        raise FsclError(f"reference {reference} is not among the {len(shapes)} snapshots; use 0 to {len(shapes) - 1}")
-    stored = torch.stack([snapshot.detach() for snapshot in filters])
-    _check_finite("filters", stored, "snapshot")
-    flat = stored.cpu().double().flatten(3).flatten(1, 2)
-    basis, strength, _ = torch.linalg.svd(flat[reference], full_matrices=False)
-    basis = basis[:, strength > strength[0] * _eps(stored.dtype) * max(flat.shape[1:])]
-    if basis.shape[1] == 0:
-        raise FsclError(f"the filters of reference snapshot {reference} are all zero; choose another reference")
-    atoms = basis.mT @ flat
-    energy = flat.square().sum((1, 2))
-    explained = torch.where(energy > 0, atoms.square().sum((1, 2)) / energy, 1.0).clamp(max=1)
-    parts = atoms.unflatten(2, shapes[0][2:]), basis.unflatten(0, shapes[0][:2]), explained
-    return FilterAtoms(*(p.to(stored.device, torch.promote_types(stored.dtype, torch.float32)) for p in parts))
-
-
 def _check_known(argument: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise FsclError(f"unknown {argument} {value!r}; known: {', '.join(choices)}")
-
-
-def _check_finite(name: str, values: Tensor, item: str) -> None:
-    bad = (~values.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
-    if bad:
-        raise FsclError(f"{name}: {item} {bad[0]} holds values that are not finite; leave it out or restore it")
-
-
-def _eps(dtype: torch.dtype) -> float:
-    return torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
 
 
 def _named(values: Any, ndim: int) -> dict[str, Tensor]:
@@ -284,12 +215,12 @@ def _factors(
         norms = torch.linalg.vector_norm(flat, dim=2, keepdim=True)
         if not math.isfinite(norms.sum()):
             for name in names:
-                _check_finite(f"layer {name!r}", stacks[name], "task")
+                check_finite(f"layer {name!r}", stacks[name], "task")
         flat.div_(norms.clamp_(min=_TINY))
         if roots:
             atoms = torch.stack([roots[name] for name in names])[:, None] @ atoms
         if metric in SPANS:
-            atoms = _bases(names, atoms, rank, _eps(dtype), start)
+            atoms = _bases(names, atoms, rank, eps(dtype), start)
         if metric == "projection":  # |B^T B'|_F^2 is the inner product of the projectors
             atoms = atoms.mT @ atoms
         if metric != "grassmann":
@@ -304,7 +235,7 @@ def _gram_root(name: str, gram: Tensor) -> Tensor:
     """A root R with R^T R = G. Eigenvalues within the rounding of the input's dtype count as zero."""
     full = gram.detach().cpu().double()
     values, vectors = torch.linalg.eigh((full + full.mT) / 2)
-    noise = 4 * len(full) * _eps(gram.dtype) * values.abs().max()
+    noise = 4 * len(full) * eps(gram.dtype) * values.abs().max()
     if (full - full.mT).abs().max() > noise or values[0] < -noise:
         raise FsclError(
             f"layer {name!r}: the Gram matrix is not symmetric positive semi-definite (least eigenvalue "
@@ -313,7 +244,7 @@ def _gram_root(name: str, gram: Tensor) -> Tensor:
     return torch.where(values > noise, values, 0.0).sqrt()[:, None] * vectors.mT
 
 
-def _bases(names: Sequence[str], atoms: Tensor, rank: int, eps: float, start: int) -> Tensor:
+def _bases(names: Sequence[str], atoms: Tensor, rank: int, rounding: float, start: int) -> Tensor:
     """Orthonormal bases (L, T, rank, kh*kw) of the leading dimensions of atoms (L, T, m, kh*kw); 0 for zero atoms."""
     m, size = atoms.shape[2:]
     most = min(m, size - 1)
@@ -321,7 +252,7 @@ def _bases(names: Sequence[str], atoms: Tensor, rank: int, eps: float, start: in
         use = f"use a rank from 1 to {most}, or leave" if most else "leave"
         raise FsclError(f"layer {names[0]!r}: rank {rank} with m={m} atoms of {size} values; {use} it out with layers=")
     _, strength, span = torch.linalg.svd(atoms, full_matrices=False)
-    dimensions = (strength > strength[..., :1] * eps * max(m, size)).sum(2)
+    dimensions = (strength > strength[..., :1] * rounding * max(m, size)).sum(2)
     short = ((dimensions > 0) & (dimensions < rank)).nonzero().tolist()
     if short:
         layer, task = short[0]

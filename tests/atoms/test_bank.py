@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from fscl.atoms import AtomBank, atom_layers, decompose, freeze_coefficients
-from fscl.atoms.bank import KINDS
+from fscl.atoms.ownership import KINDS
 from fscl.errors import FsclError
 from fscl.similarity import similarity_matrix
 

@@ -183,7 +183,7 @@ def test_moment_similarity_is_invariant_to_gauge_and_scale_of_atoms(monkeypatch)
             state[f"{name}.atoms"] = torch.einsum("ij,jhw->ihw", mixing, state[f"{name}.atoms"]) * (1 + task)
         turned.append(state)
     other.load_state_dict(turned[0])
-    monkeypatch.setattr("fscl.atoms.bank.freeze_coefficients", lambda model: None)  # else it fixes the gauge
+    monkeypatch.setattr("fscl.atoms.ownership.freeze_coefficients", lambda model: None)  # else it fixes the gauge
     changed = AtomBank(other)
     for task, state in enumerate(turned):
         other.load_state_dict(state)

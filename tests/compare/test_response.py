@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms import AtomBank, atom_layers, decompose, freeze_coefficients
-from fscl.atoms.entries import entry_kinds
+from fscl.atoms.ownership import entry_kinds
 from fscl.compare import READINGS, response_features, response_similarity, tangent_features, tangent_similarity
 from fscl.errors import FsclError
 from fscl.similarity import linear_cka
@@ -216,7 +216,7 @@ def test_a_change_of_gauge_changes_only_the_plain_cosine_of_atoms(tasks, images,
         noise = torch.randn(layer.num_atoms, layer.num_atoms, dtype=torch.float64)
         gauge[name] = 3 * torch.eye(len(noise)).double() if how == "scale" else torch.eye(len(noise)) + 0.4 * noise
         layer.coefficients.data = layer.coefficients @ torch.linalg.inv(gauge[name])
-    monkeypatch.setattr("fscl.atoms.bank.freeze_coefficients", lambda model: None)  # else it fixes the gauge
+    monkeypatch.setattr("fscl.atoms.ownership.freeze_coefficients", lambda model: None)  # else it fixes the gauge
     other.bank = AtomBank(other.model)
     for task in tasks.bank.tasks:
         entries = tasks.bank.entries(task)

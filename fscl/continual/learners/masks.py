@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fscl.atoms.entries import copied, entry_kinds, live_state, put_entries, within
+from fscl.atoms.entries import copied, live_state, put_entries, within
+from fscl.atoms.ownership import entry_kinds
 from fscl.continual.task_switch import LabelSwitchPlugin, head_names
 
 __all__ = ["MaskPlugin", "pack_bits", "top_share", "unpack_bits"]

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from fscl.atoms.entries import entry_kinds
+from fscl.atoms.ownership import entry_kinds
 from fscl.continual.learner import PluginStrategy
 from fscl.continual.learners.from_scratch import FromScratchPlugin
 from fscl.continual.learners.laterals import Lateral, connect
