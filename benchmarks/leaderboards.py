@@ -32,7 +32,7 @@ from fscl.report.prediction import (
 )
 from fscl.report.provenance import budget
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
-from fscl.report.table import COLUMNS
+from fscl.report.table import ANSWERS, COLUMNS
 from fscl.runs.record import RunRecord
 from fscl.runs.results import load_runs
 from fscl.text import DASH, human_seconds, interval, signed, small_p
@@ -59,17 +59,6 @@ OVER_LEARNERS = (
     "p < 0.05",
     "ρ, later, equally far apart",
     "p < 0.05",
-)
-BY_LEARNER = (
-    "Stream",
-    "Atoms of",
-    "Strategy",
-    "ρ, mean over seeds [95 %]",
-    "p (Mantel, Holm)",
-    "ρ, later, equally far apart [95 %]",
-    "p (Mantel, Holm)",
-    "Seeds where defined",
-    "Tasks",
 )
 
 
@@ -262,13 +251,13 @@ def question_by_stream() -> str:
 def question_by_learner() -> str:
     """For each stream and learner: the correlation of atom similarity and forgetting."""
     rows = [
-        (title, answer.atoms, *answer.cells()[1:-1])
+        (title, answer.atoms, *(column.cell(answer) for column in ANSWERS[1:-1]))
         for by_stream in answers().values()
         for title, of_stream in by_stream.items()
         for answer in of_stream
         if answer.question == "atoms"
     ]
-    return "\n".join(_table(BY_LEARNER, rows, texts=3))
+    return "\n".join(_table(["Stream", "Atoms of", *(column.heading for column in ANSWERS[1:-1])], rows, texts=3))
 
 
 def quoted(report: str, begin: str) -> str:

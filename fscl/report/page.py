@@ -19,8 +19,9 @@ from fscl.errors import FsclError
 from fscl.files import remove_stale, write_text_atomically, written_together
 from fscl.plain import read_json
 from fscl.plots.figures import inline_svg, save_png
+from fscl.report.provenance import SETTINGS
 from fscl.report.sections import Picture, Section, build_section
-from fscl.report.table import COLUMNS
+from fscl.report.table import ANSWERS, ANSWERS_BY_SEED, COLUMNS
 from fscl.runs.record import RunRecord
 from fscl.runs.results import KEPT, runs_text, write_runs
 
@@ -77,6 +78,9 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         "title": heading,
         "sections": sections,
         "columns": COLUMNS.values(),
+        "settings": SETTINGS,
+        "answers": ANSWERS,
+        "answers_by_seed": ANSWERS_BY_SEED,
         "svg": svg,
         "png": png,
     }
