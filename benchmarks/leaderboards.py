@@ -32,7 +32,7 @@ from fscl.report.prediction import (
 )
 from fscl.report.provenance import budget
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
-from fscl.report.table import COLUMNS
+from fscl.report.table import ANSWERS, COLUMNS
 from fscl.runs.record import RunRecord
 from fscl.runs.results import load_runs
 from fscl.text import DASH, human_seconds, interval, signed, small_p
@@ -47,6 +47,7 @@ LEVEL = 0.05  # of significance
 SHOWN = ("strategy", "seeds", "accuracy", "against_best", "p", "forgetting", "bytes_per_task", "bytes_in_all")
 IN_README = ("strategy", "accuracy", "forgetting", "bytes_per_task", "bytes_in_all")
 ROWS_IN_README = ("joint", "wsn", "packnet", "atom_swapping_first", "atom_swapping", "replay", "naive")
+STARTS = {"previous": "task before it", "first": "first task"}  # in words, by warm_start
 OVER_STREAMS = ("Question", "Learners, over streams", "p < 0.05", "p < 0.05, later tasks equally far apart")
 OVER_LEARNERS = (
     "Question",
@@ -58,17 +59,6 @@ OVER_LEARNERS = (
     "p < 0.05",
     "ρ, later, equally far apart",
     "p < 0.05",
-)
-BY_LEARNER = (
-    "Stream",
-    "Atoms of",
-    "Strategy",
-    "ρ, mean over seeds [95 %]",
-    "p (Mantel, Holm)",
-    "ρ, later, equally far apart [95 %]",
-    "p (Mantel, Holm)",
-    "Seeds where defined",
-    "Tasks",
 )
 
 
@@ -173,17 +163,20 @@ def _heatmap(benchmark: str, runs: list[RunRecord]) -> list[str]:
 
     If a strategy starts each task from the atoms of the first task, the heatmap shows this strategy.
     """
-    by_start = {group.runs[0].strategy.args["warm_start"]: group for group in atom_strategies(groups_of(benchmark))}
-    chain, star = by_start["previous"], by_start.get("first")
-    picture = f"{benchmark}-similarity" + (f"-{star.name}" if star else "")
+    strategies = atom_strategies(groups_of(benchmark))
+    start = {group.name: group.runs[0].strategy.args["warm_start"] for group in strategies}
+    shown = next((group for group in strategies if start[group.name] == "first"), strategies[0])
+    picture = f"{benchmark}-similarity" + (f"-{shown.name}" if shown is not strategies[0] else "")
     text = (
-        f"Similarity of the tasks of one seed, computed from their atoms alone ({(star or chain).label}). Spearman's ρ "
-        "of similarity and the number of tasks in between shows how far similarity follows the order of the tasks. If "
-        "ρ is near −1, similarity shows little more than this order. If each task starts from the atoms of the task "
-        f"before it ({chain.label}), ρ is {_with_time(chain)}."
+        f"Similarity of the tasks of one seed, computed from their atoms alone ({shown.label}). Spearman's ρ of "
+        "similarity and the number of tasks in between shows how far similarity follows the order of the tasks. If ρ "
+        "is near −1, similarity shows little more than this order."
     )
-    if star:
-        text += f" If each task starts from the atoms of the first task ({star.label}), ρ is {_with_time(star)}."
+    for group in strategies:
+        text += (
+            f" If each task starts from the atoms of the {STARTS[start[group.name]]} ({group.label}), ρ is "
+            f"{_with_time(group)}."
+        )
     file = f"{FROM_PAGES}/{benchmark}/figures/{picture.replace('_', '-')}.png"
     return [f"![Task-to-task similarity on {runs[0].benchmark.title}]({file})", "", text]
 
@@ -258,13 +251,13 @@ def question_by_stream() -> str:
 def question_by_learner() -> str:
     """For each stream and learner: the correlation of atom similarity and forgetting."""
     rows = [
-        (title, answer.atoms, *answer.cells()[1:-1])
+        (title, answer.atoms, *(column.cell(answer) for column in ANSWERS[1:-1]))
         for by_stream in answers().values()
         for title, of_stream in by_stream.items()
         for answer in of_stream
         if answer.question == "atoms"
     ]
-    return "\n".join(_table(BY_LEARNER, rows, texts=3))
+    return "\n".join(_table(["Stream", "Atoms of", *(column.heading for column in ANSWERS[1:-1])], rows, texts=3))
 
 
 def quoted(report: str, begin: str) -> str:

@@ -61,8 +61,11 @@ def write_text_atomically(path: str | os.PathLike[str], text: str) -> None:
 
 
 @contextlib.contextmanager
-def written_together() -> Iterator[None]:
+def written_together() -> Iterator[Callable[[Path], Path]]:
     """Files written within the block appear at its end, in the order of writing. If the block fails, none appears.
+
+    Yields:
+        a function that returns the temporary file with what the block has written for a path.
 
     Raises:
         FsclError: as :func:`write_atomically`.
@@ -78,13 +81,18 @@ def written_together() -> Iterator[None]:
         >>> sorted(os.listdir(folder))
         ['table.csv', 'table.md']
     """
-    if _drafts.get() is not None:  # the outer block publishes the files
-        yield
+    outer = _drafts.get()
+    drafts: list[_Draft] = [] if outer is None else outer
+
+    def drafted(path: Path) -> Path:
+        return next(draft.file for draft in reversed(drafts) if draft.target == path)
+
+    if outer is not None:  # the outer block publishes the files
+        yield drafted
         return
-    drafts: list[_Draft] = []
     before = _drafts.set(drafts)
     try:
-        yield
+        yield drafted
         for draft in drafts:
             draft.publish()
     finally:
@@ -151,7 +159,7 @@ class _Draft:
 
     def publish(self) -> None:
         try:
-            os.replace(self._file, self.target)
+            os.replace(self.file, self.target)
         except OSError as error:
             raise FsclError(f"cannot write {self.target}: {_words(error)}") from error
 
@@ -170,9 +178,9 @@ class _Draft:
                 self.lock.acquire(blocking=False)
                 self.folder = folder
         # not the target's name, which searches look for; but its suffix, by which libraries choose a format
-        self._file = self.folder / f".half{self.target.suffix}"
-        self._file.touch()
-        return self._file
+        self.file = self.folder / f".half{self.target.suffix}"
+        self.file.touch()
+        return self.file
 
     def _reason(self, error: Exception) -> str | None:
         """Why the system refused to write; None if it did not refuse, and the error has another cause."""
@@ -182,7 +190,7 @@ class _Draft:
             return _words(OSError(int(number[1]), os.strerror(int(number[1]))))
         if self.folder is not None:
             try:  # torch and numpy do not report a full disk, so try to write
-                with open(self._file, "ab") as file:
+                with open(self.file, "ab") as file:
                     file.write(bytes(2**16))
                     file.flush()
                     os.fsync(file.fileno())

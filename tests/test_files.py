@@ -311,10 +311,12 @@ def test_files_written_together_do_not_appear_if_a_folder_is_in_the_way_of_one(t
 
 
 def test_nested_files_written_together_appear_with_the_outer_ones(tmp_path: Path) -> None:
-    with written_together():
-        with written_together():
+    with written_together() as outer:
+        with written_together() as inner:
             write_text_atomically(tmp_path / "a.txt", "1")
+            assert inner(tmp_path / "a.txt").read_text() == "1"
         write_text_atomically(tmp_path / "a.txt", "2")
+        assert outer(tmp_path / "a.txt").read_text() == "2"
         assert not (tmp_path / "a.txt").exists()
     assert (tmp_path / "a.txt").read_text() == "2"
     write_text_atomically(tmp_path / "b.txt", "3")  # by itself again

@@ -233,18 +233,21 @@ class AtomConv2d(nn.Module):
         if self._gauge_is_fixed():
             return
         flat, atoms = self.coefficients.flatten(0, 1).double(), self.atoms.flatten(1).double()
+        unit = _unit(flat)
+        flat = flat / unit
         q, r = torch.linalg.qr(flat)
         scale = float(flat.norm()) / math.sqrt(q.shape[1]) or 1.0
         # QR does not determine the signs; a positive diagonal makes the gauge unique, so all machines get the same
         signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
         new_coefficients, new_atoms = torch.zeros_like(flat), torch.zeros_like(atoms)
-        new_coefficients[:, : q.shape[1]] = q * signs * scale
+        new_coefficients[:, : q.shape[1]] = q * signs * (scale * unit)
         new_atoms[: q.shape[1]] = signs[:, None] * (r @ atoms) / scale
         self.coefficients.copy_(new_coefficients.view_as(self.coefficients))
         self.atoms.copy_(new_atoms.view_as(self.atoms))
 
     def _gauge_is_fixed(self) -> bool:
-        gram = gram_matrix(self.coefficients.detach().double())
+        coefficients = self.coefficients.detach().double()
+        gram = gram_matrix(coefficients / _unit(coefficients))
         squares = gram.diagonal()
         rows = self.coefficients[..., 0].numel()  # relative rounding of an inner product falls with its length
         rounding = max(1e-13, 8 * torch.finfo(self.coefficients.dtype).eps / math.sqrt(rows)) * float(squares.max())
@@ -302,6 +305,12 @@ class AtomConv2d(nn.Module):
         defaults = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1, "padding_mode": "zeros"}
         text += "".join(f", {k}={getattr(self, k)!r}" for k, v in defaults.items() if getattr(self, k) != v)
         return text + ("" if self.bias is not None else ", bias=False")
+
+
+def _unit(values: Tensor) -> float:
+    """A power of two near the largest value: divided by it, values keep their digits, and squares do not overflow."""
+    largest = float(values.abs().max())
+    return 2.0 ** (math.frexp(largest)[1] - 1) if largest > 0 else 1.0
 
 
 def _can_be_kept(coefficients: Tensor, atoms: Tensor) -> bool:

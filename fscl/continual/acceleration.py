@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from fscl.continual.avalanche_private import skip_next_step, use_backward, use_own_backward
 from fscl.continual.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
-from fscl.settings import Precision
+from fscl.settings import Precision, Training
 
 __all__ = ["Acceleration", "channels_last"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+RECIPE = Training()  # the settings of a recipe that gives none
 
 
 class Acceleration(SupervisedPlugin):
@@ -49,8 +50,13 @@ class Acceleration(SupervisedPlugin):
     supports_distributed = False
     transient = ("_scaler",)
 
-    # Training's default is float32, because the numbers of a benchmark must not depend on the processor
-    def __init__(self, precision: Precision = "auto", channels_last: bool = True, compile: bool = False) -> None:
+    # a recipe's precision is float32 by default, because the numbers of a benchmark must not depend on the processor
+    def __init__(
+        self,
+        precision: Precision = "auto",
+        channels_last: bool = RECIPE.channels_last,
+        compile: bool = RECIPE.compile,
+    ) -> None:
         super().__init__()
         if precision not in (*PRECISIONS, "auto"):
             raise FsclError(f"precision is {precision!r}; known: auto, {', '.join(PRECISIONS)}")

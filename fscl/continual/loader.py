@@ -64,8 +64,9 @@ class InMemoryLoader(SupervisedPlugin):
     Args:
         place: where images are kept while they are trained on. ``device``: on the strategy's device. ``host``: in the
             machine's memory; each batch is sent through pinned memory. ``auto``: on the device if the images take at
-            most half of its free memory, else on the host. If a mixture must be copied and the copy takes more than
-            half of the free memory, ``auto`` uses Avalanche's loader. ``off``: always Avalanche's loader.
+            most half of its free memory, else on the host. ``off``: always Avalanche's loader. Memory is short if
+            images must be copied, as a mixture must, and the copy takes more than half of the free memory with
+            ``auto``, or more than all of it with ``device`` or ``host``.
 
     Raises:
         FsclError: the place is unknown.
@@ -136,11 +137,16 @@ class InMemoryBatches:
         collate = loader.collate_fn if isinstance(loader, DataLoader) else loader.loader_kwargs["collate_fn"]
         if collate is not default_collate:
             raise Unservable("its collate function is not torch's default")
-        images, targets, self.transform = tensors_behind(parts, may_copy=place != "auto")
+        share = 0.5 if place == "auto" else 1.0
+        images, targets, self.transform = tensors_behind(parts, share)
         tasks = torch.cat([task_labels(part) for part in parts])
         self.task = int(tasks[0]) if bool((tasks == tasks[0]).all()) else None
         self.device = device
-        self.on_device = device.type != "cpu" and place != "host" and (place == "device" or _fits(images, device))
+        self.on_device = device.type != "cpu" and place != "host"
+        if self.on_device and (shortage := _shortage(images.nbytes, device, share)):
+            if place == "device":
+                raise Unservable(shortage)
+            self.on_device = False
         if self.on_device:
             images, targets, tasks = (part.to(device) for part in (images, targets, tasks))
         self.images, self.targets, self.tasks = images, targets, tasks
@@ -216,22 +222,29 @@ def _order(loader: Any) -> tuple[Iterable[list[int]], torch.Generator | None]:
     return sampler, loader.loader_kwargs.get("generator")
 
 
-def _fits(images: Tensor, device: torch.device) -> bool:
-    """Whether images take at most half of the free memory of a device."""
-    return device.type != "cuda" or images.nbytes <= torch.cuda.mem_get_info(device)[0] / 2
+def _shortage(size: int, device: torch.device, share: float) -> str:
+    """Why a copy of images on a device would take too large a share of its free memory; empty if it would not."""
+    if device.type not in ("cpu", "cuda"):
+        return ""
+    on_host = device.type == "cpu"
+    free = psutil.virtual_memory().available if on_host else torch.cuda.mem_get_info(device)[0]
+    if size <= share * free:
+        return ""
+    where = "in memory" if on_host else f"on {device}"
+    return f"a copy of them takes {size / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free {where}"
 
 
 class Unservable(Exception):
     """Mini-batches cannot be made from memory. The message is a reason that completes a sentence after "because"."""
 
 
-def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor, Tensor, ImageTransform]:
+def tensors_behind(parts: Sequence[Any], share: float) -> tuple[Tensor, Tensor, ImageTransform]:
     """The images and targets of all samples of Avalanche data sets, one set after another, and their transform.
 
     Raises:
         Unservable: the images are not from a stream of fscl; the samples have different transforms, or one that is not
-            an ``ImageTransform``; or a copy of the images takes more than half of the free memory and ``may_copy`` is
-            False.
+            an ``ImageTransform``; or the images must be copied, and the copy takes more than ``share`` of the free
+            memory.
     """
     leaves, source, index = _concatenated([_leaves(images_of(part)) for part in parts])
     transforms = [steps for _, steps in leaves]
@@ -244,9 +257,8 @@ def tensors_behind(parts: Sequence[Any], may_copy: bool = False) -> tuple[Tensor
         return first.images, first.targets, transforms[0][0]
     if len({leaf.images.shape[1:] for leaf, _ in leaves}) > 1:
         raise Unservable("its images are of different sizes")
-    need, free = first.images[:1].nbytes * len(index), psutil.virtual_memory().available
-    if not may_copy and need > free / 2:
-        raise Unservable(f"a copy of them takes {need / 2**20:.0f} MiB and {free / 2**20:.0f} MiB are free")
+    if shortage := _shortage(first.images[:1].nbytes * len(index), torch.device("cpu"), share):
+        raise Unservable(shortage)
     images = first.images.new_empty((len(index), *first.images.shape[1:]))
     targets = first.targets.new_empty(len(index))
     for i, (leaf, _) in enumerate(leaves):

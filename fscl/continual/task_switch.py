@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from fscl.atoms.entries import point_entries, within
 from fscl.atoms.layers import AtomConv2d
 from fscl.continual.avalanche_private import head_entries
-from fscl.continual.learner import LearnerPlugin
+from fscl.continual.learner import UNSEEN, LearnerPlugin
 from fscl.continual.loader import task_of
+from fscl.errors import FsclError
 
 __all__ = ["LabelSwitchPlugin", "TaskSwitchPlugin", "head_names", "multi_heads"]
 
@@ -41,6 +42,26 @@ class TaskSwitchPlugin(LearnerPlugin):
     def stored(self, task: int) -> Mapping[str, Tensor] | None:
         """The tensors of a task, or None if it was never learned."""
         raise NotImplementedError
+
+    def former(self, experience: Any) -> dict[str, Tensor]:
+        """The network that is stored for the tasks of an experience, with the heads of all of them; empty if none is.
+
+        Raises:
+            FsclError: the tasks were trained apart, so that no one network fits all of them.
+        """
+        known = {task: entries for task in self.tasks_of(experience) if (entries := self.stored(task)) is not None}
+        network: dict[str, Tensor] = {}
+        for entries in known.values():
+            for name, tensor in entries.items():
+                first = network.setdefault(name, tensor)
+                if first is not tensor and not torch.equal(first, tensor):
+                    raise FsclError(
+                        f"experience {experience.current_experience} has the task labels "
+                        f"{', '.join(map(str, known))}, which were trained apart: their stored networks differ in "
+                        f"{name}, and only one of them could be trained further; train each of these tasks in an "
+                        "experience of its own"
+                    )
+        return network
 
     def memory(self) -> dict[str, int]:
         """Bytes stored for each task (mean over tasks), by kind."""
@@ -83,6 +104,7 @@ class TaskSwitchPlugin(LearnerPlugin):
         self._show(strategy.model, None)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
+        self.former(strategy.experience)  # refuses tasks that were trained apart
         self._training = set(self.tasks_of(strategy.experience))
 
     def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
@@ -119,11 +141,16 @@ class LabelSwitchPlugin(TaskSwitchPlugin):
         labels = self._labels(strategy)
         if len(labels) < 2:
             return
+        parts = []
         for label in labels:  # so far one network computed all outputs: each task needs its own network
             self._show(strategy.model, label)
-            mask = strategy.mb_task_id == label
-            part = avalanche_forward(strategy.model, strategy.mb_x[mask], strategy.mb_task_id[mask])
-            strategy.mb_output[mask, : part.shape[1]] = part
+            rows = strategy.mb_task_id == label
+            parts.append((rows, avalanche_forward(strategy.model, strategy.mb_x[rows], strategy.mb_task_id[rows])))
+        # a head that grows is narrower for earlier tasks
+        width = max(part.shape[1] for _, part in parts)
+        strategy.mb_output = strategy.mb_output.new_full((len(strategy.mb_x), width), UNSEEN)
+        for rows, part in parts:
+            strategy.mb_output[rows, : part.shape[1]] = part
 
     def before_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
         """Leaves out samples, such as replayed ones, of other tasks that are stored: their networks must not change."""

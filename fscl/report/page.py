@@ -19,8 +19,9 @@ from fscl.errors import FsclError
 from fscl.files import remove_stale, write_text_atomically, written_together
 from fscl.plain import read_json
 from fscl.plots.figures import inline_svg, save_png
+from fscl.report.provenance import SETTINGS
 from fscl.report.sections import Picture, Section, build_section
-from fscl.report.table import COLUMNS
+from fscl.report.table import ANSWERS, ANSWERS_BY_SEED, COLUMNS
 from fscl.runs.record import RunRecord
 from fscl.runs.results import KEPT, runs_text, write_runs
 
@@ -77,18 +78,22 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         "title": heading,
         "sections": sections,
         "columns": COLUMNS.values(),
+        "settings": SETTINGS,
+        "answers": ANSWERS,
+        "answers_by_seed": ANSWERS_BY_SEED,
         "svg": svg,
         "png": png,
     }
-    with written_together():
+    with written_together() as drafted:
         for picture, file in zip(pictures, files, strict=True):
             save_png(picture.figure, file)
         write_text_atomically(html, environment(html=True).get_template("report.html.j2").render(values))
         write_runs(runs, kept)
         write_text_atomically(markdown, environment(html=False).get_template("report.md.j2").render(values))
-    # last, so that what is there without it, or is not as it says, is drawn again
-    hashes = {file.relative_to(folder).as_posix(): _hash(file) for file in (*files, html, kept, markdown)}
-    write_text_atomically(folder / DRAWN, json.dumps({"stamp": stamp, "files": hashes}))
+        # last, and of what this process wrote: a report is drawn again if a crash, or a process that draws another
+        # report here at the same time, left other files in its place
+        hashes = {f.relative_to(folder).as_posix(): _hash(drafted(f)) for f in (*files, html, kept, markdown)}
+        write_text_atomically(folder / DRAWN, json.dumps({"stamp": stamp, "files": hashes}))
     return ReportPaths(html, markdown, tuple(files))
 
 

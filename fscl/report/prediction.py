@@ -15,7 +15,6 @@ from fscl.accuracy import drop_matrix, forgetting_matrix
 from fscl.errors import FsclError
 from fscl.report.summary import StrategyRuns
 from fscl.runs.record import RunRecord
-from fscl.text import DASH, interval, signed, small_p
 
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
@@ -85,14 +84,6 @@ class PredictionRow(Asked):
     def defined(self) -> bool:
         return math.isfinite(self.rho)
 
-    def cells(self) -> tuple[str, ...]:
-        """Question, strategy, seed, rho, interval, tau, p, tasks, note."""
-        head = (self.words, self.label, str(self.seed))
-        if not self.defined:
-            return (*head, "undefined", DASH, DASH, DASH, str(self.n_tasks), self.note)
-        numbers = (signed(self.rho), interval(self.low, self.high) or DASH, signed(self.tau), small_p(self.p_value))
-        return (*head, *numbers, str(self.n_tasks), self.note)
-
 
 @dataclass(frozen=True, eq=False)
 class Prediction(Asked):
@@ -115,13 +106,6 @@ class Prediction(Asked):
     p_apart: float
     seeds: int
     note: str
-
-    def cells(self) -> tuple[str, ...]:
-        """Question, strategy, rho and p, rho and p at equal distance, seeds where defined, tasks, note."""
-        head = (self.words, self.label)
-        seeds = f"{self.all_pairs.n_seeds} of {self.seeds}"
-        numbers = (*_shown(self.all_pairs, self.p), *_shown(self.apart, self.p_apart))
-        return (*head, *numbers, seeds, str(self.all_pairs.n_tasks), self.note)
 
 
 def whole_similarity(run: RunRecord) -> Array | None:
@@ -350,9 +334,3 @@ def _holm(p_values: Sequence[float]) -> list[float]:
     from fscl.similarity.correlation import holm
 
     return [float(p) for p in holm(p_values)]
-
-
-def _shown(correlation: PooledCorrelation, p: float) -> tuple[str, str]:
-    if not correlation.defined:
-        return "undefined", DASH
-    return f"{signed(correlation.statistic)} {interval(correlation.low, correlation.high)}".rstrip(), small_p(p)

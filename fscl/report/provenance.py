@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from fscl.report.summary import StrategyRuns
+from fscl.report.table import Column
 from fscl.runs.record import RunRecord
 from fscl.text import DASH, human_bytes, human_seconds
 
-__all__ = ["budget", "memory", "provenance", "settings"]
+__all__ = ["SETTINGS", "budget", "memory_columns", "provenance"]
 
 
 def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
@@ -73,16 +74,13 @@ def _network(run: RunRecord) -> str:
     return ", ".join([model.name, *_assigned(model.args)]).strip(", ")
 
 
-def settings(group: StrategyRuns) -> tuple[str, ...]:
-    """Label, class, arguments, budget and recipe hash of a learner."""
-    recipe = group.runs[0].strategy
-    return (
-        group.label,
-        recipe.class_path or DASH,
-        ", ".join(_assigned(recipe.args)) or DASH,
-        budget(group.runs[0]),
-        group.recipe_hash[:12],
-    )
+SETTINGS: tuple[Column[StrategyRuns], ...] = (
+    Column("Strategy", "", "", lambda group: group.label),
+    Column("Class", "", "", lambda group: group.runs[0].strategy.class_path or DASH),
+    Column("Settings", "", "", lambda group: ", ".join(_assigned(group.runs[0].strategy.args)) or DASH),
+    Column("Budget", "", "", lambda group: budget(group.runs[0])),
+    Column("Recipe", "", "", lambda group: group.recipe_hash[:12]),
+)
 
 
 def _assigned(arguments: Mapping[str, Any]) -> list[str]:
@@ -114,23 +112,21 @@ def _machine(run: RunRecord) -> str:
     return ", ".join(str(part) for part in parts if part) or "not recorded"
 
 
-def memory(groups: Sequence[StrategyRuns]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Head and rows of the table of stored bytes by kind."""
+def memory_columns(groups: Sequence[StrategyRuns]) -> list[Column[StrategyRuns]]:
+    """The columns of the table of stored bytes by kind; none if no run says what it stored."""
     kinds = list(dict.fromkeys(kind for group in groups for run in group.runs for kind in run.memory.per_task))
-    if not kinds:
-        return (), []
 
-    def mean(sizes: Sequence[float]) -> str:
-        return human_bytes(float(np.mean(sizes)))
+    def mean(title: str, size: Callable[[RunRecord], float]) -> Column[StrategyRuns]:
+        return Column(title, "", "", lambda group: human_bytes(float(np.mean([size(run) for run in group.runs]))))
 
-    body = [
-        (
-            group.label,
-            *(mean([run.memory.per_task.get(kind, 0.0) for run in group.runs]) for kind in kinds),
-            mean([run.memory.bytes_per_task for run in group.runs]),
-            mean([run.memory.bytes_shared for run in group.runs]),
-            mean([run.stored for run in group.runs]),
-        )
-        for group in groups
+    def of_kind(kind: str) -> Column[StrategyRuns]:
+        return mean(kind.capitalize(), lambda run: run.memory.per_task.get(kind, 0.0))
+
+    columns = [
+        Column("Strategy", "", "", lambda group: group.label),
+        *map(of_kind, kinds),
+        mean("One more task", lambda run: run.memory.bytes_per_task),
+        mean("Shared by all tasks", lambda run: run.memory.bytes_shared),
+        mean("In all", lambda run: run.stored),
     ]
-    return ("Strategy", *(kind.capitalize() for kind in kinds), "One more task", "Shared by all tasks", "In all"), body
+    return columns if kinds else []

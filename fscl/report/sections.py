@@ -1,4 +1,4 @@
-"""The section of a report on one benchmark: tables as text, and figures. Templates show it as HTML or Markdown."""
+"""The section of a report on one benchmark: rows of tables, and figures. Templates show it as HTML or Markdown."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ from fscl.report.prediction import (
     predictions,
     whole_similarity,
 )
-from fscl.report.provenance import memory, provenance, settings
+from fscl.report.provenance import memory_columns, provenance
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
+from fscl.report.table import Column
 from fscl.runs.record import RunRecord
 from fscl.text import signed
 
@@ -66,15 +67,15 @@ class Section:
     title: str
     description: str
     provenance: list[tuple[str, str]]
+    groups: list[StrategyRuns]
     rows: list[SummaryRow]
-    memory: tuple[tuple[str, ...], list[tuple[str, ...]]]
+    memory: list[Column[StrategyRuns]]
     overview: list[Picture]
     accuracy: list[Picture]
     similarity: list[Picture]
     answers: list[Picture]
-    settings: list[tuple[str, ...]]
-    means: list[tuple[str, ...]]
-    details: list[tuple[str, ...]]
+    means: list[Prediction]
+    details: list[PredictionRow]
     best: str
     bounds: frozenset[str]
     reference: str
@@ -93,15 +94,15 @@ def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
         title=(recipe.title or recipe.name) + name.removeprefix(recipe.name),
         description=recipe.description,
         provenance=provenance(name, runs, groups),
+        groups=groups,
         rows=rows,
-        memory=memory(groups),
-        settings=[settings(group) for group in groups],
+        memory=memory_columns(groups),
         overview=_overview(name, groups, rows),
         accuracy=_accuracy(name, groups),
         similarity=_similarity(name, references) if references else [],
         answers=_answers(name, means, details, _colours(groups)),
-        means=[mean.cells() for mean in means],
-        details=[row.cells() for row in details],
+        means=means,
+        details=details,
         reference=" or ".join(group.label for group in references),
         bounds=frozenset(row.label for row in rows if row.bound),
         best=next((row.label for row in rows if row.bound is None), ""),

@@ -1,61 +1,72 @@
-"""The summary table: its columns, and how pages and terminals write their numbers."""
+"""The tables of results: their columns, and how pages and terminals write their numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from rich import box
 from rich.table import Table
 
 from fscl.estimate import Estimate
+from fscl.report.prediction import Prediction, PredictionRow
 from fscl.report.summary import SummaryRow
-from fscl.text import DASH, human_bytes, human_seconds, interval, points, small_p
+from fscl.text import DASH, human_bytes, human_seconds, interval, points, signed, small_p
 
-__all__ = ["COLUMNS", "Column", "rich_table"]
+if TYPE_CHECKING:
+    from fscl.similarity.pooled import PooledCorrelation
+
+__all__ = ["ANSWERS", "ANSWERS_BY_SEED", "COLUMNS", "Column", "rich_table"]
 
 NARROW = 140  # terminals of fewer columns show spreads below their means, and one decimal
 
 
+Row = TypeVar("Row")
+
+
 @dataclass(frozen=True)
-class Column:
+class Column(Generic[Row]):
     """A column of text or counts. Its subclasses are columns of other numbers.
 
     Attributes:
         title: heading on a page.
         unit: small text below the heading.
-        short: heading on a terminal.
+        short: heading on a terminal; empty in a table that terminals do not show.
         value: the value of a row in this column; None if it is undefined.
+        line: how title and unit are written on one line.
     """
 
     title: str
     unit: str
     short: str
-    value: Callable[[SummaryRow], object]
+    value: Callable[[Row], object]
+    line: str = field(default="{} ({})", kw_only=True)
 
     @property
     def heading(self) -> str:
-        return f"{self.title} ({self.unit})" if self.unit else self.title
+        return self.line.format(self.title, self.unit) if self.unit else self.title
 
-    def number(self, row: SummaryRow) -> str:
+    def number(self, row: Row) -> str:
         """The main text of a cell."""
         return str(self.value(row))
 
-    def spread(self, row: SummaryRow) -> str:
+    def spread(self, row: Row) -> str:
         """How much the number varies over seeds, shown small in a cell; may be empty."""
         return ""
 
-    def cell(self, row: SummaryRow) -> str:
+    def cell(self, row: Row) -> str:
         """The whole cell on one line."""
         return f"{self.number(row)} {self.spread(row)}".rstrip()
 
-    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+    def terminal_cell(self, row: Row, narrow: bool) -> str:
         return self.number(row)
 
 
 @dataclass(frozen=True)
-class Points(Column):
+class Points(Column[SummaryRow]):
     """Accuracies in %, or their differences in points, with their standard deviation."""
 
     value: Callable[[SummaryRow], Estimate | None]
@@ -92,20 +103,20 @@ class PairedDifference(Points):
 
 
 @dataclass(frozen=True)
-class PValue(Column):
-    value: Callable[[SummaryRow], float | None]
+class PValue(Column[Row]):
+    value: Callable[[Row], float | None]
 
-    def number(self, row: SummaryRow) -> str:
+    def number(self, row: Row) -> str:
         value = self.value(row)
         return DASH if value is None else small_p(value)
 
-    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+    def terminal_cell(self, row: Row, narrow: bool) -> str:
         value = self.value(row)
         return "<.001" if narrow and value is not None and value < 0.001 else self.number(row)
 
 
 @dataclass(frozen=True)
-class Amount(Column):
+class Amount(Column[SummaryRow]):
     """Bytes or seconds, in a unit that suits their size. If all seeds agree to the byte, there is no spread."""
 
     value: Callable[[SummaryRow], Estimate | None]
@@ -134,7 +145,7 @@ def _seed_count(value: Estimate, row: SummaryRow) -> str:
 
 
 _whole_minutes = partial(human_seconds, whole_minutes=True)
-COLUMNS: dict[str, Column] = {
+COLUMNS: dict[str, Column[SummaryRow]] = {
     "strategy": Column("Strategy", "", "Strategy", lambda row: row.label),
     "seeds": Column("Seeds", "", "n", lambda row: len(row.seeds)),
     "accuracy": Points("Accuracy", "%", "ACC", lambda row: row.accuracy),
@@ -149,6 +160,40 @@ COLUMNS: dict[str, Column] = {
     "bytes_in_all": Amount("Stored in all", "", "in all", lambda row: row.bytes_in_all, human_bytes, human_bytes),
     "seconds": Amount("Training per run", "", "time", lambda row: row.train_seconds, human_seconds, _whole_minutes),
 }
+
+
+# the answers of fscl.report.prediction, over seeds and seed by seed
+OVER_SEEDS, LATER = "mean over seeds [95 %]", "ρ, later tasks equally far apart [95 %]"
+ANSWERS: tuple[Column[Prediction], ...] = (
+    Column("Question", "", "", lambda row: row.words),
+    Column("Strategy", "", "", lambda row: row.label),
+    Column("Spearman ρ", OVER_SEEDS, "", lambda row: _pooled(row.all_pairs), line="{}, {}"),
+    PValue("p", "Mantel, Holm", "", lambda row: row.p),
+    Column("ρ, later, equally far apart", OVER_SEEDS, "", lambda row: _pooled(row.apart), line=LATER),
+    PValue("p", "Mantel, Holm", "", lambda row: row.p_apart),
+    Column("Seeds", "where defined", "", lambda row: f"{row.all_pairs.n_seeds} of {row.seeds}", line="{} {}"),
+    Column("Tasks", "", "", lambda row: row.all_pairs.n_tasks),
+    Column("Note", "", "", lambda row: row.note),
+)
+ANSWERS_BY_SEED: tuple[Column[PredictionRow], ...] = (
+    Column("Question", "", "", lambda row: row.words),
+    Column("Strategy", "", "", lambda row: row.label),
+    Column("Seed", "", "", lambda row: row.seed),
+    Column("ρ", "", "", lambda row: _rho(row.rho)),
+    Column("95 % interval", "over tasks", "", lambda row: interval(row.low, row.high) or DASH, line="{} {}"),
+    Column("τ", "", "", lambda row: signed(row.tau)),
+    PValue("Mantel p", "", "", lambda row: row.p_value),
+    Column("Tasks", "", "", lambda row: row.n_tasks),
+    Column("Note", "", "", lambda row: row.note),
+)
+
+
+def _rho(value: float) -> str:
+    return signed(value) if math.isfinite(value) else "undefined"
+
+
+def _pooled(correlation: PooledCorrelation) -> str:
+    return f"{_rho(correlation.statistic)} {interval(correlation.low, correlation.high)}".rstrip()
 
 
 def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int = 80) -> Table:

@@ -1,4 +1,5 @@
 import copy
+import math
 
 import pytest
 import torch
@@ -158,6 +159,20 @@ def test_fix_gauge_keeps_zero_filters_zero():
     layer.fix_gauge()
     assert not layer.weight.any()
     assert bool(layer.coefficients.isfinite().all())
+
+
+@pytest.mark.parametrize("size", [1e-310, 1e-200, 1e200, 1e307])
+def test_fix_gauge_does_not_depend_on_the_size_of_coefficients(size):
+    """The squares of these sizes are zero or infinite in double precision."""
+    layer = layer_of()
+    sized = copy.deepcopy(layer)
+    unit = 2.0 ** round(math.log2(size))  # changes no digit
+    with torch.no_grad():
+        sized.coefficients.mul_(unit)
+    for changed in (layer, sized, sized):  # the last finds the gauge fixed
+        changed.fix_gauge()
+    assert torch.allclose(sized.atoms, layer.atoms, rtol=1e-11 if size > 1e-300 else 1e-2)
+    assert torch.allclose(sized.coefficients / unit, layer.coefficients, rtol=1e-11 if size > 1e-300 else 1e-2)
 
 
 def test_freeze_coefficients_keeps_outputs_and_stops_training_coefficients():

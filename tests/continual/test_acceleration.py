@@ -1,6 +1,7 @@
 import copy
 import functools
 import pickle
+import runpy
 import shutil
 
 import pytest
@@ -10,8 +11,9 @@ from avalanche.models import MultiTaskModule, avalanche_forward
 from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LwFPlugin, SynapticIntelligencePlugin
 from torch import nn
 
-from fscl.continual import Acceleration, AccuracyRecorder, InMemoryLoader
+from fscl.continual import Acceleration, AccuracyRecorder, InMemoryLoader, acceleration
 from fscl.errors import FsclError
+from fscl.settings import Training
 
 SETTINGS = [("float32", True), ("bfloat16", False), ("bfloat16", True), ("float16", True)]
 
@@ -283,3 +285,14 @@ def test_auto_is_bfloat16_only_if_the_processor_multiplies_in_it(monkeypatch):
 def test_an_unknown_precision_is_refused_with_the_known_ones():
     with pytest.raises(FsclError, match="precision is 'half'; known: auto, float32, bfloat16, float16"):
         Acceleration("half")
+
+
+def test_defaults_that_recipes_have_too_come_from_the_settings_of_recipes(monkeypatch):
+    class Other(Training):
+        channels_last: bool = not Training().channels_last
+        compile: bool = not Training().compile
+
+    for settings in (Training, Other):
+        monkeypatch.setattr("fscl.settings.Training", settings)
+        made = runpy.run_path(acceleration.__file__)["Acceleration"]()
+        assert (made.channels_last, made.compile) == (settings().channels_last, settings().compile)

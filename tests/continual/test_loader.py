@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from fscl.continual import ConvNet, ImageTransform, InMemoryLoader, build_network, loader, split_classes
-from fscl.continual.loader import InMemoryBatches, batches
+from fscl.continual.loader import InMemoryBatches, Unservable, batches
 from fscl.errors import FsclError
 
 
@@ -341,22 +341,48 @@ def test_other_data_sets_are_loaded_by_avalanche_with_one_warning(network):
     assert rows(torch.cat([b[0] for b in seen.epochs[0]])) == rows(x)
 
 
-def test_a_mixture_larger_than_half_the_free_memory_is_not_copied(learner, network, stream, monkeypatch):
-    class Memory:
-        available = 100
+def free_memory(monkeypatch, size):
+    memory = type("Memory", (), {"available": size})
+    monkeypatch.setattr(loader.psutil, "virtual_memory", lambda: memory)
+    monkeypatch.setattr(loader.torch.cuda, "mem_get_info", lambda device: (size, size))
 
+
+@pytest.mark.parametrize("place", ["auto", "host", "device"])
+def test_a_mixture_is_not_copied_if_memory_is_short(learner, network, stream, monkeypatch, place):
     model = network()  # which needs memory, too
-    monkeypatch.setattr(loader.psutil, "virtual_memory", Memory)
-    whole, part = stream.train_stream[0].dataset, stream.train_stream[0].dataset.subset(range(10))
-    assert isinstance(batches(whole, 4), InMemoryBatches)  # no copy
-    assert isinstance(batches(part, 4), DataLoader)
-    assert isinstance(InMemoryBatches(DataLoader(part, 4), torch.device("cpu"), "host"), InMemoryBatches)
+    free_memory(monkeypatch, 100)
     seen = Batches()
-    strategy = learner("naive", model, plugins=[ReplayPlugin(mem_size=20), InMemoryLoader(), seen], train_epochs=1)
+    strategy = learner("naive", model, plugins=[ReplayPlugin(mem_size=20), InMemoryLoader(place), seen], train_epochs=1)
     strategy.train(stream.train_stream[0])
-    with pytest.warns(UserWarning, match="a copy of them takes 0 MiB and 0 MiB are free"):
+    with pytest.warns(UserWarning, match="a copy of them takes 0 MiB and 0 MiB are free in memory"):
         strategy.train(stream.train_stream[1])
     assert [kind is InMemoryBatches for kind in seen.loaders] == [True, False]
+
+
+def test_a_copy_may_take_half_of_the_free_memory_or_all_of_it_if_a_place_is_given(stream, monkeypatch):
+    whole, part = stream.train_stream[0].dataset, stream.train_stream[0].dataset.subset(range(10))
+    size = 10 * 8 * 8  # bytes of ten images
+
+    def served(data, place):
+        try:
+            InMemoryBatches(DataLoader(data, 4), torch.device("cpu"), place)
+        except Unservable:
+            return False
+        return True
+
+    for free, auto, given in ((2 * size, True, True), (2 * size - 1, False, True), (size - 1, False, False)):
+        free_memory(monkeypatch, free)
+        assert (served(part, "auto"), served(part, "host"), served(part, "device")) == (auto, given, given)
+        assert served(whole, "auto")  # without a copy
+
+
+def test_images_larger_than_a_gpu_are_not_sent_there(stream, monkeypatch):
+    whole = stream.train_stream[0].dataset
+    free_memory(monkeypatch, 100)
+    gpu = torch.device("cuda", 0)
+    with pytest.raises(Unservable, match="a copy of them takes 0 MiB and 0 MiB are free on cuda:0"):
+        InMemoryBatches(DataLoader(whole, 4), gpu, "device")
+    assert not InMemoryBatches(DataLoader(whole, 4), gpu, "auto").on_device
 
 
 def test_the_in_memory_loader_can_be_off_and_refuses_unknown_places(learner, stream):

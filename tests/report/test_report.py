@@ -24,7 +24,7 @@ from rich.console import Console
 from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically
+from fscl.files import write_text_atomically, written_together
 from fscl.report.page import ReportPaths, write_report
 from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.sections import build_section
@@ -679,6 +679,25 @@ def test_a_report_is_drawn_again_only_if_it_would_change(make_run: MakeRun) -> N
     make_run("atom_swapping", 1, 4, forgets=0)
     written = write_report(load_runs([folder]), folder / "report")
     assert "seed 1" in written.html.read_text(encoding="utf-8") or "(n = 2)" in written.html.read_text(encoding="utf-8")
+
+
+def test_a_report_among_whose_files_another_process_put_its_own_is_drawn_again(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = make_run("atom_swapping", 0, 4, forgets=0)
+    page = folder / "report" / "index.html"
+
+    @contextlib.contextmanager
+    def with_another_process() -> Iterator[Any]:
+        with written_together() as drafted:
+            yield drafted
+        page.write_text("the page of another report")  # between two files of this one
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fscl.report.page.written_together", with_another_process)
+        write_report(load_runs([folder]), folder / "report")
+    write_report(load_runs([folder]), folder / "report")
+    assert "Atom swapping" in page.read_text(encoding="utf-8")
 
 
 def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:

@@ -99,7 +99,9 @@ class AtomBankPlugin(TaskSwitchPlugin):
         elif self.bank.tasks:
             start = self.bank.tasks[0] if self.warm_start == "first" or self._last is None else self._last
         self.bank.begin(strategy.model, start, task_heads, fresh_head=False)
-        if start is not None and (known or heads is None):  # its head is trained further, too
+        if known:  # their heads are trained further, too
+            put_entries(strategy.model, self.former(strategy.experience))
+        elif start is not None and heads is None:
             put_entries(strategy.model, self.bank.entries(start))
         strategy.optimizer.state.clear()  # it holds momentum of another task's atoms
 

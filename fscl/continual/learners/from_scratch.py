@@ -42,9 +42,8 @@ class FromScratchPlugin(LabelSwitchPlugin):
     @torch.no_grad()
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         super().before_training_exp(strategy, **kwargs)
-        known = [self.networks[t] for t in strategy.experience.task_labels if t in self.networks]
         state = live_state(strategy.model)
-        for name, tensor in (known[0] if known else self._initial).items():
+        for name, tensor in (self.former(strategy.experience) or self._initial).items():
             state[name].copy_(tensor)
         strategy.optimizer.state.clear()
 

@@ -104,9 +104,8 @@ class MaskPlugin(LabelSwitchPlugin):
             task_kinds = entry_kinds(model, head_names(model))
             weights = {n: p for n, p in model.named_parameters() if p.ndim > 1 and n not in task_kinds}
             self.shared = {n: p.detach().clone() for n, p in weights.items()}
-        known = [task for task in strategy.experience.task_labels if task in self.own_entries]
-        if known:
-            put_entries(model, self.own_entries[known[0]])
+        former = self.former(strategy.experience)
+        put_entries(model, {name: tensor for name, tensor in former.items() if name not in self.shared})
         strategy.optimizer.state.clear()  # it holds momentum of another task's weights
 
     def keep(self, strategy: Any, masks: Mapping[str, Tensor]) -> None:
