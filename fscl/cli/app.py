@@ -8,6 +8,7 @@ import typer
 from fscl.cli.heatmap import heatmap
 from fscl.cli.listing import list_
 from fscl.cli.options import complain
+from fscl.cli.predict import predict
 from fscl.cli.report import report
 from fscl.cli.run import run
 from fscl.cli.similarity import similarity
@@ -26,7 +27,7 @@ app = typer.Typer(
 )
 
 app.command("list")(list_)
-for command in (run, report, heatmap, similarity, tune):
+for command in (run, report, predict, heatmap, similarity, tune):
     app.command()(command)
 
 INTERRUPTED = 130  # typer exits with this code after Ctrl-C, too

@@ -1,7 +1,7 @@
 """``fscl run`` trains strategies on a benchmark, prints their table and writes their report."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
@@ -52,6 +52,10 @@ def run(
     gpus_per_run: Annotated[
         float, typer.Option(help="GPUs per run on the Ray cluster; with 0.5, two runs share one GPU.")
     ] = 0.0,
+    weights: Annotated[
+        bool,
+        typer.Option("--weights/--no-weights", help="Whether finished runs keep what `fscl predict` needs."),
+    ] = True,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     trust: Trust = False,
     report_to: Annotated[
@@ -87,7 +91,10 @@ def run(
             check_writable(folder)
     place = ("cuda" if gpus_per_run else "cpu") if cluster and device == "auto" else device
     base = None if data is None else str(data)
-    specs = [RunSpec(b, s, seed, base, place, threads, validation, loader) for seed in range(seeds) for b, s in pairs]
+    where: dict[str, Any] = {"data": base, "device": place, "threads": threads, "loader": loader}
+    specs = [
+        RunSpec(b, s, seed, validation=validation, weights=weights, **where) for seed in range(seeds) for b, s in pairs
+    ]
     outcomes = sweep(specs, out, jobs, overwrite, console, cluster, meanwhile=_import_report)
     failed = [o for o in outcomes if o.error]
     try:

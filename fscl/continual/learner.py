@@ -37,6 +37,7 @@ __all__ = [
     "check_learner",
     "has_own_loss",
     "learner_class",
+    "only_trains",
     "scenarios_of",
     "strategy_class",
     "transient_names",
@@ -215,6 +216,17 @@ def scenarios_of(strategy: Any) -> list[Scenario]:
         for name in known
         if all(name in getattr(part, "scenarios", known) for part in _strategy_and_plugins(strategy))
     ]
+
+
+def only_trains(strategy: Any, plugin: Any) -> bool:
+    """Whether a plugin cannot change what the strategy answers in evaluation.
+
+    It has no callback of evaluation then, and the strategy answers as Avalanche's strategies do.
+    """
+    callbacks = [name for name in dir(SupervisedPlugin) if "eval" in name]
+    overridden = [n for n in callbacks if getattr(type(plugin), n, None) is not getattr(SupervisedPlugin, n)]
+    answers_alike = all(getattr(type(strategy), n) is getattr(Naive, n) for n in ("forward", "eval", "eval_epoch"))
+    return answers_alike and not overridden
 
 
 def _strategy_and_plugins(strategy: Any) -> tuple[Any, ...]:

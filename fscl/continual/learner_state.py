@@ -10,7 +10,7 @@ import functools
 import importlib
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
@@ -53,10 +53,11 @@ class Codec:
     Args:
         stream: the stream. Exemplars must be training images of it.
         model: returns the strategy's network. A learner may keep former states of it.
+        with_samples: False writes exemplars as if there were none.
     """
 
-    def __init__(self, stream: Stream, model: Callable[[], nn.Module]) -> None:
-        self.stream, self._model = stream, model
+    def __init__(self, stream: Stream, model: Callable[[], nn.Module], with_samples: bool = True) -> None:
+        self.stream, self._model, self._with_samples = stream, model, with_samples
 
     def encode(self, value: Any, owner: str) -> Any:
         """The value as tensors, numbers, text and containers of these.
@@ -179,7 +180,7 @@ class Codec:
 
     def _samples(self, data: AvalancheDataset, owner: str) -> dict[str, Any]:
         """The experience and position of each sample, in order, and the notes that a learner attached to it."""
-        if not len(data):
+        if not len(data) or not self._with_samples:
             return {SAMPLES: torch.empty(0, 2, dtype=torch.int64), "notes": {}, "bytes": 0}
         try:
             sources, source, index = samples_behind(data)
@@ -254,14 +255,20 @@ def _extra_attributes(data: AvalancheDataset) -> Iterator[tuple[str, Any]]:
             yield attribute.name, attribute
 
 
-def plugin_state(strategy: Any, codec: Codec) -> list[dict[str, Any]]:
+def plugin_state(strategy: Any, codec: Codec, left_out: Collection[Any] = ()) -> list[dict[str, Any]]:
     """The attributes of each plugin, encoded. Functions and transient attributes are left out.
+
+    Args:
+        strategy, codec: of the learner.
+        left_out: plugins without state.
 
     Raises:
         FsclError: a plugin holds a value that cannot be written as plain data.
     """
     return [
-        {} if isinstance(plugin, EvaluationPlugin) else _attributes(plugin, frozenset(), codec)
+        {}
+        if isinstance(plugin, EvaluationPlugin) or any(plugin is other for other in left_out)
+        else _attributes(plugin, frozenset(), codec)
         for plugin in strategy.plugins
     ]
 

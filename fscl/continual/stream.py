@@ -1,7 +1,7 @@
 """Streams: a data set divided into tasks, as an Avalanche benchmark whose images stay in memory as uint8."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -63,6 +63,7 @@ class Stream:
         image_shape: (C, H, W).
         scenario: ``task``, ``domain`` or ``class``.
         names: the name of each task.
+        transform: the transform of images in evaluation.
 
     References:
         van de Ven, Tolias. Three Scenarios for Continual Learning. 2019.
@@ -73,6 +74,7 @@ class Stream:
     image_shape: tuple[int, int, int]
     scenario: Scenario
     names: list[str]
+    transform: ImageTransform
 
     @property
     def train_stream(self) -> Any:
@@ -99,7 +101,23 @@ class Stream:
             )
         streams = {name: [e.dataset for e in list(stream)[:count]] for name, stream in self.benchmark.streams.items()}
         names = self.names[:count]
-        return Stream(_benchmark(streams, names), self.tasks[:count], self.image_shape, self.scenario, names)
+        return replace(self, benchmark=_benchmark(streams, names), tasks=self.tasks[:count], names=names)
+
+    def to_answer(self, task: int, images: Tensor) -> Any:
+        """An experience like the test experience of a task, with other images, for ``strategy.eval``.
+
+        Args:
+            task: the number of the experience.
+            images: float32 (N, C, H, W), transformed.
+        """
+        unchanged = ImageTransform.of_constants(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
+        datasets = [experience.dataset for experience in self.test_stream]
+        experience = self.test_stream[task]
+        targets = [experience.classes_in_this_experience[0]] * len(images)  # evaluation wants some
+        [label] = experience.task_labels
+        samples = TaskImages(images, torch.tensor(targets))
+        datasets[task] = labelled(samples, targets, label, unchanged, unchanged)
+        return _benchmark({"test": datasets}, self.names).streams["test"][task]
 
 
 def split_classes(
@@ -208,7 +226,7 @@ def assemble(
     names = [task.name for task in tasks]
     channels, height, width = seen.shape[1:]
     shape = (channels, height, width)
-    return Stream(_benchmark(streams, names), [task.classes for task in tasks], shape, scenario, names)
+    return Stream(_benchmark(streams, names), [task.classes for task in tasks], shape, scenario, names, plain)
 
 
 def labelled(

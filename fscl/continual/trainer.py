@@ -25,7 +25,14 @@ from fscl.continual.evaluate import (
     first_images,
 )
 from fscl.continual.heads import build_network
-from fscl.continual.learner import Learner, PluginStrategy, has_own_loss, scenarios_of, strategy_class
+from fscl.continual.learner import (
+    Learner,
+    PluginStrategy,
+    has_own_loss,
+    only_trains,
+    scenarios_of,
+    strategy_class,
+)
 from fscl.continual.learner_state import (
     Codec,
     plugin_state,
@@ -253,6 +260,31 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a :meth:`state_dict`. The trainer must have been built with the same arguments."""
+        self.load_served_state(state)
+        for name, weight in self.strategy.model.named_parameters():
+            weight.requires_grad_(name in state["trains"])
+        self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
+        self._history.explained = list(state["explained"])
+        self._stored = list(state["stored"])
+
+    def served_state(self) -> dict[str, Any]:
+        """The part of :meth:`state_dict` that evaluation needs: no exemplars, and no plugin that acts in training only.
+
+        Raises:
+            FsclError: the learner keeps a value that cannot be written without pickling code.
+        """
+        codec = Codec(self.stream, lambda: self.strategy.model, with_samples=False)
+        strategy = self.strategy
+        left_out = [plugin for plugin in strategy.plugins if only_trains(strategy, plugin)]
+        return {
+            "done": self.done,
+            "model": strategy.model.state_dict(),
+            "strategy": strategy_state(strategy, codec),
+            "plugins": plugin_state(strategy, codec, left_out),
+        }
+
+    def load_served_state(self, state: Mapping[str, Any]) -> None:
+        """Evaluates as the trainer of a :meth:`served_state`. This one must have been built with the same arguments."""
         self.done = state["done"]
         strategy = self.strategy
         strategy.model.to(self.device).train()
@@ -262,14 +294,9 @@ class Trainer:
             strategy.model_adaptation()  # adds the heads
         strategy.is_training, strategy.experience = False, None
         strategy.model.load_state_dict(state["model"])
-        for name, weight in strategy.model.named_parameters():
-            weight.requires_grad_(name in state["trains"])
         self._accelerate()  # first, because former states of the network are copies of it and need its precision
         restore_plugins(strategy, state["plugins"], self._codec, self.device)
         restore_strategy(strategy, state["strategy"], self._codec, self.device)
-        self._history.first, self._history.atoms = dict(state["first"]), list(state["atoms"])
-        self._history.explained = list(state["explained"])
-        self._stored = list(state["stored"])
 
     def _accelerate(self) -> None:
         """Prepares the network as for the first task, whose images decide whether channels last can be used."""

@@ -25,7 +25,7 @@ from fscl.data.images import require_memory
 from fscl.errors import FsclError
 from fscl.files import remove_stale, write_atomically
 
-__all__ = ["FORMATS", "SUFFIXES", "cache_folder", "cached_pixels", "read_images"]
+__all__ = ["FORMATS", "SUFFIXES", "cache_folder", "cached_pixels", "read_each", "read_images"]
 
 # No other format is tried, whatever the name of a file: Pillow passes PostScript to Ghostscript, which runs programs.
 FORMATS = {
@@ -69,6 +69,33 @@ def read_images(place: Path, files: Sequence[Path], image_size: int | None = Non
         [255, 0, 0]
     """
     return torch.from_numpy(cached_pixels(place, files, image_size, lambda: _decoded(place, files, image_size)))
+
+
+def read_each(files: Sequence[Path], image_shape: tuple[int, int, int]) -> Tensor:
+    """Files that need not have one size, resized to a shape (C, H, W): uint8 (N, C, H, W). They are not cached.
+
+    With one channel, colours become grey (ITU-R 601).
+
+    Raises:
+        FsclError: a file is not a readable image, or the shape has neither one nor three channels.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "red.png"
+        >>> Image.new("RGB", (4, 2), "red").save(path)
+        >>> read_each([path], (1, 2, 2)).flatten().tolist()
+        [76, 76, 76, 76]
+    """
+    channels, height, width = image_shape
+    if channels not in (1, 3):
+        raise FsclError(f"images have 1 or 3 channels; the network takes {channels}")
+    require_memory(f"{len(files)} images of {width}x{height}", len(files) * channels * height * width, "give fewer")
+    images = torch.empty(len(files), *image_shape, dtype=torch.uint8)
+    for image, file in zip(images, files, strict=True):
+        rgb = Image.fromarray(_read(file, None)).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+        pixels = np.asarray(rgb.convert("L"))[None] if channels == 1 else np.asarray(rgb).transpose(2, 0, 1)
+        image.copy_(torch.from_numpy(pixels.copy()))
+    return images
 
 
 def _decoded(place: Path, files: Sequence[Path], image_size: int | None) -> np.ndarray:

@@ -27,6 +27,17 @@ class ImageTransform:
     def __init__(self, mean: list[float], std: list[float], crop_padding: int = 0, flip: bool = False) -> None:
         self.scale = (1 / (255 * torch.tensor(std)))[:, None, None]
         self.shift = (-torch.tensor(mean) / torch.tensor(std))[:, None, None]
+        self._prepare(crop_padding, flip)
+
+    @classmethod
+    def of_constants(cls, scale: Tensor, shift: Tensor) -> "ImageTransform":
+        """The transform ``images * scale + shift``, without augmentation; both are (C, 1, 1)."""
+        transform = cls.__new__(cls)
+        transform.scale, transform.shift = scale, shift
+        transform._prepare(0, False)
+        return transform
+
+    def _prepare(self, crop_padding: int, flip: bool) -> None:
         self.crop_padding = crop_padding
         self.flip = flip
         self._constants: dict[

@@ -18,6 +18,7 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
+from fscl.runs.run import WEIGHTS
 from fscl.runs.spec import RunSpec
 from fscl.runs.sweep import Outcome, attempt
 
@@ -27,7 +28,7 @@ RETRIES = 20  # of a run whose worker died; a run that failed is not repeated
 MARK = ".fscl-grid-"  # name of a file in the driver's output folder; a machine that sees it shares the folder
 GRID = "grid"  # file in a run's folder that names the grid which restarted the run; a second attempt then goes on
 # Files are sent in this order. The record comes last, so it never names work that has not arrived.
-FILES = ("checkpoint.pt", "bank.safetensors", "error.txt", GRID, "progress", "run.json")
+FILES = ("checkpoint.pt", "bank.safetensors", WEIGHTS, "error.txt", GRID, "progress", "run.json")
 
 
 @dataclass(frozen=True)

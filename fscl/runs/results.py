@@ -11,8 +11,9 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.plain import read_json
 from fscl.runs.record import FORMAT, RunRecord, read_record
+from fscl.text import brief
 
-__all__ = ["KEPT", "load_run", "load_runs", "runs_text", "write_runs"]
+__all__ = ["KEPT", "find_task", "load_run", "load_runs", "runs_text", "write_runs"]
 
 KEPT = "runs.json"  # file in a report's folder that holds the records of its runs
 
@@ -121,3 +122,39 @@ def load_run(file: str | Path) -> RunRecord:
     """
     file = Path(file)
     return read_record(file, read_json(file), file)
+
+
+def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | None, list[str]]:
+    """The record of a finished run, the number of one of its tasks, and the names of the outputs for this task.
+
+    Args:
+        folder: the run's folder.
+        task: the task's number, from 0, or its name; None if the run has one task, or one network for all classes.
+
+    Returns:
+        The record; the number, or None if one network answers for all classes; and the names.
+
+    Raises:
+        FsclError: there is no finished run, or the task is unknown or missing.
+    """
+    if not (folder / "run.json").is_file():
+        raise FsclError(f"{folder}: no run in it; give a folder such as runs/split_digits/ewc/seed_0")
+    record = load_run(folder / "run.json")
+    if not record.finished:
+        learned = f"{len(record.accuracy)} of {len(record.tasks)} tasks"
+        raise FsclError(f"{folder}: the run is {record.status}, after {learned}; a finished run would do")
+    names = [list(map(str, part.classes)) for part in record.tasks]
+    listing = "; ".join(f"{number}: {name}" for number, name in enumerate(record.task_names))
+    if record.benchmark.split.get("scenario", "task") == "class":
+        if task is not None:
+            raise FsclError(f"{folder}: one network answers for the classes of all tasks; leave out the task")
+        return record, None, [name for classes in names for name in classes]
+    if task is None and len(names) > 1:
+        raise FsclError(f"{folder}: the run has {len(names)} tasks; give one of them: {listing}")
+    if isinstance(task, str) and task in record.task_names:
+        task = record.task_names.index(task)
+    try:
+        number = range(len(names))[int(task or 0)]
+    except (ValueError, IndexError) as error:
+        raise FsclError(f"{folder}: no task {brief(task)}; tasks: {listing}") from error
+    return record, number, names[number]

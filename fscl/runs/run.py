@@ -33,9 +33,10 @@ from fscl.runs.spec import Progress, RunSpec
 if TYPE_CHECKING:
     from fscl.continual.trainer import Trainer
 
-__all__ = ["BusyError", "is_finished", "run_one"]
+__all__ = ["WEIGHTS", "BusyError", "is_finished", "run_one"]
 
 CHECKPOINT = "checkpoint.pt"
+WEIGHTS = "weights.safetensors"
 
 
 class BusyError(FsclError):
@@ -53,7 +54,8 @@ def run_one(
     """Trains a learner on a stream and measures it. A stopped run is resumed; a finished run is left as it is.
 
     The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings), for learners
-    with a bank ``bank.safetensors``, and while the run is unfinished ``checkpoint.pt``.
+    with a bank ``bank.safetensors``, while the run is unfinished ``checkpoint.pt``, and when it is finished
+    ``weights.safetensors``, from which :func:`fscl.load_network` makes the network of each task.
 
     Args:
         spec: the run.
@@ -126,7 +128,7 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
         trainer = _begin(spec, folder, record, state, progress)
         recordable, state = True, None
         kept()
-        _train(record, trainer, folder, kept)
+        _train(record, trainer, folder, kept, spec.weights)
     except Exception as error:
         if recordable:
             with contextlib.suppress(FsclError):  # the failure may be a full disk, and then this cannot be written
@@ -164,12 +166,12 @@ def _begin(
         record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run; they are deleted only now, after the new record is on disk
-        for name in (CHECKPOINT, "bank.safetensors"):
+        for name in (CHECKPOINT, "bank.safetensors", WEIGHTS):
             (folder / name).unlink(missing_ok=True)
     return trainer
 
 
-def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[], None]) -> None:
+def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[], None], weights: bool) -> None:
     """Trains all experiences that are left. The record on disk is never ahead of the checkpoint."""
     while trainer.done < len(trainer.stream.tasks):
         measured = trainer.train_next()
@@ -187,6 +189,10 @@ def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[
         with written_together():
             if trainer.bank is not None:
                 trainer.bank.save(folder / "bank.safetensors")
+            if last and weights:
+                from fscl.runs.weights import save_networks
+
+                save_networks(folder / WEIGHTS, trainer)
             if not last:
                 write_checkpoint(folder / CHECKPOINT, record, trainer.state_dict())
             record.write(folder / "run.json")

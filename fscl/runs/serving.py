@@ -1,12 +1,17 @@
 """The network that a finished run learned for a task, to be used on new images."""
 
+import contextlib
+import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from avalanche.core import SupervisedPlugin
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from fscl.continual.stream import Stream, Task, TaskImages, assemble
@@ -15,7 +20,8 @@ from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.runs.building import build_trainer, check_trusted
 from fscl.runs.record import RunRecord
-from fscl.runs.results import load_run
+from fscl.runs.results import find_task
+from fscl.runs.resume import line
 from fscl.runs.run import WEIGHTS
 from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
 from fscl.runs.spec import RunSpec
@@ -64,7 +70,8 @@ class TaskNetwork(nn.Module):
             raise FsclError(f"images are {shape}; the network takes N x {' x '.join(map(str, self.image_shape))}")
         if not len(images):
             return images.new_empty(0, len(self.classes))
-        self._strategy.eval([self._stream.to_answer(self.task or 0, images)])
+        with _random_states_kept():
+            self._strategy.eval([self._stream.to_answer(self.task or 0, images)])
         return torch.cat(self._outputs.seen)[:, : len(self.classes)].to(images.device)
 
     def probabilities(self, images: Tensor) -> Tensor:
@@ -114,67 +121,55 @@ def load_network(
         >>> network.probabilities(images)  # uint8 (N, 1, 8, 8)  # doctest: +SKIP
     """
     folder = Path(run)
-    record = load_run(folder / "run.json")
-    if not record.finished:
-        raise FsclError(
-            f"{folder}: the run is {record.status} after {len(record.accuracy)} of {len(record.tasks)} tasks"
-        )
-    number, classes = _task_and_classes(record, task)
+    record, number, classes = find_task(folder, task)
     spec = _spec(record, str(device))
     if not trust:
         for recipe in (spec.benchmark, spec.strategy):
             recipe._stranger = str(folder / "run.json")
     check_trusted(spec)
     saved = read_weights(folder / WEIGHTS)
-    trainer: Trainer = build_trainer(spec, _placeholder(record, tuple(saved["image_shape"])), None)
     try:
-        trainer.load_served_state(saved["learner"])
-    except Exception as error:  # another version of a learner may raise anything
+        with _random_states_kept():
+            trainer: Trainer = build_trainer(spec, _placeholder(record, saved["image_shape"]), None)
+            trainer.load_served_state(saved["learner"])
+        return TaskNetwork(trainer, number, classes, ImageTransform.of_constants(saved["scale"], saved["shift"]))
+    except Exception as error:  # a learner of another version, or of a user, may raise anything
         made = record.versions.get("fscl", "unknown")
-        raise FsclError(
-            f"{folder / WEIGHTS}: does not fit this version of its learner ({error}); made by fscl {made}"
-        ) from error
-    transform = ImageTransform.of_constants(saved["scale"], saved["shift"])
-    return TaskNetwork(trainer, number, classes, transform)
+        raise FsclError(f"{folder}: made by fscl {made}, it cannot be built by this one: {line(error)}") from error
 
 
-def _task_and_classes(record: RunRecord, task: int | str | None) -> tuple[int | None, list[str]]:
-    """The number of the task, or None for all classes together; and the names of its outputs."""
-    names = [list(map(str, part.classes)) for part in record.tasks]
-    if record.benchmark.split.get("scenario", "task") == "class":
-        if task is not None:
-            raise FsclError("the run has one network for the classes of all tasks; leave out the task")
-        return None, [name for classes in names for name in classes]
-    listing = "; ".join(f"{i}: {name}" for i, name in enumerate(record.task_names))
-    if task is None:
-        if len(names) > 1:
-            raise FsclError(f"the run has {len(names)} tasks; give one of them: {listing}")
-        task = 0
-    if isinstance(task, str) and not task.isdecimal():
-        if record.task_names.count(task) != 1:
-            raise FsclError(f"task {task!r} is unknown; tasks: {listing}")
-        task = record.task_names.index(task)
-    number = int(task)
-    if not 0 <= number < len(names):
-        raise FsclError(f"task {number} is unknown; tasks: {listing}")
-    return number, names[number]
+@contextlib.contextmanager
+def _random_states_kept() -> Iterator[None]:
+    """A trainer seeds all generators, and an evaluation draws numbers; a user's own draws must not depend on it."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - libraries draw from it
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _spec(record: RunRecord, device: str) -> RunSpec:
     """The specification of a recorded run.
 
     Raises:
-        FsclError: this version of fscl would do another run.
+        FsclError: with the record's recipes, this version of fscl would do another run.
     """
-    benchmark = BenchmarkRecipe.model_validate(record.benchmark.model_dump(by_alias=True))
-    strategy = StrategyRecipe.model_validate(record.strategy.model_dump(by_alias=True))
-    spec = RunSpec(benchmark, strategy, record.seed, None, device, validation=record.validation, first=record.first)
-    if spec.hash != record.recipe_hash:
+    try:
+        benchmark = BenchmarkRecipe.model_validate(record.benchmark.model_dump(by_alias=True))
+        strategy = StrategyRecipe.model_validate(record.strategy.model_dump(by_alias=True))
+    except ValidationError as error:
+        raise FsclError(f"{record.path}: its recipe does not fit this fscl: {line(error)}") from error
+    recorded = RunSpec(benchmark, strategy, record.seed, validation=record.validation, first=record.first)
+    if recorded.hash != record.recipe_hash:
         raise FsclError(
-            f"{record.path}: made by another recipe or another fscl (hash {record.recipe_hash}, now {spec.hash})"
+            f"{record.path}: its recipes have hash {recorded.hash}, and the run had {record.recipe_hash}; it was "
+            "changed, or made by another fscl"
         )
-    plain = benchmark.training.model_copy(update={"drop_last": False, "compile": False})
-    return RunSpec(benchmark.model_copy(update={"training": plain}), strategy, record.seed, None, device)
+    # what has no use in evaluation, and does not fit a black image of each class
+    training = benchmark.training.model_copy(update={"drop_last": False, "compile": False})
+    return replace(recorded, benchmark=benchmark.model_copy(update={"training": training}), device=device)
 
 
 def _placeholder(record: RunRecord, image_shape: tuple[int, int, int]) -> Stream:

@@ -29,6 +29,7 @@ class RunSpec:
         loader: where images are kept, see ``fscl.continual.InMemoryLoader``. Results do not depend on it.
         first: how many tasks of the stream are learned; None for all. A run with this set is a trial of settings, and
             its folder is named by its hash.
+        weights: whether the finished run keeps what :func:`fscl.load_network` needs.
     """
 
     benchmark: BenchmarkRecipe
@@ -40,6 +41,7 @@ class RunSpec:
     validation: float = 0.0
     loader: str = "auto"
     first: int | None = None
+    weights: bool = True
 
     def __post_init__(self) -> None:
         for name in (self.benchmark.name, self.strategy.name):

@@ -191,7 +191,9 @@ def _plan(
         own = not trials
         changed = benchmark if own else _changed(benchmark, strategy.name, settings)
         pair = with_overrides(changed, strategy, protocol.settings)
-        spec = RunSpec(*pair, protocol.seed, validation=protocol.validation, first=protocol.tasks, **where)
+        spec = RunSpec(
+            *pair, protocol.seed, validation=protocol.validation, first=protocol.tasks, weights=False, **where
+        )
         trials.append(Trial(settings, place, own, spec))
     return trials
 

@@ -153,7 +153,7 @@ def test_fscl_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path)
     assert f"Report: {page.relative_to(tmp_path)}" in ended.out
     assert "Fine-tuning" in page.read_text()
     left = {p.name for p in (tmp_path / "[b]runs").rglob("*") if p.is_file() and "report" not in p.parts}
-    assert left <= {"run.json", "bank.safetensors", ".lock"}
+    assert left <= {"run.json", "bank.safetensors", "weights.safetensors", ".lock"}
     # again: nothing is trained, and --report says where to
     before = (tmp_path / "[b]runs/split_digits/naive/seed_0/run.json").stat().st_mtime_ns
     began = time.monotonic()
@@ -661,4 +661,4 @@ def test_the_same_command_after_kill_9_finishes_the_grid(fscl: Fscl, fork_fscl: 
     assert fscl(*command, "--out", "whole").code == 0
     for folder in (atoms, ewc):
         assert numbers(folder) == numbers(tmp_path / "whole" / folder.relative_to(tmp_path / "runs"))
-        assert {p.name for p in folder.iterdir()} <= {"run.json", "bank.safetensors", ".lock"}
+        assert {p.name for p in folder.iterdir()} <= {"run.json", "bank.safetensors", "weights.safetensors", ".lock"}

@@ -20,6 +20,7 @@ from fscl.runs.sweep import sweep
 
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # as the engine has it, before anybody imports Ray
 ray = pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")
+FILES = ("run.json", "bank.safetensors", "weights.safetensors", ".lock")  # that a finished run may leave
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
 # some tenths of a second a task, so that a process can be hit between two of them
 SLOW = ["training.epochs=8", "training.batch_size=16", "model.args.widths=[8, 8]"]
@@ -57,7 +58,12 @@ def worker_after_a_task(folder: Path) -> int | None:
 
 
 def left_over(out: Path) -> set[str]:
-    return {p.name for p in out.rglob("*") if p.is_file()} - {"run.json", "bank.safetensors", ".lock"}
+    return {p.name for p in out.rglob("*") if p.is_file()} - {
+        "run.json",
+        "bank.safetensors",
+        "weights.safetensors",
+        ".lock",
+    }
 
 
 @pytest.fixture(scope="module")

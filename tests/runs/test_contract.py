@@ -6,13 +6,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from benchmarks.similarity.grounding.superclasses import SUPERCLASSES
+from fscl import load_network
 from fscl.continual.learner import strategy_class
 from fscl.data.datasets import data_root
 from fscl.data.images import ImageSet, join_images
 from fscl.data.layouts import CORE50_OBJECTS
 from fscl.errors import FsclError
+from fscl.files import write_text_atomically
 from fscl.report.page import write_report
 from fscl.report.summary import group_runs, summary_rows
 from fscl.runs.building import check_runnable, load_stream
@@ -100,11 +104,22 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
             check_runnable(spec, load_stream(spec))
 
 
+def do_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing takes most of a report's time. A page has the texts of its figures in their places."""
+
+    def texts(figure: Figure, slug: str, title: str) -> str:
+        return " ".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr("fscl.report.page.save_png", lambda figure, file: write_text_atomically(file, ""))
+    monkeypatch.setattr("fscl.report.page.inline_svg", texts)
+
+
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_is_learned_resumed_and_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark = load_benchmark(name)
+    do_not_draw(monkeypatch)
     train, _ = made_up(benchmark)
     noise = torch.randint(0, 256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = replace(train, images=noise)
@@ -211,7 +226,10 @@ def test_a_benchmark_overrides_only_strategies_that_exist(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
+def test_a_strategy_learns_resumes_serves_and_reports(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    do_not_draw(monkeypatch)
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
     settings += ["training.epochs=6", f"split.scenario={'task' if 'task' in scenarios_of_class(name) else 'class'}"]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
@@ -226,6 +244,11 @@ def test_a_strategy_learns_resumes_and_reports(name: str, tmp_path: Path) -> Non
     if name != "joint":
         assert learned == {1}  # the first is not learned again
         assert [resumed["after"] for resumed in record["resumed"]] == [1]
+    for task, experience in enumerate(load_stream(spec).test_stream):
+        network = load_network(folder, task if pair[0].split.scenario == "task" else None)
+        images, labels = (torch.stack([torch.as_tensor(s[i]) for s in experience.dataset]) for i in (0, 1))
+        assert float((network(images).argmax(1) == labels).double().mean()) == record["accuracy"][1][task]
+        assert network.probabilities(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, len(network.classes))
     accuracy = record["accuracy"]
     assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5 and, of new classes, 0.25 at last
     assert accuracy[1][1] > 0.8

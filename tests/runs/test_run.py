@@ -134,7 +134,7 @@ def test_a_run_folder_has_the_record_and_bank_that_reports_need(finished: dict[s
 
 def test_a_finished_run_folder_has_no_other_files(finished: dict[str, Path]) -> None:
     for learner, folder in finished.items():
-        expected = {"run.json"} | ({"bank.safetensors"} if learner == "atom_swapping" else set())
+        expected = {"run.json", "weights.safetensors"} | ({"bank.safetensors"} if learner == "atom_swapping" else set())
         assert {p.name for p in folder.iterdir()} - {".lock"} == expected
 
 
@@ -350,7 +350,7 @@ def test_half_written_files_of_a_killed_process_are_removed_by_the_next_run(tmp_
     for name in (".run.abc.tmp.json", ".checkpoint.abc.tmp.pt", ".bank.abc.tmp.safetensors"):
         (folder / name).write_bytes(b"half")
     run_one(spec, tmp_path)
-    assert {p.name for p in folder.iterdir()} - {".lock"} == {"run.json", "bank.safetensors"}
+    assert {p.name for p in folder.iterdir()} - {".lock"} == {"run.json", "bank.safetensors", "weights.safetensors"}
 
 
 def test_two_processes_at_once_train_a_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

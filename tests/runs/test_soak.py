@@ -254,7 +254,7 @@ def test_a_grid_whose_driver_is_killed_twenty_times_ends_with_all_runs(tmp_path:
     assert sorted(finished(out)) == sorted(folders(out))
     assert all((folder / "run.json").read_bytes() == content for folder, content in ended.items())
     left = {p.name for folder in folders(out) for p in folder.iterdir()}
-    assert left <= {"run.json", "bank.safetensors", ".lock"}
+    assert left <= {"run.json", "bank.safetensors", "weights.safetensors", ".lock"}
     runs = [(run.strategy.name, run.seed) for run in load_runs([out])]
     assert sorted(runs) == sorted((learner, seed) for learner in TITLES for seed in range(SEEDS))
     page = (out / "split_digits/report/README.md").read_text()

@@ -22,6 +22,7 @@ from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
 from fscl.runs.sweep import sweep
 
+FILES = ("run.json", "bank.safetensors", "weights.safetensors", ".lock")  # that a finished run may leave
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
 TINY = ["training.epochs=1", "model.args.widths=[8, 8]"]
 # takes some tenths of a second a task, so that a process can be hit between two of them
@@ -45,7 +46,12 @@ def learned(folder: Path) -> int:
 
 
 def left_over(out: Path) -> set[str]:
-    return {p.name for p in out.rglob("*") if p.is_file()} - {"run.json", "bank.safetensors", ".lock"}
+    return {p.name for p in out.rglob("*") if p.is_file()} - {
+        "run.json",
+        "bank.safetensors",
+        "weights.safetensors",
+        ".lock",
+    }
 
 
 def wait_for(condition: Any, seconds: float = 200) -> None:
