@@ -15,6 +15,7 @@ import multiprocessing
 import random
 import sys
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +96,34 @@ def fork_fscl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkF
     for process in processes:
         process.kill()
         process.join()
+
+
+@pytest.fixture
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have the texts of their figures in place of the figures, because drawing takes most of a report's time.
+
+    In a module of which all tests use this fixture, a test that also uses the fixture ``drawn`` is left out.
+    """
+    if "drawn" in request.fixturenames:
+        return
+    from matplotlib.text import Text
+
+    from fscl.files import write_text_atomically
+
+    def save_png(figure: Any, file: Path) -> None:
+        write_text_atomically(file, f"{file.name}: not drawn. ".ljust(200))
+
+    def inline_svg(figure: Any, slug: str, title: str) -> str:
+        words = [text.get_text() for text in figure.findobj(Text)]
+        return f'<svg id="{escape(slug)}">{escape(title)} {escape(" ".join(words))}</svg>'
+
+    monkeypatch.setattr("fscl.report.page.save_png", save_png)
+    monkeypatch.setattr("fscl.report.page.inline_svg", inline_svg)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """See ``undrawn``."""
 
 
 def small_network(classes: int = 10) -> nn.Sequential:

@@ -13,7 +13,10 @@ from pydantic import ValidationError
 from torch import nn
 
 from fscl.cli.app import app
+from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.runs.run import run_one
 from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
+from fscl.runs.spec import RunSpec
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -42,11 +45,23 @@ def of_a_user() -> dict[str, object]:
     return {"net": net, "tasks": tasks, "fit": fit}
 
 
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a small run."""
+    settings = ["training.epochs=1", "model.args.widths=[8, 8]"]
+    pair = with_overrides(load_benchmark("split_digits"), load_strategy("atom_swapping"), settings)
+    return run_one(RunSpec(*pair, 0), tmp_path_factory.mktemp("runs")).parents[2]
+
+
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name)
-def test_the_python_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_code_of_a_page_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "reports").symlink_to(ROOT / "reports")
     code = "\n\n".join(blocks(page, "python"))
+    if '"runs' in code:
+        (tmp_path / "runs").symlink_to(request.getfixturevalue("runs"))
     exec(compile(code, name(page), "exec"), of_a_user() if page.name == "README.md" else {})
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages
+from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages, question_by_learner, quoted
 from fscl.report.page import escape_markdown
 from fscl.report.summary import group_runs, summary_rows
 from fscl.report.table import COLUMNS
@@ -78,3 +78,9 @@ def test_committed_reports_agree_with_their_committed_runs():
         report = (file.parent / "README.md").read_text(encoding="utf-8").splitlines()
         for row in summary_rows(group_runs(load_runs([file]))):
             assert "| " + " | ".join(escape_markdown(column.cell(row)) for column in COLUMNS.values()) + " |" in report
+
+
+def test_answers_have_the_same_headings_on_a_page_as_in_a_report() -> None:
+    head = question_by_learner().splitlines()[0].strip("| ").split(" | ")
+    in_report = quoted("split_digits", "| Question | Strategy |").splitlines()[0].strip("| ").split(" | ")
+    assert head[2:] == [cell.replace("\\", "") for cell in in_report[1:-1]]  # all but question and note

@@ -14,7 +14,7 @@ import numpy as np
 
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
-from fscl.report.provenance import memory, provenance, settings
+from fscl.report.provenance import SETTINGS, memory_columns, provenance
 from fscl.report.summary import group_runs, summary_rows
 from fscl.report.table import COLUMNS, rich_table
 from fscl.runs.progress import Grid
@@ -88,10 +88,10 @@ def told(folder: Path, text: bytes) -> bool:
     data = json.loads(text)
     groups = group_runs(runs)
     rows = summary_rows(groups)
-    tables = [*([column.cell(row) for column in COLUMNS.values()] for row in rows), *map(settings, groups)]
+    tables = [[column.cell(row) for column in COLUMNS.values()] for row in rows]
+    tables += [[column.cell(group) for column in (*SETTINGS, *memory_columns(groups))] for group in groups]
     rich_table(rows)
     provenance(runs[0].stream, runs, groups)
-    memory(groups)
     write_runs(runs, place / "runs.json")
     (run,) = load_runs([place / "runs.json"])
     expected = np.array(data["accuracy"] or np.empty((0, len(run.tasks))), dtype=np.float64)

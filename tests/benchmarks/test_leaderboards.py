@@ -19,9 +19,3 @@ def test_every_strategy_with_atoms_is_on_the_page_also_if_two_start_their_tasks_
     assert "the task before it (Other atoms), ρ is" in page
     assert "the first task (Atom swapping from task 1), ρ is" in page
     assert "figures/split-digits-similarity-atom-swapping-first.png" in page
-
-
-def test_answers_have_the_same_headings_on_a_page_as_in_a_report() -> None:
-    head = leaderboards.question_by_learner().splitlines()[0].strip("| ").split(" | ")
-    in_report = leaderboards.quoted("split_digits", "| Question | Strategy |").splitlines()[0].strip("| ").split(" | ")
-    assert head[2:] == [cell.replace("\\", "") for cell in in_report[1:-1]]  # all but question and note

@@ -28,6 +28,7 @@ TINY = ("--jobs", "1", "--seeds", "1", "--set", "training.epochs=1", "--set", "m
 
 
 Fscl = Callable[..., Any]  # the fixture, see conftest.py
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def refused(ended: Any, says: str) -> None:
@@ -142,6 +143,7 @@ def test_fscl_list_shows_every_recipe_and_whether_its_data_is_present(fscl: Fscl
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.usefixtures("drawn")
 def test_fscl_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path) -> None:
     ended = fscl("run", "-s", "naive", "-s", "atom_swapping", "--out", "[b]runs", *TINY)
     assert ended.code == 0

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
 from PIL import Image
 from rich.console import Console
 from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically, written_together
+from fscl.files import written_together
 from fscl.report.page import ReportPaths, write_report
 from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.sections import build_section
@@ -36,6 +34,7 @@ from fscl.runs.results import KEPT, load_runs
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
 MakeRun = Callable[..., Path]
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def run_data(
@@ -106,26 +105,9 @@ def report(folder: Path) -> tuple[ReportPaths, str, str]:
     return paths, paths.html.read_text(), paths.markdown.read_text()
 
 
-@contextlib.contextmanager
-def undrawn() -> Iterator[None]:
-    """Reports written within have empty figures, because drawing takes most of a report's time."""
-
-    def save_png(figure: Figure, file: Path) -> None:
-        write_text_atomically(file, f"{file.name}: not drawn. ".ljust(200))
-
-    def inline_svg(figure: Figure, slug: str, text: str) -> str:
-        return f'<svg id="{escape(slug)}">{escape(text)}</svg>'
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fscl.report.page.save_png", save_png)
-        patch.setattr("fscl.report.page.inline_svg", inline_svg)
-        yield
-
-
 def texts(folder: Path) -> tuple[str, str]:
-    """The HTML and the Markdown page, without drawn figures."""
-    with undrawn():
-        return report(folder)[1:]
+    """The HTML and the Markdown page."""
+    return report(folder)[1:]
 
 
 def table(folders: list[Path]) -> list[SummaryRow]:
@@ -222,7 +204,6 @@ def test_differences_to_the_best_learner_are_paired_by_seed(make_run: MakeRun) -
     assert cells(rows["lwf"])[3:5] == ["−5.00", "–"], "one seed in common has no test"
 
 
-@undrawn()
 def test_a_report_can_be_made_again_from_its_runs_json(make_run: MakeRun, tmp_path: Path) -> None:
     started = {"started": "2026-01-01T00:00:00+00:00"}
     make_run("atom_swapping", 0, 5, forgets=0, **started)
@@ -311,6 +292,7 @@ def test_each_question_correlates_its_own_matrices(make_run: MakeRun) -> None:
     assert found == pytest.approx(expected)
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_html_page_loads_nothing_from_outside(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, forgets=0)
     paths, html, _ = report(make_run("fine_tuning", 0))
@@ -333,6 +315,7 @@ def test_heatmaps_of_learners_come_before_those_of_bounds(make_run: MakeRun) -> 
         assert 0 < page.index("Accuracy, task by task") < page.rindex("accuracy-fine") < page.rindex("accuracy-whole")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_markdown_figures_are_small_pngs_that_exist(make_run: MakeRun) -> None:
     make_run("atom_swapping", 0, 20, forgets=0)
     paths, _, markdown = report(make_run("fine_tuning", 0, 20))
@@ -350,7 +333,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@undrawn()
 @pytest.mark.parametrize("written", [0, 1, 4])
 @pytest.mark.parametrize("again", [False, True])
 def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
@@ -372,7 +354,6 @@ def test_a_disk_that_fills_up_leaves_the_old_report_or_none(
     assert contents(tmp_path / "report") == before
 
 
-@undrawn()
 def test_files_of_a_killed_report_are_removed_by_the_next_report(make_run: MakeRun, tmp_path: Path) -> None:
     runs = make_run("fine_tuning", 0, 20)
     report(runs)
@@ -653,7 +634,6 @@ def test_seeds_with_other_tasks_are_not_averaged_task_by_task(make_run: MakeRun)
     assert "other 2" not in html
 
 
-@undrawn()
 def test_a_report_is_drawn_again_only_if_it_would_change(make_run: MakeRun) -> None:
     folder = make_run("atom_swapping", 0, 4, forgets=0)
     written = write_report(load_runs([folder]), folder / "report")
@@ -708,6 +688,7 @@ def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
     assert "## Another stream" in markdown
 
 
+@pytest.mark.usefixtures("drawn")
 def test_writing_a_report_again_gives_the_same_page(make_run: MakeRun) -> None:
     folder = make_run("atom_swapping", 0, 4, forgets=0)
     first = report(folder)

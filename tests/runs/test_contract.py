@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from benchmarks.similarity.grounding.superclasses import SUPERCLASSES
 from fscl import load_network
@@ -16,7 +14,6 @@ from fscl.data.datasets import data_root
 from fscl.data.images import ImageSet, join_images
 from fscl.data.layouts import CORE50_OBJECTS
 from fscl.errors import FsclError
-from fscl.files import write_text_atomically
 from fscl.report.page import write_report
 from fscl.report.summary import group_runs, summary_rows
 from fscl.runs.building import check_runnable, load_stream
@@ -104,22 +101,12 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
             check_runnable(spec, load_stream(spec))
 
 
-def do_not_draw(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Drawing takes most of a report's time. A page has the texts of its figures in their places."""
-
-    def texts(figure: Figure, slug: str, title: str) -> str:
-        return " ".join(text.get_text() for text in figure.findobj(Text))  # type: ignore[attr-defined]
-
-    monkeypatch.setattr("fscl.report.page.save_png", lambda figure, file: write_text_atomically(file, ""))
-    monkeypatch.setattr("fscl.report.page.inline_svg", texts)
-
-
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_a_benchmark_is_learned_resumed_and_reported(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     benchmark = load_benchmark(name)
-    do_not_draw(monkeypatch)
     train, _ = made_up(benchmark)
     noise = torch.randint(0, 256, train.images.shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = replace(train, images=noise)
@@ -225,11 +212,9 @@ def test_a_benchmark_overrides_only_strategies_that_exist(name: str) -> None:
         strategy_class(recipe.class_path, {**recipe.args, **override.args})
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", STRATEGIES)
-def test_a_strategy_learns_resumes_serves_and_reports(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    do_not_draw(monkeypatch)
+def test_a_strategy_learns_resumes_serves_and_reports(name: str, tmp_path: Path) -> None:
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
     settings += ["training.epochs=6", f"split.scenario={'task' if 'task' in scenarios_of_class(name) else 'class'}"]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
