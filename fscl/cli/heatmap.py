@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fscl.choices import Aggregate, Metric
+from fscl.cli.options import choice
 from fscl.errors import FsclError, printable
 
 __all__ = ["heatmap"]
@@ -13,8 +15,8 @@ __all__ = ["heatmap"]
 def heatmap(
     banks: Annotated[list[Path], typer.Argument(help="Bank files (several must share their coefficients).")],
     out: Annotated[Path, typer.Option("-o", "--out", help="PNG, SVG or PDF file.")] = Path("heatmap.png"),
-    metric: Annotated[str, typer.Option(help="cosine, filter, grassmann or projection.")] = "cosine",
-    aggregate: Annotated[str, typer.Option(help="product (of squares), mean or depth, over layers.")] = "product",
+    metric: Annotated[str, choice(Metric, "How two atom sets of a layer are compared.")] = "cosine",
+    aggregate: Annotated[str, choice(Aggregate, "How layers become one number.")] = "product",
 ) -> None:
     """Draw the task-to-task similarity of the atoms in a bank; no data is needed."""
     from matplotlib.figure import Figure

@@ -2,11 +2,12 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_args
 
 import typer
 
 from fscl.errors import FsclError
+from fscl.text import brief
 
 if TYPE_CHECKING:
     from fscl.runs.sweep import Outcome
@@ -15,8 +16,10 @@ __all__ = [
     "Data",
     "Trust",
     "check_writable",
+    "choice",
     "complain",
     "complain_of",
+    "data_folder",
     "recorded",
 ]
 
@@ -24,6 +27,24 @@ Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Trust the recipe files: they may name any network and run any code.")
 ]
+
+
+def choice(names: Any, explanation: str, *option: str) -> Any:
+    """An option whose value is one of the names of a ``Literal``. Help shows the names, and other values are refused.
+
+    Args:
+        names: the ``Literal``.
+        explanation: what help says of the option.
+        *option: its names; by default the name of the parameter.
+    """
+    known = get_args(names)
+
+    def check(parameter: typer.CallbackParam, value: str) -> str:
+        if value not in known:
+            raise FsclError(f"{parameter.opts[0]} is {brief(value)}; {', '.join(known[:-1])} or {known[-1]} would do")
+        return value
+
+    return typer.Option(*option, help=explanation, metavar="|".join(known), callback=check)
 
 
 def recorded(failed: "Outcome") -> bool:
@@ -50,6 +71,17 @@ def check_writable(out: Path, option: str = "--out") -> None:
         probe.unlink(missing_ok=True)  # a process with this id on another machine may have removed it
     except OSError as error:
         raise FsclError(f"{option} {out}: cannot be written ({error.strerror})") from error
+
+
+def data_folder(data: Path | None) -> str | None:
+    """The folder of ``--data``, or None if the option is not given.
+
+    Raises:
+        FsclError: there is no such folder.
+    """
+    if data is not None and not data.is_dir():
+        raise FsclError(f"--data {data}: no such folder")
+    return None if data is None else str(data)
 
 
 def complain(message: object) -> None:

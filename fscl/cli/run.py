@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fscl.cli.options import Data, Trust, check_writable, complain_of, recorded
+from fscl.choices import Engine, Place
+from fscl.cli.options import Data, Trust, check_writable, choice, complain_of, data_folder, recorded
 from fscl.cli.report import show_report
 from fscl.errors import FsclError
+from fscl.text import brief
 
 if TYPE_CHECKING:
-    from fscl.runs.sweep import Engine
+    from fscl.runs.sweep import Engine as RunsEngine
 
 __all__ = ["run"]
 
@@ -25,7 +27,7 @@ def run(
         Optional[list[str]],  # noqa: UP045
         typer.Option("-s", "--strategy", help="A strategy's name, or the path of a TOML file; may be repeated."),
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Number of seeds; they are counted from 0.")] = 3,
+    seeds: Annotated[str, typer.Option(help="Number of seeds, counted from 0; or the seeds, such as 0,3,7.")] = "3",
     data: Data = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("runs"),
     jobs: Annotated[
@@ -41,10 +43,8 @@ def run(
     validation: Annotated[
         float, typer.Option(help="Test on this share of the training images instead of the test images.")
     ] = 0.0,
-    loader: Annotated[
-        str, typer.Option(help="Where images are kept: auto, device, host; off for Avalanche's own loader.")
-    ] = "auto",
-    engine: Annotated[str, typer.Option(help="local: this machine. ray: a Ray cluster.")] = "local",
+    loader: Annotated[str, choice(Place, "Where images are kept; off for Avalanche's own loader.")] = "auto",
+    engine: Annotated[str, choice(Engine, "local: this machine. ray: a Ray cluster.")] = "local",
     address: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Ray cluster, HOST:PORT; by default RAY_ADDRESS, else a cluster on this machine."),
@@ -70,7 +70,8 @@ def run(
     from fscl.runs.spec import RunSpec
     from fscl.runs.sweep import sweep
 
-    for name, value in (("--seeds", seeds), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
+    chosen_seeds = _seeds(seeds)
+    for name, value in (("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
     cluster = _engine(engine, address, gpus_per_run)
@@ -90,10 +91,10 @@ def run(
         if folder is not None:
             check_writable(folder)
     place = ("cuda" if gpus_per_run else "cpu") if cluster and device == "auto" else device
-    base = None if data is None else str(data)
+    base = data_folder(data)
     where: dict[str, Any] = {"data": base, "device": place, "threads": threads, "loader": loader}
     specs = [
-        RunSpec(b, s, seed, validation=validation, weights=weights, **where) for seed in range(seeds) for b, s in pairs
+        RunSpec(b, s, seed, validation=validation, weights=weights, **where) for seed in chosen_seeds for b, s in pairs
     ]
     outcomes = sweep(specs, out, jobs, overwrite, console, cluster, meanwhile=_import_report)
     failed = [o for o in outcomes if o.error]
@@ -108,9 +109,23 @@ def run(
         raise typer.Exit(2 if mistaken else 1)
 
 
-def _engine(name: str, address: str | None, gpus_per_run: float) -> "Engine | None":
-    if name not in ("local", "ray"):
-        raise FsclError(f"--engine is {name!r}; use local or ray")
+def _seeds(text: str) -> list[int]:
+    """The seeds of ``--seeds``: so many, counted from 0, or those of a list.
+
+    Raises:
+        FsclError: the text is neither.
+    """
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise FsclError(f"--seeds is {brief(text)}; a number, such as 3, or seeds, such as 0,3,7, would do") from error
+    seeds = list(range(numbers[0])) if len(numbers) == 1 else numbers
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise FsclError(f"--seeds is {text}; it must be at least 1, or different seeds of at least 0")
+    return seeds
+
+
+def _engine(name: str, address: str | None, gpus_per_run: float) -> "RunsEngine | None":
     if gpus_per_run < 0:
         raise FsclError(f"--gpus-per-run is {gpus_per_run}; it must be at least 0")
     if name == "local":

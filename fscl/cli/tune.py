@@ -13,6 +13,7 @@ from fscl.cli.options import (
     check_writable,
     complain,
     complain_of,
+    data_folder,
     recorded,
 )
 from fscl.errors import FsclError
@@ -83,8 +84,7 @@ def tune(
     check_writable(folder)
     check_writable(file.parent, "--recipe")
     console = Console()
-    base = None if data is None else str(data)
-    planned = plan(recipe, learners, protocol, data=base, device=device, threads=threads)
+    planned = plan(recipe, learners, protocol, data=data_folder(data), device=device, threads=threads)
     source = find_recipe("benchmarks", benchmark)
     own_trials = [strategy_trials[0] for strategy_trials in planned]
     # fails now, not after hours of trials, if settings cannot be added to the file

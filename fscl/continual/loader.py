@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 import psutil
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset, default_collate
 
+from fscl.choices import Place
 from fscl.continual.avalanche_private import (
     attributes_of,
     children_of,
@@ -38,8 +39,7 @@ __all__ = [
 ]
 
 _EMPTY = TensorDataset(torch.empty(0))
-PLACES = ("auto", "device", "host", "off")
-Place = Literal["auto", "device", "host", "off"]
+PLACES = get_args(Place)
 
 
 class InMemoryLoader(SupervisedPlugin):

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import math
 import os
+import re
 import stat
 import threading
 import warnings
@@ -25,7 +26,7 @@ from fscl.data.images import require_memory
 from fscl.errors import FsclError
 from fscl.files import remove_stale, write_atomically
 
-__all__ = ["FORMATS", "SUFFIXES", "cache_folder", "cached_pixels", "read_each", "read_images"]
+__all__ = ["FORMATS", "SUFFIXES", "cache_folder", "cached_copies", "cached_pixels", "read_each", "read_images"]
 
 # No other format is tried, whatever the name of a file: Pillow passes PostScript to Ghostscript, which runs programs.
 FORMATS = {
@@ -194,6 +195,7 @@ def _upright(rgb: Image.Image, image: Image.Image) -> Image.Image:
 
 FORMAT = 2  # version of the cached copies, and of how files are decoded to pixels
 CHECKSUM_BYTES = 4
+COPY = re.compile("[0-9a-f]{16}-[0-9a-f]{16}.npy")  # names of cached copies: their folder, and its files
 
 
 def cache_folder() -> Path:
@@ -211,6 +213,12 @@ def cache_folder() -> Path:
     if not folder.is_absolute():
         raise FsclError("this user has no home folder; set FSCL_CACHE to a folder for decoded images")
     return folder
+
+
+def cached_copies() -> list[Path]:
+    """The files of decoded images in the cache. Other files in its folder are none of fscl's."""
+    folder = cache_folder()
+    return sorted(file for file in folder.glob("*.npy") if COPY.fullmatch(file.name)) if folder.is_dir() else []
 
 
 def cached_pixels(

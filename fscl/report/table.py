@@ -196,6 +196,9 @@ def _pooled(correlation: PooledCorrelation) -> str:
     return f"{_rho(correlation.statistic)} {interval(correlation.low, correlation.high)}".rstrip()
 
 
+LEGEND = {"against_best": "difference from the best learner", "p": "of being the best learner (paired t-tests)"}
+
+
 def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int = 80) -> Table:
     """The summary table for a terminal of 80 columns or more.
 
@@ -203,6 +206,9 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
     """
     several = len({row.benchmark for row in rows}) > 1
     narrow = width < NARROW
+    columns = {name: column for name, column in COLUMNS.items() if not (narrow and name == "bytes_per_task")}
+    explained = {name: column for name, column in columns.items() if name not in ("strategy", "seeds")}
+    legend = "; ".join(f"{c.short}: {LEGEND.get(name, c.title.lower())}" for name, c in explained.items())
     table = Table(
         title=title,
         box=box.SIMPLE_HEAD,
@@ -210,14 +216,12 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
         collapse_padding=True,
         padding=(0, 0 if narrow else 1),
         header_style="bold",
-        caption="in % and points; mean ± sample standard deviation over n seeds; best: difference from the best "
-        "learner; p: of being the best learner (paired t-tests)",
+        caption=f"in % and points; mean ± sample standard deviation over n seeds; {legend}",
         caption_justify="left",
     )
     if several:
         table.add_column("Benchmark", no_wrap=True)
-    columns = [column for name, column in COLUMNS.items() if not (narrow and name == "bytes_per_task")]
-    for position, column in enumerate(columns):
+    for position, column in enumerate(columns.values()):
         table.add_column(
             column.short,
             justify="left" if position == 0 else "right",
@@ -225,7 +229,7 @@ def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int 
             min_width=11 if position == 0 else None,
         )
     for row in rows:
-        cells = [column.terminal_cell(row, narrow) for column in columns]
+        cells = [column.terminal_cell(row, narrow) for column in columns.values()]
         # labels come from recipes, so their square brackets must not be read as markup
         texts = [text.replace("[", r"\[") for text in ([row.benchmark] if several else []) + cells]
         table.add_row(*texts)

@@ -183,6 +183,8 @@ def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | P
     except (OSError, ValueError):  # too long for a path, or with a NUL
         exists = False
     if not exists:
+        if Path(name_or_path).suffix == ".toml":
+            raise FsclError(f"{brief(str(name_or_path))}: no such file")
         near = difflib.get_close_matches(str(name_or_path), known, 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         raise FsclError(

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +239,7 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["run", "--seeds", "-3"], r"--seeds is -3; it must be at least 1"),
         (["run", "--jobs", "0"], r"--jobs is 0; it must be at least 1"),
         (["run", "--threads", "0"], r"--threads is 0; it must be at least 1"),
-        (["run", "--engine", "spark"], r"--engine is 'spark'; use local or ray"),
+        (["run", "--engine", "spark"], r"--engine is 'spark'; local or ray would do"),
         (["run", "--address", "here:1"], r"--address is here:1; it needs --engine ray"),
         (["run", "--gpus-per-run", "1"], r"--gpus-per-run is 1.0; it needs --engine ray"),
         (["run", "--engine", "ray", "--gpus-per-run", "-1"], r"--gpus-per-run is -1.0; it must be at least 0"),
@@ -246,7 +247,7 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["run", "--validation", "1.5"], r"validation is 1.5; it is a share"),
         (["run", "--device", "cuda:77"], r"--device cuda:77: not available here"),
         (["run", "--device", "gpu"], r"--device gpu: not available here"),
-        (["run", "--loader", "disk"], r"place is 'disk'; known: auto, device, host, off"),
+        (["run", "--loader", "disk"], r"--loader is 'disk'; auto, device, host or off would do"),
         (["run", "--set", "epochs=3"], r"--set epochs=3: expected SECTION.KEY=VALUE"),
         (["run", "--set", "training.epochs=x"], r"--set: training.epochs = 'x'"),
         (
@@ -308,7 +309,10 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["heatmap", "bank.safetensors", "-o", "file/h.png"], r"cannot write file/h.png: "),
         (["heatmap", "bank.safetensors", "-o", "/proc/h.png"], r"cannot write /proc/h.png: "),
         (["heatmap", "bank.safetensors", "--metric", "cosin"], r"cosin.*cosine, filter, grassmann"),
-        (["heatmap", "bank.safetensors", "--aggregate", "sum"], r"unknown aggregate 'sum'; known: product, mean"),
+        (
+            ["heatmap", "bank.safetensors", "--aggregate", "sum"],
+            r"--aggregate is 'sum'; product, mean or dep",
+        ),
     ],
 )
 def test_a_users_mistake_ends_with_one_line_and_exit_code_2(
@@ -339,13 +343,34 @@ def test_a_users_mistake_ends_with_one_line_and_exit_code_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["runn"], ["run", "--sedes", "3"], ["run", "--seeds", "three"], ["heatmap"], ["report"], ["similarity"]],
+    [["runn"], ["run", "--sedes", "3"], ["run", "--threads", "three"], ["heatmap"], ["report"], ["similarity"]],
 )
 def test_wrong_usage_ends_with_exit_code_2(fscl: Fscl, arguments: list[str]) -> None:
     ended = fscl(*arguments)
     assert ended.code == 2
     assert "Usage" in ended.err
     assert "Traceback" not in ended.err
+
+
+def test_the_version_a_run_and_the_cache_are_shown(fscl: Fscl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fscl("--version").out == f"fscl {version('fscl')}\n"
+    assert fscl("run", "-s", "naive", *TINY, "--seeds", "4,1", "--set", "split.tasks=2").code == 0
+    folders = sorted((tmp_path / "runs/split_digits/naive").iterdir())
+    assert [folder.name for folder in folders] == ["seed_1", "seed_4"]
+    shown = " ".join(fscl("show", folders[0]).out.split())
+    accuracy = json.loads((folders[0] / "run.json").read_text())["accuracy"]
+    assert "Fine-tuning (avalanche.training.Naive)" in shown
+    assert "finished, 2 of 2 tasks" in shown
+    assert f"{100 * accuracy[0][0]:.2f} {100 * accuracy[1][0]:.2f}" in shown
+    refused(fscl("show", tmp_path), "no run in it")
+    monkeypatch.setenv("FSCL_CACHE", str(tmp_path / "cache"))
+    cache = tmp_path / "cache"
+    assert fscl("cache").out == f"0 data sets, 0 B, in {cache}\n"
+    cache.mkdir()
+    (cache / "thesis.npy").write_bytes(b"mine")
+    (cache / f"{'0' * 16}-{'a' * 16}.npy").write_bytes(b"0" * 2000)
+    assert fscl("cache", "--clear").out == f"1 data sets, 2.0 kB, deleted from {cache}\n"
+    assert [file.name for file in cache.iterdir()] == ["thesis.npy"]
 
 
 @pytest.mark.parametrize("learner", ["atom_swapping", "naive"])

@@ -1,0 +1,14 @@
+"""Names that users choose from, by option or argument. They are known before anything slow is imported."""
+
+from typing import Literal
+
+__all__ = ["Aggregate", "Engine", "Metric", "Place"]
+
+Metric = Literal["cosine", "filter", "grassmann", "projection"]
+"""How two atom sets of a layer are compared, see :func:`fscl.similarity_matrix`."""
+Aggregate = Literal["product", "mean", "depth"]
+"""How similarities of layers become one number, see :func:`fscl.similarity_matrix`."""
+Place = Literal["auto", "device", "host", "off"]
+"""Where images are kept, see :class:`fscl.continual.InMemoryLoader`."""
+Engine = Literal["local", "ray"]
+"""What does runs: this machine, or a Ray cluster."""
