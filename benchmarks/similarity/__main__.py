@@ -17,7 +17,8 @@ from benchmarks.similarity.page import parts_of, write_page
 from benchmarks.similarity.run import FILE, gather, read_results
 from benchmarks.similarity.units import Context
 from fscl.cli.options import Data, check_writable, complain
-from fscl.data.datasets import data_root, load_images
+from fscl.data.datasets import load_images
+from fscl.data.places import data_root
 from fscl.errors import FsclError
 
 

@@ -23,7 +23,8 @@ from fscl.continual.learner import Learner
 from fscl.continual.loader import InMemoryBatches
 from fscl.continual.stream import Stream, labelled
 from fscl.continual.trainer import Trainer
-from fscl.data.datasets import ImageSet, find_data
+from fscl.data.datasets import ImageSet
+from fscl.data.places import find_data
 from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, with_overrides
 
 __all__ = ["measure"]

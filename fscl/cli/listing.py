@@ -10,7 +10,7 @@ def list_(data: Data = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from fscl.data.datasets import find_data
+    from fscl.data.places import find_data
     from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy
 
     console = Console()

@@ -1,7 +1,6 @@
 """Images in memory: data sets and folders, their split into tasks, and augmentation. Needs torch alone."""
 
-from fscl.data.datasets import load_images
-from fscl.data.images import ImageSet
-from fscl.data.transforms import ImageTransform
+import lazy_loader
 
-__all__ = ["ImageSet", "ImageTransform", "load_images"]
+# `fscl list` needs to know where data sets lie, and not PyTorch
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -7,7 +7,7 @@ import pickle
 import socket
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,31 +16,11 @@ import torch
 from torch import Tensor
 
 from fscl.data.images import ImageSet, join_images, require_memory
-from fscl.data.layouts import LAYOUTS, image_folder
+from fscl.data.layouts import READERS, image_folder
+from fscl.data.places import LAYOUTS, TORCHVISION, Place, data_root, joined, places_of
 from fscl.errors import FsclError
 
-__all__ = ["ImageSet", "data_root", "find_data", "load_images"]
-
-DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-# torchvision's class, and the file by which its layout is recognised
-TORCHVISION = {
-    "cifar10": ("CIFAR10", "cifar-10-batches-py/batches.meta"),
-    "cifar100": ("CIFAR100", "cifar-100-python/meta"),
-    "mnist": ("MNIST", "MNIST/raw/train-images-idx3-ubyte"),
-    "fmnist": ("FashionMNIST", "FashionMNIST/raw/train-images-idx3-ubyte"),
-}
-
-
-def data_root(folder: str | os.PathLike[str] | None = None) -> Path:
-    """The data folder: ``folder``, or ``$FSCL_DATA`` if that is None, or ``./data`` if neither is set."""
-    return Path(folder or os.environ.get("FSCL_DATA") or "data")
-
-
-def find_data(name: str, root: str | os.PathLike[str] | None = None) -> str | None:
-    """Where a data set was found, as a phrase for people; None if it, or one of several joined by ``+``, is missing."""
-    base = data_root(root)
-    places = [next((where for where, present, _ in _finders(n, base) if present()), None) for n in _joined(name)]
-    return None if None in places else " and ".join(map(str, places))
+__all__ = ["ImageSet", "load_images"]
 
 
 def load_images(
@@ -65,7 +45,7 @@ def load_images(
         >>> tuple(train.images.shape), train.images.dtype, train.classes[:3]
         ((1442, 1, 8, 8), torch.uint8, ['0', '1', '2'])
     """
-    names, base = _joined(name), data_root(root)
+    names, base = joined(name), data_root(root)
     if twice := [n for n in names if names.count(n) > 1]:
         raise FsclError(f"data set {twice[0]!r} is joined to itself in {name!r}")
     try:
@@ -75,19 +55,14 @@ def load_images(
     return sets[name] if name in sets else join_images(sets)
 
 
-def _joined(name: str) -> list[str]:
-    names = name.split("+")
-    return names if all(names) else [name]
-
-
 def _load(name: str, base: Path, image_size: int | None, download: bool) -> tuple[ImageSet, ImageSet]:
-    finders = _finders(name, base, image_size)
-    for _, present, load in finders:
-        if present():
-            train, test = load()
+    places = places_of(name, base)
+    for place in places:
+        if place.present:
+            train, test = _read(name, place, image_size)
             _check_sizes(name, train, test, image_size)
             return train, test
-    looked = f"data set {name!r} was not found (looked for: {'; '.join(where for where, _, _ in finders)})"
+    looked = f"data set {name!r} was not found (looked for: {'; '.join(place.where for place in places)})"
     if name in TORCHVISION and download:
         try:
             with _network_timeout():
@@ -102,50 +77,16 @@ def _load(name: str, base: Path, image_size: int | None, download: bool) -> tupl
     raise FsclError(f"{looked}; {get}name the data folder with --data or FSCL_DATA")
 
 
-Finder = tuple[str, Callable[[], bool], Callable[[], tuple[ImageSet, ImageSet]]]
-
-
-def _finders(name: str, base: Path, image_size: int | None = None) -> list[Finder]:
-    if name == "digits":
-        return [("scikit-learn", lambda: True, _digits)]
-    folder = base / name
-    finders: list[Finder] = [
-        (
-            f"{folder}/train/<class>/* and {folder}/test/<class>/*",
-            lambda: (folder / "train").is_dir() and (folder / "test").is_dir(),
-            lambda: (image_folder(folder / "train", image_size), image_folder(folder / "test", image_size)),
-        )
-    ]
-    if name in LAYOUTS:
-        layout = LAYOUTS[name]
-        home = base / layout.folder
-        finders.insert(
-            0, (f"{home}/{layout.parts}", (home / layout.mark).is_dir, lambda: layout.load(home, image_size))
-        )
-    if name in TORCHVISION:
-        mark = TORCHVISION[name][1]
-        finders.insert(
-            0,
-            (
-                f"{base}/{mark}",
-                lambda: (base / mark).exists() or (base / f"{mark}.gz").exists(),
-                lambda: (
-                    _from_idx(name, (base / mark).parent)
-                    if name.endswith("mnist")
-                    else _from_torchvision(name, base, download=False)
-                ),
-            ),
-        )
-    if name == "fmnist":
-        raw = DEBIAN_FASHION_MNIST
-        finders.append(
-            (
-                f"{raw} (Debian: dataset-fashion-mnist)",
-                (raw / "train-images-idx3-ubyte.gz").exists,
-                lambda: _from_idx(name, raw),
-            )
-        )
-    return finders
+def _read(name: str, place: Place, image_size: int | None) -> tuple[ImageSet, ImageSet]:
+    if place.kind == "digits":
+        return _digits()
+    if place.kind == "torchvision":
+        return _from_torchvision(name, place.folder, download=False)
+    if place.kind == "idx":
+        return _from_idx(name, place.folder)
+    if place.kind == "layout":
+        return READERS[name](place.folder, image_size)
+    return image_folder(place.folder / "train", image_size), image_folder(place.folder / "test", image_size)
 
 
 def _digits() -> tuple[ImageSet, ImageSet]:

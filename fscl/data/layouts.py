@@ -3,16 +3,16 @@
 import csv
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fscl.data.image_files import SUFFIXES, read_images
 from fscl.data.images import ImageSet
+from fscl.data.places import LAYOUTS
 from fscl.errors import FsclError, printable
 
-__all__ = ["CORE50_OBJECTS", "LAYOUTS", "Layout", "core50", "image_folder", "mini_imagenet", "tiny_imagenet"]
+__all__ = ["CORE50_OBJECTS", "READERS", "core50", "image_folder", "mini_imagenet", "tiny_imagenet"]
 
 CORE50_SESSIONS = range(1, 12)
 CORE50_TEST_SESSIONS = (3, 7, 10)
@@ -143,49 +143,11 @@ def core50(folder: Path, image_size: int | None = None) -> Split:
     return parts[0], parts[1]
 
 
-@dataclass(frozen=True)
-class Layout:
-    """How a data set is distributed.
-
-    Attributes:
-        folder: its folder, below the data folder.
-        mark: a folder below ``folder`` by which the layout is recognised.
-        parts: the files to look for, for messages.
-        how: how to get the data set, for messages.
-        load: reads it from its folder; the second argument is the side in pixels to resize to, or None.
-    """
-
-    folder: str
-    mark: str
-    parts: str
-    how: str
-    load: Callable[[Path, int | None], Split]
-
-
-LAYOUTS = {
-    "tinyimagenet": Layout(
-        "tiny-imagenet-200",
-        ".",
-        "{train/<wnid>/images/*,val/images/*,val/val_annotations.txt,words.txt}",
-        "unpack http://cs231n.stanford.edu/tiny-imagenet-200.zip into the data folder",
-        tiny_imagenet,
-    ),
-    "miniimagenet": Layout(
-        "miniimagenet",
-        "images",
-        "{images/*,train.csv,val.csv,test.csv}",
-        "make it from ImageNet (ILSVRC 2012, for which image-net.org wants a registration) by the lists train.csv, "
-        "val.csv and test.csv of Ravi and Larochelle",
-        mini_imagenet,
-    ),
-    "core50": Layout(
-        "core50_128x128",
-        ".",
-        "s<session>/o<object>/*.png",
-        "unpack core50_128x128.zip of https://vlomonaco.github.io/core50 into the data folder",
-        core50,
-    ),
-}
+READERS: dict[str, Callable[[Path, int | None], Split]] = {
+    "tinyimagenet": tiny_imagenet,
+    "miniimagenet": mini_imagenet,
+    "core50": core50,
+}  # of the layouts in `fscl.data.places`
 
 
 def _of_files(

@@ -28,7 +28,7 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
         FsclError: the device is not available, or a learner would fail in all its runs.
     """
     from fscl.continual.learner import strategy_class
-    from fscl.data.datasets import data_root
+    from fscl.data.places import data_root
 
     devices = {name: _find_device(name) if here else name for name in {spec.device for spec in specs}}
     specs = [  # an absolute path, because runs may start in another folder

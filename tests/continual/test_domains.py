@@ -10,8 +10,9 @@ from scipy import ndimage
 
 from fscl.continual.domains import permuted, permuted_stream, pixel_orders, rotated, rotated_stream
 from fscl.continual.loader import samples_behind
-from fscl.data.datasets import find_data, load_images
+from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet
+from fscl.data.places import find_data
 from fscl.errors import FsclError
 
 

@@ -18,8 +18,9 @@ import torch
 import torchvision
 from PIL import Image
 
-from fscl.data import datasets
-from fscl.data.datasets import data_root, find_data, load_images
+from fscl.data import places
+from fscl.data.datasets import load_images
+from fscl.data.places import data_root, find_data
 from fscl.errors import FsclError
 
 
@@ -108,7 +109,7 @@ def test_reading_packed_mnist_writes_no_files(tmp_path: Path, monkeypatch: pytes
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
     mnist_files(tmp_path / "debian", packed=True)
-    monkeypatch.setattr(datasets, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
+    monkeypatch.setattr(places, "DEBIAN_FASHION_MNIST", tmp_path / "debian")
     train, _ = load_images("fmnist", tmp_path / "nothing", download=False)
     assert len(train.images) == 6
     assert not any(scratch.iterdir())
@@ -432,7 +433,7 @@ def test_a_failed_download_is_reported_with_the_places_searched(
 
 
 @pytest.mark.skipif(
-    not (datasets.DEBIAN_FASHION_MNIST / "train-images-idx3-ubyte.gz").exists(),
+    not (places.DEBIAN_FASHION_MNIST / "train-images-idx3-ubyte.gz").exists(),
     reason="Debian's package dataset-fashion-mnist is not installed",
 )
 def test_fashion_mnist_is_found_in_debians_package(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fscl.data.datasets import find_data, load_images
+from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet, join_images
+from fscl.data.places import find_data
 from fscl.errors import FsclError
 
 

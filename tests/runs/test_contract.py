@@ -10,9 +10,9 @@ import torch
 from benchmarks.similarity.grounding.superclasses import SUPERCLASSES
 from fscl import load_network
 from fscl.continual.learner import strategy_class
-from fscl.data.datasets import data_root
 from fscl.data.images import ImageSet, join_images
 from fscl.data.layouts import CORE50_OBJECTS
+from fscl.data.places import data_root
 from fscl.errors import FsclError
 from fscl.report.page import write_report
 from fscl.report.summary import group_runs, summary_rows

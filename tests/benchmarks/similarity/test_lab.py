@@ -21,7 +21,7 @@ from benchmarks.similarity.lab import (
     start,
 )
 from fscl.atoms import AtomConv2d
-from fscl.data.datasets import find_data
+from fscl.data.places import find_data
 from fscl.errors import FsclError
 
 TINY = Budget(images=64, epochs=2, first_epochs=2, batch=16)
