@@ -211,6 +211,9 @@ class MeanCCA(_ScatterMetric):
 class PWCCA(_ScatterMetric):
     """`pwcca` of a pair, weighted by x, batch by batch; see :class:`FeatureMetric` and :class:`MeanCCA`.
 
+    With fewer than p + q samples several correlations are 1. Their weights are then not unique, as `pwcca` says, and
+    the value may differ from that of the function.
+
     >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0], [2.0, -3.0]])
     >>> metric = PWCCA()
     >>> for part in x.split(2):

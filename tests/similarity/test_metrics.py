@@ -74,16 +74,16 @@ def test_metrics_equal_the_function_of_all_samples_for_any_batches_and_merges(me
     p = data.draw(st.integers(1, 6), label="p")
     q = p if metric_class is AlignedCosine else data.draw(st.integers(1, 6), label="q")
     sizes = data.draw(st.lists(st.integers(1, 20), min_size=3, max_size=12), label="sizes")
-    n = max(sum(sizes), p + 3)
-    sizes.append(n - sum(sizes) + 2)
-    x, y = related(n + 2, p, q, data.draw(st.integers(0, 10**6), label="seed"))
+    sizes.append(max(2, p + q + 1 - sum(sizes)))  # enough for CCA, and for weights of PWCCA that are unique
+    n = sum(sizes)
+    x, y = related(n, p, q, data.draw(st.integers(0, 10**6), label="seed"))
     parts = [metric_class() for _ in range(data.draw(st.integers(1, 4), label="processes"))]
     for part_x, part_y in zip(x.split(sizes), y.split(sizes), strict=True):
         data.draw(st.sampled_from(parts)).update(part_x, part_y)
     total = parts[0]
     for part in parts[1:]:
         total.merge_state(part)
-    assert total.num_samples == n + 2
+    assert total.num_samples == n
     assert total.compute() == pytest.approx(FUNCTIONS[metric_class](x, y), abs=1e-10)
 
 
