@@ -2,6 +2,8 @@
 
 import math
 import reprlib
+from collections.abc import Iterable, Sequence
+from html import escape
 
 __all__ = [
     "DASH",
@@ -9,6 +11,7 @@ __all__ = [
     "clock",
     "decimal",
     "decimals",
+    "html_table",
     "human_bytes",
     "human_seconds",
     "interval",
@@ -131,6 +134,20 @@ def clock(seconds: float | None) -> str:
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def html_table(caption: str, heading: Sequence[object], rows: Iterable[Sequence[object]]) -> str:
+    """A table for a notebook. Texts are escaped, because names may come from strangers' files.
+
+    >>> html_table("1 task", ["task"], [["<b>"]])
+    '<table><caption>1 task</caption><tr><th>task</th></tr><tr><td>&lt;b&gt;</td></tr></table>'
+    """
+
+    def line(cells: Iterable[object], tag: str) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(str(cell))}</{tag}>" for cell in cells) + "</tr>"
+
+    body = "".join(line(cells, "td") for cells in rows)
+    return f"<table><caption>{escape(caption)}</caption>{line(heading, 'th')}{body}</table>"
 
 
 def brief(value: object) -> str:

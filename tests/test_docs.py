@@ -6,6 +6,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import mypy.api
 import pytest
 import torch
 import typer
@@ -117,3 +118,19 @@ def test_the_first_command_of_the_readme_prints_the_table_that_it_shows(tmp_path
         (table,) = [text for text in blocks(page, "text") if "Strategy" in text]
         for row in table.splitlines()[2::2]:
             assert row.rsplit(maxsplit=2)[0].rstrip() in printed, row  # all but the time
+
+
+@pytest.mark.slow  # 20 s: mypy reads the types of torch
+def test_the_avalanche_script_of_the_readme_passes_strict_type_checks(tmp_path, monkeypatch):
+    (script,) = [text for text in blocks(ROOT / "README.md", "python") if "strategy.bank" in text]
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "typo.py").write_text(script.replace("bank.save(", "bank.sav("))
+    (configuration,) = blocks(ROOT / "docs/guides/avalanche.md", "ini")
+    (tmp_path / "mypy.ini").write_text(configuration)
+    monkeypatch.chdir(tmp_path)  # not the checkout, whose own sources would be checked strictly, too
+    out, errors, status = mypy.api.run(["--strict", "script.py"])
+    assert status == 0, out + errors
+    out, _, status = mypy.api.run(["--strict", "typo.py"])
+    assert status == 1
+    assert '"AtomBank | Any" has no attribute "sav"' in out
+    assert out.count("error:") == 1

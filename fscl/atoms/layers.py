@@ -201,6 +201,13 @@ class AtomConv2d(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "_composed"}
 
+    def __prepare_scriptable__(self) -> Self:
+        """Called by ``torch.jit.script``, which cannot compile :attr:`weight`."""
+        raise FsclError(
+            "torch.jit.script does not take atom layers; script fscl.atoms.recompose(network), whose convolutions are "
+            "ordinary, or use torch.export.export or torch.jit.trace"
+        )
+
     def gram(self) -> Tensor:
         """The Gram matrix of the coefficients, (m, m): ``sum_oi coefficients[o, i] coefficients[o, i]^T``."""
         return gram_matrix(self.coefficients.detach())

@@ -42,6 +42,10 @@ class Checkpoints:
     left_out: dict[Path, str] = field(default_factory=dict)
     not_compared: dict[str, LeftOut] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        networks, layers, left_out = len(self.states), len(self.layers), len(self.left_out)
+        return f"Checkpoints({networks} networks, {layers} layers, {left_out} files left out)"
+
 
 @dataclass
 class _Network:

@@ -7,9 +7,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+from markupsafe import escape
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.cluster.hierarchy import fcluster, linkage
@@ -21,7 +22,7 @@ from fscl.compare.joint import JointDecomposition
 from fscl.errors import FsclError, printable
 from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
-from fscl.plots.figures import save_png
+from fscl.plots.figures import inline_svg, save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
 from fscl.text import decimals, percent
@@ -108,6 +109,16 @@ class Comparison:
     related: Array
     groups: list[Group]
     not_compared: Mapping[str, LeftOut] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        trust = self.verdict.partition(":")[0]
+        starts = f"{len(self.groups)} start{'s' * (len(self.groups) > 1)}"
+        return f"Comparison({len(self.joint.names)} networks, {starts}, {self.metric} {self.aggregate}, {trust})"
+
+    def _repr_html_(self) -> str:
+        """The heatmap and the verdict, for a notebook."""
+        svg = inline_svg(_heatmap(self), f"fscl{id(self):x}", f"Similarity of {len(self.joint.names)} networks")
+        return f"<figure>{svg}<figcaption>{escape(printable(self.verdict))}</figcaption></figure>"
 
     @property
     def compared_share(self) -> float:
@@ -265,22 +276,35 @@ def write_comparison(comparison: Comparison, folder: Path, extra: dict[str, Any]
     """
     names = comparison.joint.names
     written = [folder / f"similarity.{suffix}" for suffix in ("csv", "json", "png")] + [folder / "clustered.png"]
-    label = similarity_label(comparison.metric, comparison.aggregate)
-    # unrelated networks differ only by chance, and the range of colours should not show chance
-    limits = (min(0.0, float(comparison.matrix.min())), 1.0) if len(comparison.groups) == len(names) else None
     with written_together():
         write_atomically(written[0], lambda temporary: _write_table(comparison, temporary))
         write_atomically(written[1], lambda temporary: _write_data({**comparison.as_data(list), **extra}, temporary))
-        axes = similarity_heatmap(comparison.matrix, short_names(names), limits=limits, label=label)
-        axes.set(xlabel="checkpoint", ylabel="checkpoint")
-        figure = axes.figure
-        assert isinstance(figure, Figure)  # not a SubFigure
-        save_png(figure, written[2])
-        del axes, figure
+        save_png(_heatmap(comparison), written[2])
         gc.collect()  # figures are reference cycles, of tens of megabytes for many networks
         numbers = [comparison.group_of(name) for name in names]
-        save_png(clustered_heatmap(comparison.matrix, names, groups=numbers, limits=limits, label=label), written[3])
+        save_png(clustered_heatmap(comparison.matrix, names, groups=numbers, **_colours(comparison)), written[3])
     return written
+
+
+class _Colours(TypedDict):
+    limits: tuple[float, float] | None
+    label: str
+
+
+def _heatmap(comparison: Comparison) -> Figure:
+    axes = similarity_heatmap(comparison.matrix, short_names(comparison.joint.names), **_colours(comparison))
+    axes.set(xlabel="checkpoint", ylabel="checkpoint")
+    assert isinstance(axes.figure, Figure)  # not a SubFigure
+    return axes.figure
+
+
+def _colours(comparison: Comparison) -> _Colours:
+    unrelated = len(comparison.groups) == len(comparison.joint.names)
+    return {
+        # unrelated networks differ only by chance, and the range of colours should not show chance
+        "limits": (min(0.0, float(comparison.matrix.min())), 1.0) if unrelated else None,
+        "label": similarity_label(comparison.metric, comparison.aggregate),
+    }
 
 
 def _write_table(comparison: Comparison, file: Path) -> None:

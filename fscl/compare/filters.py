@@ -28,6 +28,9 @@ class LayerFilters:
 
     filters: Sequence[Tensor]
 
+    def __repr__(self) -> str:
+        return f"LayerFilters({len(self.filters)} networks, filters {tuple(self.shape)})"
+
     @property
     def shape(self) -> torch.Size:
         return self.filters[0].shape

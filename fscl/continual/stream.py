@@ -15,6 +15,9 @@ from fscl.data.class_split import Groups, share_out
 from fscl.data.images import ImageSet
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
+from fscl.text import html_table
+
+NAMED = 10  # classes of a task that a table shows by name
 
 __all__ = ["Scenario", "Stream", "Task", "TaskImages", "assemble", "labelled", "same_classes", "split_classes"]
 
@@ -33,6 +36,9 @@ class TaskImages(Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.targets[index])
+
+    def __repr__(self) -> str:
+        return f"TaskImages({len(self)} images of {'x'.join(map(str, self.images.shape[1:]))})"
 
 
 class Task(NamedTuple):
@@ -88,6 +94,25 @@ class Stream:
     def classes_per_task(self) -> int:
         """The number of classes of the largest task. A head, or a head that grows, starts with so many outputs."""
         return max(map(len, self.tasks))
+
+    def __repr__(self) -> str:
+        sizes = sorted({len(classes) for classes in self.tasks})
+        classes = f"{sizes[0]} to {sizes[-1]}" if len(sizes) > 1 else f"{sizes[0]}"
+        shape = "x".join(map(str, self.image_shape))
+        return f"Stream({len(self.tasks)} tasks of {classes} classes, scenario {self.scenario!r}, images of {shape})"
+
+    def _repr_html_(self) -> str:
+        """A table of the tasks, for a notebook."""
+        rows = []
+        streams = zip(self.train_stream, self.test_stream, strict=True)
+        for number, (classes, (train, test)) in enumerate(zip(self.tasks, streams, strict=True)):
+            omitted = f" and {len(classes) - NAMED} more" * (len(classes) > NAMED)
+            named = ", ".join(classes[:NAMED]) + omitted
+            name = self.names[number]
+            rows.append(
+                [number, "" if name == ", ".join(classes) else name, named, len(train.dataset), len(test.dataset)]
+            )
+        return html_table(repr(self), ["task", "name", "classes", "training images", "test images"], rows)
 
     def first(self, count: int) -> "Stream":
         """The stream of the first ``count`` tasks.

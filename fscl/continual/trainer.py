@@ -163,6 +163,10 @@ class Trainer:
         self._history = FilterHistory()
         self._stored: list[int] = []
 
+    def __repr__(self) -> str:
+        learned = f"{self.done} of {len(self.stream.tasks)} tasks learned"
+        return f"Trainer({type(self.strategy).__name__}, {learned}, seed {self.seed}, {self.device})"
+
     @property
     def bank(self) -> AtomBank | None:
         """The learner's bank, or None if it has none."""

@@ -28,6 +28,10 @@ class ImageSet:
     classes: list[str]
     parts: tuple[int, ...] = ()
 
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"ImageSet({len(self.images)} images of {shape}, {len(self.classes)} classes)"
+
 
 def require_memory(what: str, size: int, remedy: str) -> None:
     """Refuses data that does not fit into memory, before memory is allocated.

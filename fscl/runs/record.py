@@ -27,7 +27,7 @@ from pydantic_core import PydanticCustomError
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.plain import LONGEST, check_plain
-from fscl.text import brief
+from fscl.text import brief, html_table, points
 
 __all__ = [
     "FORMAT",
@@ -206,6 +206,12 @@ class Similarity(_Part):
     matrix: Cosines
     explained: ShareRows | None = None
 
+    def __repr__(self) -> str:
+        layers, tasks, _ = self.matrix.shape
+        return f"Similarity({self.metric} {self.aggregate} over {layers} layers of {tasks} tasks)"
+
+    __str__ = __repr__
+
 
 class RunRecord(_Part):
     """One benchmark x strategy x seed.
@@ -266,6 +272,20 @@ class RunRecord(_Part):
             if shape[0] != len(self.similarity.layers) or shape[1] != shape[2] or shape[1] > count:
                 raise ValueError(f"similarity.matrix has shape {shape}; it must be (L, T, T)")
         return self
+
+    def __repr__(self) -> str:
+        count = len(self.tasks) if self.at_once and len(self.accuracy) else len(self.accuracy)
+        learned = f"{count} of {len(self.tasks)} tasks"
+        accuracy = f", accuracy {points(float(self.accuracy[-1].mean()))} %" if self.finished else ""
+        return f"RunRecord({self.stream}, {self.strategy.name}, seed {self.seed}: {self.status}, {learned}{accuracy})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        """A table of accuracies in %, for a notebook: after each task (rows) on each task (columns)."""
+        learned = ("all tasks",) if self.at_once else self.task_names
+        rows = ([name, *map(points, row)] for name, row in zip(learned, self.accuracy.tolist(), strict=False))
+        return html_table(repr(self), ["after", *self.task_names], rows)
 
     @property
     def path(self) -> Path:

@@ -7,6 +7,16 @@ from fscl.similarity.features import collect_features
 from fscl.similarity.filters import FilterAtoms, atoms_of_filters, gram_matrix
 from fscl.similarity.kernels import aligned_cosine, linear_cka, minibatch_cka, procrustes, rbf_cka
 from fscl.similarity.matrices import flatten_maps
+from fscl.similarity.metrics import (
+    PWCCA,
+    SVCCA,
+    AlignedCosine,
+    FeatureMetric,
+    LinearCKA,
+    MeanCCA,
+    MinibatchCKA,
+    Procrustes,
+)
 from fscl.similarity.pooled import PooledCorrelation, pooled_mantel
 from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.stimuli import dead_leaves, noise_images, recall_images
@@ -14,11 +24,19 @@ from fscl.similarity.subspace import AtomStacks, aggregate_layers, similarity_ma
 
 __all__ = [
     "PROBES",
+    "PWCCA",
+    "SVCCA",
+    "AlignedCosine",
     "AtomStacks",
     "Correlation",
     "Estimate",
+    "FeatureMetric",
     "FilterAtoms",
+    "LinearCKA",
+    "MeanCCA",
+    "MinibatchCKA",
     "PooledCorrelation",
+    "Procrustes",
     "aggregate_layers",
     "aligned_cosine",
     "atoms_of_filters",

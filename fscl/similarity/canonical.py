@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
-from fscl.similarity.matrices import EPS, Maps, Named, centred_and_scaled, checked, compared
+from fscl.similarity.matrices import EPS, Centred, Maps, Measure, centred_and_scaled, checked
 
 __all__ = ["kept_directions", "mean_cca", "pwcca", "svcca"]
 
@@ -39,7 +39,7 @@ def mean_cca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Map
             [1.0000, 1.0000, 0.7456],
             [0.5483, 0.7456, 1.0000]], dtype=torch.float64)
     """
-    return compared(x, y, maps, _whole_space, _mean)
+    return MEAN_CCA(x, y, maps)
 
 
 @overload
@@ -67,7 +67,7 @@ def svcca(
     >>> round(svcca(x, x[:, :1]), 6), kept_directions(x)
     (1.0, 1)
     """
-    return compared(x, y, maps, partial(_leading_space, keep=_share(keep)), _mean)
+    return svcca_measure(keep)(x, y, maps)
 
 
 def kept_directions(x: Tensor, keep: float = 0.99, *, maps: Maps | None = None) -> int:
@@ -81,7 +81,8 @@ def kept_directions(x: Tensor, keep: float = 0.99, *, maps: Maps | None = None) 
     (1, 2, 3)
     """
     (named,) = checked([x], ["x"], maps)
-    return _num_kept(torch.linalg.svdvals(centred_and_scaled(named)), max(named[1].shape), _share(keep))
+    features = centred_and_scaled(named)
+    return _num_kept(torch.linalg.svdvals(features.values), features, _share(keep))
 
 
 @overload
@@ -116,7 +117,7 @@ def pwcca(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: Maps |
     tensor([[1.0000, 0.7386],
             [0.7386, 1.0000]], dtype=torch.float64)
     """
-    return compared(x, y, maps, _whole_space, _weighted if y is not None else _weighted_both_ways)
+    return (PWCCA_OF_PAIR if y is not None else _PWCCA_OF_ALL)(x, y, maps)
 
 
 class _Space(NamedTuple):
@@ -124,25 +125,25 @@ class _Space(NamedTuple):
     loadings: Tensor  # (p, k), X^T basis
 
 
-def _whole_space(named: Named) -> _Space:
-    name, (n, p) = named[0], named[1].shape
+def _whole_space(features: Centred) -> _Space:
+    name, n, p = features.name, features.samples, features.values.shape[1]
     if n <= p:
         raise FsclError(
             f"{name}: {n} samples of {p} features make every canonical correlation 1 for any values; use more than "
             f"{p} samples, fewer features (maps='positions' or 'pooled'), svcca or linear_cka"
         )
-    return _leading_space(named, keep=1.0)
+    return _leading_space(features, keep=1.0)
 
 
-def _leading_space(named: Named, keep: float) -> _Space:
+def _leading_space(features: Centred, keep: float) -> _Space:
     """The fewest left singular vectors that hold the share `keep` of the variance."""
-    name, features = named
-    left, strength, right = torch.linalg.svd(centred_and_scaled(named), full_matrices=False)
-    num_kept = _num_kept(strength, max(features.shape), keep)
-    if num_kept >= len(features) - 1:  # n centred samples span n - 1 dimensions: these contain any other features
+    left, strength, right = torch.linalg.svd(features.values, full_matrices=False)
+    num_kept = _num_kept(strength, features, keep)
+    if num_kept >= features.samples - 1:  # n centred samples span n - 1 dimensions: these contain any other features
         raise FsclError(
-            f"{name}: {num_kept} directions of {len(features)} samples make every canonical correlation 1 for any "
-            f"values; use more than {num_kept + 1} samples, fewer features, a lower keep of svcca, or linear_cka"
+            f"{features.name}: {num_kept} directions of {features.samples} samples make every canonical correlation 1 "
+            f"for any values; use more than {num_kept + 1} samples, fewer features, a lower keep of svcca, or "
+            "linear_cka"
         )
     return _Space(left[:, :num_kept], right[:num_kept].mT * strength[:num_kept])
 
@@ -153,8 +154,9 @@ def _share(keep: float) -> float:
     return keep
 
 
-def _num_kept(strength: Tensor, longest: int, keep: float) -> int:
+def _num_kept(strength: Tensor, features: Centred, keep: float) -> int:
     """How many singular values hold the share `keep` of the variance. Values that are only rounding do not count."""
+    longest = max(features.samples, features.values.shape[1])
     rank = int((strength > strength[0] * longest * EPS).sum())
     shares = strength[:rank].square().cumsum(0)
     return rank if keep == 1 else min(rank, int((shares < keep * shares[-1]).sum()) + 1)
@@ -178,3 +180,12 @@ def _weighted_both_ways(x: _Space, y: _Space) -> Tensor:
 def _weighted_mean(correlations: Tensor, loadings: Tensor) -> Tensor:
     weights = loadings.abs().sum(0)
     return (weights * correlations.clamp(0, 1)).sum() / weights.sum()
+
+
+MEAN_CCA = Measure(_whole_space, _mean)
+PWCCA_OF_PAIR = Measure(_whole_space, _weighted)
+_PWCCA_OF_ALL = Measure(_whole_space, _weighted_both_ways)
+
+
+def svcca_measure(keep: float) -> Measure[_Space]:
+    return Measure(partial(_leading_space, keep=_share(keep)), _mean)

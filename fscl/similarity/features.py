@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from fscl.errors import FsclError
 from fscl.modes import evaluating
-from fscl.similarity.matrices import MAPS, Maps, flatten_maps
+from fscl.similarity.matrices import Maps, check_maps, flatten_maps
 
 __all__ = ["collect_features"]
 
@@ -171,8 +171,7 @@ class _Tap:
 def _check_options(loader: object, maps: Maps | None, positions: int | None, samples: int | None) -> None:
     if isinstance(loader, Tensor):
         raise FsclError(f"loader is a tensor {tuple(loader.shape)}; an iterable of batches would do: x.split(256)")
-    if maps is not None and maps not in MAPS:
-        raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
+    check_maps(maps)
     if positions is not None and maps != "positions":
         raise FsclError(f"positions is {positions} with maps={maps!r}; positions are drawn only with maps='positions'")
     for option, count in (("positions", positions), ("samples", samples)):

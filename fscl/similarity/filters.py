@@ -21,6 +21,10 @@ class FilterAtoms(NamedTuple):
     coefficients: Tensor  # (out, in, m), orthonormal columns
     explained: Tensor  # (T,), the share of each snapshot's squared norm that is in the span of the coefficients
 
+    def __repr__(self) -> str:
+        snapshots, num_atoms, height, width = self.atoms.shape
+        return f"FilterAtoms({snapshots} snapshots, {num_atoms} atoms of {height}x{width})"
+
 
 @torch.no_grad()
 def gram_matrix(coefficients: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
-from fscl.similarity.matrices import PAIR, Maps, Named, centred, centred_and_scaled, checked, compared, named_features
+from fscl.similarity.matrices import PAIR, Centred, Maps, Measure, Named, centred, checked, named_features
 
 __all__ = ["aligned_cosine", "linear_cka", "minibatch_cka", "procrustes", "rbf_cka"]
 
@@ -40,7 +40,7 @@ def linear_cka(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: M
             [0.7906, 1.0000, 0.7906],
             [1.0000, 0.7906, 1.0000]], dtype=torch.float64)
     """
-    return compared(x, y, maps, _unit_covariance, _inner)
+    return LINEAR_CKA(x, y, maps)
 
 
 @overload
@@ -71,7 +71,7 @@ def rbf_cka(
     """
     if not 0 < bandwidth < math.inf:
         raise FsclError(f"bandwidth is {bandwidth}; a finite multiple of the median distance above 0 would do")
-    return compared(x, y, maps, partial(_unit_gaussian, bandwidth=bandwidth), _inner_of_kernels)
+    return Measure(partial(_unit_gaussian, bandwidth=bandwidth), _inner_of_kernels)(x, y, maps)
 
 
 @overload
@@ -96,7 +96,7 @@ def procrustes(x: Tensor | Sequence[Tensor], y: Tensor | None = None, *, maps: M
     >>> round(procrustes(x, 5 - 2 * x), 6), round(procrustes(x, x[:, :1]), 6)
     (1.0, 0.790569)
     """
-    return compared(x, y, maps, _unit_features, _nuclear)
+    return PROCRUSTES(x, y, maps)
 
 
 @overload
@@ -176,27 +176,29 @@ def aligned_cosine(
     """
     if y is None and not isinstance(x, Tensor):
         x = list(x)  # an iterator could not be read twice
-    sizes = {name: values.shape[1] for name, values in named_features(x, y, maps)}
+    check_channels({name: values.shape[1] for name, values in named_features(x, y, maps)})
+    return ALIGNED_COSINE(x, y, maps)
+
+
+def check_channels(sizes: dict[str, int]) -> None:
     if len(set(sizes.values())) > 1:
         raise FsclError(f"features have {sizes} columns; channel by channel they need the same number; use linear_cka")
-    return compared(x, y, maps, _unit_columns, lambda u, v: torch.tensordot(u, v, 2).square().clamp(0, 1))
 
 
-def _unit_columns(named: Named) -> Tensor:
-    features = centred_and_scaled(named)
-    return features / torch.linalg.matrix_norm(features)
+def _unit_columns(features: Centred) -> Tensor:
+    return features.values / torch.linalg.matrix_norm(features.values)
 
 
-def _unit_features(named: Named) -> Tensor:
+def _unit_features(features: Centred) -> Tensor:
     """Centred features X with |X|_F = 1. If there are more than n columns, n columns with the same X X^T."""
-    features = _unit_columns(named)
-    return torch.linalg.qr(features.mT, mode="r").R.mT if features.shape[1] > len(features) else features
+    unit = _unit_columns(features)
+    return torch.linalg.qr(unit.mT, mode="r").R.mT if unit.shape[1] > len(unit) else unit
 
 
-def _unit_covariance(named: Named) -> Tensor:
+def _unit_covariance(features: Centred) -> Tensor:
     """Features as from :func:`_unit_features`, but scaled to |X^T X|_F = 1."""
-    features = _unit_features(named)
-    return features / torch.linalg.matrix_norm(features.mT @ features).sqrt()
+    unit = _unit_features(features)
+    return unit / torch.linalg.matrix_norm(unit.mT @ unit).sqrt()
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -212,16 +214,25 @@ def _nuclear(x: Tensor, y: Tensor) -> Tensor:
     return torch.linalg.svdvals(x.mT @ y).sum().clamp(0, 1)
 
 
-def _unit_gaussian(named: Named, bandwidth: float) -> Tensor:
+def _squared_cosine(x: Tensor, y: Tensor) -> Tensor:
+    return torch.tensordot(x, y, 2).square().clamp(0, 1)
+
+
+LINEAR_CKA = Measure(_unit_covariance, _inner)
+PROCRUSTES = Measure(_unit_features, _nuclear)
+ALIGNED_COSINE = Measure(_unit_columns, _squared_cosine)
+
+
+def _unit_gaussian(centred_features: Centred, bandwidth: float) -> Tensor:
     """The centred Gaussian kernel (n, n) of unit Frobenius norm."""
-    features = centred_and_scaled(named)
+    name, features, _ = centred_features
     kernel, median = _distances(features, "use_mm_for_euclid_dist")
     # such small distances are lost in the rounding of a matrix product
     if median**2 < 1e-8 * features.square().sum(1).max():
         kernel, median = _distances(features, "donot_use_mm_for_euclid_dist")
     if median == 0:
         raise FsclError(
-            f"{named[0]}: at least half of all pairs of its {len(features)} samples have the same features, which "
+            f"{name}: at least half of all pairs of its {len(features)} samples have the same features, which "
             "leaves no median distance to set the bandwidth by; use linear_cka, or samples that differ"
         )
     # expm1, not exp: centring removes the 1 anyway, and it costs precision if the bandwidth is wide
@@ -253,18 +264,33 @@ def _unbiased(batches: Iterable[Sequence[Named]]) -> Tensor:
     """Unbiased CKA of all pairs of networks, from batches of the features of all of them: (N, N)."""
     total, names = torch.zeros(()), [""]
     for batch in batches:
-        names, n = [name for name, _ in batch], len(batch[0][1])
-        if n < 4:
-            raise FsclError(f"a batch of {n} samples; HSIC_1 needs 4 samples or more in a batch")
-        # HSIC_1 of two kernels is the inner product of their U-centred forms over n(n-3) (Szekely and Rizzo 2014), so
-        # one matrix product gives it for all pairs
-        kernels = torch.stack([_u_centred_kernel(features).flatten() for _, features in batch])
-        total = total.to(kernels) + kernels @ kernels.mT / (n * (n - 3))
+        terms, names = hsic_terms(batch), [name for name, _ in batch]
+        total = total.to(terms) + terms
+    return ratio_of_terms(total, names)
+
+
+def hsic_terms(batch: Sequence[Named]) -> Tensor:
+    """HSIC_1 of all pairs of networks for one batch: (N, N)."""
+    n = len(batch[0][1])
+    if n < 4:
+        raise FsclError(f"a batch of {n} samples; HSIC_1 needs 4 samples or more in a batch")
+    # HSIC_1 of two kernels is the inner product of their U-centred forms over n(n-3) (Szekely and Rizzo 2014), so one
+    # matrix product gives it for all pairs
+    kernels = torch.stack([_u_centred_kernel(features).flatten() for _, features in batch])
+    return kernels @ kernels.mT / (n * (n - 3))
+
+
+def ratio_of_terms(total: Tensor, names: Sequence[str]) -> Tensor:
+    """Unbiased CKA of all pairs of networks, from the sums of their HSIC_1 over batches: (N, N)."""
     self_terms = total.diagonal()
     if not self_terms.all():
         constant = names[int((self_terms == 0).nonzero()[0])]
         raise FsclError(f"{constant}: all samples of each batch have the same features; leave it out")
-    ratio = total / (self_terms[:, None] * self_terms).sqrt()
+    if not self_terms.isfinite().all():
+        huge = names[int((~self_terms.isfinite()).nonzero()[0])]
+        raise FsclError(f"{huge}: fourth powers of its features overflow float64; features below 1e70 would do")
+    roots = self_terms.sqrt()  # their product may overflow where the product of roots does not
+    ratio = total / (roots[:, None] * roots)
     return ((ratio + ratio.mT) / 2).clamp(-1, 1)
 
 

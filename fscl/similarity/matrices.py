@@ -2,7 +2,8 @@
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, TypeVar, get_args
+from dataclasses import dataclass
+from typing import Generic, Literal, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +18,42 @@ PAIR = ("x", "y")
 EPS = torch.finfo(torch.float64).eps
 Named = tuple[str, Tensor]  # a feature matrix, and its name in errors
 Prepared = TypeVar("Prepared")
+
+
+class Centred(NamedTuple):
+    """Centred features of one network, scaled to a largest absolute value of 1, so that no square or fourth power
+    overflows.
+
+    All measures but `rbf_cka` use only inner products of features over the samples. So they accept any matrix with the
+    same inner products in place of the features, such as the triangular factor of :class:`fscl.similarity.scatter.
+    Scatter`.
+    """
+
+    name: str  # in errors
+    values: Tensor  # (n, p), or (r, p) with the same inner products of columns
+    samples: int  # n
+
+
+@dataclass(frozen=True)
+class Measure(Generic[Prepared]):
+    """A measure of two networks: what is computed once for each network, and how two of these results compare."""
+
+    prepare: Callable[[Centred], Prepared]
+    compare: Callable[[Prepared, Prepared], Tensor]
+
+    def of_pair(self, x: Centred, y: Centred) -> float:
+        return float(self.compare(self.prepare(x), self.prepare(y)))
+
+    def __call__(self, x: Tensor | Iterable[Tensor], y: Tensor | None, maps: "Maps | None") -> float | Tensor:
+        """The measure of a pair (x, y); or, if x is a list and y is None, the (N, N) matrix of all its pairs."""
+        named = named_features(x, y, maps)
+        prepared = [self.prepare(centred_and_scaled(features)) for features in named]
+        if y is not None:
+            return float(self.compare(*prepared))
+        matrix = torch.eye(len(named), dtype=torch.float64, device=named[0][1].device)
+        for i, j in itertools.combinations(range(len(named)), 2):
+            matrix[i, j] = matrix[j, i] = self.compare(prepared[i], prepared[j])
+        return matrix
 
 
 def flatten_maps(x: Tensor, how: Maps) -> Tensor:
@@ -48,22 +85,9 @@ def flatten_maps(x: Tensor, how: Maps) -> Tensor:
     return x.flatten(1) if how == "features" else x.mean((2, 3), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
-def compared(
-    x: Tensor | Iterable[Tensor],
-    y: Tensor | None,
-    maps: Maps | None,
-    prepare: Callable[[Named], Prepared],
-    compare: Callable[[Prepared, Prepared], Tensor],
-) -> float | Tensor:
-    """The measure of a pair (x, y); or, if x is a list and y is None, the (N, N) matrix of all pairs of the list."""
-    named = named_features(x, y, maps)
-    prepared = [prepare(features) for features in named]
-    if y is not None:
-        return float(compare(*prepared))
-    matrix = torch.eye(len(named), dtype=torch.float64, device=named[0][1].device)
-    for i, j in itertools.combinations(range(len(named)), 2):
-        matrix[i, j] = matrix[j, i] = compare(prepared[i], prepared[j])
-    return matrix
+def check_maps(maps: Maps | None) -> None:
+    if maps is not None and maps not in MAPS:
+        raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
 
 
 def named_features(x: object, y: Tensor | None, maps: Maps | None) -> list[Named]:
@@ -81,8 +105,7 @@ def named_features(x: object, y: Tensor | None, maps: Maps | None) -> list[Named
 
 def checked(features: Sequence[Tensor], names: Sequence[str], maps: Maps | None) -> list[Named]:
     """The features as matrices with their names, on one device that has float64."""
-    if maps is not None and maps not in MAPS:
-        raise FsclError(f"maps is {maps!r}; None, {', '.join(map(repr, MAPS))} would do")
+    check_maps(maps)
     if not isinstance(features, Sequence) or len(features) != len(names):
         actual = f"{len(features)} feature matrices" if isinstance(features, Sequence) else type(features).__name__
         raise FsclError(f"{actual}; {len(names)} feature matrices would do: ({', '.join(names)})")
@@ -121,15 +144,23 @@ def centred(features: Tensor) -> Tensor:
     """Columns minus their means. Constant columns are set to 0: whitening would magnify the rounding left in them."""
     precise = features.double()
     centred_features = precise - precise.mean(0)
-    centred_features[:, centred_features.abs().amax(0) <= 16 * EPS * precise.abs().amax(0)] = 0
+    centred_features[:, only_rounding(centred_features.abs().amax(0), precise.abs().amax(0))] = 0
     return centred_features
 
 
-def centred_and_scaled(named: Named) -> Tensor:
-    """Centred features, scaled to a largest absolute value of 1, so that no square or fourth power overflows."""
+def only_rounding(deviation: Tensor, size: Tensor) -> Tensor:
+    """Which columns are constant, from the largest distance of their values to the mean, and their largest value."""
+    return deviation <= 16 * EPS * size
+
+
+def centred_and_scaled(named: Named) -> Centred:
     name, features = named
-    scaled = centred(features)
-    largest = scaled.abs().max()
+    return scaled(name, centred(features), len(features))
+
+
+def scaled(name: str, centred_features: Tensor, samples: int) -> Centred:
+    """Scales a matrix of centred features in place."""
+    largest = centred_features.abs().max() if len(centred_features) else 0
     if largest == 0:
-        raise FsclError(f"{name}: all {len(scaled)} samples have the same features; leave it out")
-    return scaled.div_(largest)
+        raise FsclError(f"{name}: all {samples} samples have the same features; leave it out")
+    return Centred(name, centred_features.div_(largest), samples)
