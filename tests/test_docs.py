@@ -114,7 +114,7 @@ def test_the_first_command_of_the_readme_prints_the_table_that_it_shows(tmp_path
 
     command = [sys.executable, "-c", "from fscl.cli.app import main; main()", "run", "--out", str(tmp_path)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stdout
-    row = re.compile(r"^ (\S[A-Za-z ]+?) +(\d+) (\d+\.\d)", re.MULTILINE)
+    row = re.compile(r"^ (\S[A-Za-z -]+?) +(\d+) (\d+\.\d)", re.MULTILINE)
     measured = {name: (runs, float(accuracy)) for name, runs, accuracy in row.findall(printed)}
     for page in (ROOT / "README.md", ROOT / "docs" / "start.md"):
         (table,) = [text for text in blocks(page, "text") if "Strategy" in text]
