@@ -105,8 +105,25 @@ class AtomBank:
     def __repr__(self) -> str:
         return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {sum(self.memory().values())} bytes a task)"
 
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.tasks)
+
+    def __getitem__(self, task: int) -> dict[str, Tensor]:
+        return self.entries(task)
+
+    def __delitem__(self, task: int) -> None:
+        self._task(task)
+        del self._tasks[as_label(task)]
+
+    def _repr_html_(self) -> str:
+        """A table of the tasks and their bytes, for a notebook."""
+        from fscl.text import html_table  # needed for nothing else that a bank does
+
+        sizes = ((task, self._tasks[task].name, *self.memory(task).values()) for task in self)
+        return html_table(repr(self), ("task", "name", *(f"{kind}, bytes" for kind in KINDS)), sizes)
+
     def entries(self, task: int) -> dict[str, Tensor]:
-        """All tensors stored for one task, by their names in the network's ``state_dict``."""
+        """All tensors stored for one task, by their names in the network's ``state_dict``; ``bank[task]`` is short."""
         return dict(self._task(task).tensors)
 
     def atoms(self, task: int) -> dict[str, Tensor]:

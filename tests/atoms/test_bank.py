@@ -406,3 +406,20 @@ def test_merging_banks_that_share_different_entries_is_refused(three_tasks):
     for first, second in ((one, other), (other, one)):
         with pytest.raises(FsclError, match=r"'hidden\.weight' differs between these banks"):
             first.merge(second)
+
+
+def test_a_bank_is_used_like_a_mapping_from_tasks_to_their_entries() -> None:
+    model = decompose(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(16, 2))).model
+    bank = AtomBank(model)
+    for task, name in ((3, "<b>cats"), (1, "dogs")):
+        nn.init.normal_(model[0].atoms)
+        bank.store(model, task, name=name)
+    assert list(bank) == [3, 1]
+    assert {task: set(bank[task]) for task in bank} == {task: set(bank.entries(task)) for task in (3, 1)}
+    assert torch.equal(bank[1]["0.atoms"], model[0].atoms)
+    assert "&lt;b&gt;cats" in bank._repr_html_()
+    del bank[3]
+    assert list(bank) == [1]
+    assert torch.equal(bank.stack("0")[0], model[0].atoms)
+    with pytest.raises(FsclError, match="task 3 is not in the bank; tasks: 1"):
+        del bank[3]
