@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from fscl.atoms.bank_file import read_bank, write_bank
+from fscl.atoms.decompose import with_atom_layers
 from fscl.atoms.entries import copied, live_state, moved_to, put_entries, within
+from fscl.atoms.layers import atom_layers
 from fscl.atoms.learning import check_finite, resettable, train_only
 from fscl.atoms.ownership import KINDS, Ownership, unkept_values, warn_of_unkept
 from fscl.atoms.replacing import copied_network
@@ -186,9 +188,15 @@ class AtomBank:
     def network(self, model: nn.Module, task: int) -> nn.Module:
         """A separate network for a task, in evaluation mode. ``model`` is copied and does not change.
 
+        Args:
+            model: the network with its atom layers, or as it was before :func:`fscl.decompose`.
+            task: the label of the task.
+
         Raises:
             FsclError: as in :meth:`restore`; or it cannot be copied, for instance because a hook holds a part of it.
         """
+        if not atom_layers(model):
+            model = with_atom_layers(model, {layer: len(atoms) for layer, atoms in self.atoms(task).items()})
         parts = {**dict(model.named_modules()), **dict(model.named_parameters())}
         network = copied_network(model, parts, "use `restore` or `swapped` instead of a copy")
         self.restore(network, task)

@@ -1,7 +1,7 @@
 """Turns any convolutional network into a network of atom layers, and back."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from fscl.atoms.layers import AtomConv2d
 from fscl.atoms.replacing import copy_with_replaced
 from fscl.errors import FsclError
 
-__all__ = ["Decomposition", "decompose", "recompose"]
+__all__ = ["Decomposition", "decompose", "recompose", "with_atom_layers"]
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,32 @@ def decompose(model: nn.Module, num_atoms: int = 9, skip: Collection[str] = ()) 
             f"{type(model).__name__} has no spatial convolutions (nn.Conv2d with a kernel larger than 1x1) to decompose"
         )
     return Decomposition(result, errors)
+
+
+def with_atom_layers(model: nn.Module, counts: Mapping[str, int]) -> nn.Module:
+    """A copy of the model with atom layers in place of some convolutions, to be filled from a bank.
+
+    Args:
+        model: a network of ordinary convolutions.
+        counts: name of a convolution -> its number of atoms.
+
+    Raises:
+        FsclError: the network has no convolution of such a name, or cannot be copied.
+    """
+    modules = dict(model.named_modules())
+    if astray := next((name for name in counts if not isinstance(modules.get(name), nn.Conv2d)), None):
+        raise FsclError(
+            f"{type(model).__name__} has no convolution {astray!r}; give the network whose atoms the bank holds"
+        )
+    _check_filters(model, counts)
+
+    def atoms_of(name: str, conv: nn.Module) -> nn.Module | None:
+        if name not in counts:
+            return None
+        assert isinstance(conv, nn.Conv2d)
+        return AtomConv2d.from_conv(conv, counts[name])
+
+    return copy_with_replaced(model, atoms_of)
 
 
 def recompose(model: nn.Module) -> nn.Module:

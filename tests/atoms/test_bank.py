@@ -423,3 +423,24 @@ def test_a_bank_is_used_like_a_mapping_from_tasks_to_their_entries() -> None:
     assert torch.equal(bank.stack("0")[0], model[0].atoms)
     with pytest.raises(FsclError, match="task 3 is not in the bank; tasks: 1"):
         del bank[3]
+
+
+@pytest.mark.parametrize("num_atoms", [4, 9, 12])
+def test_a_bank_makes_a_network_from_the_one_before_decomposition(num_atoms: int) -> None:
+    def build() -> nn.Module:
+        layers = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 6, 5), nn.Flatten(), nn.Linear(24, 2)
+        return nn.Sequential(*layers)
+
+    model = decompose(build(), num_atoms).model
+    bank = AtomBank(model)
+    for task in (0, 1):
+        for layer in (0, 3):
+            nn.init.normal_(model[layer].atoms)
+        bank.store(model, task)
+    x, plain = torch.randn(3, 1, 8, 8), build()
+    before = plain.eval()(x)
+    for task in (0, 1):
+        assert torch.equal(bank.network(plain, task)(x), bank.network(model, task)(x))
+    assert torch.equal(plain(x), before)
+    with pytest.raises(FsclError, match="Sequential has no convolution '3'; give the network whose atoms"):
+        bank.network(nn.Sequential(nn.Conv2d(1, 4, 3)), 0)
