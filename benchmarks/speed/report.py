@@ -152,8 +152,13 @@ def _similarity(results: dict[str, Any], folder: Path) -> list[str]:
 
 
 def _startup(results: dict[str, Any], folder: Path) -> list[str]:
+    beyond = results["beyond_torch"]
     rows = [
-        [f"`{name}`", _range(taken), _range(results["beyond_torch"][name]) if name in results["beyond_torch"] else ""]
+        [
+            f"`{name}`" if name.startswith(("fscl", "import")) else name,
+            _range(taken),
+            _range(beyond[name]) if name in beyond else "",
+        ]
         for name, taken in results["processes"].items()
     ]
     return ["## Starting", _table(["process", "seconds", "beyond torch"], rows)]

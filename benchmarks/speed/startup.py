@@ -12,8 +12,8 @@ __all__ = ["measure"]
 
 RUNS = Path(__file__).resolve().parents[2] / "reports/split_cifar100/runs.json"
 COMMANDS = {
-    "`fscl --help`": ["--help"],
-    "`fscl list`": ["list"],
+    "fscl --help": ["--help"],
+    "fscl list": ["list"],
     "an unknown strategy is refused": ["run", "-s", "ewcc"],
     "an unknown engine is refused": ["run", "--engine", "slurm"],
     "a missing recipe is refused": ["run", "nowhere.toml"],
