@@ -15,12 +15,21 @@ __all__ = ["similarity"]
 def similarity(
     checkpoints: Annotated[
         list[Path],
-        typer.Argument(help="Files (.pt, .pth, .pth.tar, .bin, .ckpt, .safetensors) of one architecture, or folders."),
+        typer.Argument(
+            help="Files (.pt, .pth, .pth.tar, .bin, .ckpt, .safetensors) of one architecture, folders of them, or "
+            "folders with model.safetensors."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("similarity"),
     arch: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Network of the checkpoints: torchvision:resnet18, pytorchcv:NAME or module:callable."),
+        typer.Option(
+            help="Network of the checkpoints: resnet18 (torchvision), timm:NAME, pytorchcv:NAME or module:callable."
+        ),
+    ] = None,
+    state: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="KEY", help="Which network of each file, if it holds several: state_dict_ema, generator."),
     ] = None,
     atoms: Annotated[
         int,
@@ -50,20 +59,29 @@ def similarity(
     Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
     are not compared. If other convolutions cannot be compared, they are listed and the numbers are not trusted.
     """
-    from rich.console import Console
-
-    from fscl.compare.architecture import Architecture
-    from fscl.compare.checkpoints import load_checkpoints
-    from fscl.compare.comparison import bank_note, check_measure, compare, lines, write_comparison
-    from fscl.compare.joint import joint_decompose
+    from fscl.catalog import check_network_name, full_name
+    from fscl.compare.checkpoint_files import check_enough, find_checkpoints
+    from fscl.measures import check_measure
 
     check_measure(metric, aggregate)
     if atoms < 1:
         raise FsclError(f"--atoms is {atoms}; it must be at least 1")
     if bank is not None and (arch is None or bank.suffix != ".safetensors"):
         raise FsclError(f"--bank {bank}: give --arch and a .safetensors file; a bank restores networks")
+    check_enough(len(find_checkpoints(checkpoints)))
+    if arch is not None:
+        check_network_name(full_name(arch))
+
+    # these import torch, which takes seconds; a mistake is told before
+    from rich.console import Console
+
+    from fscl.compare.architecture import Architecture
+    from fscl.compare.checkpoints import load_checkpoints
+    from fscl.compare.comparison import bank_note, compare, lines, write_comparison
+    from fscl.compare.joint import joint_decompose
+
     architecture = None if arch is None else Architecture(arch)
-    loaded = load_checkpoints(checkpoints, architecture, skip_broken)
+    loaded = load_checkpoints(checkpoints, architecture, skip_broken, state, progress=True)
     if bank is not None:
         check_writable(bank.parent, "--bank")
     check_writable(out)
@@ -72,15 +90,18 @@ def similarity(
         compared = compare(joint, metric, aggregate, loaded.not_compared)
     extra = {
         "arch": arch,
+        "state": state,
         "files": {name: printable(str(path)) for name, path in loaded.files.items()},
         "left_out": {printable(str(path)): reason for path, reason in loaded.left_out.items()},
     }
     written = write_comparison(compared, out, extra)
-    note = ""
+    notes = []
+    if unread := [printable(key) for key in loaded.unread]:
+        notes.append(f"the files hold {', '.join(unread)}, too; --state {unread[0]} compares it")
     if bank is not None and architecture is not None:
         compared.joint.bank(architecture.network).save(bank)
-        note = bank_note(compared)
-    for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
+        notes.append(bank_note(compared))
+    for line in [*lines(compared), *(f"Note: {note}" for note in notes if note)]:
         typer.echo(line)
     for path, reason in loaded.left_out.items():
         typer.echo(f"left out: {printable(str(path))}: {' '.join(reason.split())}", err=True)

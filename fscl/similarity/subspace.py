@@ -12,12 +12,10 @@ import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
+from fscl.measures import AGGREGATES, METRICS, SPANS
 
 __all__ = ["AtomStacks", "FilterAtoms", "aggregate_layers", "atoms_of_filters", "gram_matrix", "similarity_matrix"]
 
-METRICS = ("cosine", "filter", "grassmann", "projection")
-SPANS = ("grassmann", "projection")
-AGGREGATES = ("product", "mean", "depth")
 _BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which fits in a core's cache
 _TINY = torch.finfo(torch.float64).tiny
 

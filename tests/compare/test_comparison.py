@@ -12,8 +12,9 @@ from scipy.spatial.distance import squareform
 from torch import nn
 
 from fscl.compare import joint_decompose
-from fscl.compare.comparison import SHARED_START, check_measure, compare, find_groups, lines
+from fscl.compare.comparison import SHARED_START, compare, find_groups, lines
 from fscl.errors import FsclError
+from fscl.measures import check_measure
 from fscl.text import decimals
 
 

@@ -18,7 +18,7 @@ from fscl.continual.learners.atoms import BankStrategy
 from fscl.continual.loader import batches
 from fscl.continual.task_switch import head_names, multi_heads
 from fscl.errors import FsclError
-from fscl.similarity.subspace import METRICS
+from fscl.measures import METRICS
 
 __all__ = ["AtomEnsemble", "AtomEnsemblePlugin"]
 
