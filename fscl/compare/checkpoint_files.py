@@ -41,7 +41,7 @@ SHARD = re.compile(r".+-\d{5}-of-(\d{5})\.(?:safetensors|bin)")
 BESIDE = re.compile(r"(optimizer|scheduler|scaler|training_args|rng_state.*|random_states.*)\.(pt|pth|bin|safetensors)")
 
 
-def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
+def find_checkpoints(paths: Sequence[str | Path]) -> dict[str, Path]:
     """The checkpoints, by short names: file names, with suffix and folders only where they are needed to differ.
 
     A checkpoint is a file, an index of shards, or a folder with the weights of one network (``model.safetensors``,
@@ -52,7 +52,7 @@ def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
             twice.
     """
     checkpoints: list[Path] = []
-    for path in (expanded for given in paths for expanded in _expanded(given)):
+    for path in (expanded for given in paths for expanded in _expanded(Path(given))):
         try:
             checkpoints += _within(path)
         except OSError as error:

@@ -33,7 +33,6 @@ __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoi
 NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 # of DataParallel and Lightning modules: if all filters have one, entries without it are not renamed
 PREFIXES = ("module.", "model.")
-INNER_PREFIXES = ("_orig_mod.", "_checkpoint_wrapped_module.")  # of torch.compile and checkpointing, at any depth
 SHOWN = 8  # names of networks in a message
 
 
@@ -76,7 +75,7 @@ class _Chosen(NamedTuple):
 
 
 def load_checkpoints(
-    paths: Sequence[Path],
+    paths: Sequence[str | Path],
     architecture: Architecture | None = None,
     skip_broken: bool = False,
     state: str | None = None,
@@ -134,7 +133,7 @@ def load_checkpoints(
     )
 
 
-def read_checkpoint(path: Path, state: str | None = None) -> dict[str, Tensor]:
+def read_checkpoint(path: str | Path, state: str | None = None) -> dict[str, Tensor]:
     """All tensors of a network in a file, or in a folder of one network, by their names there. No code is executed.
 
     Args:
@@ -147,7 +146,7 @@ def read_checkpoint(path: Path, state: str | None = None) -> dict[str, Tensor]:
         FsclError: the file does not exist, is damaged, holds no state of a network, holds several networks of which
             none is chosen, or holds more than tensors and plain data.
     """
-    return _read(path, state)[0]
+    return _read(Path(path), state)[0]
 
 
 def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
@@ -177,13 +176,11 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
         raise FsclError(f"{file}: not the state of a network, but {type(content).__name__}{keys}")
     if kind not in INDEX:
         check_claims(weights, state)
-    for inner in INNER_PREFIXES:
-        without = {name.replace(inner, ""): tensor for name, tensor in state.items()}
-        if len(without) < len(state):
-            who = "torch.compile" if inner == INNER_PREFIXES[0] else "a wrapper"
-            raise FsclError(f"{file}: has entries of {who} ({inner!r}) beside entries of the same names")
-        state = without
-    return state, chosen.unread
+    # torch.compile adds this prefix at any depth
+    compiled = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
+    if len(compiled) < len(state):
+        raise FsclError(f"{file}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
+    return compiled, chosen.unread
 
 
 def _choose(file: str, content: Any, key: str | None) -> _Chosen:

@@ -149,7 +149,7 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
                 archive = file.read(4) == b"PK\3\4"
-                names, mapped, problem = set[str](), False, None
+                names, mapped, problem = set[tuple[str, str]](), False, None
                 try:
                     if archive:
                         names, mapped = _check_archive(file, path.stat().st_size)
@@ -188,7 +188,7 @@ def _refused_class(error: pickle.UnpicklingError) -> str:
     return refused[1] if refused else ""
 
 
-def _check_archive(file: BinaryIO, size: int) -> tuple[set[str], bool]:
+def _check_archive(file: BinaryIO, size: int) -> tuple[set[tuple[str, str]], bool]:
     """The classes that an archive names, and whether it can be mapped: its tensors are uncompressed and aligned.
 
     Checks it for damage first. ``torch.load`` does not verify checksums; in a mapped file it checks neither compression
@@ -234,7 +234,7 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _names_in_older_format(file: BinaryIO) -> set[str]:
+def _names_in_older_format(file: BinaryIO) -> set[tuple[str, str]]:
     """The classes that a file of the older format names.
 
     Raises:
@@ -282,17 +282,17 @@ class _References(pickle._Unpickler):
     Attributes:
         value: the content of the pickle, without objects.
         sizes: by key, the bytes of tensor data that the pickle claims.
-        names: full names of the classes and functions that the pickle names.
+        names: module and name of the classes and functions that the pickle names.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.value: Any = None
         self.sizes: dict[str, int] = {}
-        self.names: set[str] = set()
+        self.names: set[tuple[str, str]] = set()
 
     def find_class(self, module: str, name: str) -> Any:
-        self.names.add(f"{'builtins' if module == '__builtin__' else module}.{name}")  # as Python 2 called it
+        self.names.add((module, name))
         if not (module in ("torch", "torch.storage") and name.endswith("Storage")):
             return _Placeholder
         with warnings.catch_warnings():

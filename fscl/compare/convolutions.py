@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fscl.compare.effective import effective_state
 from fscl.errors import FsclError
 
-__all__ = ["Convolutions", "LeftOut", "State", "convolutions", "layer_of", "misfit_of_kind", "same_layers"]
+__all__ = ["Convolutions", "LeftOut", "State", "convolutions", "misfit_of_kind", "same_layers"]
 
 State = Mapping[str, Tensor] | nn.Module
 
@@ -121,7 +121,7 @@ def _of_entries(state: Mapping[str, Tensor]) -> Convolutions:
         if all(size == 1 for size in tensor.shape[2:]):
             result.pointwise.extend([layer] * (leaf == "weight"))
             continue
-        place = layer_of(key)
+        place = layer if leaf == "weight" else _owner(key)
         if reason := _hindrance(key, tensor, beside.get(place, "")):
             values = max(tensor.numel(), result.left_out[place].values if place in result.left_out else 0)
             result.left_out[place] = LeftOut(reason, values)
@@ -130,14 +130,8 @@ def _of_entries(state: Mapping[str, Tensor]) -> Convolutions:
     return result
 
 
-def layer_of(key: str) -> str:
-    """The layer whose weight the entry is, or is a part of; the entry's own name if it is neither.
-
-    >>> layer_of("0.weight"), layer_of("0.parametrizations.weight.original"), layer_of("0.bias")
-    ('0', '0', '0.bias')
-    """
-    if key.endswith(".weight"):
-        return key.removesuffix(".weight")
+def _owner(key: str) -> str:
+    """The layer whose weight the entry is a part of; the entry's own name if it is not a part of a weight."""
     layer, parametrised, _ = key.partition("parametrizations.weight.")
     if parametrised:
         return layer.removesuffix(".")

@@ -1,17 +1,19 @@
 """How much of a network a comparison is about: the layers with weights that it leaves out, and their share."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from fscl.compare.convolutions import LeftOut, State, layer_of
+from fscl.compare.convolutions import LeftOut, State
 from fscl.compare.effective import effective_state
 
 __all__ = ["Coverage", "coverage"]
 
 # of normalisation: what a network has counted, not learned
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+WEIGHT = re.compile(r"\.(weight|weight_\w+|parametrizations\.weight\..+)$")
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def coverage(states: Sequence[State], compared: Mapping[str, int], not_compared:
         others = {layer: why.values for layer, why in not_compared.items()}
         rest = 0
         for key, tensor in _entries(state).items():
-            layer = layer_of(key)
+            layer = WEIGHT.sub("", key)
             if layer in compared or layer in not_compared:
                 continue
             if tensor.ndim > 1 and tensor.is_floating_point():

@@ -6,6 +6,7 @@ mappings, lists and arrays of numbers, which may hold a network's entries. So th
 created or called.
 """
 
+import _compat_pickle
 import re
 import sys
 from collections import OrderedDict
@@ -19,6 +20,9 @@ import torch
 from torch import Tensor
 
 __all__ = ["NumberArray", "is_enumeration", "stand_ins"]
+
+
+NUMBERS = re.compile(r"[<>=|](b1|[iu][1248]|f[248]|c8|c16)")  # order of bytes, kind and size
 
 
 class _Inert:
@@ -41,6 +45,13 @@ class _List:
 
     def __new__(cls, *_: Any) -> list[Any]:  # type: ignore[misc]
         return []
+
+
+class _Bytes:
+    """Stands in for ``bytes``, whose call creates the empty ones of protocol 2."""
+
+    def __new__(cls, *_: Any) -> bytes:  # type: ignore[misc]
+        return b""
 
 
 class _DType:
@@ -72,11 +83,14 @@ class NumberArray:
             return None
         _, shape, dtype, is_fortran, content = self._state
         if not (
-            isinstance(dtype, _DType) and isinstance(content, bytes) and re.fullmatch("[biufc]\\d+", str(dtype.code))
+            isinstance(dtype, _DType) and isinstance(content, bytes) and NUMBERS.fullmatch(f"{dtype.order}{dtype.code}")
         ):
             return None
         stored = np.dtype(f"{dtype.order}{dtype.code}".replace("|", "="))
-        values = np.frombuffer(content, stored).reshape(shape, order="F" if is_fortran else "C")
+        try:
+            values = np.frombuffer(content, stored).reshape(shape, order="F" if is_fortran else "C")
+        except (TypeError, OverflowError) as error:  # the shape of a damaged file may be anything
+            raise ValueError(str(error)) from error
         return torch.tensor(values.astype(stored.newbyteorder("=")))
 
 
@@ -109,12 +123,13 @@ CLASSES: tuple[tuple[type, str, str], ...] = (
     (_Inert, "fractions", "Fraction"),
     (_Inert, "uuid", "UUID SafeUUID"),
     (_Inert, "typing", "Any Dict List Union Optional"),
-    (_Inert, "builtins", "bool bytes float frozenset int object range slice str tuple"),
+    (_Inert, "builtins", "bool float frozenset int object range slice str tuple"),
     (_Inert, "torch.torch_version", "TorchVersion"),
     (_Inert, "numpy.core.multiarray numpy._core.multiarray", "scalar"),
     (_Inert, "numpy", "ndarray bool_ float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64"),
     (_DType, "numpy", "dtype"),
     (NumberArray, "numpy.core.multiarray numpy._core.multiarray", "_reconstruct"),
+    (_Bytes, "builtins", "bytes"),
     (_Mapping, "builtins", "dict"),
     (_Mapping, "collections", "defaultdict"),
     (_List, "builtins", "list"),
@@ -139,20 +154,23 @@ STAND_INS = {
 }
 
 
-def stand_ins(names: Iterable[str]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
+def stand_ins(names: Iterable[tuple[str, str]]) -> list[Callable[..., Any] | tuple[Callable[..., Any], str]]:
     """Stand-ins for those of these classes that are plain data, as ``torch.serialization.safe_globals`` takes them.
 
     Args:
-        names: full names of the classes and functions that a file names.
+        names: module and name of the classes and functions that a file names.
     """
-    found: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
-    for name in names:
-        stand_in = STAND_INS.get(name)
-        if stand_in is None and is_enumeration(name):
-            stand_in = type(name, (_Member,), {})
+    allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
+    for stored in names:
+        # protocol 2 stores the names of Python 2; torch translates some of them
+        module, name = _compat_pickle.NAME_MAPPING.get(stored, stored)
+        full_name = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
+        stand_in = STAND_INS.get(full_name)
+        if stand_in is None and is_enumeration(full_name):
+            stand_in = type(full_name, (_Member,), {})
         if stand_in is not None:
-            found.append((stand_in, name))
-    return found
+            allowed += [(stand_in, spelling) for spelling in dict.fromkeys((full_name, ".".join(stored)))]
+    return allowed
 
 
 def is_enumeration(name: str) -> bool:

@@ -1,6 +1,5 @@
 """Checkpoint files: what is read from them, and that harmful files are only refused."""
 
-import argparse
 import io
 import os
 import pickle
