@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from fscl.compare.stand_ins import stand_ins
+from fscl.compare.stand_ins import STAND_INS, stand_ins
 from fscl.errors import FsclError
 from fscl.text import printable
 
@@ -159,7 +159,8 @@ def _read_pickle(path: Path) -> Any:
                 except Exception as error:
                     if archive or isinstance(error, MemoryError):
                         raise
-                    problem = error  # torch tells better what a file is that it did not write
+                    # torch tells better what a file is that it did not write
+                    names, problem = set(STAND_INS), error
                 file.seek(0)
                 mapped = mapped and _is_utf8(path)
                 with torch.serialization.safe_globals(stand_ins(names)):

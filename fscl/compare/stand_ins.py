@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["NumberArray", "is_enumeration", "stand_ins"]
+__all__ = ["STAND_INS", "NumberArray", "is_enumeration", "stand_ins"]
 
 
 NUMBERS = re.compile(r"[<>=|](b1|[iu][1248]|f[248]|c8|c16)")  # order of bytes, kind and size
@@ -147,7 +147,7 @@ CLASSES: tuple[tuple[type, str, str], ...] = (
     (_Inert, "omegaconf.nodes", OMEGACONF),
 )
 STAND_INS = {
-    f"{module}.{name}": stand_in
+    (module, name): stand_in
     for stand_in, modules, names in CLASSES
     for module in modules.split()
     for name in names.split()
@@ -158,14 +158,15 @@ def stand_ins(names: Iterable[tuple[str, str]]) -> list[Callable[..., Any] | tup
     """Stand-ins for those of these classes that are plain data, as ``torch.serialization.safe_globals`` takes them.
 
     Args:
-        names: module and name of the classes and functions that a file names.
+        names: module and name of the classes and functions that a file names; ``STAND_INS`` has all that are listed.
     """
     allowed: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = []
     for stored in names:
         # protocol 2 stores the names of Python 2; torch translates some of them
         module, name = _compat_pickle.NAME_MAPPING.get(stored, stored)
-        full_name = f"{_compat_pickle.IMPORT_MAPPING.get(module, module)}.{name}"
-        stand_in = STAND_INS.get(full_name)
+        module = _compat_pickle.IMPORT_MAPPING.get(module, module)
+        full_name = f"{module}.{name}"
+        stand_in = STAND_INS.get((module, name))
         if stand_in is None and is_enumeration(full_name):
             stand_in = type(full_name, (_Member,), {})
         if stand_in is not None:

@@ -149,7 +149,7 @@ class Call:
         (Quantity("x"), r"\S*Quantity"),
         (Quantity, r"\S*Quantity"),
         (Call(subprocess.Popen, "touch mark"), r"(subprocess|commands)\.Popen"),
-        (Call(getattr, Stage, "TRAIN"), "getattr"),
+        (Call(getattr, Stage, "TRAIN"), r"(builtins\.)?getattr"),
         (Call(operator.or_, 1, 2), r"_operator\.or_"),
         (Call(Stage, ["a list"]), r"\S*Stage"),
         (Call(Stage, "two", "values"), r"\S*Stage"),
