@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
@@ -21,6 +21,7 @@ from fscl.compare.checkpoint_files import (
     short_file_names,
     weights_file,
 )
+from fscl.compare.choice import choose_network
 from fscl.compare.containers import check_claims, check_regular, read_container, read_shards
 from fscl.compare.convolutions import LeftOut, convolutions, same_layers
 from fscl.compare.effective import effective_state
@@ -30,10 +31,8 @@ from fscl.text import printable
 
 __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoint"]
 
-NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 # of DataParallel and Lightning modules: if all filters have one, entries without it are not renamed
 PREFIXES = ("module.", "model.")
-SHOWN = 8  # names of networks in a message
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,6 @@ class _Network:
     state: dict[str, Tensor]
     filters: dict[str, Tensor]
     left_out: dict[str, LeftOut]
-    unread: list[str]
-
-
-class _Chosen(NamedTuple):
-    """A network in a file, and the keys of other networks in the file, if none was asked for."""
-
-    state: Mapping[Any, Any]
     unread: list[str]
 
 
@@ -165,7 +157,7 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
         raise FsclError(f"{file}: one of {shards} shards of a network; give its index (*.index.json), or its folder")
     else:
         content = read_container(weights, safetensors=kind == ".safetensors")
-    chosen = _choose(file, content, key)
+    chosen = choose_network(file, content, key)
     state = _tensors(file, chosen.state)
     if key is not None and not state:
         raise FsclError(f"{file}: no tensors in {key!r}")
@@ -181,88 +173,6 @@ def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
     if len(compiled) < len(state):
         raise FsclError(f"{file}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
     return compiled, chosen.unread
-
-
-def _choose(file: str, content: Any, key: str | None) -> _Chosen:
-    """The network in the content of a file that ``key`` names, or that is the obvious one.
-
-    Raises:
-        FsclError: there are several and none is obvious, there is none of this name, or a mapping holds itself.
-    """
-    if not isinstance(content, Mapping):
-        return _Chosen({}, [])
-    holding = _holding_networks(content)
-    mapping, rest, passed = content, key, {0}
-    while True:
-        if id(mapping) in passed:
-            raise FsclError(f"{file}: not the state of a network, but a mapping that holds itself")
-        passed.add(id(mapping))
-        if rest is not None and (name := _first_key(mapping, rest)) is not None:
-            mapping, rest = mapping[name], rest[len(name) + 1 :] or None
-            continue
-        networks = {name: mapping[name] for name in mapping if isinstance(name, str) and id(mapping[name]) in holding}
-        usual = [name for name in NESTED if name in networks]
-        # an unknown name will do, if only one mapping holds tensors
-        direct = [name for name, value in networks.items() if _is_state(value)]
-        names = usual or ([] if _is_state(mapping) else direct or list(networks))
-        if len({id(networks[name]) for name in names}) > 1:
-            several = f"{len(networks)} networks" if rest is None else f"no network {printable(rest)!r}"
-            raise FsclError(f"{file}: holds {several}; --state takes {_listed(networks)}")
-        if not names:
-            break
-        mapping = networks[names[0]]
-    if rest is not None:
-        names = [name for name in mapping if isinstance(name, str)]
-        entries = {name.removeprefix(f"{rest}."): mapping[name] for name in names if name.startswith(f"{rest}.")}
-        if not entries:
-            options = [name for name in content if isinstance(name, str) and id(content[name]) in holding]
-            options += dict.fromkeys(name.partition(".")[0] for name in names if "." in name)
-            raise FsclError(f"{file}: holds no network {printable(rest)!r}; --state takes {_listed(options)}")
-        mapping = entries
-    unread = [name for name in content if id(content[name]) in holding - passed and isinstance(name, str)]
-    return _Chosen(mapping, unread if key is None else [])
-
-
-def _listed(names: Collection[str]) -> str:
-    shown = ", ".join(repr(printable(name)) for name in list(names)[:SHOWN])
-    return f"{shown or 'nothing here'}{f' and {len(names) - SHOWN} more' * (len(names) > SHOWN)}"
-
-
-def _first_key(mapping: Mapping[Any, Any], path: str) -> str | None:
-    """The key of an inner mapping that is this path, or that it begins with: ``a.b`` may be ``b`` within ``a``."""
-    if isinstance(mapping.get(path), Mapping):
-        return path
-    keys = (key for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Mapping))
-    return next((key for key in keys if path.startswith(f"{key}.")), None)
-
-
-def _holding_networks(content: Mapping[Any, Any]) -> set[int]:
-    """The ids of all mappings that are the state of a network, or hold one at any depth; without optimizers."""
-    holders: dict[int, list[int]] = {}  # by id, the mappings that hold it, as one mapping may be held by many
-    states, todo = [], [content]
-    holders[id(content)] = []
-    while todo:
-        mapping = todo.pop()
-        if _is_state(mapping):
-            states.append(id(mapping))
-        for name, value in mapping.items():
-            if isinstance(name, str) and isinstance(value, Mapping) and "param_groups" not in value:
-                if id(value) not in holders:
-                    todo.append(value)
-                holders.setdefault(id(value), []).append(id(mapping))
-    holding, reached = set(states), states
-    while reached:
-        reached = [holder for held in reached for holder in holders[held] if holder not in holding]
-        holding.update(reached)
-    return holding
-
-
-def _is_state(mapping: Any) -> bool:
-    """Whether a mapping holds weights itself: tensors of two dimensions or more."""
-    return isinstance(mapping, Mapping) and any(
-        isinstance(name, str) and (isinstance(value, NumberArray) or (isinstance(value, Tensor) and value.ndim > 1))
-        for name, value in mapping.items()
-    )
 
 
 def _tracked(files: Sequence[Path]) -> Iterator[Path]:

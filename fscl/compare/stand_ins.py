@@ -73,6 +73,12 @@ class NumberArray:
     def __setstate__(self, state: Any) -> None:
         self._state = tuple(state)
 
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions that the file claims."""
+        shape = self._state[1] if len(self._state) == 5 else ()
+        return len(shape) if isinstance(shape, tuple) else 0
+
     def tensor(self) -> Tensor | None:
         """The array as a tensor of its own memory. None if it does not hold numbers.
 

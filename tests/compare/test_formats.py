@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -86,6 +87,21 @@ def test_several_networks_in_a_file_are_refused_with_the_keys_that_would_do(
     assert (same(first, FIRST) and same(second, SECOND)) or (same(first, SECOND) and same(second, FIRST))
     with pytest.raises(FsclError, match=rf"holds no network 'ema'; --state takes '{options[0]}'"):
         read_checkpoint(tmp_path / "a.pt", "ema")
+
+
+def test_a_network_that_many_keys_lead_to_is_found_at_once(tmp_path: Path) -> None:
+    content: dict[str, Any] = FIRST
+    for _ in range(60):
+        content = {"a": content, "b": content, "c": content}
+    torch.save(content, tmp_path / "a.pt")
+    assert same(read_checkpoint(tmp_path / "a.pt"), FIRST)
+
+
+def test_random_states_and_scores_beside_a_network_are_no_networks(tmp_path: Path) -> None:
+    rng = {"numpy": np.arange(624, dtype=np.uint32), "torch": torch.get_rng_state()}
+    scores = {"loss": torch.ones(9), "best": torch.tensor(1.0)}
+    torch.save({"my_net": FIRST, "rng": rng, "scores": scores, "optimizer": OPTIMIZER}, tmp_path / "a.pt")
+    assert same(read_checkpoint(tmp_path / "a.pt"), FIRST)
 
 
 def test_one_network_under_two_keys_is_no_choice(tmp_path: Path) -> None:
