@@ -57,7 +57,7 @@ def similarity(
     """Compare fine-tuned checkpoints by their filters: which are similar, and which share a start. No data is needed.
 
     Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
-    are not compared. If other convolutions cannot be compared, they are listed and the numbers are not trusted.
+    are not compared. The verdict names the layers that are left out, and says whether to trust the numbers.
     """
     from fscl.catalog import check_network_name, full_name
     from fscl.compare.checkpoint_files import check_enough, find_checkpoints
