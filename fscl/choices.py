@@ -1,8 +1,8 @@
 """Names that users choose from, by option or argument. They are known before anything slow is imported."""
 
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["Aggregate", "Engine", "Metric", "Place"]
+__all__ = ["AGGREGATES", "METRICS", "SPANS", "Aggregate", "Engine", "Metric", "Place"]
 
 Metric = Literal["cosine", "filter", "grassmann", "projection"]
 """How two atom sets of a layer are compared, see :func:`fscl.similarity_matrix`."""
@@ -12,3 +12,7 @@ Place = Literal["auto", "device", "host", "off"]
 """Where images are kept, see :class:`fscl.continual.InMemoryLoader`."""
 Engine = Literal["local", "ray"]
 """What does runs: this machine, or a Ray cluster."""
+
+METRICS: tuple[str, ...] = get_args(Metric)
+SPANS = ("grassmann", "projection")  # the metrics that compare the spans of atoms
+AGGREGATES: tuple[str, ...] = get_args(Aggregate)

@@ -14,10 +14,10 @@ from typing import Any
 
 from torch import nn
 
+from fscl.catalog import KNOWN, LIBRARIES, module_of, similar_names
 from fscl.errors import FsclError
 
 __all__ = [
-    "LIBRARIES",
     "NotTrustedError",
     "check_arguments",
     "check_network",
@@ -30,16 +30,8 @@ __all__ = [
     "network_factory",
 ]
 
-# the prefix of a network's name, and the module that has the library's networks
-LIBRARIES = {
-    "torchvision": "torchvision.models",
-    "pytorchcv": "pytorchcv.models",
-    "avalanche": "avalanche.models",
-    "timm": "timm.models",
-}
 CLASSES = ("num_classes", "nclasses", "n_classes")  # how libraries call the number of classes
 OTHERS = ("name", "model_name")  # names of arguments that a function looks up and calls
-KNOWN = f"convnet, {', '.join(f'{library}:NAME' for library in LIBRARIES)}"
 
 
 class NotTrustedError(FsclError):
@@ -68,7 +60,7 @@ def network_factory(name: str) -> Callable[..., Any]:
         return _registered(library, attribute)
     known = f"known: {KNOWN}, or package.module:callable"
     factory = import_named(
-        LIBRARIES.get(library, _module_of(library)), attribute, f"network {name!r}", known, tuple(LIBRARIES.values())
+        LIBRARIES.get(library, module_of(library)), attribute, f"network {name!r}", known, tuple(LIBRARIES.values())
     )
     if not callable(factory):
         raise FsclError(
@@ -126,11 +118,6 @@ def current_folder() -> Iterator[None]:
         sys.path.remove("")
 
 
-def _module_of(library: str) -> str:
-    """The module of a name that may be a path: ``folder/file.py`` is ``folder.file``."""
-    return library.removesuffix(".py").replace("/", ".") if library.endswith(".py") else library
-
-
 def import_named(module: str, attribute: str, what: str, known: str, trusted: tuple[str, ...]) -> Any:
     """An attribute of a module. A module outside the trusted packages may be in the current folder.
 
@@ -176,9 +163,11 @@ def _registered(library: str, attribute: str) -> Callable[..., Any]:
 
             is_known, make = timm.is_model(attribute), partial(timm.create_model, pretrained=False)
     except ImportError as error:
-        raise FsclError(f"unknown network '{library}:{attribute}': {library} is not installed") from error
+        why = f"{library} is not installed; `pip install {library}` would do"
+        raise FsclError(f"unknown network '{library}:{attribute}': {why}") from error
     if not is_known:
-        raise FsclError(f"unknown network '{library}:{attribute}'; {library} has none of that name; known: {KNOWN}")
+        why = f"{library} has none of that name; known: {KNOWN}{similar_names(library, attribute)}"
+        raise FsclError(f"unknown network '{library}:{attribute}'; {why}")
     return partial(make, attribute)
 
 

@@ -135,4 +135,6 @@ def argument_names(name: str, num_classes: int, image_shape: tuple[int, int, int
         return {"nclasses": num_classes} if name.endswith("SlimResNet18") else {"num_classes": num_classes}
     if name.startswith("pytorchcv:"):
         return {"num_classes": num_classes, "in_channels": image_shape[0], "in_size": image_shape[1:]}
+    if name.startswith("timm:"):
+        return {"num_classes": num_classes, "in_chans": image_shape[0]}
     return {"num_classes": num_classes}

@@ -5,7 +5,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from fscl.cli.options import check_writable
+from fscl.choices import Aggregate, Metric
+from fscl.cli.options import check_writable, choice
 from fscl.errors import FsclError, printable
 
 __all__ = ["similarity"]
@@ -14,12 +15,21 @@ __all__ = ["similarity"]
 def similarity(
     checkpoints: Annotated[
         list[Path],
-        typer.Argument(help="Files (.pt, .pth, .pth.tar, .bin, .ckpt, .safetensors) of one architecture, or folders."),
+        typer.Argument(
+            help="Files (.pt, .pth, .pth.tar, .bin, .ckpt, .safetensors) of one architecture, folders of them, or "
+            "folders with model.safetensors."
+        ),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("similarity"),
     arch: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Network of the checkpoints: torchvision:resnet18, pytorchcv:NAME or module:callable."),
+        typer.Option(
+            help="Network of the checkpoints: resnet18 (torchvision), timm:NAME, pytorchcv:NAME or module:callable."
+        ),
+    ] = None,
+    state: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(metavar="KEY", help="Which network of each file, if it holds several: state_dict_ema, generator."),
     ] = None,
     atoms: Annotated[
         int,
@@ -28,12 +38,13 @@ def similarity(
             "all of them exactly."
         ),
     ] = 9,
-    metric: Annotated[str, typer.Option(help="cosine, filter, grassmann or projection.")] = "cosine",
+    metric: Annotated[str, choice(Metric, "How two atom sets of a layer are compared.")] = "cosine",
     aggregate: Annotated[
         str,
-        typer.Option(
-            help="mean, product (of squares) or depth, over layers. The mean has the same scale for any number of "
-            "layers. Over 20 layers the product is near 0 except for copies. depth needs layers in order (--arch)."
+        choice(
+            Aggregate,
+            "How layers become one number. The mean has the same scale for any number of layers. Over 20 layers the "
+            "product (of squares) is near 0 except for copies. depth needs layers in order (--arch).",
         ),
     ] = "mean",
     bank: Annotated[
@@ -47,22 +58,29 @@ def similarity(
     """Compare fine-tuned checkpoints by their filters: which are similar, and which share a start. No data is needed.
 
     Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
-    are not compared. If other convolutions cannot be compared, they are listed and the numbers are not trusted.
+    are not compared. The verdict names the layers that are left out, and says whether to trust the numbers.
     """
-    from rich.console import Console
+    from fscl.catalog import check_network_name, full_name
+    from fscl.compare.checkpoint_files import check_enough, find_checkpoints
 
-    from fscl.compare.architecture import Architecture
-    from fscl.compare.checkpoints import load_checkpoints
-    from fscl.compare.comparison import bank_note, check_measure, compare, lines, write_comparison
-    from fscl.compare.joint import joint_decompose
-
-    check_measure(metric, aggregate)
     if atoms < 1:
         raise FsclError(f"--atoms is {atoms}; it must be at least 1")
     if bank is not None and (arch is None or bank.suffix != ".safetensors"):
         raise FsclError(f"--bank {bank}: give --arch and a .safetensors file; a bank restores networks")
+    check_enough(len(find_checkpoints(checkpoints)))
+    if arch is not None:
+        check_network_name(full_name(arch))
+
+    # these import torch, which takes seconds; a mistake is told before
+    from rich.console import Console
+
+    from fscl.compare.architecture import Architecture
+    from fscl.compare.checkpoints import load_checkpoints
+    from fscl.compare.comparison import bank_note, compare, lines, write_comparison
+    from fscl.compare.joint import joint_decompose
+
     architecture = None if arch is None else Architecture(arch)
-    loaded = load_checkpoints(checkpoints, architecture, skip_broken)
+    loaded = load_checkpoints(checkpoints, architecture, skip_broken, state, progress=True)
     if bank is not None:
         check_writable(bank.parent, "--bank")
     check_writable(out)
@@ -71,15 +89,18 @@ def similarity(
         compared = compare(joint, metric, aggregate, loaded.not_compared)
     extra = {
         "arch": arch,
+        "state": state,
         "files": {name: printable(str(path)) for name, path in loaded.files.items()},
         "left_out": {printable(str(path)): reason for path, reason in loaded.left_out.items()},
     }
     written = write_comparison(compared, out, extra)
-    note = ""
+    notes = []
+    if unread := [printable(key) for key in loaded.unread]:
+        notes.append(f"the files hold {', '.join(unread)}, too; --state {unread[0]} compares it")
     if bank is not None and architecture is not None:
         compared.joint.bank(architecture.network).save(bank)
-        note = bank_note(compared)
-    for line in [*lines(compared), *([f"Note: {note}"] if note else [])]:
+        notes.append(bank_note(compared))
+    for line in [*lines(compared), *(f"Note: {note}" for note in notes if note)]:
         typer.echo(line)
     for path, reason in loaded.left_out.items():
         typer.echo(f"left out: {printable(str(path))}: {' '.join(reason.split())}", err=True)

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from fscl.atoms.entries import within
+from fscl.catalog import full_name
 from fscl.compare.convolutions import Convolutions, LeftOut, convolutions, misfit_of_kind
 from fscl.compare.effective import effective_state
 from fscl.errors import FsclError
@@ -21,7 +22,8 @@ class Architecture:
     """A network by name. It is built with the classes and channels of the first state that it is checked with.
 
     Args:
-        name: ``torchvision:resnet18``, ``pytorchcv:resnet20_cifar10``, ``avalanche:SlimResNet18``, ``convnet``, or
+        name: ``resnet18`` or ``torchvision:resnet18``, ``timm:NAME``, ``pytorchcv:resnet20_cifar10``,
+            ``avalanche:SlimResNet18``, ``convnet``, or
             ``package.module:callable`` or ``folder/file.py:callable``: your own function that returns a module,
             installed or in the current folder.
 
@@ -30,8 +32,8 @@ class Architecture:
     """
 
     def __init__(self, name: str) -> None:
-        self.name = name
-        self._make = ConvNet if name == "convnet" else network_factory(name)
+        self.name = full_name(name)
+        self._make = ConvNet if name == "convnet" else network_factory(self.name)
         self._network: nn.Module | None = None
         self._result: Convolutions | None = None
         self._default = self._call()

@@ -1,26 +1,36 @@
-"""Reads networks from checkpoint files: finds the state in what contains it, and removes prefixes of wrappers."""
+"""Reads networks from checkpoints: finds the state in what contains it, and removes prefixes of wrappers."""
 
-import glob
-import os
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 from torch import Tensor
 
 from fscl.compare.architecture import Architecture
-from fscl.compare.containers import check_claims, read_container
+from fscl.compare.checkpoint_files import (
+    INDEX,
+    check_enough,
+    find_checkpoints,
+    kind_of,
+    shard_of,
+    short_file_names,
+    weights_file,
+)
+from fscl.compare.choice import choose_network
+from fscl.compare.containers import check_claims, check_regular, read_container, read_shards
 from fscl.compare.convolutions import LeftOut, convolutions, same_layers
 from fscl.compare.effective import effective_state
+from fscl.compare.stand_ins import NumberArray
 from fscl.errors import FsclError, printable
 
 __all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoint"]
 
-SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors")
-NESTED = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
-# of DataParallel and Lightning modules: if all filters have one, entries without it are not part of the network
+# of DataParallel and Lightning modules: if all filters have one, entries without it are not renamed
 PREFIXES = ("module.", "model.")
 
 
@@ -34,6 +44,7 @@ class Checkpoints:
         layers: the convolutions to compare, in order.
         left_out: files that cannot be used, with the reason.
         not_compared: spatial convolutions that cannot be compared in some network, with the reason.
+        unread: other networks in the files that were read, which ``state`` would choose.
     """
 
     states: dict[str, dict[str, Tensor]]
@@ -41,6 +52,7 @@ class Checkpoints:
     layers: list[str]
     left_out: dict[Path, str] = field(default_factory=dict)
     not_compared: dict[str, LeftOut] = field(default_factory=dict)
+    unread: list[str] = field(default_factory=list)
 
     def __repr__(self) -> str:
         networks, layers, left_out = len(self.states), len(self.layers), len(self.left_out)
@@ -54,18 +66,26 @@ class _Network:
     state: dict[str, Tensor]
     filters: dict[str, Tensor]
     left_out: dict[str, LeftOut]
+    unread: list[str]
 
 
 def load_checkpoints(
-    paths: Sequence[Path], architecture: Architecture | None = None, skip_broken: bool = False
+    paths: Sequence[str | Path],
+    architecture: Architecture | None = None,
+    skip_broken: bool = False,
+    state: str | None = None,
+    progress: bool = False,
 ) -> Checkpoints:
     """Reads files, and folders of files, that hold networks of one architecture.
 
     Args:
-        paths: checkpoint files. A folder stands for all checkpoint files in it, sorted by name.
+        paths: checkpoints, see :func:`fscl.compare.checkpoint_files.find_checkpoints`. A folder of checkpoints stands
+            for all in it, sorted by name.
         architecture: the network that all must fit; its order of layers is used. By default all files must have the
             spatial convolutions that most of them have, and the first of these files gives the order.
         skip_broken: leave out files that cannot be used. If False, the first such file is an error.
+        state: which network of each file, see :func:`read_checkpoint`.
+        progress: show a progress bar on stderr, if that is a terminal.
 
     Raises:
         FsclError: a file cannot be used or is given twice, or fewer than two files are left.
@@ -79,9 +99,9 @@ def load_checkpoints(
             raise FsclError(f"{error}{'; --skip-broken goes on without it' * (len(files) > 2)}") from error
         left_out[path] = str(error).removeprefix(f"{printable(str(path))}: ")
 
-    for path in files:
+    for path in _tracked(files) if progress else files:
         try:
-            usable[path] = _read_network(path, architecture)
+            usable[path] = _read_network(path, architecture, state)
         except FsclError as error:
             leave_out(path, error)
     first = _commonest(usable)
@@ -93,10 +113,10 @@ def load_checkpoints(
         except FsclError as error:
             leave_out(path, error)
             del usable[path]
-    if len(usable) < 2:
-        why = "".join(f"; {printable(str(path))}: {reason}" for path, reason in list(left_out.items())[:1])
-        raise FsclError(f"{len(usable)} checkpoint{'s' * (len(usable) != 1)} to compare; it takes at least 2{why}")
-    named = dict(zip(_names(list(usable)), usable, strict=True))
+    check_enough(
+        len(usable), "".join(f"; {printable(str(path))}: {reason}" for path, reason in list(left_out.items())[:1])
+    )
+    named = dict(zip(short_file_names(list(usable)), usable, strict=True))
     not_compared = {layer: why for network in usable.values() for layer, why in network.left_out.items()}
     return Checkpoints(
         {name: usable[path].state for name, path in named.items()},
@@ -104,102 +124,71 @@ def load_checkpoints(
         list(usable[first].filters),
         {path: left_out[path] for path in files if path in left_out},
         not_compared,
+        list(dict.fromkeys(key for network in usable.values() for key in network.unread)),
     )
 
 
-def find_checkpoints(paths: Sequence[Path]) -> dict[str, Path]:
-    """The checkpoint files, by short names: file names, with suffix and folders only where they are needed to differ.
+def read_checkpoint(path: str | Path, state: str | None = None) -> dict[str, Tensor]:
+    """All tensors of a network in a file, or in a folder of one network, by their names there. No code is executed.
+
+    Args:
+        path: a file, an index of shards, or a folder with one of both.
+        state: which network, if there are several: the key that holds it (``state_dict_ema``), keys joined by dots, or
+            what the names of its entries begin with (``generator`` for ``generator.0.weight``). By default it is the
+            only one, or the one under a usual key such as ``state_dict`` or ``model``.
 
     Raises:
-        FsclError: a file does not exist, a folder has no checkpoint files, a suffix is unknown, or a file is given
-            twice.
+        FsclError: the file does not exist, is damaged, holds no state of a network, holds several networks of which
+            none is chosen, or holds more than tensors and plain data.
     """
-    files: list[Path] = []
-    for path in (expanded for given in paths for expanded in _expanded(given)):
-        try:
-            inside = sorted(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-        except OSError as error:
-            raise FsclError(f"{printable(str(path))}: {error.strerror}") from error
-        if path.is_dir():
-            inside = [p for p in inside if _kind(p) and not p.is_dir() and not p.name.startswith(".")]
-            if not inside:
-                raise FsclError(f"{printable(str(path))}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
-        elif not inside:
-            raise FsclError(f"{printable(str(path))}: no such file or folder")
-        elif not _kind(path):
-            raise FsclError(f"{printable(str(path))}: unknown kind of checkpoint; known: {', '.join(SUFFIXES)}")
-        files += inside
-    counts = Counter(os.path.abspath(file) for file in files)
-    if twice := [file for file in files if counts[os.path.abspath(file)] > 1]:
-        raise FsclError(f"{printable(str(twice[0]))}: given twice")
-    return dict(zip(_names(files), files, strict=True))
+    return _read(Path(path), state)[0]
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """All tensors of the network in a file, by their names in the file. No code is executed.
-
-    Raises:
-        FsclError: the file does not exist, is damaged, holds no state of a network, or holds more than tensors and
-            plain values.
-    """
-    content = read_container(path, safetensors=_kind(path) == ".safetensors")
+def _read(path: Path, key: str | None) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors of a network, and how the other networks in the file are called."""
     file = printable(str(path))
-    has_tensors: dict[int, bool] = {}  # by id, as one mapping may be held by many
-    nested: Any = content
-    passed: set[int] = set()
-    while isinstance(nested, Mapping):
-        if id(nested) in passed:
-            raise FsclError(f"{file}: not the state of a network, but a mapping that holds itself")
-        passed.add(id(nested))
-        inner = [nested[key] for key in NESTED if isinstance(nested.get(key), Mapping)]
-        if not inner and not _tensors(nested):  # an unknown name will do, if only one mapping holds tensors
-            for value in nested.values():
-                if isinstance(value, Mapping) and id(value) not in has_tensors:
-                    has_tensors[id(value)] = bool(_tensors(value))
-            inner = [value for value in nested.values() if has_tensors.get(id(value))]
-            inner = inner if len(inner) == 1 else []
-        if not inner:
-            break
-        nested = inner[0]
-    state = _tensors(nested) if isinstance(nested, Mapping) else {}
+    try:
+        weights = (weights_file(path) if path.is_dir() else None) or path
+    except OSError as error:
+        raise FsclError(f"{file}: {error.strerror}") from error
+    kind = kind_of(weights)
+    content: Any
+    if kind in INDEX:
+        content = read_shards(weights)
+    elif shards := shard_of(weights):
+        check_regular(weights)
+        raise FsclError(f"{file}: one of {shards} shards of a network; give its index (*.index.json), or its folder")
+    else:
+        content = read_container(weights, safetensors=kind == ".safetensors")
+    chosen = choose_network(file, content, key)
+    state = _tensors(file, chosen.state)
+    if key is not None and not state:
+        raise FsclError(f"{file}: no tensors in {key!r}")
     if not state:
         keys = (
             f" with {printable(', '.join(map(str, list(content)[:6])))[:200]}" if isinstance(content, Mapping) else ""
         )
         raise FsclError(f"{file}: not the state of a network, but {type(content).__name__}{keys}")
-    check_claims(path, state)
+    if kind not in INDEX:
+        check_claims(weights, state)
     # torch.compile adds this prefix at any depth
-    compiled = {key.replace("_orig_mod.", ""): tensor for key, tensor in state.items()}
+    compiled = {name.replace("_orig_mod.", ""): tensor for name, tensor in state.items()}
     if len(compiled) < len(state):
         raise FsclError(f"{file}: has entries of torch.compile ('_orig_mod.') beside entries of the same names")
-    return compiled
+    return compiled, chosen.unread
 
 
-def _expanded(path: Path) -> list[Path]:
-    """The path, or the files that match it as a pattern: quotes and Windows leave patterns unexpanded."""
-    return [path] if path.exists() else sorted(map(Path, glob.glob(str(path)))) or [path]
-
-
-def _kind(path: Path) -> str:
-    """The longest of ``SUFFIXES`` that a file name ends with; empty if there is none."""
-    return max((suffix for suffix in SUFFIXES if path.name.lower().endswith(suffix)), key=len, default="")
-
-
-def _names(files: Sequence[Path]) -> list[str]:
-    full = [Path(os.path.abspath(file)) for file in files]
-    without_suffix = [p.with_name(p.name[: -len(_kind(p))] or p.name) for p in full]
-    common = Path(os.path.commonpath([p.parent for p in full])) if full else Path()
-    for candidates in (
-        [p.name for p in without_suffix],
-        [p.name for p in full],
-        [p.relative_to(common).as_posix() for p in without_suffix],
-        [p.relative_to(common).as_posix() for p in full],
-    ):
-        names = list(map(printable, candidates))
-        if len(set(names)) == len(names):
-            return names
-    # two names differ only in characters that are escaped alike
-    return [f"{name} ({number})" for number, name in enumerate(names, 1)]
+def _tracked(files: Sequence[Path]) -> Iterator[Path]:
+    """The files, with a progress bar on stderr if that is a terminal."""
+    console = Console(stderr=True)
+    with ExitStack() as stack:
+        bar = Progress(*Progress.get_default_columns(), MofNCompleteColumn(), console=console, transient=True)
+        if console.is_terminal:  # rich before 14.3 writes a line even for a bar that is disabled
+            stack.enter_context(bar)
+        task = bar.add_task("Reading", total=len(files))
+        for file in files:
+            yield file
+            bar.advance(task)
 
 
 def _commonest(networks: Mapping[Path, _Network]) -> Path:
@@ -211,13 +200,15 @@ def _commonest(networks: Mapping[Path, _Network]) -> Path:
     return next((path for path, shapes in shapes_by_path.items() if shapes == most[0][0]), Path())
 
 
-def _read_network(path: Path, architecture: Architecture | None) -> _Network:
+def _read_network(path: Path, architecture: Architecture | None, key: str | None) -> _Network:
     """The network in a file, without prefixes of wrappers."""
-    states = list(_without_prefixes(effective_state(read_checkpoint(path))))
+    entries, unread = _read(path, key)
+    states = list(_without_prefixes(effective_state(entries)))
     if architecture is None:
-        state = [state for state, is_whole in states if is_whole][-1]
+        inside, outside = [(state, outside) for state, outside in states if outside is not None][-1]
+        state = {**inside, **outside}
         result = convolutions(printable(str(path)), state)
-        return _Network(state, result.filters, result.left_out)
+        return _Network(state, result.filters, result.left_out, unread)
     fitting = [state for state, _ in states if not architecture.misfit(state)]
     if not fitting:
         # the message is about the prefix with which most entries fit
@@ -232,26 +223,36 @@ def _read_network(path: Path, architecture: Architecture | None) -> _Network:
     filters_by_layer = {**result.filters, **computed}
     left_out = {layer: why for layer, why in result.left_out.items() if layer not in computed}
     compared = {layer: filters_by_layer[layer] for layer in architecture.layers if layer in filters_by_layer}
-    return _Network(state, compared, {**left_out, **architecture.left_out})
+    return _Network(state, compared, {**left_out, **architecture.left_out}, unread)
 
 
-def _without_prefixes(state: dict[str, Tensor]) -> Iterator[tuple[dict[str, Tensor], bool]]:
+def _without_prefixes(
+    state: dict[str, Tensor],
+) -> Iterator[tuple[dict[str, Tensor], dict[str, Tensor] | None]]:
     """The state, then the state without each prefix that all its filters have, one prefix after another.
 
-    Each comes with whether it is still the whole network, as far as this can be told without the architecture.
+    Each comes with the entries that lack the prefix, which belong to a loss or a head outside a wrapper. They are None
+    if the rest is not the whole network, as far as this can be told without the architecture.
     """
-    is_whole = True
+    outside: dict[str, Tensor] | None = {}
     while True:
-        yield state, is_whole
+        yield state, outside
         filters = [key for key, tensor in state.items() if tensor.ndim == 4] or list(state)
         prefix = "".join(filters[0].partition(".")[:2])
         if not prefix.endswith(".") or not all(key.startswith(prefix) for key in filters):
             return
         inside = {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
-        # entries of known wrappers that lack the prefix belong to a loss, or count averaged models
+        # counts, such as that of averaged models, are no part of any network
+        without = {
+            key: tensor
+            for key, tensor in state.items()
+            if not key.startswith(prefix) and (tensor.ndim or tensor.is_floating_point())
+        }
         # false for a single layer, which keeps its name
         has_names = all("." in key.removeprefix(prefix) for key in filters)
-        is_whole = is_whole and (prefix in PREFIXES or (len(inside) == len(state) and has_names))
+        is_whole = prefix in PREFIXES or (len(inside) == len(state) and has_names)
+        if outside is not None:
+            outside = {**outside, **without} if is_whole and not {*outside, *without} & inside.keys() else None
         state = inside
 
 
@@ -263,9 +264,16 @@ def _align(network: _Network, other: _Network) -> None:
         return
     tables: tuple[dict[str, Any], ...] = (network.state, network.filters, network.left_out)
     for entries in tables:
-        part = [(key, entry) for key, entry in entries.items() if f"{key}.".startswith(to_remove)]
+        renamed = {
+            to_add + key[len(to_remove) :] if f"{key}.".startswith(to_remove) else key: entry
+            for key, entry in entries.items()
+        }
+        if len(renamed) < len(entries):  # an entry outside the prefix has the name of one inside
+            renamed = {
+                to_add + key[len(to_remove) :]: t for key, t in entries.items() if f"{key}.".startswith(to_remove)
+            }
         entries.clear()
-        entries.update((to_add + key[len(to_remove) :], entry) for key, entry in part)
+        entries.update(renamed)
 
 
 def _prefix(names: Collection[str], others: Collection[str]) -> str:
@@ -278,5 +286,16 @@ def _prefix(names: Collection[str], others: Collection[str]) -> str:
     return prefix if prefix.endswith(".") and {prefix + name for name in others} == set(names) else ""
 
 
-def _tensors(mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {key: value for key, value in mapping.items() if isinstance(key, str) and isinstance(value, Tensor)}
+def _tensors(file: str, mapping: Mapping[Any, Any]) -> dict[str, Tensor]:
+    """The tensors in a mapping, and its NumPy arrays of numbers as tensors."""
+    tensors: dict[str, Tensor] = {}
+    for name, value in mapping.items():
+        if not isinstance(name, str):
+            continue
+        try:
+            tensor = value.tensor() if isinstance(value, NumberArray) else value
+        except ValueError as error:
+            raise FsclError(f"{file}: array {printable(name)!r}: {error}") from error
+        if isinstance(tensor, Tensor):
+            tensors[name] = tensor
+    return tensors

@@ -1,10 +1,12 @@
 """Reads checkpoint files as ``torch.load`` does, or refuses them with a one-line reason.
 
-No code in a file is run. Memory is bounded by the size of the file, whatever sizes the file claims.
+No code in a file is run: objects of plain data are replaced by stand-ins. Memory is bounded by the size of the file,
+whatever sizes the file claims.
 """
 
 import errno
 import io
+import json
 import os
 import pickle
 import re
@@ -20,9 +22,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from fscl.compare.stand_ins import STAND_INS, stand_ins
 from fscl.errors import FsclError, printable
 
-__all__ = ["check_claims", "check_regular", "read_container"]
+__all__ = ["check_claims", "check_regular", "read_container", "read_shards"]
 
 # a file may unpack to ROOM bytes (256 MiB) plus EXPANSION times its own size
 ROOM = 2**28
@@ -31,8 +34,44 @@ PICKLE_ROOM = 2**23  # the limit in place of ROOM for a pickle, which takes a mi
 ALIGNMENT = 64  # of tensors in the files of torch.save
 
 
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of a network that is kept in several files, by an index as Hugging Face's libraries write it.
+
+    Raises:
+        FsclError: the index or a shard cannot be read, a shard is not in the index's folder, or an entry is missing.
+    """
+    file = printable(str(index))
+    check_regular(index)
+    try:
+        shard_of_entry = json.loads(index.read_bytes())["weight_map"]
+        named = dict.fromkeys(shard_of_entry.values())  # in the order of the index
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FsclError(f"{file}: not an index of shards, which maps entries to files under 'weight_map'") from error
+    state: dict[str, Tensor] = {}
+    for shard in named:
+        if not isinstance(shard, str) or Path(shard).name != shard:
+            raise FsclError(f"{file}: shard {printable(str(shard))!r} is not the name of a file in the index's folder")
+        path = index.with_name(shard)
+        content = read_container(path, safetensors=path.suffix == ".safetensors")
+        tensors = content if isinstance(content, Mapping) else {}
+        for entry in (entry for entry, of in shard_of_entry.items() if of == shard):
+            if not isinstance(tensors.get(entry), Tensor):
+                raise FsclError(
+                    f"{printable(str(path))}: entry {printable(entry)!r} is missing, which {index.name} names"
+                )
+            state[entry] = tensors[entry]
+    if not state:
+        raise FsclError(f"{file}: an index of no entries")
+    sizes = [index.with_name(str(shard)).stat().st_size for shard in named]
+    _check_claims(file, sum(sizes), state)
+    return state
+
+
 def read_container(path: Path, safetensors: bool) -> Any:
     """The content of a file, as ``torch.load(path, weights_only=True)`` returns it.
+
+    Objects of plain data (options, paths, dates, NumPy's numbers and arrays, enumerations) are replaced by stand-ins,
+    see :mod:`fscl.compare.stand_ins`.
 
     If the file stores tensors uncompressed, it is mapped, so that unused tensors are not read into memory.
 
@@ -73,14 +112,18 @@ def check_claims(path: Path, state: Mapping[str, Tensor]) -> None:
 
     Strides can repeat values, and a sparse tensor stores only values that are not zero.
     """
-    allowed = ROOM + EXPANSION * path.stat().st_size
+    _check_claims(printable(str(path)), path.stat().st_size, state)
+
+
+def _check_claims(file: str, size: int, state: Mapping[str, Tensor]) -> None:
+    allowed = ROOM + EXPANSION * size
     for name, tensor in state.items():
         # counted as float32 at least, because narrower values may be converted to it
         allowed -= 0 if tensor.is_meta else tensor.numel() * max(4, tensor.element_size())
         if allowed < 0:
             raise FsclError(
-                f"{printable(str(path))}: entry {printable(name)!r} {tuple(tensor.shape)} claims more values than a "
-                f"file of {path.stat().st_size} bytes may have"
+                f"{file}: entry {printable(name)!r} {tuple(tensor.shape)} claims more values than a file of {size} "
+                "bytes may have"
             )
 
 
@@ -105,19 +148,32 @@ def _read_pickle(path: Path) -> Any:
             warnings.simplefilter("ignore")
             with path.open("rb") as file:
                 archive = file.read(4) == b"PK\3\4"
-                # a mapped file spares reading an optimizer's state beside the network
-                mapped = archive and _is_mappable(file, path.stat().st_size) and _is_utf8(path)
+                names, mapped, problem = set[tuple[str, str]](), False, None
+                try:
+                    if archive:
+                        names, mapped = _check_archive(file, path.stat().st_size)
+                    else:
+                        file.seek(0)
+                        names = _names_in_older_format(file)
+                except Exception as error:
+                    if archive or isinstance(error, MemoryError):
+                        raise
+                    # torch tells better what a file is that it did not write
+                    names, problem = set(STAND_INS), error
                 file.seek(0)
-                content = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
-                if not archive:
-                    file.seek(0)
-                    _check_data_is_there(file)
+                mapped = mapped and _is_utf8(path)
+                with torch.serialization.safe_globals(stand_ins(names)):
+                    # a mapped file spares reading an optimizer's state beside the network
+                    source = path if mapped else file
+                    content = torch.load(source, map_location="cpu", weights_only=True, mmap=mapped)
+                if problem is not None:
+                    raise problem
             return content
     except pickle.UnpicklingError as error:
-        if refused := re.search(r"GLOBAL ([\w.]+)", str(error)):
+        if refused := _refused_class(error):
             raise FsclError(
-                f"{printable(str(path))}: holds {refused[1]}, which is not loaded, because that could run code; save "
-                "only the state, with torch.save(model.state_dict(), ...)"
+                f"{printable(str(path))}: holds {refused}, which is not loaded, because that could run code; save only "
+                "the state, with torch.save(model.state_dict(), ...)"
             ) from error
         raise _damaged(path, error) from error
     except MemoryError:
@@ -126,10 +182,17 @@ def _read_pickle(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def _is_mappable(file: BinaryIO, size: int) -> bool:
-    """Whether an archive can be mapped, because its tensors are uncompressed and aligned. Checks it for damage first.
+def _refused_class(error: pickle.UnpicklingError) -> str:
+    """The full name of a class or function that ``torch.load`` refused; empty if it failed for another reason."""
+    refused = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return refused[1] if refused else ""
 
-    ``torch.load`` does not verify checksums; in a mapped file it checks neither compression nor sizes of records.
+
+def _check_archive(file: BinaryIO, size: int) -> tuple[set[tuple[str, str]], bool]:
+    """The classes that an archive names, and whether it can be mapped: its tensors are uncompressed and aligned.
+
+    Checks it for damage first. ``torch.load`` does not verify checksums; in a mapped file it checks neither compression
+    nor sizes of records.
 
     Raises:
         ValueError, zipfile.BadZipFile: the archive is damaged, or unpacks to more than its size allows.
@@ -139,6 +202,8 @@ def _is_mappable(file: BinaryIO, size: int) -> bool:
     if len({record.filename.lower() for record in records}) < len(records):
         raise ValueError("two records have one name")
     root = records[0].filename.partition("/")[0]
+    if any(record.filename == f"{root}/constants.pkl" for record in records):
+        raise ValueError("a program of TorchScript, which is code: save the state_dict() of torch.jit.load")
     data = archive.getinfo(f"{root}/data.pkl")
     unpacked = sum(record.file_size for record in records)
     if unpacked > ROOM + EXPANSION * size or data.file_size > PICKLE_ROOM + EXPANSION * data.compress_size:
@@ -152,10 +217,12 @@ def _is_mappable(file: BinaryIO, size: int) -> bool:
             while content.read(2**20):
                 pass  # zipfile compares the checksum at the end
     sizes = {record.filename: record.file_size for record in records}
-    for key, claimed in _references(io.BytesIO(archive.read(data))).sizes.items():
+    references = _references(io.BytesIO(archive.read(data)))
+    for key, claimed in references.sizes.items():
         if sizes.get(f"{root}/data/{key}") != claimed:
             raise ValueError(f"{claimed} bytes of tensor data {key!r} are missing")
-    return all(_is_stored_aligned(record, file) for record in records if record.filename.startswith(f"{root}/data/"))
+    tensors = [record for record in records if record.filename.startswith(f"{root}/data/")]
+    return references.names, all(_is_stored_aligned(record, file) for record in tensors)
 
 
 def _is_utf8(path: Path) -> bool:
@@ -167,11 +234,16 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _check_data_is_there(file: BinaryIO) -> None:
-    """Raises ValueError if a file of the older format lacks values of a tensor: torch leaves them uninitialised."""
+def _names_in_older_format(file: BinaryIO) -> set[tuple[str, str]]:
+    """The classes that a file of the older format names.
+
+    Raises:
+        ValueError: the file lacks values of a tensor, which torch leaves uninitialised.
+    """
     *_, state, keys = [_references(file) for _ in range(5)]  # after the format, its version and the machine
     if set(state.sizes) - set(keys.value):
         raise ValueError("tensor data is missing")
+    return state.names
 
 
 def _is_stored_aligned(record: zipfile.ZipInfo, file: BinaryIO) -> bool:
@@ -210,14 +282,17 @@ class _References(pickle._Unpickler):
     Attributes:
         value: the content of the pickle, without objects.
         sizes: by key, the bytes of tensor data that the pickle claims.
+        names: module and name of the classes and functions that the pickle names.
     """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.value: Any = None
         self.sizes: dict[str, int] = {}
+        self.names: set[tuple[str, str]] = set()
 
     def find_class(self, module: str, name: str) -> Any:
+        self.names.add((module, name))
         if not (module in ("torch", "torch.storage") and name.endswith("Storage")):
             return _Placeholder
         with warnings.catch_warnings():

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from fscl.accuracy import forgetting_matrix
 from fscl.atoms.bank import AtomBank
+from fscl.choices import AGGREGATES, METRICS
 from fscl.compare.filter_history import FilterHistory
 from fscl.continual.evaluate import class_mean_accuracy
 from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.errors import FsclError
 from fscl.similarity.correlation import Correlation, mantel
-from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
+from fscl.similarity.subspace import similarity_matrix
 
 __all__ = ["SubspaceSimilarity", "subspace_similarity_metrics"]
 

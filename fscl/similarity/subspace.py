@@ -6,20 +6,17 @@ comparing two small sets of atoms, layer by layer. Everything here is a pure fun
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from fscl.choices import Aggregate, Metric
+from fscl.choices import AGGREGATES, METRICS, SPANS
 from fscl.errors import FsclError
 from fscl.similarity.filters import check_finite, eps
 
-__all__ = ["AGGREGATES", "METRICS", "AtomStacks", "aggregate_layers", "similarity_matrix"]
+__all__ = ["AtomStacks", "aggregate_layers", "similarity_matrix"]
 
-METRICS = get_args(Metric)
-SPANS = ("grassmann", "projection")
-AGGREGATES = get_args(Aggregate)
 _BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which fits in a core's cache
 _TINY = torch.finfo(torch.float64).tiny
 

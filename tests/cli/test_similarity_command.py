@@ -3,10 +3,14 @@
 import copy
 import csv
 import errno
+import io
 import json
 import os
 import pickle
 import re
+import subprocess
+import sys
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune
@@ -256,6 +261,12 @@ def test_broken_files_are_refused_or_with_skip_broken_left_out_and_named(
         (["nets", "--aggregate", "sum"], r"unknown aggregate 'sum'; known: product, mean"),
         (["nets", "--atoms", "0"], r"--atoms is 0; it must be at least 1"),
         (["nets", "--arch", "torchvision:resnet19"], r"unknown network 'torchvision:resnet19'; known: convnet"),
+        (
+            ["nets", "--arch", "resnt18"],
+            r"unknown network .torchvision:resnt18.; .* mean torchvision:resnet18 or",
+        ),
+        (["nets", "--arch", "resnet18"], r"entry 'conv1\.weight' \(64, 1, 7, 7\)|is missing"),
+        (["nets", "--state", "ema"], r"start0_task0\.pt: holds no network 'ema'; --state takes '0', '1', '4'"),
         (["nets", "--arch", "torchvision:resnet18"], r"entry 'conv1\.weight' \(64, 1, 7, 7\)|is missing"),
         (["nets", "--bank", "b.safetensors"], r"--bank b\.safetensors: give --arch and a \.safetensors file"),
         (["nets", "--bank", "b.pt", "--arch", "convnet"], r"--bank b\.pt: give --arch and a \.safetensors file"),
@@ -269,6 +280,86 @@ def test_a_mistake_in_fscl_similarity_ends_with_one_line_and_exit_code_2(
     before = sorted(tmp_path.rglob("*"))
     refused(fscl("similarity", *arguments), says)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_mistakes_are_told_before_torch_is_imported(folder: Path, tmp_path: Path) -> None:
+    mistakes = [
+        ["nowhere"],
+        ["nets/start0_task0.pt"],
+        ["nets", "--metric", "cosin"],
+        ["nets", "--aggregate", "sum"],
+        ["nets", "--atoms", "0"],
+        ["nets", "--arch", "resnt18"],
+        ["nets", "--arch", "timm:resnt18"],
+        ["nets", "--arch", "no_such_module:build"],
+        ["nets", "--bank", "b.safetensors"],
+    ]
+    script = (
+        "import sys\n"
+        "from fscl.cli import app\n"
+        f"for mistake in {mistakes}:\n"
+        "    sys.argv = ['fscl', 'similarity', *mistake]\n"
+        "    try:\n"
+        "        app.main()\n"
+        "    except SystemExit as stop:\n"
+        "        assert stop.code == 2, mistake\n"
+        "slow = {'torch', 'torchvision', 'timm', 'numpy', 'matplotlib', 'avalanche'} & sys.modules.keys()\n"
+        "assert not slow, slow\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("error: ") == ended.stderr.count("\n") == len(mistakes)
+
+
+def test_the_network_that_state_names_is_compared_and_other_networks_are_noted(
+    fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module]
+) -> None:
+    (tmp_path / "both").mkdir()
+    for t in range(3):
+        nets = {key: fine_tuned[f"start{s}_task{t}"].state_dict() for s, key in enumerate(("state_dict", "ema"))}
+        torch.save({**nets, "args": Namespace(lr=0.1)}, tmp_path / f"both/{t}.pth.tar")
+    for s, key in enumerate(("state_dict", "ema")):
+        ended = fscl("similarity", "both", "--state", key, "-o", key)
+        assert ended.code == 0, ended.err
+        assert "Note: " not in ended.out
+        expected = compare(joint_decompose({str(t): fine_tuned[f"start{s}_task{t}"] for t in range(3)}))
+        np.testing.assert_allclose(read_csv(tmp_path / key / "similarity.csv")[1], expected.matrix, atol=1e-6)
+        assert json.loads((tmp_path / key / "similarity.json").read_text())["state"] == key
+    ended = fscl("similarity", "both", "-o", "usual")
+    assert "Note: the files hold ema, too; --state ema compares it\n" in ended.out
+    assert (tmp_path / "usual/similarity.csv").read_bytes() == (tmp_path / "state_dict/similarity.csv").read_bytes()
+
+
+def test_the_verdict_names_left_out_layers_and_the_compared_share_of_the_parameters(
+    fscl: Fscl, folder: Path, tmp_path: Path, fine_tuned: dict[str, nn.Module]
+) -> None:
+    files = [folder / f"start0_task{t}.pt" for t in (0, 1)]
+    ended = fscl("similarity", *files, "--atoms", 18)
+    net = fine_tuned["start0_task0"]
+    share = sum(net[i].weight.numel() for i in (0, 4, 9)) / sum(p.numel() for p in net.parameters())
+    says = rf"Trusted: .*; {int(1000 * share) / 10} % of the parameters are compared, without 7, 13\n"
+    assert re.search(says, ended.out), ended.out
+    layers = json.loads((tmp_path / "similarity/similarity.json").read_text())["layers"]
+    assert layers["left_out"] == {"7": 32 * 32, "13": 3 * 128}
+    assert layers["parameter_share"] == share
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_reading_many_files_shows_a_bar_on_a_terminal_only(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    shown = io.StringIO()
+
+    def console(stderr: bool) -> Console:
+        assert stderr
+        return Console(file=shown, force_terminal=terminal, width=80)
+
+    monkeypatch.setattr("fscl.compare.checkpoints.Console", console)
+    load_checkpoints([folder], progress=True)
+    text = shown.getvalue()
+    assert ("Reading" in text and "12/12" in text) if terminal else text == ""
+    load_checkpoints([folder])
+    assert shown.getvalue() == text
 
 
 @torch.no_grad()

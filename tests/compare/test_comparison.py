@@ -12,8 +12,7 @@ from scipy.spatial.distance import squareform
 from torch import nn
 
 from fscl.compare import joint_decompose
-from fscl.compare.comparison import SHARED_START, check_measure, compare, find_groups, lines
-from fscl.errors import FsclError
+from fscl.compare.comparison import SHARED_START, compare, find_groups, lines
 from fscl.text import decimals
 
 
@@ -232,11 +231,3 @@ def test_similarities_of_near_copies_are_shown_with_enough_digits(fine_tuned: di
     states = {"a": states["a"], "b": states["a"]}
     copies = [line.split()[-1] for line in lines(compare(joint_decompose(states)))[1:3]]
     assert copies == ["(1.000)", "(1.000)"]
-
-
-def test_unknown_measures_are_refused_before_anything_is_read() -> None:
-    check_measure("cosine", "mean")
-    with pytest.raises(FsclError, match="unknown metric 'cosin'; known: cosine, filter, grassmann, projection"):
-        check_measure("cosin", "mean")
-    with pytest.raises(FsclError, match="unknown aggregate 'sum'; known: product, mean"):
-        check_measure("cosine", "sum")

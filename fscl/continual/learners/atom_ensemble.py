@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import point_entries, within
+from fscl.choices import METRICS
 from fscl.continual.avalanche_private import criterion_of
 from fscl.continual.evaluate import features_of
 from fscl.continual.learner import with_arguments_of
@@ -18,7 +19,6 @@ from fscl.continual.learners.atoms import BankStrategy
 from fscl.continual.loader import batches
 from fscl.continual.task_switch import head_names, multi_heads
 from fscl.errors import FsclError
-from fscl.similarity.subspace import METRICS
 
 __all__ = ["AtomEnsemble", "AtomEnsemblePlugin"]
 

@@ -1,0 +1,9 @@
+from .filter_history import FilterHistory as FilterHistory
+from .joint import JointDecomposition as JointDecomposition
+from .joint import joint_decompose as joint_decompose
+from .moments import moment_similarity as moment_similarity
+from .response import READINGS as READINGS
+from .response import response_features as response_features
+from .response import response_similarity as response_similarity
+from .response import tangent_features as tangent_features
+from .response import tangent_similarity as tangent_similarity
