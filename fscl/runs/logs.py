@@ -172,8 +172,7 @@ class _WandB:
                 reinit="create_new",  # the caller may have a run of its own
                 dir=folder,
                 config=dict(config),
-                # the live table shows the progress; W&B's lines would break it
-                settings=wandb.Settings(console="off", silent=True),
+                settings=wandb.Settings(**_wandb_settings(wandb)),
             )
         except wandb.Error as error:
             raise FsclError(
@@ -193,6 +192,14 @@ class _WandB:
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+def _wandb_settings(wandb: Any) -> dict[str, Any]:
+    settings: dict[str, Any] = {"console": "off", "silent": True}  # its lines would break the live table
+    flush = "x_transaction_log_flush_interval"
+    if flush in wandb.Settings.model_fields:  # not in older versions
+        settings[flush] = 0.05  # seconds; by default a killed process loses what it logged in the last 15
+    return settings
 
 
 _WRITERS: dict[Log, Callable[[Path, int, str, Mapping[str, Any]], Writer]] = {

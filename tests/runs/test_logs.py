@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,11 +145,21 @@ def test_logs_change_neither_the_numbers_of_a_run_nor_its_hash(
 def test_a_resumed_run_goes_on_in_the_same_logs_without_a_repeated_step(
     logged: Path, tmp_path: Path, wandb_rows: Rows
 ) -> None:
+    """An epoch is in the logs soon after it ended, also if the process were killed then, and is trained again."""
+    epoch = f"{TRAINING[0]}/Task001"
+
+    def stop_when_logged(experience: int, *_: int) -> None:
+        if experience == 1:
+            until = time.monotonic() + 10
+            while not all(epoch in curves(log, tmp_path, wandb_rows) for log in Log) and time.monotonic() < until:
+                time.sleep(0.02)
+            written.update({log: curves(log, tmp_path, wandb_rows) for log in Log})
+            raise Stopped
+
+    written: dict[str, Curves] = {}
     with pytest.raises(Stopped):
-        run_one(make_spec(*Log), tmp_path, progress=stop_in_the_second)
-    before = {log: curves(log, tmp_path, wandb_rows) for log in Log}
-    repeated = f"{TRAINING[0]}/Task001"
-    assert all(len(found[repeated]) == 1 for found in before.values())  # an epoch that will be trained again
+        run_one(make_spec(*Log), tmp_path, progress=stop_when_logged)
+    assert {log: len(found.get(epoch, [])) for log, found in written.items()} == dict.fromkeys(Log, 1)
     with open(tmp_path / RUN / "log.csv", "a") as table:
         table.write("123,Loss_Ep")  # as a killed process may leave it
     run_one(make_spec(*Log), tmp_path)
