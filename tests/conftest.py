@@ -11,6 +11,7 @@ os.environ["FSCL_CACHE"] = tempfile.mkdtemp(prefix="fscl-cache-")
 atexit.register(shutil.rmtree, os.environ["FSCL_CACHE"], ignore_errors=True)
 
 import copy
+import json
 import multiprocessing
 import random
 import sys
@@ -192,3 +193,48 @@ def folder(fine_tuned: dict[str, nn.Module], tmp_path: Path) -> Path:
     for name, model in fine_tuned.items():
         torch.save(model.state_dict(), tmp_path / "nets" / f"{name}.pt")
     return tmp_path / "nets"
+
+
+@pytest.fixture(scope="session")
+def wandb_rows() -> Callable[[Path], list[dict[str, Any]]]:
+    """Reads the rows that offline runs of W&B below a folder logged, in the order of the runs' start.
+
+    A scalar is a number in its row. An image is a dict in its row, with its ``path`` and size.
+    """
+
+    def rows(folder: Path) -> list[dict[str, Any]]:
+        from wandb.proto.wandb_internal_pb2 import Record
+
+        found = []
+        for file in sorted(folder.rglob("offline-run-*/*.wandb")):
+            for content in level_db_records(file.read_bytes()):
+                record = Record()
+                record.ParseFromString(content)
+                if record.WhichOneof("record_type") == "history":
+                    row: dict[str, Any] = {}
+                    for item in record.history.item:
+                        name, *inner = item.nested_key or [item.key]
+                        value = json.loads(item.value_json)
+                        if inner:
+                            row.setdefault(name, {})[inner[0]] = value
+                        else:
+                            row[name] = value
+                    found.append(row)
+        return found
+
+    return rows
+
+
+def level_db_records(content: bytes, header: int = 7, block: int = 32768) -> Iterator[bytes]:
+    """The records of a file in the log format of LevelDB, after a header of W&B."""
+    at, parts = header, b""
+    while at + 7 <= len(content):
+        if block - at % block < 7:  # too short for the next part's checksum, length and kind
+            at += block - at % block
+            continue
+        length, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield parts
+            parts = b""

@@ -9,6 +9,7 @@ from fscl.choices import Engine, Place
 from fscl.cli.options import Data, Trust, check_writable, choice, complain_of, data_folder, recorded
 from fscl.cli.report import show_report
 from fscl.errors import FsclError
+from fscl.runs.logs import Log
 from fscl.text import brief
 
 if TYPE_CHECKING:
@@ -56,6 +57,10 @@ def run(
         bool,
         typer.Option("--weights/--no-weights", help="Whether finished runs keep what `fscl predict` needs."),
     ] = True,
+    log: Annotated[
+        Optional[list[Log]],  # noqa: UP045
+        typer.Option(help="Log each run in its folder while it trains; may be repeated."),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     trust: Trust = False,
     report_to: Annotated[
@@ -93,9 +98,8 @@ def run(
     place = ("cuda" if gpus_per_run else "cpu") if cluster and device == "auto" else device
     base = data_folder(data)
     where: dict[str, Any] = {"data": base, "device": place, "threads": threads, "loader": loader}
-    specs = [
-        RunSpec(b, s, seed, validation=validation, weights=weights, **where) for seed in chosen_seeds for b, s in pairs
-    ]
+    kept: dict[str, Any] = {"weights": weights, "log": tuple(dict.fromkeys(log or ()))}
+    specs = [RunSpec(b, s, seed, validation=validation, **kept, **where) for seed in chosen_seeds for b, s in pairs]
     outcomes = sweep(specs, out, jobs, overwrite, console, cluster, meanwhile=_import_report)
     failed = [o for o in outcomes if o.error]
     try:

@@ -15,6 +15,7 @@ from fscl.continual.learners.packnet import PackNet, PackNetPlugin
 from fscl.continual.learners.pnn import PNN, PNNPlugin
 from fscl.continual.learners.wsn import WSN, WSNPlugin
 from fscl.continual.loader import InMemoryLoader
+from fscl.continual.loggers import CSVLogger, WandBLogger
 from fscl.continual.metrics import SubspaceSimilarity, subspace_similarity_metrics
 from fscl.continual.stream import Stream, split_classes
 from fscl.data import ImageTransform, load_images
@@ -30,6 +31,7 @@ __all__ = [
     "AtomSelection",
     "AtomSwapping",
     "AtomSwappingPlugin",
+    "CSVLogger",
     "ConvNet",
     "FromScratch",
     "FromScratchPlugin",
@@ -47,6 +49,7 @@ __all__ = [
     "Stream",
     "SubspaceSimilarity",
     "WSNPlugin",
+    "WandBLogger",
     "build_network",
     "class_mean_accuracy",
     "load_images",

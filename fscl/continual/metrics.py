@@ -1,5 +1,7 @@
 """Similarity of tasks as Avalanche metrics, for any strategy that trains convolutions."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,9 +32,11 @@ def subspace_similarity_metrics(
 ) -> list[PluginMetric]:
     """Metrics for ``EvaluationPlugin``: the similarity of the tasks' networks, computed without data.
 
-    After each training experience t they emit the similarity to each earlier experience i (``.../exp_i`` at step t),
-    the mean similarity of all pairs, and a heatmap. After each evaluation they emit the Mantel correlation of
-    similarity with forgetting, as soon as all experiences so far have been evaluated after each training experience.
+    After each training experience they emit the similarity to each earlier experience (``.../Exp000`` to the first, as
+    Avalanche numbers them), the mean similarity of all pairs, and a heatmap. After each evaluation they emit the
+    Mantel correlation of similarity with forgetting (``.../forgetting_rho``) and its p-value (``.../forgetting_p``), as
+    soon as all experiences so far have been evaluated after each training experience. Both are NaN where the
+    correlation is not defined, for example if nothing was forgotten; :meth:`SubspaceSimilarity.correlation` says why.
     Forgetting is measured on the stream that is called ``test``. If there is none, it is measured on the first stream
     that is evaluated and is not called ``train``.
 
@@ -45,7 +49,9 @@ def subspace_similarity_metrics(
         metric: ``cosine``, ``filter``, ``grassmann`` or ``projection``, see :func:`fscl.similarity.similarity_matrix`.
         aggregate: how layers are aggregated: ``product`` (of squares), ``mean`` or ``depth``, see
             :func:`fscl.similarity.aggregate_layers`.
-        heatmap: whether to emit figures. TensorBoard and W&B draw them; text and CSV loggers take the scalars.
+        heatmap: whether to emit figures. ``TensorboardLogger`` and :class:`fscl.continual.WandBLogger` show them;
+            ``TextLogger`` and ``InteractiveLogger`` print the matrix; :class:`fscl.continual.CSVLogger` writes the
+            scalars only. Avalanche's own ``CSVLogger`` has no column for any of these values.
         correlate: whether to correlate similarity with forgetting.
         transfer: a benchmark with ``train_stream`` and ``test_stream``; if given, similarity is correlated with
             transfer as well. Transfer is measured after each training experience, as the nearest-class-mean accuracy on
@@ -162,18 +168,12 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         if similarity is None:
             return None
         step = strategy.clock.train_iterations
-        values = [
-            MetricValue(self, f"{self}/exp_{i:03d}", float(v), step)
-            for i, v in zip(self._order[:-1], similarity[-1, :-1].tolist(), strict=True)
-        ]
-        off_diagonal = similarity[~torch.eye(len(similarity), dtype=torch.bool)]
-        values.append(MetricValue(self, f"{self}/mean", float(off_diagonal.mean()), step))
-        if self._bank is None:
-            shares = self._history.explained[-1].values()
-            values.append(MetricValue(self, f"{self}/explained", sum(shares) / len(shares), step))
+        explained = None if self._bank is not None else self._history.explained[-1]
+        scalars = similarity_values(similarity, self._order, explained, self.metric)
+        values = [MetricValue(self, name, value, step) for name, value in scalars.items()]
         if self.heatmap:
-            figure = similarity_figure(similarity, self._names)
-            values.append(MetricValue(self, f"{self}/heatmap", AlternativeValues(figure, similarity.clone()), step))
+            heatmap = Heatmap(similarity_figure(similarity, self._names), similarity.clone())
+            values.append(MetricValue(self, f"{self}/heatmap", heatmap, step))
         return values + self._correlation_values("transfer", self.transfer_correlation(), step)
 
     def _class_means(self, strategy: Any) -> dict[int, float]:
@@ -188,11 +188,10 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
     def _correlation_values(self, name: str, correlation: Correlation | None, step: int) -> list[MetricValue]:
         if correlation is None:
             return []
-        if not correlation.defined:
-            return [MetricValue(self, f"{self}/{name}_rho", str(correlation), step)]
+        defined = correlation.defined
         return [
-            MetricValue(self, f"{self}/{name}_rho", correlation.statistic, step),
-            MetricValue(self, f"{self}/{name}_p", correlation.p_value, step),
+            MetricValue(self, f"{self}/{name}_rho", correlation.statistic if defined else math.nan, step),
+            MetricValue(self, f"{self}/{name}_p", correlation.p_value if defined else math.nan, step),
         ]
 
     # evaluation
@@ -222,7 +221,43 @@ class SubspaceSimilarity(PluginMetric[Tensor]):
         return self._correlation_values("forgetting", self.correlation(), strategy.clock.train_iterations)
 
     def __str__(self) -> str:
-        return f"SubspaceSimilarity_{self.metric}"
+        return metric_name(self.metric)
+
+
+class Heatmap(AlternativeValues):
+    """A figure and its matrix. Loggers that draw take the figure; text loggers print the matrix."""
+
+    def __str__(self) -> str:
+        matrix = self.best_supported_value(Tensor)
+        return f"\n{matrix}"
+
+
+def metric_name(metric: str = "cosine") -> str:
+    """The first part of the names of all values of a metric."""
+    return f"SubspaceSimilarity_{metric}"
+
+
+def similarity_values(
+    similarity: Tensor, experiences: Sequence[int], explained: Mapping[str, float] | None, metric: str = "cosine"
+) -> dict[str, float]:
+    """The scalars to log after an experience, by name.
+
+    Args:
+        similarity: (T, T), with T at least 2, in the order of training.
+        experiences: the numbers of the T experiences.
+        explained: share of the filters' energy of the last experience that is compared, by layer; None if all of it is.
+        metric: the metric of the similarity.
+
+    Returns:
+        the similarity of the last experience to each earlier one (``.../Exp000``), the ``mean`` of all pairs, and the
+        share ``explained``, mean over layers.
+    """
+    name = metric_name(metric)
+    values = {f"{name}/Exp{i:03d}": v for i, v in zip(experiences[:-1], similarity[-1, :-1].tolist(), strict=True)}
+    values[f"{name}/mean"] = float(similarity[~torch.eye(len(similarity), dtype=torch.bool)].mean())
+    if explained is not None:
+        values[f"{name}/explained"] = sum(explained.values()) / len(explained)
+    return values
 
 
 def similarity_figure(similarity: Tensor, names: list[str]) -> Any:

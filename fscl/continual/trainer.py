@@ -2,13 +2,12 @@
 
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import Tensor, nn
 
 from fscl.atoms.bank import AtomBank
@@ -43,15 +42,15 @@ from fscl.continual.learner_state import (
 )
 from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.continual.loader import InMemoryLoader
+from fscl.continual.metrics import metric_name, similarity_figure, similarity_values
 from fscl.continual.optimization import LearningRateSchedule, build_optimizer
+from fscl.continual.reporter import Progress, Reporter, accuracy_values, step_of
 from fscl.continual.stream import Stream
 from fscl.continual.task_switch import LabelSwitchPlugin, TaskSwitchPlugin, head_names
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 
 __all__ = ["Measured", "Trainer"]
-
-Progress = Callable[[int, int, int], None]  # experience, epoch, epochs
 
 
 @dataclass(frozen=True)
@@ -90,6 +89,10 @@ class Trainer:
         loader: where images are kept, see :class:`fscl.continual.InMemoryLoader`.
         progress: called with (experience, epoch, epochs) after each epoch.
 
+    Attributes:
+        reporter: its ``log`` may be set, and is then called with the values of each epoch and each task. Numbers do not
+            depend on it.
+
     Raises:
         FsclError: the strategy, one of its arguments or the network is unknown; the learner cannot learn the scenario
             of the stream; a training option does not fit; or the learner keeps a value that cannot be saved.
@@ -114,6 +117,7 @@ class Trainer:
         if issubclass(strategy_type, PluginStrategy):
             model = strategy_type.prepare(model, **learner.arguments)  # the optimizer needs the final parameters
         self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
+        self.reporter = Reporter(progress)
         pairs = zip(stream.train_stream, stream.test_stream, strict=True)
         # (training data, test data) of each task, for class means
         self._tasks = [(first_images(train.dataset), test.dataset) for train, test in pairs]
@@ -135,7 +139,7 @@ class Trainer:
                 self._start,
                 self._accuracy,
                 self._features,
-                _ProgressPlugin(progress),
+                self.reporter,
             ],
             **learner.arguments,
         )
@@ -210,9 +214,28 @@ class Trainer:
         self._stored.append(stored_bytes(self._learner_state()))
         # the recorder measures within the training time, so its seconds are taken off
         train_seconds = trained - began - self._start.seconds
-        return Measured(
+        measured = Measured(
             accuracy, transfer, self._start.value, train_seconds, time.perf_counter() - trained, self._stored[-1]
         )
+        self._log_task(accuracy)
+        return measured
+
+    def _log_task(self, accuracy: list[float]) -> None:
+        if self.reporter.log is None:
+            return
+        values, figures = accuracy_values(self.stream.test_stream[: self.done], accuracy), {}
+        if self.done > 1:
+            similarity = self._history.similarity() if self.bank is None else self.bank.similarity()
+            explained = self._history.explained[-1] if self.bank is None else None
+            values |= similarity_values(similarity, range(self.done), explained)
+            names = self.stream.names[: self.done]
+            figures[f"{metric_name()}/heatmap"] = lambda: similarity_figure(similarity, names)
+        self.reporter.log(self.step, values, figures)
+
+    @property
+    def step(self) -> int:
+        """The step of the last values that were logged, between two experiences."""
+        return step_of(self.strategy, self.done)
 
     def similarity(self) -> tuple[list[str], Tensor, str]:
         """(layers, (L, T, T) cosine similarity of the tasks so far, what was compared: ``atoms`` or ``filters``)."""
@@ -357,21 +380,6 @@ class Trainer:
             class_mean_accuracy(self.strategy.model, *data, device=self.device, features=(features or {}).get(i))
             for i, data in enumerate(self._tasks)
         ]
-
-
-class _ProgressPlugin(SupervisedPlugin):
-    supports_distributed = True
-    transient = ("_progress",)
-
-    def __init__(self, progress: Progress | None) -> None:
-        super().__init__()
-        self._progress = progress
-
-    def after_training_epoch(self, strategy: Any, **kwargs: Any) -> None:
-        if self._progress is not None:
-            # strategy.clock runs last, so it has not counted this epoch yet
-            epoch = strategy.clock.train_exp_epochs + 1
-            self._progress(strategy.experience.current_experience, epoch, strategy.train_epochs)
 
 
 def _seed_all(seed: int, step: int) -> None:

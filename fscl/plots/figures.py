@@ -24,6 +24,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+from PIL.Image import Image
+from PIL.Image import open as open_image
 
 from fscl.errors import printable
 from fscl.files import write_atomically
@@ -33,6 +35,7 @@ __all__ = [
     "MARKERS",
     "STYLE",
     "abbreviate",
+    "image_of",
     "inline_svg",
     "learner_palette",
     "new_axes",
@@ -199,6 +202,13 @@ def quiet_grid(axes: Axes) -> None:
     axes.grid(axis="y", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(length=2.5)
+
+
+def image_of(figure: Figure) -> Image:
+    """A figure as an image with a white background."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=100, facecolor="white")
+    return open_image(buffer)
 
 
 def save_png(figure: Figure, file: Path, dpi: int = 150) -> None:

@@ -41,7 +41,8 @@ class RayEngine:
         gpus_per_run: GPUs for each run; with a fraction, runs share a GPU.
 
     Raises:
-        FsclError: Ray is not installed, there is no cluster at the address, or no machine is large enough for a run.
+        FsclError: Ray is not installed, there is no cluster at the address, no machine is large enough for a run, or a
+            run is to be logged.
     """
 
     address: str | None = None
@@ -56,6 +57,11 @@ class RayEngine:
             jobs: runs at a time; by default as many as the cores or GPUs of the cluster allow.
             overwrite: run finished runs again.
         """
+        if logged := [spec for spec in todo if spec.log]:
+            raise FsclError(
+                f"--log is {', '.join(logged[0].log)}; runs on a Ray cluster cannot be logged, because a machine may "
+                "not see the output folder; use --engine local"
+            )
         ray = _ray()
         if not todo:
             return

@@ -13,6 +13,7 @@ from fscl.errors import FsclError
 from fscl.files import written_together
 from fscl.runs.building import build_trainer, load_stream
 from fscl.runs.environment import machine, versions
+from fscl.runs.logs import opened_logs, remove_logs
 from fscl.runs.record import (
     FORMAT,
     LONGEST_ERROR,
@@ -37,6 +38,8 @@ __all__ = ["WEIGHTS", "BusyError", "is_finished", "run_one"]
 
 CHECKPOINT = "checkpoint.pt"
 WEIGHTS = "weights.safetensors"
+# fields of the record that W&B shows as the run's configuration
+LOGGED = {"benchmark", "strategy", "recipe_hash", "validation", "seed", "versions", "machine"}
 
 
 class BusyError(FsclError):
@@ -55,7 +58,8 @@ def run_one(
 
     The folder holds ``run.json`` (recipes and their hash, seed, versions, machine, matrices, timings), for learners
     with a bank ``bank.safetensors``, while the run is unfinished ``checkpoint.pt``, and when it is finished
-    ``weights.safetensors``, from which :func:`fscl.load_network` makes the network of each task.
+    ``weights.safetensors``, from which :func:`fscl.load_network` makes the network of each task. Beside them are the
+    logs that the spec asks for, see :mod:`fscl.runs.logs`.
 
     Args:
         spec: the run.
@@ -127,8 +131,11 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     try:
         trainer = _begin(spec, folder, record, state, progress)
         recordable, state = True, None
-        kept()
-        _train(record, trainer, folder, kept, spec.weights)
+        name = "/".join(spec.folder(Path()).parts)
+        config = record.model_dump(mode="json", include=LOGGED, by_alias=True)
+        with opened_logs(spec.log, folder, trainer.step, name, config) as trainer.reporter.log:
+            kept()
+            _train(record, trainer, folder, kept, spec.weights)
     except Exception as error:
         if recordable:
             with contextlib.suppress(FsclError):  # the failure may be a full disk, and then this cannot be written
@@ -168,6 +175,7 @@ def _begin(
     if state is None:  # files of an overwritten run; they are deleted only now, after the new record is on disk
         for name in (CHECKPOINT, "bank.safetensors", WEIGHTS):
             (folder / name).unlink(missing_ok=True)
+        remove_logs(folder)
     return trainer
 
 

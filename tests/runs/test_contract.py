@@ -1,5 +1,6 @@
 """One contract for every recipe: each strategy learns, resumes and reports; each benchmark fits its data."""
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -218,7 +219,7 @@ def test_a_strategy_learns_resumes_serves_and_reports(name: str, tmp_path: Path)
     settings = ["split.tasks=[['0', '1'], ['2', '3']]", "split.shuffle=false", "model.args.widths=[8, 8]"]
     settings += ["training.epochs=6", f"split.scenario={'task' if 'task' in scenarios_of_class(name) else 'class'}"]
     pair = with_overrides(load_benchmark("split_digits"), load_strategy(name), settings)
-    spec = RunSpec(*pair, 0)
+    spec = RunSpec(*pair, 0, log=("csv",))
 
     if name != "joint":  # whose second experience is over before it begins
         with pytest.raises(KeyboardInterrupt):
@@ -234,6 +235,10 @@ def test_a_strategy_learns_resumes_serves_and_reports(name: str, tmp_path: Path)
         images, labels = (torch.stack([torch.as_tensor(s[i]) for s in experience.dataset]) for i in (0, 1))
         assert float((network(images).argmax(1) == labels).double().mean()) == record["accuracy"][1][task]
         assert network.probabilities(torch.zeros(2, 1, 8, 8, dtype=torch.uint8)).shape == (2, len(network.classes))
+    with open(folder / "log.csv", newline="") as file:
+        points = [(row["name"], row["step"]) for row in csv.DictReader(file)]
+    assert len(set(points)) == len(points)
+    assert sum(point.startswith("Loss_Epoch") for point, _ in points) == (6 if name == "joint" else 12)
     accuracy = record["accuracy"]
     assert accuracy[0][0] > 0.8  # 0 from 1, and 2 from 3: chance is 0.5 and, of new classes, 0.25 at last
     assert accuracy[1][1] > 0.8
