@@ -16,6 +16,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 import fscl
+from fscl.aggregates import AGGREGATES
 from fscl.compare.convolutions import LeftOut
 from fscl.compare.joint import JointDecomposition
 from fscl.errors import FsclError, printable
@@ -23,8 +24,8 @@ from fscl.files import write_atomically, written_together
 from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
-from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
-from fscl.text import decimals, percent
+from fscl.similarity.subspace import METRICS, similarity_matrix
+from fscl.text import decimals, percent, spreadsheet_text
 
 __all__ = [
     "SHARED_START",
@@ -63,7 +64,6 @@ SHARED_START = 0.15
 #   0.65 to 0.99    with four times the learning rate, or from the random initialisation alone.
 WELL_EXPLAINED = 0.9
 
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet takes text that begins so for a formula
 NAMED = 8  # members of a group that a terminal shows by name
 
 Array = NDArray[np.float64]
@@ -284,8 +284,7 @@ def write_comparison(comparison: Comparison, folder: Path, extra: dict[str, Any]
 
 
 def _write_table(comparison: Comparison, file: Path) -> None:
-    names = map(printable, comparison.joint.names)
-    cells = [f"'{name}" if name.startswith(FORMULA) else name for name in names]
+    cells = [spreadsheet_text(printable(name)) for name in comparison.joint.names]
     with file.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["", *cells])

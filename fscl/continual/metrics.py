@@ -9,13 +9,14 @@ from avalanche.evaluation.metric_results import AlternativeValues, MetricValue
 from torch import Tensor
 
 from fscl.accuracy import forgetting_matrix
+from fscl.aggregates import AGGREGATES
 from fscl.atoms.bank import AtomBank
 from fscl.compare.filter_history import FilterHistory
 from fscl.continual.evaluate import class_mean_accuracy
 from fscl.continual.learners.atoms import AtomBankPlugin
 from fscl.errors import FsclError
 from fscl.similarity.correlation import Correlation, mantel
-from fscl.similarity.subspace import AGGREGATES, METRICS, similarity_matrix
+from fscl.similarity.subspace import METRICS, similarity_matrix
 
 __all__ = ["SubspaceSimilarity", "subspace_similarity_metrics"]
 
