@@ -68,7 +68,7 @@ def runs_text(runs: Iterable[RunRecord]) -> str:
 
 def _identity(run: RunRecord) -> object:
     """Equal for two records of one run, in its folder and in a report. The start time tells repeated runs apart."""
-    return (*run_key(run), run.started) if run.started else run.path
+    return (*run_key(run), run.started or run.path)
 
 
 def run_key(run: RunRecord) -> tuple[object, ...]:
