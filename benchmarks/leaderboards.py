@@ -31,10 +31,10 @@ from fscl.report.prediction import (
     predictions_over_seeds,
 )
 from fscl.report.provenance import budget
+from fscl.report.runs import Runs, load_runs
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
 from fscl.report.table import ANSWERS, COLUMNS
 from fscl.runs.record import RunRecord
-from fscl.runs.results import load_runs
 from fscl.text import DASH, human_seconds, interval, signed, small_p
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ OVER_LEARNERS = (
 
 
 @cache
-def runs_of(benchmark: str) -> list[RunRecord]:
+def runs_of(benchmark: str) -> Runs:
     return load_runs([REPORTS / benchmark / "runs.json"])
 
 

@@ -19,9 +19,12 @@ __all__ = [
     "points",
     "signed",
     "small_p",
+    "spreadsheet_text",
 ]
 
 DASH = "–"  # stands for a number that is not defined
+
+FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet takes text that begins so for a formula
 
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 80
@@ -161,3 +164,12 @@ def brief(value: object) -> str:
     except ValueError:  # an integer with more digits than Python converts
         text = "an integer of thousands of digits"
     return text if text.isprintable() else ascii(text)
+
+
+def spreadsheet_text(text: str) -> str:
+    """A text as a cell of a CSV file. An apostrophe before a formula keeps spreadsheets from computing it.
+
+    >>> spreadsheet_text("=1+1"), spreadsheet_text("ant, bee")
+    ("'=1+1", 'ant, bee')
+    """
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

@@ -8,10 +8,10 @@ import pytest
 
 from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages, question_by_learner, quoted
 from fscl.report.page import escape_markdown
+from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
 from fscl.report.table import COLUMNS
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.runs.results import load_runs
 from fscl.runs.spec import RunSpec
 
 RESULTS = ROOT / "docs" / "results"

@@ -15,11 +15,12 @@ import numpy as np
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
 from fscl.report.provenance import SETTINGS, memory_columns, provenance
+from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
 from fscl.report.table import COLUMNS, rich_table
 from fscl.runs.progress import Grid
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
-from fscl.runs.results import load_runs, write_runs
+from fscl.runs.results import write_runs
 from fscl.runs.resume import read_checkpoint
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec

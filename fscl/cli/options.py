@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from fscl.runs.sweep import Outcome
 
 __all__ = [
+    "AsJson",
     "Data",
+    "Quiet",
     "Trust",
     "check_writable",
     "choice",
@@ -27,6 +29,8 @@ Data = Annotated[Optional[Path], typer.Option("--data", help="Data folder; else 
 Trust = Annotated[
     bool, typer.Option("--trust", help="Trust the recipe files: they may name any network and run any code.")
 ]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print no progress and no table, only errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON, and nothing else, to stdout.")]
 
 
 def choice(names: Any, explanation: str, *option: str) -> Any:

@@ -1,44 +1,78 @@
 """``fscl report`` prints the table of runs and writes their report."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from fscl.cli.options import AsJson, Quiet
+from fscl.cli.output import Output
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from fscl.report.runs import Runs
+    from fscl.runs.record import RunRecord
 
-__all__ = ["report", "show_report"]
+__all__ = ["read_runs", "report", "show_report"]
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Folders with runs at any depth, or runs.json files of reports.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="Folder of the report.")] = Path("report"),
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write the report of any runs as one HTML page and one Markdown page."""
-    from rich.console import Console
+    """Write the report of any runs as one HTML page and one Markdown page, with their numbers as CSV."""
+    read = read_runs(runs)
+    show_report(read, read, out, Output(quiet, as_json))
 
-    show_report(runs, out, Console())
 
-
-def show_report(folders: list[Path], out: Path, console: "Console") -> None:
-    """Prints the summary table of all runs in the folders, and writes their report to ``out``.
+def read_runs(paths: Sequence[Path]) -> "Runs":
+    """The runs under some folders. A line on stderr names each record that cannot be read.
 
     Raises:
-        FsclError: no run is found, or the report cannot be written.
+        FsclError: no run is found.
+    """
+    from fscl.report.runs import load_runs
+
+    return load_runs(paths, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
+
+
+def show_report(shown: "Sequence[RunRecord]", runs: "Sequence[RunRecord]", out: Path, output: Output) -> None:
+    """Prints the results of some runs, and writes a report to ``out``.
+
+    Args:
+        shown: the runs whose results are printed.
+        runs: the runs of the report.
+        out: folder of the report.
+        output: how results are printed.
+
+    Raises:
+        FsclError: there is no run, or the report cannot be written.
     """
     from fscl.report.page import write_report
     from fscl.report.summary import group_runs, summary_rows
     from fscl.report.table import rich_table
-    from fscl.runs.results import load_runs
+    from fscl.report.tables import TABLES
 
-    runs = load_runs(folders, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
-    console.print(rich_table(summary_rows(group_runs(runs)), width=console.width))
+    output.table(lambda width: rich_table(summary_rows(group_runs(shown)), width=width))
     try:
-        with console.status("Drawing the report ..."):
-            paths = write_report(runs, out)
+        with output.working("Drawing the report ..."):
+            written = write_report(runs, out)
     except OSError as error:
         raise FsclError(f"cannot write the report {out}: {error.strerror or error}") from error
-    console.print(f"Report: {paths.html}", highlight=False, markup=False, soft_wrap=True)
+    if len(shown) < len(runs):
+        output.line(f"The table shows the {_runs(len(shown))} of this command; the report has all {_runs(len(runs))}.")
+    output.line(f"Report: {written.html}")
+    table = TABLES["summary"]
+    rows = [
+        {**dict(zip(table.columns, row, strict=True)), "error": run.error, "record": run.path}
+        for run in shown
+        for row in table.rows_of(run)
+    ]
+    output.json({"runs": rows, "report": vars(written)})
+
+
+def _runs(number: int) -> str:
+    return f"{number} run" if number == 1 else f"{number} runs"

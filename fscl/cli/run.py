@@ -6,14 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fscl.choices import Engine, Place
-from fscl.cli.options import Data, Trust, check_writable, choice, complain_of, data_folder, recorded
-from fscl.cli.report import show_report
+from fscl.cli.options import AsJson, Data, Quiet, Trust, check_writable, choice, complain_of, data_folder
+from fscl.cli.output import Output
+from fscl.cli.report import read_runs, show_report
 from fscl.errors import FsclError
 from fscl.runs.logs import Log
 from fscl.text import brief
 
 if TYPE_CHECKING:
+    from fscl.report.runs import Runs
+    from fscl.runs.record import RunRecord
     from fscl.runs.sweep import Engine as RunsEngine
+    from fscl.runs.sweep import Outcome
 
 __all__ = ["run"]
 
@@ -67,10 +71,13 @@ def run(
         Optional[Path],  # noqa: UP045
         typer.Option("--report", help="Folder of the report; <out>/<benchmark>/report by default."),
     ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Train strategies on a benchmark, print the table, write the report. Finished runs are not run again."""
-    from rich.console import Console
+    """Train strategies on a benchmark, print their table, write the report of all runs of the benchmark in the folder.
 
+    Finished runs are not run again.
+    """
     from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
     from fscl.runs.spec import RunSpec
     from fscl.runs.sweep import sweep
@@ -80,7 +87,7 @@ def run(
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
     cluster = _engine(engine, address, gpus_per_run)
-    console = Console()
+    output = Output(quiet, as_json)
     recipe = load_benchmark(benchmark, trust)
     scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
     default = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
@@ -100,17 +107,43 @@ def run(
     where: dict[str, Any] = {"data": base, "device": place, "threads": threads, "loader": loader}
     kept: dict[str, Any] = {"weights": weights, "log": tuple(dict.fromkeys(log or ()))}
     specs = [RunSpec(b, s, seed, validation=validation, **kept, **where) for seed in chosen_seeds for b, s in pairs]
-    outcomes = sweep(specs, out, jobs, overwrite, console, cluster, meanwhile=_import_report)
+    with output.only_results():
+        outcomes = sweep(specs, out, jobs, overwrite, output.progress, cluster, meanwhile=_import_report)
     failed = [o for o in outcomes if o.error]
     try:
         if len(failed) < len(outcomes):
-            folders = [o.folder for o in outcomes if not o.error or recorded(o)]
-            show_report(folders, report_to or out / recipe.name / "report", console)
+            runs = _without_copies(read_runs([out / recipe.name]), out)
+            show_report(_of(outcomes, runs), runs, report_to or out / recipe.name / "report", output)
     finally:
         complain_of(failed)
     if failed:
         mistaken = len(failed) == len(outcomes) and not any(o.crashed for o in failed)
         raise typer.Exit(2 if mistaken else 1)
+
+
+def _of(outcomes: "list[Outcome]", runs: "list[RunRecord]") -> "list[RunRecord]":
+    """The records of the runs of this command. A run that was refused has none: its folder may hold another run."""
+    keys = {(o.spec.strategy.name, o.spec.hash, o.spec.seed) for o in outcomes}
+    return [run for run in runs if (run.strategy.name, run.recipe_hash, run.seed) in keys]
+
+
+def _without_copies(runs: "Runs", out: Path) -> "list[RunRecord]":
+    """The runs without copies, by hand, of runs that are also in their own folders. A report would refuse both."""
+
+    from fscl.runs.results import run_key
+
+    def in_place(run: "RunRecord") -> bool:
+        place = out / run.benchmark.name / run.strategy.name / f"seed_{run.seed}" / "run.json"
+        return run.path == place.resolve()
+
+    places = {run_key(run): run.path for run in runs if in_place(run)}
+    originals = []
+    for run in runs:
+        if (place := places.get(run_key(run), run.path)) == run.path:
+            originals.append(run)
+        else:
+            typer.echo(f"left out: {run.path}: a copy of {place}", err=True)
+    return originals
 
 
 def _seeds(text: str) -> list[int]:

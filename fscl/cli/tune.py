@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from fscl.cli.options import (
+    AsJson,
     Data,
+    Quiet,
     Trust,
     check_writable,
     complain,
@@ -16,6 +18,7 @@ from fscl.cli.options import (
     data_folder,
     recorded,
 )
+from fscl.cli.output import Output
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
@@ -60,17 +63,17 @@ def tune(
         Optional[Path],  # noqa: UP045
         typer.Option("--recipe", help="File of the tuned recipe; by default <out>/<benchmark>/<benchmark>.toml."),
     ] = None,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Choose the settings of strategies from the grids in their files, and write the benchmark's recipe with them.
 
     A trial learns the first tasks and is judged by its accuracy on held-out training images.
     Finished trials are not run again.
     """
-    from rich.console import Console
-
     from fscl.runs.recipe import find_recipe, load_benchmark, load_strategy
     from fscl.runs.sweep import sweep
-    from fscl.runs.tune import Protocol, plan, tuned, write_record
+    from fscl.runs.tune import Protocol, plan, record_of, tuned, write_record
     from fscl.runs.tuned_recipe import changed_text, write_recipe
 
     for name, value in (("--trials", trials), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
@@ -83,24 +86,27 @@ def tune(
     file = file or folder / f"{recipe.name}.toml"
     check_writable(folder)
     check_writable(file.parent, "--recipe")
-    console = Console()
+    output = Output(quiet, as_json)
     planned = plan(recipe, learners, protocol, data=data_folder(data), device=device, threads=threads)
     source = find_recipe("benchmarks", benchmark)
     own_trials = [strategy_trials[0] for strategy_trials in planned]
     # fails now, not after hours of trials, if settings cannot be added to the file
     changed_text(source, {trial.spec.strategy.name: trial.settings for trial in own_trials}, {})
-    outcomes = sweep([trial.spec for trial in itertools.chain(*planned)], out, jobs, console=console)
+    with output.only_results():
+        outcomes = sweep([trial.spec for trial in itertools.chain(*planned)], out, jobs, console=output.progress)
     failed = [o for o in outcomes if o.error]
     complain_of(failed)
     if not all(recorded(o) for o in failed):
         complain("some trials did not end, so no settings are chosen; run the same command again to go on")
         raise typer.Exit(1)
     results = [tuned(learner, strategy_trials, out) for learner, strategy_trials in zip(learners, planned, strict=True)]
-    console.print(_table(results))
-    write_record(folder / "tune.json", recipe, protocol, results)
+    output.table(lambda width: _table(results))
+    trials_file = folder / "tune.json"
+    write_record(trials_file, recipe, protocol, results)
     write_recipe(source, file, protocol, results)
-    console.print(f"Trials: {folder / 'tune.json'}", highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Recipe: {file}", highlight=False, markup=False, soft_wrap=True)
+    output.line(f"Trials: {trials_file}")
+    output.line(f"Recipe: {file}")
+    output.json({**record_of(recipe, protocol, results), "files": {"trials": trials_file, "recipe": file}})
     if failed:
         raise typer.Exit(1)
 

@@ -27,7 +27,7 @@ from fscl.plots.clusters import clustered_heatmap, short_names
 from fscl.plots.figures import inline_svg, save_png
 from fscl.plots.heatmaps import similarity_heatmap, similarity_label
 from fscl.similarity.subspace import similarity_matrix
-from fscl.text import decimals, percent
+from fscl.text import decimals, percent, spreadsheet_text
 
 __all__ = [
     "SHARED_START",
@@ -69,7 +69,6 @@ WELL_EXPLAINED = 0.9
 # 1,000 classes, 0.44 of ResNet-50's, 0.11 of VGG-16's and 0.02 of MobileNetV2's.
 MOSTLY_COMPARED = 0.75
 
-FORMULA = ("=", "+", "-", "@", "＝", "＋", "－", "＠")  # a spreadsheet takes text that begins so for a formula
 NAMED = 8  # members of a group that a terminal shows by name
 
 Array = NDArray[np.float64]
@@ -324,8 +323,7 @@ def _colours(comparison: Comparison) -> _Colours:
 
 
 def _write_table(comparison: Comparison, file: Path) -> None:
-    names = map(printable, comparison.joint.names)
-    cells = [f"'{name}" if name.startswith(FORMULA) else name for name in names]
+    cells = [spreadsheet_text(printable(name)) for name in comparison.joint.names]
     with file.open("w", encoding="utf-8", newline="") as text:
         table = csv.writer(text, lineterminator="\n")
         table.writerow(["", *cells])

@@ -22,12 +22,16 @@ from fscl.plots.figures import inline_svg, save_png
 from fscl.report.provenance import SETTINGS
 from fscl.report.sections import Picture, Section, build_section
 from fscl.report.table import ANSWERS, ANSWERS_BY_SEED, COLUMNS
+from fscl.report.tables import TABLES
 from fscl.runs.record import RunRecord
 from fscl.runs.results import KEPT, runs_text, write_runs
 
 __all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
 
 PACKAGE = Path(fscl.__file__).parent
+# what each file of a report with its results holds, in words
+FILES = {f"{name}.csv": table.holds for name, table in TABLES.items()}
+FILES[KEPT] = "all of it, as fscl.load_runs and fscl report read it"
 DRAWN = ".drawn.json"  # what a report was drawn from, and hashes of its files
 
 
@@ -38,14 +42,16 @@ class ReportPaths:
     html: Path
     markdown: Path
     figures: tuple[Path, ...]
+    tables: tuple[Path, ...]
 
 
 def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | None = None) -> ReportPaths:
     """Writes ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
-    There is one section for each benchmark. The records of the runs are kept in ``runs.json``, so the report can be
-    made again without the run folders. A report that would not change is not written again. All files are written
-    under temporary names and then renamed, so an earlier report stays whole until the new one is complete.
+    There is one section for each benchmark. The tables of ``fscl.report.tables`` are beside the pages as CSV. The
+    records of the runs are kept in ``runs.json``, so the report can be made again without the run folders. A report
+    that would not change is not written again. All files are written under temporary names and then renamed, so an
+    earlier report stays whole until the new one is complete.
 
     Raises:
         FsclError: there is no run.
@@ -54,11 +60,12 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
     folder = Path(folder)
     html, markdown, kept = folder / "index.html", folder / "README.md", folder / KEPT
+    tables = tuple(folder / f"{name}.csv" for name in TABLES)
     stamp = _stamp(runs, title)
     if (figures := _drawn_figures(folder, stamp)) is not None:
         for place in (folder, folder / "figures"):
             remove_stale(place)
-        return ReportPaths(html, markdown, figures)
+        return ReportPaths(html, markdown, figures, tables)
     names = list(dict.fromkeys(run.stream for run in runs))
     sections = [build_section(name, [run for run in runs if run.stream == name]) for name in names]
     heading = title or " and ".join(section.title for section in sections)
@@ -79,6 +86,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         "sections": sections,
         "columns": COLUMNS.values(),
         "settings": SETTINGS,
+        "files": FILES.items(),
         "answers": ANSWERS,
         "answers_by_seed": ANSWERS_BY_SEED,
         "svg": svg,
@@ -89,12 +97,14 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
             save_png(picture.figure, file)
         write_text_atomically(html, environment(html=True).get_template("report.html.j2").render(values))
         write_runs(runs, kept)
+        for table, file in zip(TABLES.values(), tables, strict=True):
+            write_text_atomically(file, table.csv(runs))
         write_text_atomically(markdown, environment(html=False).get_template("report.md.j2").render(values))
         # last, and of what this process wrote: a report is drawn again if a crash, or a process that draws another
         # report here at the same time, left other files in its place
-        hashes = {f.relative_to(folder).as_posix(): _hash(drafted(f)) for f in (*files, html, kept, markdown)}
+        hashes = {f.relative_to(folder).as_posix(): _hash(drafted(f)) for f in (*files, html, kept, *tables, markdown)}
         write_text_atomically(folder / DRAWN, json.dumps({"stamp": stamp, "files": hashes}))
-    return ReportPaths(html, markdown, tuple(files))
+    return ReportPaths(html, markdown, tuple(files), tables)
 
 
 def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:

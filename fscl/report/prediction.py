@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fscl.accuracy import drop_matrix, forgetting_matrix
+from fscl.aggregates import aggregate_layers
 from fscl.errors import FsclError
 from fscl.report.summary import StrategyRuns
 from fscl.runs.record import RunRecord
@@ -112,11 +113,7 @@ def whole_similarity(run: RunRecord) -> Array | None:
     """The similarity of all layers as one (T, T) matrix, aggregated as the run says; None if the run kept none."""
     if run.similarity is None or not len(run.similarity.layers):
         return None
-    import torch  # slow to import, and not needed without a similarity
-
-    from fscl.similarity.subspace import aggregate_layers
-
-    return aggregate_layers(torch.as_tensor(run.similarity.matrix), run.similarity.aggregate).numpy()
+    return aggregate_layers(run.similarity.matrix, run.similarity.aggregate)
 
 
 def correlation_with_time(runs: Sequence[RunRecord]) -> tuple[float, int]:

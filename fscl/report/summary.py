@@ -7,16 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fscl.accuracy import (
-    average_accuracy,
-    average_incremental_accuracy,
-    backward_transfer,
-    forgetting,
-    forward_transfer,
-    learning_accuracy,
-)
 from fscl.errors import FsclError
 from fscl.estimate import Estimate, seed_interval
+from fscl.report.measures import Measures, final_accuracy, measures
 from fscl.report.ranking import Difference, against_best
 from fscl.runs.record import RunRecord
 
@@ -116,7 +109,7 @@ def group_runs(runs: Iterable[RunRecord]) -> list[StrategyRuns]:
 
 
 def _rank(group: StrategyRuns) -> tuple[str, float, float, str, str]:
-    accuracy, stored = np.mean([(_final(run), run.stored) for run in group.runs], axis=0)
+    accuracy, stored = np.mean([(final_accuracy(run), run.stored) for run in group.runs], axis=0)
     # equal means can differ in their last bits, and must still count as a tie
     return group.benchmark, -round(float(accuracy), 12), float(stored), group.name, group.recipe_hash
 
@@ -126,7 +119,7 @@ def summary_rows(groups: Sequence[StrategyRuns]) -> list[SummaryRow]:
     rows = []
     for benchmark in dict.fromkeys(group.benchmark for group in groups):
         compared = [group for group in groups if group.benchmark == benchmark]
-        accuracy = {group.label: {run.seed: _final(run) for run in group.runs} for group in compared}
+        accuracy = {group.label: {run.seed: final_accuracy(run) for run in group.runs} for group in compared}
         learners = frozenset(group.label for group in compared if group.bound is None)
         differences = against_best(accuracy, learners)
         rows += [_row(group, differences.get(group.label)) for group in compared]
@@ -134,15 +127,11 @@ def summary_rows(groups: Sequence[StrategyRuns]) -> list[SummaryRow]:
 
 
 def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
-    def over_seeds(number: Callable[[RunRecord], float], usable: Callable[[RunRecord], bool]) -> Estimate | None:
-        values = [number(run) for run in group.runs if usable(run)]
+    measured = [measures(run) for run in group.runs]
+
+    def over_seeds(number: Callable[[Measures], float | None]) -> Estimate | None:
+        values = [value for value in map(number, measured) if value is not None]
         return seed_interval(values) if values else None
-
-    def of_matrix(number: Callable[[np.ndarray], float]) -> Estimate | None:
-        return over_seeds(lambda run: number(run.accuracy), lambda run: run.square and not run.at_once)
-
-    def in_turn(number: Callable[[np.ndarray], float]) -> Estimate | None:
-        return over_seeds(lambda run: number(run.accuracy), _in_turn)
 
     return SummaryRow(
         benchmark=group.benchmark,
@@ -151,44 +140,14 @@ def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
         recipe_hash=group.recipe_hash,
         seeds=tuple(run.seed for run in group.runs),
         bound=group.bound,
-        accuracy=over_seeds(_final, lambda run: True),
         against_best=difference,
-        incremental_accuracy=of_matrix(average_incremental_accuracy),
-        learning_accuracy=of_matrix(learning_accuracy),
-        backward_transfer=in_turn(backward_transfer),
-        forgetting=in_turn(forgetting),
-        forward_transfer=over_seeds(_forward, _transfers),
-        bytes_per_task=over_seeds(lambda run: run.memory.bytes_per_task, lambda run: bool(run.memory.per_task)),
-        bytes_in_all=over_seeds(lambda run: run.stored, lambda run: bool(run.memory.per_task)),
-        train_seconds=over_seeds(lambda run: float(run.seconds.train.sum()), lambda run: run.seconds.train.size > 0),
+        accuracy=over_seeds(lambda run: run.accuracy),
+        incremental_accuracy=over_seeds(lambda run: run.incremental_accuracy),
+        learning_accuracy=over_seeds(lambda run: run.learning_accuracy),
+        backward_transfer=over_seeds(lambda run: run.backward_transfer),
+        forgetting=over_seeds(lambda run: run.forgetting),
+        forward_transfer=over_seeds(lambda run: run.forward_transfer),
+        bytes_per_task=over_seeds(lambda run: run.bytes_per_task),
+        bytes_in_all=over_seeds(lambda run: run.bytes_in_all),
+        train_seconds=over_seeds(lambda run: run.train_seconds),
     )
-
-
-def _final(run: RunRecord) -> float:
-    try:
-        return average_accuracy(run.accuracy) if run.square else float(_complete(run.accuracy[-1]).mean())
-    except FsclError as error:
-        raise FsclError(f"{run.path}: {error}") from error
-
-
-def _complete(row: np.ndarray) -> np.ndarray:
-    if np.isnan(row).any():
-        raise FsclError(f"the run is finished, but its last row of accuracies lacks {int(np.isnan(row).sum())} task(s)")
-    return row
-
-
-def _in_turn(run: RunRecord) -> bool:
-    """Whether one network learned one task after another. Forgetting and transfer are defined only then."""
-    return run.square and run.strategy.bound != "upper" and len(run.tasks) > 1
-
-
-def _transfers(run: RunRecord) -> bool:
-    """Whether forward transfer is defined: features were also measured before each task."""
-    return _in_turn(run) and run.start.size > 0 and run.untrained.size > 0
-
-
-def _forward(run: RunRecord) -> float:
-    try:
-        return forward_transfer(run.start, run.untrained)
-    except FsclError as error:
-        raise FsclError(f"{run.path}: {error}") from error

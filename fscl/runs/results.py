@@ -13,44 +13,30 @@ from fscl.plain import read_json
 from fscl.runs.record import FORMAT, RunRecord, read_record
 from fscl.text import brief
 
-__all__ = ["KEPT", "find_task", "load_run", "load_runs", "runs_text", "write_runs"]
+__all__ = ["KEPT", "LeaveOut", "find_task", "load_run", "read_runs", "refuse", "run_key", "runs_text", "write_runs"]
 
 KEPT = "runs.json"  # file in a report's folder that holds the records of its runs
 
 LeaveOut = Callable[[FsclError], object]
 
 
-def _refuse(error: FsclError) -> None:
+def refuse(error: FsclError) -> None:
+    """Raises the error of a record that cannot be read."""
     raise error
 
 
-def load_runs(paths: Iterable[str | Path], leave_out: LeaveOut = _refuse) -> list[RunRecord]:
-    """The records of all runs under some folders, unfinished runs included.
-
-    If a run is found twice, in its folder and in a report, the record with more tasks counts. If a run was made again
-    in its folder, the older record in a report is left out.
-
-    Args:
-        paths: folders with runs at any depth, ``run.json`` files, folders of reports, or their ``runs.json`` files.
-        leave_out: called with the error of a record that cannot be read, which is then left out. By default the error
-            is raised.
-
-    Returns:
-        The records, sorted by stream, strategy, recipe hash and seed.
-
-    Raises:
-        FsclError: a path does not exist, no run is found, or a record cannot be read.
-    """
-    given_paths = [Path(path) for path in paths]
+def read_runs(paths: Iterable[Path], leave_out: LeaveOut) -> list[RunRecord]:
+    """The records behind :func:`fscl.load_runs`, which describes arguments, order and errors."""
+    given_paths = list(paths)
     files: dict[Path, None] = {}
     for path in given_paths:
         if not path.exists():
             raise FsclError(f"{path}: no such file or folder; give a folder that `fscl run --out` wrote")
         # Reports in subfolders are not read: their runs may have been made again since.
-        kept = [path / KEPT] if (path / KEPT).is_file() else []
+        report = [path / KEPT] if (path / KEPT).is_file() else []
         # os.walk goes on if a temporary folder vanishes meanwhile; rglob would raise.
         below = [Path(folder, "run.json") for folder, _, names in os.walk(path) if "run.json" in names]
-        for file in [path] if path.is_file() else [*kept, *sorted(below)]:
+        for file in [path] if path.is_file() else [*report, *sorted(below)]:
             files[file.resolve()] = None
     runs: dict[object, RunRecord] = {}
     for file in files:
@@ -62,13 +48,15 @@ def load_runs(paths: Iterable[str | Path], leave_out: LeaveOut = _refuse) -> lis
         where = ", ".join(map(str, given_paths)) or "no folder given"
         reason = "no run.json can be read" if files else "no run.json found"
         raise FsclError(f"{reason} ({where}); give a folder that `fscl run --out` wrote")
-    made_again = {(folder, _key(run)) for run in runs.values() if run.path.name != KEPT for folder in run.path.parents}
-    latest = [run for run in runs.values() if run.path.name != KEPT or (run.path.parent, _key(run)) not in made_again]
+    in_folders = [run for run in runs.values() if run.path.name != KEPT]
+    made_again = {(folder, run_key(run)) for run in in_folders for folder in run.path.parents}
+    kept = [run for run in runs.values() if run.path.name == KEPT]
+    latest = in_folders + [run for run in kept if (run.path.parent, run_key(run)) not in made_again]
     return sorted(latest, key=lambda r: (r.stream, r.strategy.name, r.recipe_hash, r.seed, str(r.path)))
 
 
 def write_runs(runs: Iterable[RunRecord], file: Path) -> None:
-    """Writes the records of runs into one file. :func:`load_runs` reads it, so a report can be made again from it."""
+    """Writes the records of runs into one file, from which :func:`fscl.load_runs` reads them again."""
     write_text_atomically(file, runs_text(runs))
 
 
@@ -80,10 +68,10 @@ def runs_text(runs: Iterable[RunRecord]) -> str:
 
 def _identity(run: RunRecord) -> object:
     """Equal for two records of one run, in its folder and in a report. The start time tells repeated runs apart."""
-    return (*_key(run), run.started) if run.started else run.path
+    return (*run_key(run), run.started or run.path)
 
 
-def _key(run: RunRecord) -> tuple[object, ...]:
+def run_key(run: RunRecord) -> tuple[object, ...]:
     """Equal for two runs of which a report may count only one."""
     return run.stream, run.strategy.name, run.recipe_hash, run.seed
 

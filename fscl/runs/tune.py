@@ -16,7 +16,7 @@ from fscl.runs.results import load_run
 from fscl.runs.schema import Override
 from fscl.runs.spec import RunSpec
 
-__all__ = ["Protocol", "Trial", "Tuned", "plan", "tuned", "write_record"]
+__all__ = ["Protocol", "Trial", "Tuned", "plan", "record_of", "tuned", "write_record"]
 
 FALL_BACK = {"training.lr_next": "lr", "training.epochs_next": "epochs"}  # the key that counts if the first is not set
 FORMAT = 1
@@ -142,8 +142,13 @@ def tuned(strategy: StrategyRecipe, trials: Sequence[Trial], out: Path) -> Tuned
 
 
 def write_record(file: Path, benchmark: BenchmarkRecipe, protocol: Protocol, results: Sequence[Tuned]) -> None:
-    """Writes all trials as JSON: settings, accuracy, budget, versions and machine."""
-    record = {
+    """Writes what :func:`record_of` returns as JSON."""
+    write_text_atomically(file, json.dumps(record_of(benchmark, protocol, results), indent=1))
+
+
+def record_of(benchmark: BenchmarkRecipe, protocol: Protocol, results: Sequence[Tuned]) -> dict[str, Any]:
+    """All trials as plain values: settings, accuracy, budget, versions and machine."""
+    return {
         "format": FORMAT,
         "benchmark": benchmark.name,
         "protocol": vars(protocol),
@@ -160,8 +165,6 @@ def write_record(file: Path, benchmark: BenchmarkRecipe, protocol: Protocol, res
             for result in results
         },
     }
-    text = json.dumps(record, indent=1)
-    write_text_atomically(file, text)
 
 
 def _rank(trial: Trial) -> tuple[float, bool, int]:

@@ -1,5 +1,6 @@
 """Compares tasks by their filter atoms or by features on data, and correlates task-by-task matrices."""
 
+from fscl.aggregates import aggregate_layers
 from fscl.estimate import Estimate, seed_interval
 from fscl.similarity.canonical import kept_directions, mean_cca, pwcca, svcca
 from fscl.similarity.correlation import Correlation, holm, mantel
@@ -20,7 +21,7 @@ from fscl.similarity.metrics import (
 from fscl.similarity.pooled import PooledCorrelation, pooled_mantel
 from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.stimuli import dead_leaves, noise_images, recall_images
-from fscl.similarity.subspace import AtomStacks, aggregate_layers, similarity_matrix
+from fscl.similarity.subspace import AtomStacks, similarity_matrix
 
 __all__ = [
     "PROBES",

@@ -15,7 +15,7 @@ from fscl.choices import AGGREGATES, METRICS, SPANS
 from fscl.errors import FsclError
 from fscl.similarity.filters import check_finite, eps
 
-__all__ = ["AtomStacks", "aggregate_layers", "similarity_matrix"]
+__all__ = ["AtomStacks", "similarity_matrix"]
 
 _BLOCK_VALUES = 2**17  # most float64 values in one block of task pairs: 1 MiB, which fits in a core's cache
 _TINY = torch.finfo(torch.float64).tiny
@@ -114,28 +114,6 @@ def similarity_matrix(
                 _place(matrix, tile.clamp_(-1, 1), i * edge, j * edge)
     result.diagonal(dim1=-2, dim2=-1).fill_(1)
     return result.to(stack_list[0].device)
-
-
-def aggregate_layers(per_layer: Tensor, how: str = "product") -> Tensor:
-    """Combines the similarities of all layers into one: (L, ...) -> (...).
-
-    `mean` is the plain mean. `product` is the product of squares. It approximates CKA, which is quadratic in the
-    features and composes over depth: the product down to a layer approximates the CKA of that layer's features. `depth`
-    is the mean, over layers, of the product down to each layer, as the CKA of a network is the mean of its layers' CKA.
-    It takes the layers in the given order, from input to output.
-
-    Raises `FsclError` if `how` is unknown or there are no layers.
-
-    >>> layers = torch.tensor([0.5, -1.0, 0.0])
-    >>> [round(float(aggregate_layers(layers, how)), 4) for how in ("mean", "product", "depth")]
-    [-0.1667, 0.0, 0.1667]
-    """
-    _check_known("aggregate", how, AGGREGATES)
-    if per_layer.ndim == 0 or len(per_layer) == 0:
-        raise FsclError(f"no layers to aggregate in shape {tuple(per_layer.shape)}; it takes (layers, tasks, tasks)")
-    if how == "mean":
-        return per_layer.mean(0)
-    return per_layer.square().prod(0) if how == "product" else per_layer.square().cumprod(0).mean(0)
 
 
 def _check_known(argument: str, value: str, choices: Sequence[str]) -> None:

@@ -148,7 +148,10 @@ def test_fscl_list_shows_every_recipe_and_whether_its_data_is_present(fscl: Fscl
 def test_fscl_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path) -> None:
     ended = fscl("run", "-s", "naive", "-s", "atom_swapping", "--out", "[b]runs", *TINY)
     assert ended.code == 0
-    assert ended.err == ""
+    assert re.fullmatch(
+        r"(Fine-tuning|Atom swapping), seed 0: .*\n(Fine-tuning|Atom swapping), seed 0: .*\n", ended.err
+    )
+    assert "seed 0" not in ended.out, "progress is no result"
     assert "Fine-tuning" in ended.out
     assert "ACC" in ended.out
     assert max(len(line) for line in ended.out.splitlines() if not line.startswith("Report:")) <= 80
@@ -501,6 +504,7 @@ def test_some_failed_runs_give_exit_code_1_and_the_other_runs_are_reported(
     ended = fscl(*command)
     assert ended.code == 1
     assert re.fullmatch(
+        r"Fine-tuning, seed 0: .*\n"
         r"error: runs/split_digits/naive/seed_1 \(and 1 more\): ZeroDivisionError: a learner's own .*error.txt.*\n",
         ended.err,
     )

@@ -25,12 +25,13 @@ from fscl.errors import FsclError
 from fscl.files import written_together
 from fscl.report.page import ReportPaths, write_report
 from fscl.report.prediction import correlation_with_time, predictions
+from fscl.report.runs import load_runs
 from fscl.report.sections import build_section
 from fscl.report.summary import SummaryRow, group_runs, summary_rows
 from fscl.report.table import COLUMNS, rich_table
 from fscl.runs.recipe import load_strategy
 from fscl.runs.record import Similarity
-from fscl.runs.results import KEPT, load_runs
+from fscl.runs.results import KEPT
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""
 MakeRun = Callable[..., Path]
@@ -298,7 +299,9 @@ def test_the_html_page_loads_nothing_from_outside(make_run: MakeRun) -> None:
     paths, html, _ = report(make_run("fine_tuning", 0))
     page = Page(html)
     assert not re.search(r"https?:|url\((?!#)|@import", html)
-    assert all(link.startswith(("#", "data:")) for link in page.links)
+    beside = [link for link in page.links if not link.startswith(("#", "data:"))]
+    assert beside == re.findall(r'<a href="(.+?)">', html), "only links that a reader follows"
+    assert {paths.html.parent / link for link in beside} == {*paths.tables, paths.html.parent / KEPT}
     assert len(page.ids) == len(set(page.ids))
     assert "script" not in page.tags
     assert page.tags.count("svg") == len(paths.figures)

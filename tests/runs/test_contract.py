@@ -16,10 +16,10 @@ from fscl.data.layouts import CORE50_OBJECTS
 from fscl.data.places import data_root
 from fscl.errors import FsclError
 from fscl.report.page import write_report
+from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
 from fscl.runs.building import check_runnable, load_stream
 from fscl.runs.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
-from fscl.runs.results import load_runs
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
 

@@ -24,7 +24,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from fscl.runs.results import load_runs
+from fscl.report.runs import load_runs
 
 TITLES = {"naive": "Fine-tuning", "atom_swapping": "Atom swapping", "replay": "Replay"}
 SEEDS, TASKS = 3, 5

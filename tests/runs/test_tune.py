@@ -140,6 +140,19 @@ def test_the_tuned_file_has_the_chosen_settings_and_keeps_all_other_text(searche
     assert lines[lines.index(said[0]) + 1] == "[strategies.mine.args]"
 
 
+def test_the_json_of_tune_is_its_record_and_the_paths_of_its_files(
+    searched: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert search(searched, "mine", "plain", "--json", "--quiet") == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    results = json.loads(printed.out)
+    assert results["strategies"] == record(searched)
+    assert Path(results["files"]["trials"]).name == "tune.json"
+    assert Path(results["files"]["recipe"]).samefile(searched / "out" / "digits" / "digits.toml")
+
+
 def test_a_stopped_search_resumes_and_may_overwrite_its_benchmark(
     files: Path, searched: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,0 +1,197 @@
+"""Runs as one object in Python: filtered, and as tables of pandas. Imports neither torch nor Avalanche."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, overload
+
+import numpy as np
+
+from fscl.errors import FsclError
+from fscl.report.prediction import whole_similarity
+from fscl.report.summary import group_runs, summary_rows
+from fscl.report.table import COLUMNS
+from fscl.report.tables import TABLES
+from fscl.runs.record import RunRecord
+from fscl.runs.results import LeaveOut, read_runs, refuse
+from fscl.text import brief
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Runs", "load_runs"]
+
+
+def load_runs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], leave_out: LeaveOut = refuse) -> Runs:
+    """The results of all runs under some folders, unfinished runs included.
+
+    If a run is found twice, in its folder and in a report, the record with more tasks counts. If a run was made again
+    in its folder, the older record in a report is left out.
+
+    Args:
+        paths: one or several folders with runs at any depth, ``run.json`` files, folders of reports, or their
+            ``runs.json`` files.
+        leave_out: called with the error of a record that cannot be read, which is then left out. By default the error
+            is raised.
+
+    Returns:
+        The runs, sorted by benchmark, strategy, recipe hash and seed.
+
+    Raises:
+        FsclError: a path does not exist, no run is found, or a record cannot be read.
+
+    Example:
+        >>> load_runs("nowhere")
+        Traceback (most recent call last):
+        fscl.errors.FsclError: nowhere: no such file or folder; give a folder that `fscl run --out` wrote
+    """
+    several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
+    return Runs(read_runs(map(Path, several), leave_out))
+
+
+class Runs(Sequence[RunRecord]):
+    """The results of some runs: a sequence of their records.
+
+    A slice of it is a ``Runs``, too. A notebook shows it as the summary table of a report.
+
+    Args:
+        records: the records of the runs.
+    """
+
+    def __init__(self, records: Iterable[RunRecord]) -> None:
+        self._records = tuple(records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @overload
+    def __getitem__(self, index: int) -> RunRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Runs: ...
+
+    def __getitem__(self, index: int | slice) -> RunRecord | Runs:
+        return Runs(self._records[index]) if isinstance(index, slice) else self._records[index]
+
+    def __repr__(self) -> str:
+        finished = sum(run.finished for run in self)
+        names = (", ".join(dict.fromkeys(name)) for name in ((run.stream for run in self), map(_strategy, self)))
+        return f"<{len(self)} runs, {finished} finished; {'; '.join(filter(None, names))}>"
+
+    def _repr_html_(self) -> str:
+        from markupsafe import escape
+
+        rows = summary_rows(group_runs(self))
+        columns = list(COLUMNS.values())
+        head = ["Benchmark", *(column.heading for column in columns)]
+        body = [[row.benchmark, *(column.cell(row) for column in columns)] for row in rows]
+        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in cells) for cells in body]
+        unfinished = len(self) - sum(run.finished for run in self)
+        return (
+            f"<table><thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
+            f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
+            "<p>Mean ± sample standard deviation over seeds."
+            f"{f' {unfinished} unfinished runs are not shown.' if unfinished else ''}</p>"
+        )
+
+    def filter(
+        self,
+        *,
+        benchmark: str | Iterable[str] | None = None,
+        strategy: str | Iterable[str] | None = None,
+        seed: int | Iterable[int] | None = None,
+        recipe_hash: str | Iterable[str] | None = None,
+    ) -> Runs:
+        """The runs with these values. Each is one value or several; None takes all.
+
+        Args:
+            benchmark: names of streams, as in the column ``benchmark`` of :meth:`to_dataframe`.
+            strategy: names of strategies.
+            seed: seeds.
+            recipe_hash: hashes of recipes.
+
+        Raises:
+            FsclError: no run has one of the values.
+        """
+        runs = self
+        for name, value, of in (
+            ("benchmark", benchmark, lambda run: run.stream),
+            ("strategy", strategy, _strategy),
+            ("seed", seed, lambda run: run.seed),
+            ("recipe_hash", recipe_hash, lambda run: run.recipe_hash),
+        ):
+            if value is not None:
+                runs = runs._with(name, {value} if isinstance(value, (str, int)) else set(value), of)
+        return runs
+
+    def _with(self, name: str, values: set[object], of: Callable[[RunRecord], str | int]) -> Runs:
+        known = dict.fromkeys(map(of, self))
+        if unknown := [value for value in values if value not in known]:
+            raise FsclError(f"no run has {name} {brief(unknown[0])}; there is {', '.join(map(str, known)) or 'no run'}")
+        return Runs(run for run in self if of(run) in values)
+
+    def to_dataframe(self, table: str = "accuracy") -> pd.DataFrame:
+        """One of the tables of results. A report has each of them as a CSV file. Undefined numbers are NaN.
+
+        Accuracies and their differences are fractions. Runs that are not finished have the ``status`` ``running`` or
+        ``failed``; in the table ``summary`` their numbers are undefined.
+
+        Args:
+            table: ``accuracy``, with a row for each run, task learned and task tested; ``summary``, with a row for each
+                run; ``similarity``, with a row for each run and pair of tasks.
+
+        Raises:
+            FsclError: there is no such table.
+        """
+        import pandas as pd
+
+        if table not in TABLES:
+            raise FsclError(f"no table {brief(table)}; use {', '.join(TABLES)}")
+        return pd.DataFrame(TABLES[table].rows(self), columns=list(TABLES[table].columns))
+
+    def similarity(
+        self, strategy: str | None = None, seed: int | None = None, benchmark: str | None = None
+    ) -> pd.DataFrame:
+        """The similarity of tasks by the atoms or filters of one strategy, a mean over the seeds of finished runs.
+
+        Args:
+            strategy: the strategy; None if there is one.
+            seed: the seed of one run; None for the mean over all seeds.
+            benchmark: the stream; None if there is one.
+
+        Returns:
+            (T, T), all layers together. Rows and columns have the names of the tasks, in the order of learning.
+
+        Raises:
+            FsclError: no such run is finished and has a similarity; or the runs differ in benchmark, strategy, recipe
+                or tasks, so that their mean would mix them.
+        """
+        import pandas as pd
+
+        runs = self.filter(benchmark=benchmark, strategy=strategy, seed=seed)
+        similar = [(run, matrix) for run in runs if run.finished and (matrix := whole_similarity(run)) is not None]
+        if not similar:
+            raise FsclError(f"none of these runs is finished and has a similarity: {runs!r}")
+        first = similar[0][0]
+        for name, of in (
+            ("benchmark", lambda run: run.stream),
+            ("strategy", _strategy),
+            ("recipe_hash", lambda run: run.recipe_hash),
+        ):
+            if len(values := dict.fromkeys(of(run) for run, _ in similar)) > 1:
+                raise FsclError(f"the runs have several values of {name}: {', '.join(values)}; filter by one of them")
+        names = list(first.task_names)
+        for run, _ in similar:
+            if different := [pair for pair in zip(names, run.task_names, strict=True) if len(set(pair)) > 1]:
+                (ours, theirs), seeds = different[0], ", ".join(str(run.seed) for run, _ in similar)
+                raise FsclError(
+                    f"the seeds of {run.strategy.name} learned other tasks: where seed {first.seed} has {brief(ours)}, "
+                    f"seed {run.seed} has {brief(theirs)}; give one seed of {seeds}"
+                )
+        return pd.DataFrame(np.mean([matrix for _, matrix in similar], axis=0), index=names, columns=names)
+
+
+def _strategy(run: RunRecord) -> str:
+    return run.strategy.name
