@@ -257,8 +257,8 @@ def test_broken_files_are_refused_or_with_skip_broken_left_out_and_named(
         (["nowhere"], r"nowhere: no such file or folder"),
         (["nets", "nets/start0_task0.pt"], r"nets/start0_task0\.pt: given twice"),
         (["nets/start0_task0.pt"], r"1 checkpoint to compare; it takes at least 2"),
-        (["nets", "--metric", "cosin"], r"unknown metric 'cosin'; known: cosine, filter"),
-        (["nets", "--aggregate", "sum"], r"unknown aggregate 'sum'; known: product, mean"),
+        (["nets", "--metric", "cosin"], r"--metric is .cosin.; cosine, filter"),
+        (["nets", "--aggregate", "sum"], r"--aggregate is .sum.; product, mean"),
         (["nets", "--atoms", "0"], r"--atoms is 0; it must be at least 1"),
         (["nets", "--arch", "torchvision:resnet19"], r"unknown network 'torchvision:resnet19'; known: convnet"),
         (
