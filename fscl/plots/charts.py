@@ -358,5 +358,6 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, styles: Mappin
                 "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
             },
         )  # fmt: skip
+        assert name.arrow_patch is not None
         mark_learner(name, label)
         mark_learner(name.arrow_patch, label)

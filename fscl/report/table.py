@@ -251,7 +251,9 @@ COLUMNS: dict[str, Column[SummaryRow]] = {
     "bytes_per_task": Amount(
         "Stored per task", "", "a task", lambda row: row.bytes_per_task, "bytes", human_bytes, human_bytes
     ),
-    "bytes_in_all": Amount("Stored in all", "", "in all", lambda row: row.bytes_in_all, "bytes", human_bytes, human_bytes),
+    "bytes_in_all": Amount(
+        "Stored in all", "", "in all", lambda row: row.bytes_in_all, "bytes", human_bytes, human_bytes
+    ),
     "seconds": Amount(
         "Training per run", "", "time", lambda row: row.train_seconds, "seconds", human_seconds, _whole_minutes
     ),

@@ -95,8 +95,10 @@ def test_only_scroll_areas_are_wider_than_the_screen(opened: Any) -> None:
 def test_letters_of_figures_can_be_read_on_a_phone_and_names_of_learners_stay_in_view(opened: Any) -> None:
     opened.set_viewport_size({"width": PHONE, "height": 900})
     sizes = opened.evaluate(
-        """() => [...document.querySelectorAll("figure svg text")].filter(text => text.checkVisibility()).map(
-            text => parseFloat(getComputedStyle(text).fontSize) * Math.hypot(text.getScreenCTM().a, text.getScreenCTM().b))"""
+        """() => [...document.querySelectorAll("figure svg text")].filter(text => text.checkVisibility()).map(text => {
+            const { a, b } = text.getScreenCTM();
+            return parseFloat(getComputedStyle(text).fontSize) * Math.hypot(a, b);
+        })"""
     )
     assert len(sizes) > 50
     assert min(sizes) > 7.5
@@ -179,8 +181,11 @@ def test_the_learner_under_the_pointer_or_with_the_focus_stands_out(opened: Any)
     def standing_out() -> set[str]:
         opened.wait_for_timeout(200)  # for the transition
         opacity = opened.evaluate(
-            """() => Object.fromEntries([...document.querySelector("figure svg").querySelectorAll("[data-learner]")].map(
-                element => [element.dataset.learner, Number(getComputedStyle(element).opacity)]))"""
+            """() => {
+                const curves = document.querySelector("figure svg").querySelectorAll("[data-learner]");
+                return Object.fromEntries([...curves].map(
+                    element => [element.dataset.learner, Number(getComputedStyle(element).opacity)]));
+            }"""
         )
         assert len(opacity) == len(LEARNERS)
         rows = set(opened.locator("table.sortable >> nth=0").locator("tr.pointed th").all_inner_texts())
