@@ -51,8 +51,8 @@ def section(template: str, goals: Sequence[Goal] = (), **values: Any) -> Part:
     def table(table: Table, caller: Callable[[], str], folded: str = "") -> str:
         return place(replace(table, caption=_one_line(caller()), folded=folded))
 
-    def picture(slug: str, figure: Figure, title: str, caller: Callable[[], str], wide: bool = True) -> str:
-        return place(Picture(slug, figure, title, _one_line(caller()), wide))
+    def picture(slug: str, figure: Figure, title: str, caller: Callable[[], str]) -> str:
+        return place(Picture(slug, figure, title, _one_line(caller())))
 
     made = environment(False, TEMPLATES)
     made.filters.update(FILTERS)

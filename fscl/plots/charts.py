@@ -25,8 +25,10 @@ from fscl.errors import FsclError
 from fscl.plots.figures import (
     INK,
     MARKERS,
+    LearnerStyle,
     abbreviate,
-    learner_palette,
+    learner_styles,
+    mark_learner,
     new_axes,
     new_figure,
     quiet_grid,
@@ -99,7 +101,7 @@ def accuracy_over_time(
     curves: Mapping[str, ArrayLike],
     *,
     bounds: Collection[str] = (),
-    colours: Mapping[str, Any] | None = None,
+    styles: Mapping[str, LearnerStyle] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Mean accuracy on the tasks seen so far: a line for each learner, a band of one standard deviation over seeds.
@@ -110,17 +112,19 @@ def accuracy_over_time(
     Args:
         curves: accuracies (seeds, T) by label, fractions; entry t is the mean of ``R[t, :t+1]``.
         bounds: labels that are bounds, not learners. Their lines are grey and dashed.
-        colours: colour by label, so that a learner has the same colour in several figures.
+        styles: style by label, so that a learner looks the same in several figures; by default those of
+            :func:`fscl.plots.figures.learner_styles`.
         ax: where to draw; a new figure by default.
     """
-    colours = colours or learner_palette(curves, bounds)
+    styles = styles or learner_styles(curves, bounds)
     crowded = len(curves) > NAMED
     with style():
         axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * min(len(curves), NAMED))))
         ends: list[tuple[float, str]] = []
         longest = 1
         thin: list[Any] = []  # curves of few points
-        for position, (label, values) in enumerate(curves.items()):
+        for label, values in curves.items():
+            style_of = styles[label]
             seeds = 100 * np.atleast_2d(np.asarray(values, dtype=np.float64))
             x = np.arange(1, seeds.shape[1] + 1)
             mean = seeds.mean(axis=0)
@@ -128,18 +132,22 @@ def accuracy_over_time(
                 shown = [*some_of(len(x), 200), len(x) - 1]
                 thin.append(np.stack([x[shown], mean[shown]], 1))
             else:
-                axes.plot(
-                    x, mean, "--" if label in bounds else "-", color=colours[label], linewidth=1.6, markersize=3.6,
-                    markeredgewidth=0, marker=MARKERS[position % len(MARKERS)], markevery=max(1, len(x) // 50),
-                    label=label,
+                (line,) = axes.plot(
+                    x, mean, linestyle=style_of.line, color=style_of.colour, linewidth=1.6, markersize=3.6,
+                    markeredgewidth=0, marker=style_of.marker, markevery=max(1, len(x) // 50), label=label,
                 )  # fmt: skip
+                mark_learner(line, label)
             if len(seeds) > 1 and len(curves) <= MANY:
                 spread = seeds.std(axis=0, ddof=1)
-                axes.fill_between(x, mean - spread, mean + spread, color=colours[label], alpha=0.16, linewidth=0)
+                band = axes.fill_between(
+                    x, mean - spread, mean + spread, color=style_of.colour, alpha=0.16, linewidth=0
+                )
+                mark_learner(band, label)
             ends.append((float(mean[-1]), label))
             longest = max(longest, len(x))
         if crowded:
-            axes.add_collection(LineCollection(thin, colors=[colours[c] for c in curves], linewidths=0.6, alpha=0.5))
+            colours = [styles[label].colour for label in curves]
+            axes.add_collection(LineCollection(thin, colors=colours, linewidths=0.6, alpha=0.5))
             axes.autoscale_view()
         axes.set_xlabel("tasks learned")
         axes.set_ylabel("mean accuracy, tasks so far (%)")
@@ -149,7 +157,7 @@ def accuracy_over_time(
         ranked = sorted(ends)
         # the best learner, and others at equal distances in rank
         named = [ranked[-1 - place] for place in some_of(len(ranked), NAMED)]
-        _name_ends(axes, [end for end in ends if end in named], longest, colours)
+        _name_ends(axes, [end for end in ends if end in named], longest, styles)
     return axes
 
 
@@ -157,34 +165,36 @@ def memory_against_accuracy(
     points: Mapping[str, tuple[float, float]],
     *,
     bounds: Collection[str] = (),
-    colours: Mapping[str, Any] | None = None,
+    styles: Mapping[str, LearnerStyle] | None = None,
     ax: Axes | None = None,
 ) -> Axes:
     """Stored bytes (x) against final mean accuracy (y, a fraction), one dot for each learner.
 
-    ``bounds`` are labels that are bounds, not learners; they are drawn hollow and grey. ``colours`` is as in
+    ``bounds`` are labels that are bounds, not learners; they are drawn hollow and grey. ``styles`` is as in
     :func:`accuracy_over_time`. Of more than 40 learners, only those are named for which no other learner is as accurate
     with as little memory.
     """
     from adjustText import adjust_text
 
-    colours = colours or learner_palette(points, bounds)
+    styles = styles or learner_styles(points, bounds)
     with style():
         axes = ax if ax is not None else new_axes((7.2, 3.2 + 0.08 * min(len(points), NAMED)))
         texts, xs, ys = [], [], []
         named = set(points) if len(points) <= NAMED else set(_best(points))
         unit, scale = ("MB", 1e6) if max((size for size, _ in points.values()), default=0) >= 1e6 else ("kB", 1e3)
-        for position, (label, (size, accuracy)) in enumerate(points.items()):
+        for label, (size, accuracy) in points.items():
             x, y, hollow = size / scale, 100 * accuracy, label in bounds
             xs.append(x)
             ys.append(y)
-            axes.plot(
-                x, y, MARKERS[position % len(MARKERS)], color=colours[label], clip_on=False,
+            (dot,) = axes.plot(
+                x, y, styles[label].marker, color=styles[label].colour, clip_on=False,
                 markersize=7 if len(named) == len(points) else 3.5, markeredgewidth=1.2 if hollow else 0,
-                markerfacecolor="none" if hollow else colours[label],
+                markerfacecolor="none" if hollow else styles[label].colour,
             )  # fmt: skip
+            mark_learner(dot, label)
             if label in named:
                 texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
+                mark_learner(texts[-1], label)
         if min(xs, default=0) > 0 and max(xs) > 8 * min(xs):
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -279,22 +289,24 @@ def scatter_panels(
     xlabel: str,
     ylabel: str,
     columns: int = 4,
-    colours: Mapping[str, Any] | None = None,
+    styles: Mapping[str, LearnerStyle] | None = None,
 ) -> Figure:
     """A panel for each learner, all on one scale; ``dots[learner]`` is (x, y, groups), see :func:`scatter_correlation`.
 
-    ``colours`` is as in :func:`accuracy_over_time`.
+    ``styles`` is as in :func:`accuracy_over_time`.
     """
     drawn = dict(list(dots.items())[:PANELS])
     count = max(1, len(drawn))
     columns = min(columns if count <= 20 else 8, count)
     rows = -(-count // columns)
-    colours = colours or learner_palette(dots)
+    styles = styles or learner_styles(dots)
     with style():
         figure = new_figure((0.5 + 2.1 * columns, 0.6 + 1.8 * rows))
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (label, (x, y, groups)) in zip(panels, drawn.items(), strict=False):
-            scatter_correlation(x, y, groups=groups, xlabel="", ylabel="", colour=colours[label], legend=False, ax=axes)
+            colour = styles[label].colour
+            scatter_correlation(x, y, groups=groups, xlabel="", ylabel="", colour=colour, legend=False, ax=axes)
+            mark_learner(axes, label)
             axes.set_title(abbreviate(label, 26), fontsize=9)
         for axes in panels[count:]:
             axes.set_visible(False)
@@ -318,7 +330,7 @@ def _two_lines(text: str) -> str:
     return f"{text[:middle]}\n{text[middle + 1 :]}"
 
 
-def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mapping[str, Any]) -> None:
+def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, styles: Mapping[str, LearnerStyle]) -> None:
     """Writes labels at the ends of lines, moved apart if they would overlap, but not above or below the axes."""
     low, high = axes.get_ylim()
     height = axes.get_window_extent().height * 72 / axes.figure.dpi
@@ -337,11 +349,15 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, colours: Mappi
     for i in reversed(range(count)):
         places[i] = min(places[i], places[i + 1] - gap if i < count - 1 else high)
     for (value, label), place in zip(ordered, places, strict=True):
-        axes.annotate(
-            abbreviate(label, 30), (x, value), xytext=(1.03, place), textcoords=axes.get_yaxis_transform(),
-            va="center", fontsize=8, annotation_clip=False, color=colours[label] if len(ends) > MANY else INK,
+        # names have the ink of all texts: not every colour has the contrast that letters need
+        name = axes.annotate(
+            abbreviate(label, 30), (x, value), xytext=(1.09, place), textcoords=axes.get_yaxis_transform(),
+            va="center", fontsize=8, annotation_clip=False, color=INK,
             arrowprops={
-                "arrowstyle": "-", "color": colours[label], "linewidth": 1.0, "shrinkA": 1, "shrinkB": 3,
-                "relpos": (0, 0.5),
+                "arrowstyle": "-", "color": styles[label].colour, "linestyle": styles[label].line, "linewidth": 1.2,
+                "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
             },
         )  # fmt: skip
+        assert name.arrow_patch is not None
+        mark_learner(name, label)
+        mark_learner(name.arrow_patch, label)

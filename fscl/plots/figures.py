@@ -11,13 +11,16 @@ import re
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import matplotlib as mpl
 import seaborn as sns
 from markupsafe import escape
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -32,12 +35,16 @@ from fscl.files import write_atomically
 
 __all__ = [
     "INK",
+    "INK_ON_COLOUR",
     "MARKERS",
     "STYLE",
+    "WHITE_ON_COLOUR",
+    "LearnerStyle",
     "abbreviate",
     "image_of",
     "inline_svg",
-    "learner_palette",
+    "learner_styles",
+    "mark_learner",
     "new_axes",
     "new_figure",
     "palette",
@@ -48,7 +55,16 @@ __all__ = [
 ]
 
 INK = "#24292f"
+# numbers on coloured cells: an inline SVG keeps these two, while INK and white follow the page's theme
+INK_ON_COLOUR, WHITE_ON_COLOUR = "#1f2328", "#fefefe"
+BLUE, INDIGO = "#0173b2", "#332288"  # of the palette; a dark page needs lighter ones
+THEMED = {INK: "currentColor", "#ffffff": "var(--page, #ffffff)"} | {
+    colour: f"var(--{name}, {colour})" for name, colour in (("blue", BLUE), ("indigo", INDIGO))
+}
+LEARNER = "learner:"  # begins the SVG id of what belongs to a learner
 MARKERS = "osD^vPX*<>"
+LINES: tuple[Any, ...] = ("-", ":", "-.", (0, (8, 1.5, 1, 1.5, 1, 1.5)))  # learners of one colour
+BOUND_LINES: tuple[Any, ...] = ("--", (0, (8, 3)), (0, (2, 2)))
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -168,16 +184,45 @@ def abbreviate(name: str, width: int = 18) -> str:
 
 def palette(labels: Sequence[str]) -> dict[str, tuple[float, float, float]]:
     """A colour-blind-safe colour for each label. Equal labels get equal colours; eight colours are used in turn."""
-    colours = sns.color_palette("colorblind")
-    # without the pale and yellow colours, which are hard to see on white, and grey, which is for bounds; with indigo
-    strong = [*(colours[i] for i in (0, 1, 2, 3, 4, 5, 9)), to_rgb("#332288")]
+    strong = _strong_colours()
     return {label: strong[i % len(strong)] for i, label in enumerate(labels)}
 
 
-def learner_palette(labels: Iterable[str], bounds: Collection[str] = ()) -> dict[str, tuple[float, float, float]]:
-    """Colours of :func:`palette` for learners, and grey for bounds."""
-    names = list(labels)
-    return {name: to_rgb("grey") for name in names} | palette([name for name in names if name not in bounds])
+def _strong_colours() -> list[tuple[float, float, float]]:
+    colours = sns.color_palette("colorblind")
+    # without the pale and yellow colours, which are hard to see on white, and grey, which is for bounds; with indigo
+    return [*(colours[i] for i in (0, 1, 2, 3, 4, 5, 9)), to_rgb(INDIGO)]
+
+
+@dataclass(frozen=True)
+class LearnerStyle:
+    """How a learner is drawn in every figure: an RGB colour, and Matplotlib's names of a line style and a marker."""
+
+    colour: tuple[float, float, float]
+    line: Any
+    marker: str
+
+
+def learner_styles(labels: Iterable[str], bounds: Collection[str] = ()) -> dict[str, LearnerStyle]:
+    """A style for each learner. Bounds are grey and dashed.
+
+    Eight learners have solid lines in the colours of :func:`palette`, the next eight dotted lines in the same colours,
+    and so on. So no two of 32 learners share both colour and line. Markers go on in their own order.
+    """
+    names = list(dict.fromkeys(labels))
+    learners, bounding = [n for n in names if n not in bounds], [n for n in names if n in bounds]
+    colours, period = palette(learners), len(_strong_colours())
+    lines = {name: LINES[place // period % len(LINES)] for place, name in enumerate(learners)}
+    lines |= {name: BOUND_LINES[place % len(BOUND_LINES)] for place, name in enumerate(bounding)}
+    return {
+        name: LearnerStyle(colours.get(name, to_rgb("grey")), lines[name], MARKERS[place % len(MARKERS)])
+        for place, name in enumerate(names)
+    }
+
+
+def mark_learner(artist: Artist, label: str) -> None:
+    """Says that an artist shows a learner. Its element of an inline SVG then has the attribute ``data-learner``."""
+    artist.set_gid(LEARNER + quote(label, errors="surrogatepass"))  # quoted, an id is ASCII without quotation marks
 
 
 def some_of(count: int, most: int) -> list[int]:
@@ -232,11 +277,15 @@ def _tight_box(figure: Figure, pad: float) -> Bbox:
         return figure.get_tightbbox().padded(pad)
 
 
+def _data_learner(gid: re.Match[str]) -> str:
+    return f'data-learner="{escape(unquote(gid[1], errors="surrogatepass"))}"'
+
+
 def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
     """The figure as an ``<svg>`` element for HTML: transparent, with the page's text colour as its ink.
 
     ``prefix`` makes the ids of elements unique among several figures on one page. ``alt`` is the text for screen
-    readers.
+    readers. The CSS variable ``--width`` has the width at which texts have their size in points.
     """
     buffer = io.StringIO()
     # with a fixed salt the same data gives the same SVG
@@ -249,5 +298,8 @@ def inline_svg(figure: Figure, prefix: str, alt: str) -> str:
     svg = re.sub(r'\s(xmlns(:\w+)?)="[^"]*"', "", svg).replace("xlink:href", "href")
     svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
     svg = re.sub(r'href="#', f'href="#{prefix}-', svg).replace("url(#", f"url(#{prefix}-")
-    svg = svg.replace(INK, "currentColor")
-    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" ', 1).strip()
+    for colour, themed in THEMED.items():
+        svg = svg.replace(colour, themed)
+    svg = re.sub(rf'id="{prefix}-{LEARNER}([^"]*)"', _data_learner, svg)
+    width = f"--width: {72 * box.width * 4 / 3:.0f}px"
+    return svg.replace("<svg ", f'<svg role="img" aria-label="{escape(alt)}" style="{width}" ', 1).strip()

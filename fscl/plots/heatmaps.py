@@ -11,11 +11,20 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from fscl.errors import FsclError
-from fscl.plots.figures import INK, abbreviate, new_axes, new_figure, some_of, style
+from fscl.plots.figures import (
+    INK_ON_COLOUR,
+    WHITE_ON_COLOUR,
+    abbreviate,
+    new_axes,
+    new_figure,
+    some_of,
+    style,
+)
 from fscl.text import decimals
 
 __all__ = [
@@ -38,7 +47,8 @@ OVER_LAYERS = {
     "mean": "mean over layers",
     "depth": "mean over layers of the product of squares so far",
 }
-EVEN = 0.224  # luminance of the background on which white and INK have the same contrast
+EVEN = 0.224  # luminance of the background on which white and ink have the same contrast
+FILLED = 0.86  # the most of a cell's width that its number takes
 
 Array = NDArray[np.float64]
 
@@ -211,14 +221,30 @@ def _heatmap(
         for row, column in zip(*np.nonzero(~hidden), strict=True) if count <= ANNOTATE_UP_TO else ():
             value = matrix[row, column]
             under = colours((value - limits[0]) / max(limits[1] - limits[0], 1e-12))
-            axes.text(
-                column + 0.5, row + 0.5, f"{value:.0f}" if texts is None else texts[row][column],
-                ha="center", va="center", fontsize=8 if count <= 8 else 6.5 if count <= 10 else 5.8,
-                color="white" if _luminance(under) < EVEN else INK,
-            )  # fmt: skip
+            text = f"{value:.0f}" if texts is None else texts[row][column]
+            colour = WHITE_ON_COLOUR if _luminance(under) < EVEN else INK_ON_COLOUR
+            axes.add_artist(_CellText(column + 0.5, row + 0.5, text, color=colour))
         bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.75, aspect=22, pad=0.03)
         _plain(bar, label)
     return axes
+
+
+class _CellText(Text):
+    """A number in a cell of width 1, made smaller where it would not fit. The width is known only when it is drawn."""
+
+    LARGEST = 8.0
+
+    def __init__(self, x: float, y: float, text: str, color: str) -> None:
+        super().__init__(x, y, text, ha="center", va="center", color=color, fontsize=self.LARGEST, clip_on=False)
+        self.set_in_layout(False)
+
+    def draw(self, renderer: Any) -> None:
+        assert self.axes is not None
+        (left, _), (right, _) = self.axes.transData.transform([(0, 0), (1, 0)])
+        self.set_fontsize(self.LARGEST)
+        width = self.get_window_extent(renderer).width
+        self.set_fontsize(self.LARGEST * min(1.0, FILLED * abs(right - left) / width))
+        super().draw(renderer)
 
 
 def _luminance(colour: tuple[float, ...]) -> float:

@@ -19,8 +19,9 @@ from fscl.errors import FsclError
 from fscl.files import remove_stale, write_text_atomically, written_together
 from fscl.plain import read_json
 from fscl.plots.figures import inline_svg, save_png
+from fscl.report.findings import answer, opening
 from fscl.report.provenance import SETTINGS
-from fscl.report.sections import Picture, Section, build_section
+from fscl.report.sections import Picture, Section, build_section, slugged
 from fscl.report.table import ANSWERS, ANSWERS_BY_SEED, COLUMNS
 from fscl.report.tables import TABLES
 from fscl.runs.record import RunRecord
@@ -32,6 +33,7 @@ PACKAGE = Path(fscl.__file__).parent
 # what each file of a report with its results holds, in words
 FILES = {f"{name}.csv": table.holds for name, table in TABLES.items()}
 FILES[KEPT] = "all of it, as fscl.load_runs and fscl report read it"
+SOURCES = (".py", ".j2", ".css", ".js")
 DRAWN = ".drawn.json"  # what a report was drawn from, and hashes of its files
 
 
@@ -73,6 +75,9 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     slugs = _unique([picture.slug for picture in pictures])
     slug_of = {id(picture): slug for picture, slug in zip(pictures, slugs, strict=True)}
 
+    anchors = {
+        id(section): slug for section, slug in zip(sections, _unique([slugged(s.name) for s in sections]), strict=True)
+    }
     files = [folder / "figures" / f"{slug}.png" for slug in slugs]
 
     def svg(picture: Picture) -> Markup:
@@ -81,16 +86,30 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     def png(picture: Picture) -> str:
         return f"figures/{slug_of[id(picture)]}.png"
 
+    def anchor(item: Picture | Section, topic: str = "") -> str:
+        """The id of an element of the page. The slug of a picture has no two hyphens in a row, and no underscore."""
+        if isinstance(item, Picture):
+            return slug_of[id(item)]
+        return f"{anchors[id(item)]}--{topic}" if topic else f"{anchors[id(item)]}_"
+
+    def heatmap(section: Section, learner: str) -> str:
+        return next((anchor(picture) for picture in section.accuracy if picture.learner == learner), "")
+
     values = {
         "title": heading,
         "sections": sections,
-        "columns": COLUMNS.values(),
+        "columns": tuple(COLUMNS.values()),
         "settings": SETTINGS,
-        "files": FILES.items(),
         "answers": ANSWERS,
         "answers_by_seed": ANSWERS_BY_SEED,
+        "opening": opening,
+        "answer": answer,
+        "files": [*FILES.items(), *([("figures/", "the figures as PNG files")] if pictures else [])],
         "svg": svg,
         "png": png,
+        "anchor": anchor,
+        "heatmap": heatmap,
+        "topics": _topics,
     }
     with written_together() as drafted:
         for picture, file in zip(pictures, files, strict=True):
@@ -112,7 +131,7 @@ def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:
     digest = hashlib.sha256(f"{title}\n{runs_text(runs)}".encode())
     for package in ("matplotlib", "seaborn", "numpy", "scipy"):
         digest.update(f"{package} {version(package)}\n".encode())
-    for file in sorted(path for path in PACKAGE.rglob("*") if path.suffix in (".py", ".j2", ".css") and path.is_file()):
+    for file in sorted(path for path in PACKAGE.rglob("*") if path.suffix in SOURCES and path.is_file()):
         digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -155,6 +174,18 @@ def environment(html: bool, *more: BaseLoader) -> Environment:
     )
     templates.filters["md"] = escape_markdown
     return templates
+
+
+def _topics(section: Section) -> list[tuple[str, str]]:
+    """The parts of a section that are not empty: the key and the heading of each."""
+    topics = (
+        ("summary", "Summary", True),
+        ("overview", "Accuracy over time", section.overview),
+        ("accuracy", "Accuracy, task by task", section.accuracy),
+        ("similarity", "Which tasks are alike", section.similarity),
+        ("answers", "Does similarity predict forgetting and transfer?", section.means),
+    )
+    return [(key, heading) for key, heading, content in topics if content]
 
 
 def _pictures(section: Section) -> list[Picture]:

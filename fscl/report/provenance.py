@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from fscl.report.summary import StrategyRuns
-from fscl.report.table import Column
+from fscl.report.table import Bytes, Column
 from fscl.runs.record import RunRecord
-from fscl.text import DASH, human_bytes, human_seconds
+from fscl.text import DASH, human_seconds
 
 __all__ = ["SETTINGS", "budget", "memory_columns", "provenance"]
 
@@ -117,7 +117,7 @@ def memory_columns(groups: Sequence[StrategyRuns]) -> list[Column[StrategyRuns]]
     kinds = list(dict.fromkeys(kind for group in groups for run in group.runs for kind in run.memory.per_task))
 
     def mean(title: str, size: Callable[[RunRecord], float]) -> Column[StrategyRuns]:
-        return Column(title, "", "", lambda group: human_bytes(float(np.mean([size(run) for run in group.runs]))))
+        return Bytes(title, "", "", lambda group: float(np.mean([size(run) for run in group.runs])))
 
     def of_kind(kind: str) -> Column[StrategyRuns]:
         return mean(kind.capitalize(), lambda run: run.memory.per_task.get(kind, 0.0))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,7 +22,8 @@ from fscl.plots import (
     similarity_label,
     similarity_limits,
 )
-from fscl.plots.figures import learner_palette
+from fscl.plots.figures import LearnerStyle, learner_styles
+from fscl.report.findings import Findings, findings
 from fscl.report.prediction import (
     Prediction,
     PredictionRow,
@@ -38,7 +38,7 @@ from fscl.report.table import Column
 from fscl.runs.record import RunRecord
 from fscl.text import signed
 
-__all__ = ["Picture", "Section", "build_section"]
+__all__ = ["Picture", "Section", "build_section", "slugged"]
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Picture:
         slug: file name without its ending.
         figure: the figure.
         title, caption: texts above and below it.
-        wide: whether it is too wide to shrink on a narrow screen.
+        learner: label of the only learner that it shows; empty if it shows several.
     """
 
     slug: str
     figure: Figure
     title: str
     caption: str
-    wide: bool = False
+    learner: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,7 @@ class Section:
     bounds: frozenset[str]
     reference: str
     unfinished: list[str]
+    findings: Findings
 
 
 def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
@@ -98,15 +99,16 @@ def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
         rows=rows,
         memory=memory_columns(groups),
         overview=_overview(name, groups, rows),
-        accuracy=_accuracy(name, groups),
+        accuracy=_accuracy(name, groups, rows),
         similarity=_similarity(name, references) if references else [],
-        answers=_answers(name, means, details, _colours(groups)),
+        answers=_answers(name, means, details, _styles(groups)),
         means=means,
         details=details,
         reference=" or ".join(group.label for group in references),
         bounds=frozenset(row.label for row in rows if row.bound),
         best=next((row.label for row in rows if row.bound is None), ""),
         unfinished=[_unfinished(run) for run in runs if not run.finished],
+        findings=findings(rows, means),
     )
 
 
@@ -119,15 +121,15 @@ def _unfinished(run: RunRecord) -> str:
 
 def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
     pictures = []
-    bounds, colours = [group.label for group in groups if group.bound], _colours(groups)
+    bounds, styles = [group.label for group in groups if group.bound], _styles(groups)
     curves = {g.label: [seen_accuracy(run.accuracy) for run in g.runs] for g in groups if g.square}
     if curves:
         caption = (
             "Mean accuracy on the tasks seen so far, after each task. Lines are means over seeds. If there are only a "
             "few lines, bands show one sample standard deviation on either side. A line falls if the learner forgets, "
-            "or if tasks get harder. Bounds are dashed."
+            "or if tasks get harder. Bounds are grey and dashed."
         )
-        axes = accuracy_over_time(curves, bounds=bounds, colours=colours)
+        axes = accuracy_over_time(curves, bounds=bounds, styles=styles)
         pictures.append(_picture(f"{name}-over-time", axes, "Tasks seen so far", caption))
     points = {
         row.label: (row.bytes_in_all.mean, row.accuracy.mean) for row in rows if row.bytes_in_all and row.accuracy
@@ -137,14 +139,16 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
             "Everything that is stored after the last task, network and exemplars included, against final mean "
             "accuracy. Up and to the left is better. Bounds are hollow."
         )
-        axes = memory_against_accuracy(points, bounds=bounds, colours=colours)
+        axes = memory_against_accuracy(points, bounds=bounds, styles=styles)
         pictures.append(_picture(f"{name}-memory", axes, "Accuracy and storage", caption))
     return pictures
 
 
-def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
-    learners_first = sorted(groups, key=lambda group: group.bound is not None)  # bounds have nothing to forget
-    matrices = {group: group.mean_accuracy() for group in learners_first if group.square}
+def _accuracy(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryRow]) -> list[Picture]:
+    """A heatmap for each strategy: what forgets most first, as heatmaps without forgetting look alike; bounds last."""
+    forgotten = {row.label: row.forgetting.mean if row.forgetting else -np.inf for row in rows}
+    ordered = sorted(groups, key=lambda group: (group.bound is not None, -forgotten[group.label]))
+    matrices = {group: group.mean_accuracy() for group in ordered if group.square}
     if not matrices:
         return []
     seen = np.concatenate([matrix[np.tril_indices(len(matrix))] for matrix in matrices.values()])
@@ -157,7 +161,8 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
         caption = f"Accuracy on each task (columns) after learning each task (rows); {seeds}."
         if not group.same_order:
             caption += " The other seeds learned other tasks."
-        pictures.append(_picture(f"{name}-accuracy-{_id(group)}", axes, group.label, caption))
+        slug = f"{name}-accuracy-{_id(group)}"
+        pictures.append(_picture(slug, axes, group.label, caption, learner=group.label))
     return pictures
 
 
@@ -200,8 +205,7 @@ def _by_layer(name: str, group: StrategyRuns) -> Picture:
     )
     names = runs[0].task_names[: stack.shape[-1]]
     figure = similarity_by_layer(stack, first.layers, names, label=f"{first.metric} similarity")
-    wide = min(len(first.layers), 4) > 2
-    return Picture(_slug(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption, wide=wide)
+    return Picture(slugged(f"{name}-similarity-by-layer"), figure, "Layer by layer", caption)
 
 
 def _of_atoms(group: StrategyRuns) -> list[RunRecord]:
@@ -232,7 +236,7 @@ def _with_time(runs: Sequence[RunRecord]) -> str:
 
 
 def _answers(
-    name: str, answers: Sequence[Prediction], details: Sequence[PredictionRow], colours: Mapping[str, Any]
+    name: str, answers: Sequence[Prediction], details: Sequence[PredictionRow], styles: Mapping[str, LearnerStyle]
 ) -> list[Picture]:
     defined = [answer for answer in answers if answer.all_pairs.defined]
     if not defined:
@@ -252,16 +256,16 @@ def _answers(
         "dropped or transferred more. Right of the line, more similar tasks are forgotten, dropped or transferred more."
     )
     figure = correlation_forest(correlations)
-    pictures = [Picture(_slug(f"{name}-answers"), figure, "Correlation with similarity", caption, wide=True)]
+    pictures = [Picture(slugged(f"{name}-answers"), figure, "Correlation with similarity", caption)]
     of_forgetting = [row for row in details if row.question == "atoms" and row.defined]
     for number, words in enumerate(dict.fromkeys(row.words for row in of_forgetting)):
         rows = [row for row in of_forgetting if row.words == words]
         slug = f"{name}-forgetting" + (f"-{number + 1}" if number else "")
-        pictures.append(_scatter(slug, rows, colours))
+        pictures.append(_scatter(slug, rows, styles))
     return pictures
 
 
-def _scatter(slug: str, rows: Sequence[PredictionRow], colours: Mapping[str, Any]) -> Picture:
+def _scatter(slug: str, rows: Sequence[PredictionRow], styles: Mapping[str, LearnerStyle]) -> Picture:
     dots = {}
     for label in dict.fromkeys(row.label for row in rows):
         rows_of_label = [row for row in rows if row.label == label]
@@ -272,28 +276,29 @@ def _scatter(slug: str, rows: Sequence[PredictionRow], colours: Mapping[str, Any
         )
     atoms = rows[0].atoms
     xlabel = f"similarity of tasks i and t ({atoms})"
-    figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", colours=colours)
+    figure = scatter_panels(dots, xlabel=xlabel, ylabel="forgetting (points)", styles=styles)
     caption = (
         f"Similarity of tasks i and t by the atoms of {atoms}, against how much of task i each learner lost after "
         "task t. Each dot is a pair of tasks, each shade a seed."
     )
-    return Picture(_slug(slug), figure, rows[0].words, caption, wide=len(dots) > 2)
+    return Picture(slugged(slug), figure, rows[0].words, caption)
 
 
-def _colours(groups: Sequence[StrategyRuns]) -> dict[str, tuple[float, float, float]]:
-    """The colour of each learner, which is the same in all figures of a section."""
-    return learner_palette([group.label for group in groups], [group.label for group in groups if group.bound])
+def _styles(groups: Sequence[StrategyRuns]) -> dict[str, LearnerStyle]:
+    """The style of each learner, which is the same in all figures of a section."""
+    return learner_styles([group.label for group in groups], [group.label for group in groups if group.bound])
 
 
-def _picture(slug: str, axes: Axes, title: str, caption: str) -> Picture:
+def _picture(slug: str, axes: Axes, title: str, caption: str, learner: str = "") -> Picture:
     figure = axes.figure
     assert isinstance(figure, Figure)
-    return Picture(_slug(slug), figure, title, caption)
+    return Picture(slugged(slug), figure, title, caption, learner)
 
 
 def _id(group: StrategyRuns) -> str:
     return group.name if group.label.find(group.recipe_hash[:7]) < 0 else f"{group.name}-{group.recipe_hash[:7]}"
 
 
-def _slug(text: str) -> str:
+def slugged(text: str) -> str:
+    """The text as a part of a file name or address: small letters, digits and single hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80]

@@ -61,6 +61,20 @@ class Column(Generic[Row]):
         """The whole cell on one line."""
         return f"{self.number(row)} {self.spread(row)}".rstrip()
 
+    def exact(self, row: Row) -> float | None:
+        """The number of a cell before it is rounded, by which rows are sorted; None for text and if undefined."""
+        value = self.value(row)
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+    def exact_text(self, row: Row) -> str:
+        """The number with all its digits and its unit; empty if there is none."""
+        value = self.exact(row)
+        return "" if value is None else f"{value:.12g} {self.exact_unit}".rstrip()
+
+    @property
+    def exact_unit(self) -> str:
+        return ""
+
     def terminal_cell(self, row: Row, narrow: bool) -> str:
         return self.number(row)
 
@@ -75,6 +89,14 @@ class Points(Column[SummaryRow]):
     def number(self, row: SummaryRow, places: int = 2) -> str:
         value = self.value(row)
         return points(None if value is None else value.mean, places, self.sign)
+
+    def exact(self, row: SummaryRow) -> float | None:
+        value = self.value(row)
+        return None if value is None else 100 * value.mean
+
+    @property
+    def exact_unit(self) -> str:
+        return self.unit
 
     def spread(self, row: SummaryRow) -> str:
         value = self.value(row)
@@ -116,12 +138,82 @@ class PValue(Column[Row]):
 
 
 @dataclass(frozen=True)
+class Rho(Column[Row]):
+    """A correlation. In place of a number that is not defined there is the word."""
+
+    value: Callable[[Row], float]
+
+    def number(self, row: Row) -> str:
+        value = self.value(row)
+        return signed(value) if math.isfinite(value) else "undefined"
+
+
+@dataclass(frozen=True)
+class Tau(Rho[Row]):
+    """A further correlation of a row, whose first one says that it is undefined."""
+
+    def number(self, row: Row) -> str:
+        return signed(self.value(row))
+
+
+@dataclass(frozen=True)
+class PooledRho(Column[Prediction]):
+    """A mean correlation with its interval over seeds."""
+
+    value: Callable[[Prediction], PooledCorrelation]
+
+    def exact(self, row: Prediction) -> float | None:
+        rho = self.value(row).statistic
+        return rho if math.isfinite(rho) else None
+
+    def number(self, row: Prediction) -> str:
+        rho = self.exact(row)
+        return "undefined" if rho is None else signed(rho)
+
+    def spread(self, row: Prediction) -> str:
+        return interval(self.value(row).low, self.value(row).high)
+
+
+@dataclass(frozen=True)
+class Defined(Column[Prediction]):
+    """The number of seeds for which an answer is defined, out of all seeds."""
+
+    value: Callable[[Prediction], int]
+
+    def number(self, row: Prediction) -> str:
+        return f"{self.value(row)} of {row.seeds}"
+
+
+@dataclass(frozen=True)
+class Bytes(Column[Row]):
+    """A mean number of bytes, in a unit that suits its size."""
+
+    value: Callable[[Row], float]
+
+    def number(self, row: Row) -> str:
+        return human_bytes(self.value(row))
+
+    @property
+    def exact_unit(self) -> str:
+        return "bytes"
+
+
+@dataclass(frozen=True)
 class Amount(Column[SummaryRow]):
     """Bytes or seconds, in a unit that suits their size. If all seeds agree to the byte, there is no spread."""
 
     value: Callable[[SummaryRow], Estimate | None]
+    measure: str
     write: Callable[[float], str]
     write_short: Callable[[float], str]
+
+    def exact(self, row: SummaryRow) -> float | None:
+        value = self.value(row)
+        return None if value is None else value.mean
+
+    @property
+    def exact_unit(self) -> str:
+        return self.measure
 
     def number(self, row: SummaryRow) -> str:
         value = self.value(row)
@@ -156,9 +248,15 @@ COLUMNS: dict[str, Column[SummaryRow]] = {
     "backward_transfer": Points("Backward transfer", "points", "BWT", lambda row: row.backward_transfer, sign=True),
     "forgetting": Points("Forgetting", "points", "Forg.", lambda row: row.forgetting),
     "forward_transfer": Points("Forward transfer", "points", "FWT", lambda row: row.forward_transfer, sign=True),
-    "bytes_per_task": Amount("Stored per task", "", "a task", lambda row: row.bytes_per_task, human_bytes, human_bytes),
-    "bytes_in_all": Amount("Stored in all", "", "in all", lambda row: row.bytes_in_all, human_bytes, human_bytes),
-    "seconds": Amount("Training per run", "", "time", lambda row: row.train_seconds, human_seconds, _whole_minutes),
+    "bytes_per_task": Amount(
+        "Stored per task", "", "a task", lambda row: row.bytes_per_task, "bytes", human_bytes, human_bytes
+    ),
+    "bytes_in_all": Amount(
+        "Stored in all", "", "in all", lambda row: row.bytes_in_all, "bytes", human_bytes, human_bytes
+    ),
+    "seconds": Amount(
+        "Training per run", "", "time", lambda row: row.train_seconds, "seconds", human_seconds, _whole_minutes
+    ),
 }
 
 
@@ -167,11 +265,11 @@ OVER_SEEDS, LATER = "mean over seeds [95 %]", "ρ, later tasks equally far apart
 ANSWERS: tuple[Column[Prediction], ...] = (
     Column("Question", "", "", lambda row: row.words),
     Column("Strategy", "", "", lambda row: row.label),
-    Column("Spearman ρ", OVER_SEEDS, "", lambda row: _pooled(row.all_pairs), line="{}, {}"),
+    PooledRho("Spearman ρ", OVER_SEEDS, "", lambda row: row.all_pairs, line="{}, {}"),
     PValue("p", "Mantel, Holm", "", lambda row: row.p),
-    Column("ρ, later, equally far apart", OVER_SEEDS, "", lambda row: _pooled(row.apart), line=LATER),
+    PooledRho("ρ, later, equally far apart", OVER_SEEDS, "", lambda row: row.apart, line=LATER),
     PValue("p", "Mantel, Holm", "", lambda row: row.p_apart),
-    Column("Seeds", "where defined", "", lambda row: f"{row.all_pairs.n_seeds} of {row.seeds}", line="{} {}"),
+    Defined("Seeds", "where defined", "", lambda row: row.all_pairs.n_seeds, line="{} {}"),
     Column("Tasks", "", "", lambda row: row.all_pairs.n_tasks),
     Column("Note", "", "", lambda row: row.note),
 )
@@ -179,21 +277,13 @@ ANSWERS_BY_SEED: tuple[Column[PredictionRow], ...] = (
     Column("Question", "", "", lambda row: row.words),
     Column("Strategy", "", "", lambda row: row.label),
     Column("Seed", "", "", lambda row: row.seed),
-    Column("ρ", "", "", lambda row: _rho(row.rho)),
+    Rho("ρ", "", "", lambda row: row.rho),
     Column("95 % interval", "over tasks", "", lambda row: interval(row.low, row.high) or DASH, line="{} {}"),
-    Column("τ", "", "", lambda row: signed(row.tau)),
+    Tau("τ", "", "", lambda row: row.tau),
     PValue("Mantel p", "", "", lambda row: row.p_value),
     Column("Tasks", "", "", lambda row: row.n_tasks),
     Column("Note", "", "", lambda row: row.note),
 )
-
-
-def _rho(value: float) -> str:
-    return signed(value) if math.isfinite(value) else "undefined"
-
-
-def _pooled(correlation: PooledCorrelation) -> str:
-    return f"{_rho(correlation.statistic)} {interval(correlation.low, correlation.high)}".rstrip()
 
 
 LEGEND = {"against_best": "difference from the best learner", "p": "of being the best learner (paired t-tests)"}

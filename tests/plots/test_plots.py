@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -33,7 +34,7 @@ from fscl.plots import (
     similarity_limits,
 )
 from fscl.plots.clusters import clustered_heatmap, short_names
-from fscl.plots.figures import abbreviate, inline_svg
+from fscl.plots.figures import abbreviate, inline_svg, learner_styles
 
 RNG = np.random.default_rng(0)
 
@@ -149,7 +150,7 @@ def test_the_lowest_scatter_panel_of_each_column_has_a_scale() -> None:
 def test_bounds_are_dashed_and_labels_stay_beside_the_axes() -> None:
     curves = {f"Strategy {i}": [[0.9, 0.9 + 0.0001 * i]] for i in range(12)} | {"Low": [[0.1, 0.1]]}
     axes = accuracy_over_time(curves, bounds=["Low"])
-    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 12 + ["--"]
+    assert [line.get_linestyle() for line in axes.lines] == ["-"] * 8 + [":"] * 4 + ["--"]
     low, high = axes.get_ylim()
     places = [text.xyann[1] for text in axes.texts]
     assert all(low <= place <= high for place in places)
@@ -314,6 +315,51 @@ def test_figures_of_a_thousand_items_have_bounded_size_and_separate_names(kind: 
 )
 def test_abbreviate_keeps_names_within_the_width(name: str) -> None:
     assert 0 < len(abbreviate(name, 18)) <= 18
+
+
+def test_no_two_learners_share_a_colour_and_a_line_style() -> None:
+    labels = [f"Learner {i}" for i in range(32)] + ["Lower", "Upper", "Other bound"]
+    styles = learner_styles(labels, labels[-3:])
+    assert list(styles) == labels
+    assert len({(style.colour, style.line) for style in styles.values()}) == len(labels)
+    bounds = {styles[label].colour for label in labels[-3:]}
+    assert len(bounds) == 1
+    assert not bounds & {styles[label].colour for label in labels[:-3]}
+
+
+@pytest.mark.parametrize("tasks", [2, 5, 8, 10, 12])
+def test_numbers_fit_their_cells(tasks: int) -> None:
+    values = np.full((tasks, tasks), 0.99812345) - 1e-4 * np.eye(tasks, k=1)
+    for axes in (accuracy_heatmap(np.ones((tasks, tasks)), names(tasks)), similarity_heatmap(values, names(tasks))):
+        axes.figure.savefig(io.BytesIO(), format="png", dpi=100)
+        (left, _), (right, _) = axes.transData.transform([(0, 0), (1, 0)])
+        widths = [text.get_window_extent().width for text in axes.texts]
+        assert len(widths) in (tasks * (tasks + 1) / 2, tasks * (tasks - 1))
+        assert max(widths) < right - left
+
+
+def test_an_inline_svg_says_which_lines_and_names_belong_to_a_learner() -> None:
+    labels = ["One", 'A "second" <learner> & more']
+    svg = inline_svg(accuracy_over_time({name: RNG.uniform(size=(2, 3)) for name in labels}).figure, "p", "alt")  # type: ignore[arg-type]
+    root = ElementTree.fromstring(svg.replace("<svg ", '<svg xmlns:xlink="x" ', 1))
+    marked = [(e.get("data-learner"), [c.tag for c in e]) for e in root.iter() if e.get("data-learner")]
+    assert {label for label, _ in marked} == set(labels)
+    for label in labels:
+        kinds = [tags for name, tags in marked if name == label]
+        assert len(kinds) == 4, "line, band, name, and the line to its name"
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    assert len(ids) == len(set(ids))
+    assert all(str(identity).startswith("p-") for identity in ids)
+
+
+def test_numbers_on_coloured_cells_keep_their_colour_on_a_dark_page() -> None:
+    axes = similarity_heatmap(np.linspace(0, 1, 64).reshape(8, 8), names(8))
+    svg = inline_svg(axes.figure, "p", "alt")  # type: ignore[arg-type]
+    colours = {str(text.get_color()) for text in axes.texts}
+    assert len(colours) == 2
+    for colour in colours:
+        assert f"fill: {colour}" in svg
+        assert colour not in figures.THEMED
 
 
 def test_inline_svg_has_the_text_colour_of_the_page() -> None:

@@ -23,6 +23,7 @@ from scipy.stats import spearmanr, ttest_rel
 
 from fscl.errors import FsclError
 from fscl.files import written_together
+from fscl.report.findings import findings
 from fscl.report.page import ReportPaths, write_report
 from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.runs import load_runs
@@ -299,11 +300,13 @@ def test_the_html_page_loads_nothing_from_outside(make_run: MakeRun) -> None:
     paths, html, _ = report(make_run("fine_tuning", 0))
     page = Page(html)
     assert not re.search(r"https?:|url\((?!#)|@import", html)
-    beside = [link for link in page.links if not link.startswith(("#", "data:"))]
-    assert beside == re.findall(r'<a href="(.+?)">', html), "only links that a reader follows"
-    assert {paths.html.parent / link for link in beside} == {*paths.tables, paths.html.parent / KEPT}
+    inside = [link for link in page.links if link.startswith(("#", "data:"))]
+    beside = set(page.links) - set(inside)
+    results = {paths.html.parent / KEPT, paths.html.parent / "figures", *paths.tables, *paths.figures}
+    assert {paths.html.parent / link for link in beside} == results, "only links to files of the report"
+    assert {link[1:] for link in inside if link.startswith("#")} <= set(page.ids)
     assert len(page.ids) == len(set(page.ids))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == html.count('<script id="behaviour">') == 1
     assert page.tags.count("svg") == len(paths.figures)
     assert "prefers-color-scheme: dark" in html
     assert paths.html.stat().st_size < 3e6
@@ -315,7 +318,64 @@ def test_heatmaps_of_learners_come_before_those_of_bounds(make_run: MakeRun) -> 
     html, markdown = texts(make_run("fine_tuning", 0, 4))
     assert markdown.index("| Whole |") < markdown.index("| Fine tuning |")  # the best comes first
     for page in (html, markdown):
-        assert 0 < page.index("Accuracy, task by task") < page.rindex("accuracy-fine") < page.rindex("accuracy-whole")
+        assert "Accuracy, task by task" in page
+        assert re.findall(r"figures/split-made-up-accuracy-(\w+)", page) == ["fine", "whole"]
+
+
+def test_heatmaps_of_learners_that_forget_most_come_first(make_run: MakeRun) -> None:
+    for name, forgets in (("keeps", 0.0), ("forgets_much", 0.06), ("forgets_little", 0.02)):
+        folder = make_run(name, 0, 6, forgets=forgets)
+    for page in texts(folder):
+        shown = re.findall(r"figures/split-made-up-accuracy-([\w-]+)\.png", page)
+        assert shown == ["forgets-much", "forgets-little", "keeps"]
+
+
+def test_findings_count_who_is_best_who_forgets_and_what_similarity_predicts(make_run: MakeRun) -> None:
+    for seed in range(3):
+        make_run("atom_swapping", seed, 9, forgets=0)
+        make_run("fine_tuning", seed, 9)
+        folder = make_run("joint", seed, 9, forgets=0, strategy={"name": "joint", "title": "Joint", "bound": "upper"})
+    groups = group_runs(load_runs([folder]))
+    rows, answers = summary_rows(groups), predictions(groups)[1]
+    found = findings(rows, answers)
+    assert found.learners == 2, "a bound is no learner"
+    assert found.best is not None
+    assert found.best.label == "Atom swapping"
+    assert [row.label for row in found.least] == ["Atom swapping"]
+    assert [row.label for row in found.most] == ["Fine tuning"]
+    assert not found.rivals
+    for answered in found.answered:
+        of_question = [a for a in answers if a.words == answered.words]
+        assert answered.asked == sum(np.isfinite(a.all_pairs.statistic) for a in of_question)
+        assert answered.related == tuple(a.all_pairs.statistic for a in of_question if a.p < 0.05)
+        assert answered.related_apart == tuple(a.apart.statistic for a in of_question if a.p_apart < 0.05)
+    transfer = next(answered for answered in found.answered if "transfer" in answered.words)
+    assert len(transfer.related) == transfer.asked == 2, "transfer was made to follow similarity"
+    html, markdown = texts(folder)
+    assert "Atom swapping is the most accurate of 2 learners: 85.00 ± 0.00 % (n = 3)." in Page(html).text
+    assert "Own similarity and transfer: 2 of 2" in Page(html).text
+    assert "Own similarity and transfer: 2 of 2" in markdown
+
+
+def test_findings_on_one_learner_or_a_tie_say_so(make_run: MakeRun) -> None:
+    folder = make_run("atom_swapping", 0, 3, forgets=0)
+    html, _ = texts(folder)
+    assert "Atom swapping is the only learner: 85.00 % (n = 1). Atom swapping forgets 0.00 points." in html
+    make_run("ewc", 0, 3, forgets=0)
+    html, _ = texts(folder)
+    assert "Atom swapping and Ewc forget 0.00 points." in html.replace("Ewc and Atom swapping", "Atom swapping and Ewc")
+
+
+def test_a_cell_has_its_exact_value(make_run: MakeRun) -> None:
+    folder = make_run("fine_tuning", 0, 2, accuracy=[[0.5, None], [1 / 3, 1.0]])
+    html, _ = texts(folder)
+    (row,) = table([folder])
+    accuracy = COLUMNS["accuracy"]
+    assert accuracy.exact(row) == pytest.approx(200 / 3)
+    assert accuracy.exact_text(row) == "66.6666666667 %"
+    assert f'data-value="{accuracy.exact(row)}" title="66.6666666667 %">66.67</td>' in html
+    assert COLUMNS["against_best"].exact(row) is None
+    assert COLUMNS["strategy"].exact(row) is None
 
 
 @pytest.mark.usefixtures("drawn")
@@ -373,7 +433,7 @@ def test_markup_in_names_is_shown_as_text(make_run: MakeRun) -> None:
     folder = make_run("own", 0, 4, tasks=tasks, benchmark=benchmark, strategy={"name": "a/../b|c", "title": NASTY})
     paths, html, markdown = report(folder)
     page = Page(html)
-    assert "script" not in page.tags
+    assert page.tags.count("script") == html.count('<script id="behaviour">') == 1, "that of the page itself"
     assert "i" not in page.tags
     assert NASTY in page.text
     assert "<script>" not in html + markdown
@@ -687,7 +747,7 @@ def test_several_benchmarks_have_a_section_each(make_run: MakeRun) -> None:
     make_run("ewc", 0, 3)
     folder = make_run("ewc", 0, 3, benchmark={"name": "another", "title": "Another stream"})
     html, markdown = texts(folder)
-    assert re.findall(r"<h2>(.+?)</h2>", html) == ["Another stream", "Split Made-Up", "Notes"]
+    assert re.findall(r"<h2>(.+?)</h2>", html) == ["Another stream", "Split Made-Up", "Notes", "Files"]
     assert "## Another stream" in markdown
 
 

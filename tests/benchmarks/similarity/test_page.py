@@ -46,7 +46,7 @@ def parts() -> list[Part]:
         Table(["name <n>", "score", "more|less"], ROWS, f"Caption of {NASTY}"),
         Table(["what"], [["a detail"]], "Of details.", folded="More <details>"),
         Picture("first-figure", drawing(), "Title <t>", "Caption & **all**."),
-        Picture("second-figure", drawing(), "Another", "The same lines again.", wide=True),
+        Picture("second-figure", drawing(), "Another", "The same lines again."),
     ])  # fmt: skip
     goals = [
         Goal("Reach <b>", {ATOMS: Tally(1, 2), TANGENT: Tally(2, 2)}),
