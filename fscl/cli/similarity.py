@@ -1,4 +1,4 @@
-"""``fscl similarity`` compares fine-tuned checkpoints by their filters."""
+"""``fscl similarity`` compares fine-tuned checkpoints by their weights."""
 
 from pathlib import Path
 from typing import Annotated, Optional
@@ -45,10 +45,11 @@ def similarity(
         bool, typer.Option("--skip-broken", help="Leave out files that cannot be used, and list them.")
     ] = False,
 ) -> None:
-    """Compare fine-tuned checkpoints by their filters: which are similar, and which share a start. No data is needed.
+    """Compare fine-tuned checkpoints by their weights: which are similar, and which share a start. No data is needed.
 
-    Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
-    are not compared. If other convolutions cannot be compared, they are listed and the numbers are not trusted.
+    Writes similarity.csv, similarity.json, similarity.png and clustered.png. All convolutions, linear layers and
+    projections of attention are compared, but for the last linear layer, the head. If other layers cannot be compared,
+    they are listed and the numbers are not trusted.
     """
     from rich.console import Console
 

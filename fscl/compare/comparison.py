@@ -96,7 +96,7 @@ class Comparison:
         share: share of the filters' energy that ``num_atoms`` atoms explain; near 1 if all networks share a start.
         related: how far each pair shares coefficients, (T, T); see :meth:`JointDecomposition.relatedness`.
         groups: networks that share a start, in the order of their first members.
-        not_compared: spatial convolutions that could not be compared, and why.
+        not_compared: layers that could not be compared, and why.
     """
 
     joint: JointDecomposition
@@ -111,9 +111,14 @@ class Comparison:
 
     @property
     def compared_share(self) -> float:
-        """The share of a network's spatial filters that was compared, by number of values."""
-        compared = sum(stack.rows * stack.pixels for stack in self.joint.filters.values())
-        return compared / (compared + sum(why.values for why in self.not_compared.values()))
+        """The share of a network's parameters that was compared.
+
+        Not compared are biases, normalisation, positions, the head, and what is in :attr:`not_compared`.
+        """
+        joint = self.joint
+        return joint.compared / max(
+            joint.parameters, joint.compared + sum(w.values for w in self.not_compared.values())
+        )
 
     @property
     def trusted(self) -> bool:
@@ -125,8 +130,9 @@ class Comparison:
         """What :attr:`trusted` says, in words and with the reason."""
         explain = f"{self.num_atoms} atoms explain {percent(self.share)} of their filters"
         text = f"these networks share a start, and {explain}"
+        about = f"this is about {percent(self.compared_share)} of the parameters"
         if self.trusted:
-            return f"trusted: {text}"
+            return f"trusted: {text}; {about}"
         if len(self.groups) > 1:
             text = self._of_several_starts(explain)
         elif self.groups[0].least < WELL_EXPLAINED:
@@ -135,10 +141,9 @@ class Comparison:
             text += f", as little as {percent(self.groups[0].least)} in {worst}; more explain more (--atoms)"
         if self.not_compared:
             missing, layers = len(self.not_compared), len(self.joint.layers) + len(self.not_compared)
-            text += (
-                f"; {missing} of {layers} spatial convolutions could not be compared, so this is about "
-                f"{percent(self.compared_share)} of the filters"
-            )
+            text += f"; {missing} of {layers} layers could not be compared, so {about}"
+        else:
+            text += f"; {about}"
         return f"{'not to be trusted as a whole' if len(self.groups) > 1 else 'to be read with care'}: {text}"
 
     def _of_several_starts(self, explain: str) -> str:
@@ -175,6 +180,7 @@ class Comparison:
                 "not_compared": {layer: why.reason for layer, why in self.not_compared.items()},
                 "compared_share": self.compared_share,
                 "pointwise": list(joint.pointwise),
+                "head": joint.head,
             },
             "groups": [
                 {"members": list(g.members), "explained": g.share, "explained_least": g.least} for g in self.groups
@@ -207,7 +213,7 @@ def compare(
     Args:
         joint: the networks over coefficients that they share.
         metric, aggregate: see :func:`fscl.similarity.similarity_matrix`.
-        not_compared: spatial convolutions that are not in ``joint``, and why; by default ``joint.left_out``.
+        not_compared: layers that are not in ``joint``, and why; by default ``joint.left_out``.
 
     Raises:
         FsclError: the metric or the aggregate is unknown or does not apply.
@@ -335,8 +341,8 @@ def lines(comparison: Comparison) -> list[str]:
 def _not_compared(comparison: Comparison) -> list[str]:
     """The lines for a terminal about layers that were not compared, one for each reason."""
     text = []
-    if count := len(comparison.joint.pointwise):
-        text.append(f"Not compared: {count} convolution{'s' * (count > 1)} of 1x1, which have no spatial part")
+    if comparison.joint.head is not None:
+        text.append(printable(f"Not compared: {comparison.joint.head} (the head, which each task has for itself)"))
     layers: dict[str, list[str]] = {}
     for layer, (reason, _) in comparison.not_compared.items():
         layers.setdefault(reason.replace(layer, "..."), []).append(layer)
@@ -348,7 +354,7 @@ def _not_compared(comparison: Comparison) -> list[str]:
 
 def bank_note(comparison: Comparison) -> str:
     """How far the networks of a bank are from the checkpoints, and how to get equal ones; empty if they are equal."""
-    off = math.sqrt(max(0.0, 1 - float(comparison.joint.shares.min())))
+    off = math.sqrt(max(0.0, 1 - float(comparison.joint.bank_shares.min())))
     if off < 1e-5:  # rounding of float32
         return ""
     enough = math.ceil(9 * len(comparison.joint.names) / len(comparison.groups))
