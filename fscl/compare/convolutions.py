@@ -200,14 +200,15 @@ def _of_entries(state: Mapping[str, Tensor]) -> Convolutions:
 
 
 def _head(weights: Mapping[str, Tensor]) -> str | None:
-    """The layer that is taken as the head: of the last linear layers the one with a name of HEADS, if there is one."""
+    """The layer that is taken as the head: with a name of HEADS, or the last linear one or 1x1 convolution."""
     names = sorted(weights, key=_number) if all(name.partition(".")[0].isdigit() for name in weights) else list(weights)
     linear = [name for name in names if weights[name].ndim == 2]
-    if not linear:
-        return next((name for name in names[-1:] if not is_spatial(weights[name])), None)
-    parts = {name: name.split(".") for name in linear}
-    named = [n for n in linear if parts[n][0] in HEADS or (parts[n][-1] in HEADS and len(parts[n]) == 2)]
-    return max(named, key=_number) if named else linear[-1]
+    candidates = linear or [name for name in names if not is_spatial(weights[name])]
+    parts = {name: name.split(".") for name in candidates}
+    named = [n for n, p in parts.items() if p[0] in HEADS or (p[-1] in HEADS and len(p) == 2)]
+    if named:
+        return max(named, key=_number)
+    return next((name for name in (linear or names)[-1:] if name in candidates), None)
 
 
 def _number(name: str) -> list[tuple[int, str]]:
