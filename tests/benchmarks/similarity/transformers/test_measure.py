@@ -19,7 +19,7 @@ from benchmarks.similarity.units import Context
 from fscl.compare import joint_decompose
 from fscl.errors import FsclError
 
-TINY = Budget(images=48, epochs=1, first_epochs=1, rate=1e-3, first_rate=2e-3, decay=0.01, batch=16)
+TINY = Budget(images=96, epochs=1, first_epochs=1, rate=1e-3, first_rate=2e-3, decay=0.01, batch=16)
 
 
 def task(number: int) -> Task:
@@ -28,7 +28,7 @@ def task(number: int) -> Task:
     def drawn(n: int) -> tuple[Tensor, Tensor]:
         return torch.randn(n, 1, 16, 16, generator=generator), torch.randint(10, (n,), generator=generator)
 
-    return Task(str(number), *drawn(48), *drawn(32))
+    return Task(str(number), *drawn(96), *drawn(32))
 
 
 @pytest.fixture(scope="module")
