@@ -33,7 +33,7 @@ def similarity(
     jobs: Annotated[Optional[int], typer.Option(help="Units at a time; by default one a core.")] = None,  # noqa: UP045
     only: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="Units whose names start so: agreement, robustness, grounding, failures, or longer."),
+        typer.Option(help="Units whose names start so: the name of a section, such as agreement, or longer."),
     ] = None,
     speed: Annotated[Path, typer.Option(help="What python -m benchmarks.speed measured, for the costs.")] = Path(
         "reports/speed/results.json"

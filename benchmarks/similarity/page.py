@@ -16,6 +16,7 @@ from benchmarks.similarity.opening import opening
 from benchmarks.similarity.prose import TEMPLATES
 from benchmarks.similarity.robustness.page import robustness_part
 from benchmarks.similarity.run import Results
+from benchmarks.similarity.transformers.page import transformers_part
 from fscl.files import write_text_atomically, written_together
 from fscl.plots.figures import inline_svg, save_png
 from fscl.report.page import environment
@@ -30,6 +31,7 @@ PARTS: Mapping[
     "robustness": robustness_part,
     "grounding": grounding_part,
     "failures": failures_part,
+    "transformers": transformers_part,
 }
 
 

@@ -13,6 +13,7 @@ from benchmarks.similarity.agreement import measure as agreement
 from benchmarks.similarity.failures import measure as failures
 from benchmarks.similarity.grounding import measure as grounding
 from benchmarks.similarity.robustness import measure as robustness
+from benchmarks.similarity.transformers import measure as transformers
 from benchmarks.similarity.units import Context, Result, Unit
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
@@ -27,6 +28,7 @@ SECTIONS: Mapping[
     "robustness": robustness.units,
     "grounding": grounding.units,
     "failures": failures.units,
+    "transformers": transformers.units,
 }
 
 

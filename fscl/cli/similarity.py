@@ -1,4 +1,4 @@
-"""``fscl similarity`` compares fine-tuned checkpoints by their filters."""
+"""``fscl similarity`` compares fine-tuned checkpoints by their weights."""
 
 from pathlib import Path
 from typing import Annotated, Optional
@@ -55,10 +55,11 @@ def similarity(
         bool, typer.Option("--skip-broken", help="Leave out files that cannot be used, and list them.")
     ] = False,
 ) -> None:
-    """Compare fine-tuned checkpoints by their filters: which are similar, and which share a start. No data is needed.
+    """Compare fine-tuned checkpoints by their weights: which are similar, and which share a start. No data is needed.
 
-    Writes similarity.csv, similarity.json, similarity.png and clustered.png. 1x1 convolutions have no spatial part and
-    are not compared. The verdict names the layers that are left out, and says whether to trust the numbers.
+    Writes similarity.csv, similarity.json, similarity.png and clustered.png. All convolutions, linear layers and
+    projections of attention are compared, but for the last linear layer, the head. The verdict names the layers that
+    are left out, and says whether to trust the numbers.
     """
     from fscl.catalog import check_network_name, full_name
     from fscl.compare.checkpoint_files import check_enough, find_checkpoints

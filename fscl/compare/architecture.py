@@ -51,12 +51,12 @@ class Architecture:
 
     @property
     def layers(self) -> list[str]:
-        """The spatial convolutions that can be compared, in the order in which the network registers them."""
-        return list(self._convolutions.filters)
+        """The layers that can be compared, in the order in which the network registers them."""
+        return list(self._convolutions.weights)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
-        """The spatial convolutions that cannot be compared, and why."""
+        """The layers that cannot be compared, and why."""
         return self._convolutions.left_out
 
     @property

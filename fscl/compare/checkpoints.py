@@ -23,7 +23,7 @@ from fscl.compare.checkpoint_files import (
 )
 from fscl.compare.choice import choose_network
 from fscl.compare.containers import check_claims, check_regular, read_container, read_shards
-from fscl.compare.convolutions import LeftOut, convolutions, same_layers
+from fscl.compare.convolutions import LeftOut, common_layers, convolutions, is_spatial, same_layers
 from fscl.compare.effective import effective_state
 from fscl.compare.stand_ins import NumberArray
 from fscl.errors import FsclError, printable
@@ -41,9 +41,9 @@ class Checkpoints:
     Attributes:
         states: each network's entries, after :func:`fscl.compare.effective.effective_state`.
         files: the file that each network was read from.
-        layers: the convolutions to compare, in order.
+        layers: the layers to compare, in order.
         left_out: files that cannot be used, with the reason.
-        not_compared: spatial convolutions that cannot be compared in some network, with the reason.
+        not_compared: layers that cannot be compared in some network, with the reason.
         unread: other networks in the files that were read, which ``state`` would choose.
     """
 
@@ -61,7 +61,7 @@ class Checkpoints:
 
 @dataclass
 class _Network:
-    """The state in a file, its filters, and the spatial convolutions that cannot be compared."""
+    """The state in a file, the weights of its layers, and the layers that cannot be compared."""
 
     state: dict[str, Tensor]
     filters: dict[str, Tensor]
@@ -82,7 +82,7 @@ def load_checkpoints(
         paths: checkpoints, see :func:`fscl.compare.checkpoint_files.find_checkpoints`. A folder of checkpoints stands
             for all in it, sorted by name.
         architecture: the network that all must fit; its order of layers is used. By default all files must have the
-            spatial convolutions that most of them have, and the first of these files gives the order.
+            layers that most of them have, and the first of these files gives the order.
         skip_broken: leave out files that cannot be used. If False, the first such file is an error.
         state: which network of each file, see :func:`read_checkpoint`.
         progress: show a progress bar on stderr, if that is a terminal.
@@ -118,12 +118,13 @@ def load_checkpoints(
     )
     named = dict(zip(short_file_names(list(usable)), usable, strict=True))
     not_compared = {layer: why for network in usable.values() for layer, why in network.left_out.items()}
+    layers, differing = common_layers([network.filters for network in (usable[first], *usable.values())])
     return Checkpoints(
         {name: usable[path].state for name, path in named.items()},
         named,
-        list(usable[first].filters),
+        layers,
         {path: left_out[path] for path in files if path in left_out},
-        not_compared,
+        not_compared | differing,
         list(dict.fromkeys(key for network in usable.values() for key in network.unread)),
     )
 
@@ -194,7 +195,8 @@ def _tracked(files: Sequence[Path]) -> Iterator[Path]:
 def _commonest(networks: Mapping[Path, _Network]) -> Path:
     """The first file of the largest group with the same layers, so that the order of files does not matter."""
     shapes_by_path = {
-        path: frozenset((n, t.shape) for n, t in network.filters.items()) for path, network in networks.items()
+        path: frozenset((n, t.shape if is_spatial(t) else t.shape[1:]) for n, t in network.filters.items())
+        for path, network in networks.items()
     }
     most = Counter(shapes_by_path.values()).most_common(1)
     return next((path for path, shapes in shapes_by_path.items() if shapes == most[0][0]), Path())
@@ -208,7 +210,7 @@ def _read_network(path: Path, architecture: Architecture | None, key: str | None
         inside, outside = [(state, outside) for state, outside in states if outside is not None][-1]
         state = {**inside, **outside}
         result = convolutions(printable(str(path)), state)
-        return _Network(state, result.filters, result.left_out, unread)
+        return _Network(state, result.weights, result.left_out, unread)
     fitting = [state for state, _ in states if not architecture.misfit(state)]
     if not fitting:
         # the message is about the prefix with which most entries fit
@@ -220,7 +222,7 @@ def _read_network(path: Path, architecture: Architecture | None, key: str | None
     for layer, filters in computed.items():  # they replace the entries that they are computed from
         state = {key: t for key, t in state.items() if not key.startswith(f"{layer}.parametrizations.weight.")}
         state[f"{layer}.weight"] = filters
-    filters_by_layer = {**result.filters, **computed}
+    filters_by_layer = {**result.weights, **result.head, **computed}
     left_out = {layer: why for layer, why in result.left_out.items() if layer not in computed}
     compared = {layer: filters_by_layer[layer] for layer in architecture.layers if layer in filters_by_layer}
     return _Network(state, compared, {**left_out, **architecture.left_out}, unread)

@@ -101,7 +101,7 @@ class Comparison:
         share: share of the filters' energy that ``num_atoms`` atoms explain; near 1 if all networks share a start.
         related: how far each pair shares coefficients, (T, T); see :meth:`JointDecomposition.relatedness`.
         groups: networks that share a start, in the order of their first members.
-        not_compared: spatial convolutions that could not be compared, and why.
+        not_compared: layers that could not be compared, and why.
     """
 
     joint: JointDecomposition
@@ -123,12 +123,6 @@ class Comparison:
         """The heatmap and the verdict, for a notebook."""
         svg = inline_svg(_heatmap(self), f"fscl{id(self):x}", f"Similarity of {len(self.joint.names)} networks")
         return f"<figure>{svg}<figcaption>{escape(printable(self.verdict))}</figcaption></figure>"
-
-    @property
-    def compared_share(self) -> float:
-        """The share of a network's spatial filters that was compared, by number of values."""
-        compared = sum(stack.rows * stack.pixels for stack in self.joint.filters.values())
-        return compared / (compared + sum(why.values for why in self.not_compared.values()))
 
     @cached_property
     def coverage(self) -> Coverage:
@@ -157,10 +151,7 @@ class Comparison:
             text += f", as little as {percent(self.groups[0].least)} in {worst}; more explain more (--atoms)"
         if self.not_compared:
             missing, layers = len(self.not_compared), len(self.joint.layers) + len(self.not_compared)
-            text += (
-                f"; {missing} of {layers} spatial convolutions could not be compared, so this is about "
-                f"{percent(self.compared_share)} of the filters"
-            )
+            text += f"; {missing} of {layers} layers could not be compared"
         text += self._of_the_parameters()
         return f"{'not to be trusted as a whole' if len(self.groups) > 1 else 'to be read with care'}: {text}"
 
@@ -204,10 +195,10 @@ class Comparison:
             "layers": {
                 "compared": list(joint.layers),
                 "not_compared": {layer: why.reason for layer, why in self.not_compared.items()},
-                "compared_share": self.compared_share,
                 "left_out": self.coverage.left_out,
-                "parameter_share": self.coverage.share,
+                "compared_share": self.coverage.share,
                 "pointwise": list(joint.pointwise),
+                "head": joint.head,
             },
             "groups": [
                 {"members": list(g.members), "explained": g.share, "explained_least": g.least} for g in self.groups
@@ -240,7 +231,7 @@ def compare(
     Args:
         joint: the networks over coefficients that they share.
         metric, aggregate: see :func:`fscl.similarity.similarity_matrix`.
-        not_compared: spatial convolutions that are not in ``joint``, and why; by default ``joint.left_out``.
+        not_compared: layers that are not in ``joint``, and why; by default ``joint.left_out``.
 
     Raises:
         FsclError: the metric or the aggregate is unknown or does not apply.
@@ -373,8 +364,8 @@ def lines(comparison: Comparison) -> list[str]:
 def _not_compared(comparison: Comparison) -> list[str]:
     """The lines for a terminal about layers that were not compared, one for each reason."""
     text = []
-    if count := len(comparison.joint.pointwise):
-        text.append(f"Not compared: {count} convolution{'s' * (count > 1)} of 1x1, which have no spatial part")
+    if comparison.joint.head is not None:
+        text.append(printable(f"Not compared: {comparison.joint.head} (the head, which each task has for itself)"))
     layers: dict[str, list[str]] = {}
     for layer, (reason, _) in comparison.not_compared.items():
         layers.setdefault(reason.replace(layer, "..."), []).append(layer)
@@ -386,7 +377,7 @@ def _not_compared(comparison: Comparison) -> list[str]:
 
 def bank_note(comparison: Comparison) -> str:
     """How far the networks of a bank are from the checkpoints, and how to get equal ones; empty if they are equal."""
-    off = math.sqrt(max(0.0, 1 - float(comparison.joint.shares.min())))
+    off = math.sqrt(max(0.0, 1 - float(comparison.joint.bank_shares.min())))
     if off < 1e-5:  # rounding of float32
         return ""
     enough = math.ceil(9 * len(comparison.joint.names) / len(comparison.groups))

@@ -12,9 +12,17 @@ from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import decompose
 from fscl.atoms.entries import live_state, put_entries
 from fscl.atoms.layers import AtomConv2d
-from fscl.compare.convolutions import LeftOut, State, convolutions, misfit_of_kind, same_layers
+from fscl.compare.convolutions import (
+    LeftOut,
+    State,
+    common_layers,
+    convolutions,
+    is_spatial,
+    misfit_of_kind,
+    same_layers,
+)
 from fscl.compare.effective import effective_state
-from fscl.compare.filters import LayerFilters
+from fscl.compare.filters import LayerFilters, as_filters
 from fscl.errors import FsclError
 from fscl.similarity.filters import gram_matrix
 
@@ -32,7 +40,7 @@ class JointDecomposition:
 
     Attributes:
         names: names of the T networks.
-        layers: names of the convolutions, in the order of the first network's entries.
+        layers: names of the layers, in the order of the first network's entries.
         num_atoms: atoms of a layer whose kernels are 3x3 or smaller.
         coefficients: by layer, (out, in / groups, m) with orthonormal columns. Columns that the filters do not need are
             zero.
@@ -41,8 +49,12 @@ class JointDecomposition:
         energies: by layer, the squared norm of each network's filters, (T,).
         filters: by layer, the filters that were decomposed.
         states: all entries of each network. :meth:`bank` takes entries that are not filters from them.
-        left_out: the spatial convolutions that cannot be compared in some network, and why.
-        pointwise: the first network's 1x1 convolutions, which have no spatial part.
+        left_out: the layers that cannot be compared in some network, and why.
+        pointwise: the layers without a spatial part: 1x1 convolutions, linear layers, projections of attention. Their
+            weights are cut in blocks, see :func:`fscl.compare.filters.as_filters`, and their atoms are 4x4.
+        head: the first network's layer that is taken as the head, which each task has for itself, and is not compared.
+        compared: how many values of a network are compared.
+        parameters: how many values the first network learns: weights, biases, normalisation, positions, head.
     """
 
     names: tuple[str, ...]
@@ -56,6 +68,9 @@ class JointDecomposition:
     states: Sequence[State]
     left_out: Mapping[str, LeftOut] = field(default_factory=dict)
     pointwise: tuple[str, ...] = ()
+    head: str | None = None
+    compared: int = 0
+    parameters: int = 0
 
     def __repr__(self) -> str:
         share = f"{100 * self.share:.1f} % explained"
@@ -65,6 +80,14 @@ class JointDecomposition:
     def shares(self) -> Tensor:
         """The share of each network's filters that is explained, all layers together, (T,) float64."""
         return _share(self._all(self.explained), self._all(self.energies))
+
+    @property
+    def bank_shares(self) -> Tensor:
+        """The share of each network's spatial filters that is explained, all of which :meth:`bank` restores, (T,)."""
+        spatial = [layer for layer in self.layers if layer not in self.pointwise]
+        if not spatial:
+            return torch.ones(len(self.names), dtype=torch.float64)
+        return _share(*(torch.stack([table[layer] for layer in spatial]) for table in (self.explained, self.energies)))
 
     @property
     def share(self) -> float:
@@ -96,7 +119,8 @@ class JointDecomposition:
         filters = {layer: stack.of(members) for layer, stack in self.filters.items()}
         size = self.num_atoms if num_atoms is None else num_atoms
         fitted = _fit(chosen, [self.states[t] for t in members], filters, size)
-        return replace(fitted, left_out=self.left_out, pointwise=self.pointwise)
+        kept = ("left_out", "pointwise", "head", "compared", "parameters")
+        return replace(fitted, **{name: getattr(self, name) for name in kept})
 
     def relatedness(self) -> Tensor:
         """How far each pair of networks shares coefficients, as networks of one start do: (T, T) float64.
@@ -178,7 +202,7 @@ class JointDecomposition:
         return torch.stack([by_layer[layer] for layer in self.layers])
 
     def _shapes(self) -> dict[str, Tensor]:
-        return {layer: self.filters[layer].filters[0] for layer in self.layers}
+        return {layer: self.filters[layer].filters[0] for layer in self.layers if layer not in self.pointwise}
 
     def _check_layer(self, layer: str) -> None:
         if layer not in self.layers:
@@ -188,7 +212,7 @@ class JointDecomposition:
 def joint_decompose(
     states: Mapping[str, State] | Sequence[State], num_atoms: int = 9, layers: Sequence[str] | None = None
 ) -> JointDecomposition:
-    """Writes the filters of several networks of one architecture with shared coefficients, layer by layer.
+    """Writes the weights of several networks of one architecture with shared coefficients, layer by layer.
 
     A layer's filters in network t are a matrix W_t of out * in / groups rows and kh * kw columns, scaled to norm 1. The
     coefficients U are the leading left singular vectors of all W_t side by side: no other coefficients of the same
@@ -198,9 +222,11 @@ def joint_decompose(
     were fine-tuned from one start, 9 are nearly enough. Check :attr:`JointDecomposition.share` before any similarity:
     unrelated networks share no coefficients.
 
-    1x1 convolutions have no spatial part and are left out. Convolutions whose weight cannot be computed from the state
-    are left out, too; see :attr:`JointDecomposition.left_out`. Pruned convolutions, and those under weight or spectral
-    normalisation, are compared by the weight that they compute with.
+    Layers without a spatial part (1x1 convolutions, linear layers, projections of attention) take part with blocks of
+    16 input channels in place of kernels, see :func:`fscl.compare.filters.as_filters`. The last linear layer is the
+    head and left out. Left out by name (:attr:`JointDecomposition.left_out`) are layers that not all networks have, or
+    whose number of outputs differs, and layers whose weight cannot be computed from the state. Pruned layers, and those
+    under weight or spectral normalisation, are compared by the weight that they compute with.
 
     All is computed in float64 on the CPU, and never more than one layer of all networks is in memory.
 
@@ -208,15 +234,16 @@ def joint_decompose(
         states: the networks, each as a ``state_dict`` or a module. The keys of a mapping name them; in a sequence they
             are named "0", "1", ...
         num_atoms: atoms of a layer whose kernels are 3x3 or smaller.
-        layers: the layers to use; by default all spatial convolutions of the first network.
+        layers: the layers to use; by default all that can be compared in the first network.
 
     Raises:
-        FsclError: there are no networks or no spatial convolutions, layers differ in name or shape, a layer is unknown,
+        FsclError: there are no networks or no layers to compare, layers differ in name or shape, a layer is unknown,
             filters are not finite, or the number of atoms is below 1.
 
     References:
         Chen, Miao, Qiu. Exploring Neural Network Representational Similarity using Filter Subspaces. 2023.
         Miao, Wang, Chen, Qiu. Continual Learning with Filter Atom Swapping. ICLR 2022.
+        Chen, Miao, Qiu. Large Convolutional Model Tuning via Filter Subspace. ICLR 2025 (blocks of linear layers).
 
     Example:
         >>> import copy
@@ -239,22 +266,37 @@ def joint_decompose(
         raise FsclError("no networks to decompose; give state_dicts or modules")
     first = next(iter(named))
     sorted_entries = {name: convolutions(name, state) for name, state in named.items()}
-    filters_by_network = {name: entries.filters for name, entries in sorted_entries.items()}
-    chosen = list(filters_by_network[first])
-    if layers is not None:
-        if unknown := [layer for layer in layers if layer not in chosen] or ([] if layers else [""]):
-            raise FsclError(f"{first}: no layer {unknown[0]!r} to decompose; layers: {', '.join(chosen)}")
-        filters_by_network = {
-            name: {n: f for n, f in filters.items() if n in layers} for name, filters in filters_by_network.items()
-        }
-        chosen = list(dict.fromkeys(layers))
+    weights_by_network = {name: entries.weights for name, entries in sorted_entries.items()}
     left_out: dict[str, LeftOut] = {}
+    if layers is not None:  # the head, too, if it is among them
+        every = {name: {**entries.weights, **entries.head} for name, entries in sorted_entries.items()}
+        if unknown := [layer for layer in layers if layer not in every[first]] or ([] if layers else [""]):
+            raise FsclError(f"{first}: no layer {unknown[0]!r} to decompose; layers: {', '.join(every[first])}")
+        weights_by_network = {
+            name: {n: w for n, w in weights.items() if n in layers} for name, weights in every.items()
+        }
     for name, entries in sorted_entries.items():
-        same_layers(name, filters_by_network[name], first, filters_by_network[first], entries.left_out)
+        same_layers(name, weights_by_network[name], first, weights_by_network[first], entries.left_out)
         left_out |= entries.left_out
-    stacks = {layer: LayerFilters([filters[layer] for filters in filters_by_network.values()]) for layer in chosen}
+    common, differing = common_layers(list(weights_by_network.values()))
+    if not common or (layers is not None and differing):
+        layer, why = next(iter(differing.items()))
+        raise FsclError(f"{first}: layer {layer!r} cannot be compared with the other networks: {why.reason}")
+    left_out |= differing
+    chosen = common if layers is None else list(dict.fromkeys(layers))
+    stacks = {
+        layer: LayerFilters([as_filters(weights[layer]) for weights in weights_by_network.values()]) for layer in chosen
+    }
     fitted = _fit(tuple(named), list(named.values()), stacks, num_atoms)
-    return replace(fitted, left_out=left_out, pointwise=tuple(sorted_entries[first].pointwise))
+    of_first = sorted_entries[first]
+    return replace(
+        fitted,
+        left_out=left_out,
+        pointwise=tuple(layer for layer in chosen if not is_spatial(weights_by_network[first][layer])),
+        head=next((layer for layer in of_first.head if layer not in chosen), None),
+        compared=sum(weights_by_network[first][layer].numel() for layer in chosen),
+        parameters=of_first.parameters,
+    )
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from fscl.atoms.bank import AtomBank
 from fscl.errors import FsclError
-from fscl.similarity.features import collect_features
+from fscl.similarity.features import channels_first, collect_features
 from fscl.similarity.probing import PROBES, probing_matrix
 from fscl.similarity.subspace import similarity_matrix
 
@@ -37,13 +37,14 @@ def response_features(
     call: Call | None = None,
     seed: int = 0,
 ) -> dict[str, list[Tensor]]:
-    """The outputs of each task's convolutions for the same images, before normalisation.
+    """The outputs of each task's convolutions, or other layers, for the same images, before normalisation.
 
     Args:
         bank: T tasks.
         model: the bank's network, or one of its architecture. It is not changed.
         images: (n, channels, height, width), real or synthetic, such as :func:`fscl.similarity.dead_leaves`.
-        layers: dotted names, or one dotted name; the bank's layers by default.
+        layers: dotted names, or one dotted name; the bank's layers by default, which are spatial convolutions. Name
+            linear layers and ``nn.MultiheadAttention`` for transformers; their tokens are positions.
         positions: number of positions drawn from each image's feature map, the same in all tasks; None takes all.
         batch_size: images in a pass.
         call: makes the pass from (model, images), if ``model(images)`` does not.
@@ -306,6 +307,7 @@ def _outputs(
 
     def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
+            output = channels_first(module, output)
             flat = output.flatten(2).mT if output.ndim > 2 else output
             if output.ndim > 2 and positions is not None and positions < flat.shape[1]:
                 scores = torch.rand(flat.shape[:2], generator=generators[name], dtype=torch.float64)

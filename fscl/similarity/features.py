@@ -16,7 +16,7 @@ from fscl.errors import FsclError
 from fscl.modes import evaluating
 from fscl.similarity.matrices import Maps, check_maps, flatten_maps
 
-__all__ = ["collect_features"]
+__all__ = ["channels_first", "collect_features"]
 
 
 def collect_features(
@@ -44,7 +44,8 @@ def collect_features(
             first tensor is the input.
         layers: dotted names of layers, or one dotted name; None takes all convolution and linear layers that every
             pass calls exactly once.
-        maps: how (n, c, h, w) is flattened as it arrives, see `flatten_maps`; None does not flatten.
+        maps: how (n, c, h, w) is flattened as it arrives, see `flatten_maps`; None does not flatten. Linear layers,
+            `nn.LayerNorm` and attention give (n, tokens, c) or (n, h, w, c); then tokens are positions.
         positions: number of positions drawn at random from each image's map, or all if the map has fewer. Needs
             `maps="positions"`. Layers and networks with the same `seed` and map size get the same positions, at any
             batch size.
@@ -118,6 +119,19 @@ def collect_features(
     return {name: torch.cat(tap.parts) for name, tap in taps.items()}
 
 
+def channels_first(module: nn.Module, output: Any) -> Any:
+    """The output of a layer as (n, c, positions, 1) if the layer gives channels in the last dimension, else as it is.
+
+    Linear layers, layer normalisation and attention do so, for tokens and for maps of positions.
+    """
+    if isinstance(module, nn.MultiheadAttention) and isinstance(output, tuple):
+        output = output[0]  # beside the weights of attention
+    elif type(module).forward not in (nn.Linear.forward, nn.LayerNorm.forward):
+        return output
+    is_tokens = isinstance(output, Tensor) and output.ndim > 2
+    return output.flatten(1, -2).mT[..., None] if is_tokens else output
+
+
 class _Tap:
     """A forward hook that stores one layer's features and counts its calls in a pass."""
 
@@ -133,6 +147,7 @@ class _Tap:
         self.calls += 1
         if self.calls > 1:
             return
+        output = channels_first(module, output) if self.maps is not None else output
         if not isinstance(output, Tensor):
             raise FsclError(
                 f"layer {self.name!r} ({type(module).__name__}) gives {type(output).__name__}; a layer that gives one "
@@ -156,8 +171,8 @@ class _Tap:
             return output
         if output.ndim != 4:
             raise FsclError(
-                f"layer {self.name!r} gives shape {tuple(output.shape)}; maps={self.maps!r} takes (n, c, h, w) or "
-                "(n, p); leave maps out, or the layer"
+                f"layer {self.name!r} gives shape {tuple(output.shape)}; maps={self.maps!r} takes (n, c, h, w), "
+                "(n, p) or tokens of a linear layer; leave maps out, or the layer"
             )
         size = output.shape[2] * output.shape[3]
         if self.positions is None or self.positions >= size:

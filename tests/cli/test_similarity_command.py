@@ -166,9 +166,9 @@ def test_layers_that_cannot_be_compared_are_named_and_the_verdict_is_not_trusted
         torch.save(net.state_dict(), tmp_path / f"{name}.pt")
     ended = fscl("similarity", *sorted(tmp_path.glob("*.pt")), "--atoms", 18)
     assert ended.code == 0, ended.err
-    assert "Not compared: 1 convolution of 1x1, which have no spatial part\n" in ended.out
+    assert "Not compared: 13 (the head, which each task has for itself)\n" in ended.out
     assert re.search(says, ended.out)
-    assert re.search(r"To be read with care: .*; 1 of \d spatial convolutions could not be compared", ended.out)
+    assert re.search(r"To be read with care: .*; 1 of \d layers could not be compared", ended.out)
     data = json.loads((tmp_path / "similarity/similarity.json").read_text())
     assert not data["verdict"]["trusted"]
     assert len(data["layers"]["not_compared"]) == 1
@@ -184,9 +184,9 @@ def test_pruned_networks_are_compared_by_their_remaining_weights(
             prune.l1_unstructured(net[layer], "weight", 0.5)
         torch.save(net.state_dict(), tmp_path / f"{i}.pt")
     ended = fscl("similarity", *sorted(tmp_path.glob("*.pt")), "--atoms", 27)
-    assert "3 checkpoints, 3 layers" in ended.out
+    assert "3 checkpoints, 4 layers" in ended.out
     expected = []
-    for layer in (0, 4, 9):
+    for layer in (0, 4, 7, 9):
         flat = np.stack([net[layer].weight.detach().double().flatten().numpy() for net in nets])
         flat /= np.linalg.norm(flat, axis=1, keepdims=True)
         expected.append(flat @ flat.T)
@@ -395,7 +395,10 @@ def test_a_bank_of_checkpoints_restores_their_networks(
         torch.testing.assert_close(back(x), model(x), rtol=1e-4, atol=1e-5)
     assert "7.weight" in bank.entries(0)  # the 1x1 convolution is each network's own
     similarity = read_csv(tmp_path / "exact/similarity.csv")[1]
-    np.testing.assert_allclose(bank.similarity(aggregate="mean"), similarity, atol=1e-6)
+    flat = np.stack([m[7].weight.detach().double().flatten().numpy() for m in fine_tuned.values()])
+    flat /= np.linalg.norm(flat, axis=1, keepdims=True)
+    atoms = bank.similarity(aggregate="mean").numpy()
+    np.testing.assert_allclose((3 * atoms + flat @ flat.T) / 4, similarity, atol=1e-6)
     ended = fscl(*command, "near")
     assert ended.code == 0
     assert "all.safetensors" in ended.out
@@ -421,7 +424,7 @@ def test_nearer_copies_of_a_resnet18_are_more_similar_and_the_verdict_is_trusted
     files = [tmp_path / f"{name}.pth" for name in "abc"]
     ended = fscl("similarity", *files, "--arch", "torchvision:resnet18")
     assert ended.code == 0, ended.err
-    assert "17 layers" in ended.out
+    assert "20 layers" in ended.out
     assert "Trusted" in ended.out
     _, matrix = read_csv(tmp_path / "similarity/similarity.csv")
     assert matrix[0, 1] > matrix[0, 2] > 0.9

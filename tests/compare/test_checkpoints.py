@@ -106,7 +106,7 @@ def test_a_prefix_is_removed_for_an_architecture_even_with_other_entries(
     beside = {"criterion.weight": torch.ones(5), "ema.updates": torch.tensor(3)}
     files = two(tmp_path, {"state_dict": prefixed(state, prefix) | beside}, prefixed(state, prefix))
     found = load_checkpoints(files, Architecture(f"{mine}:Branches"))
-    assert found.layers == ["stem", "body"]
+    assert found.layers == ["stem", "body", "aside"]
     assert all(same(each, state) for each in found.states.values())
 
 
@@ -381,8 +381,8 @@ def broken(tmp_path: Path) -> dict[str, str]:
         "shorter": ({k: v for k, v in state.items() if k != "2.weight"}, r"layer '2' has no filters here and filters"),
         "longer": (state | {"9.weight": torch.randn(4, 4, 3, 3)}, r"layer '9' has filters \(4, 4, 3, 3\) here and no"),
         "nan": (state | {"0.weight": bad}, r"the filters of layer '0' are not all finite"),
-        "mlp": (nn.Linear(3, 3).state_dict(), r"no spatial convolutions \(4-D weights"),
-        "pointwise": (nn.Conv2d(3, 3, 1).state_dict(), r"no spatial convolutions"),
+        "mlp": (nn.Linear(3, 3).state_dict(), r"no layers \(convolutions, or linear"),
+        "pointwise": (nn.Conv2d(3, 3, 1).state_dict(), r"no layers \(convolutions, or linear"),
         "list": ([3], r"not the state of a network"),
     }
     for name, (found, _) in made.items():
@@ -483,13 +483,13 @@ def mine(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_an_architecture_orders_the_layers_and_accepts_heads_of_any_size(tmp_path: Path, mine: str) -> None:
     for name, classes in (("a", 3), ("b", 7)):
         save_file(Branches(classes).state_dict(), tmp_path / f"{name}.safetensors")
-    assert load_checkpoints([tmp_path]).layers == ["body", "stem"]  # as safetensors keeps them
+    assert load_checkpoints([tmp_path]).layers == ["aside", "body", "stem"]  # as safetensors keeps them
     architecture = Architecture(f"{mine}:Branches")
     found = load_checkpoints([tmp_path], architecture)
-    assert found.layers == ["stem", "body"]
+    assert found.layers == ["stem", "body", "aside"]
     assert architecture.network.fc.out_features == 3
     for builder in ("WithoutClasses", "downloading"):
-        assert load_checkpoints([tmp_path], Architecture(f"{mine}:{builder}")).layers == ["stem", "body"]
+        assert load_checkpoints([tmp_path], Architecture(f"{mine}:{builder}")).layers == ["stem", "body", "aside"]
 
 
 def test_prefixed_and_old_states_fit_an_architecture(tmp_path: Path, mine: str) -> None:
@@ -500,7 +500,7 @@ def test_prefixed_and_old_states_fit_an_architecture(tmp_path: Path, mine: str) 
     from torchvision.models import squeezenet1_1
 
     nets = [squeezenet1_1(num_classes=n).state_dict() for n in (4, 4)]  # its head is a convolution
-    assert len(load_checkpoints(two(tmp_path, *nets), Architecture("torchvision:squeezenet1_1")).layers) == 9
+    assert len(load_checkpoints(two(tmp_path, *nets), Architecture("torchvision:squeezenet1_1")).layers) == 9 + 16
 
 
 @pytest.mark.parametrize(

@@ -17,15 +17,14 @@ from fscl.text import decimals
 
 
 def filter_cosines(models: dict[str, nn.Module]) -> np.ndarray:
-    """Mean over 3x3 layers of the cosine of two networks' filters, computed from their weights."""
+    """Mean over convolutions of the cosine of two networks' filters, computed from their weights."""
     found = []
     layers = [n for n, m in next(iter(models.values())).named_modules() if isinstance(m, nn.Conv2d)]
     for layer in layers:
         weights = [m.get_submodule(layer).weight.detach().double().numpy() for m in models.values()]
-        if weights[0].shape[-1] > 1:
-            flat = np.stack([w.ravel() / np.linalg.norm(w) for w in weights])
-            found.append(flat @ flat.T)
-    assert len(found) == 3
+        flat = np.stack([w.ravel() / np.linalg.norm(w) for w in weights])
+        found.append(flat @ flat.T)
+    assert len(found) == 4
     return np.mean(found, axis=0)
 
 
@@ -197,7 +196,7 @@ def test_as_data_has_all_results_as_plain_values(fine_tuned: dict[str, nn.Module
         "explained_least": last.least,
     }
     assert data["explained"]["by_atoms_of_a_start"] == found.share
-    assert data["explained"]["by_layer"].keys() == set(found.joint.layers) == {"0", "4", "9"}
+    assert data["explained"]["by_layer"].keys() == set(found.joint.layers) == {"0", "4", "7", "9"}
     assert set(data["explained"]["by_checkpoint"]) == set(fine_tuned)
     assert data["verdict"]["trusted"] is False
 

@@ -16,8 +16,7 @@ from fscl.compare.coverage import coverage
 
 @pytest.mark.parametrize("make", [resnet18, mobilenet_v2])
 def test_compared_and_left_out_layers_are_all_layers_with_weights(make: type[nn.Module]) -> None:
-    with torch.device("meta"):
-        net = make(num_classes=10)
+    net = make(num_classes=10)
     weights = {name.removesuffix(".weight"): p.numel() for name, p in net.named_parameters() if p.ndim > 1}
     spatial = {n: weights[n] for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size != (1, 1)}
     found = coverage([net], spatial, {})
@@ -42,12 +41,12 @@ def test_integers_count_only_if_they_are_known_to_be_weights() -> None:
 
 
 def test_a_layer_whose_weight_is_kept_in_parts_has_one_name() -> None:
-    net = nn.Sequential(nn.Conv2d(1, 4, 3), parametrizations.orthogonal(nn.Linear(4, 4)), nn.LSTM(4, 4))
-    assert list(coverage([net], {"0": 36}, {}).left_out) == ["1", "2"]
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), parametrizations.orthogonal(nn.Linear(4, 4)), nn.Linear(4, 2))
+    assert sorted(coverage([net], {"0": 36}, {}).left_out) == ["1", "2"]
 
 
 def test_networks_of_which_little_is_compared_are_not_trusted_and_the_verdict_says_so() -> None:
-    small, large = (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, n, 1), nn.Linear(n, 2)) for n in (4, 64))
+    small, large = (nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), nn.Linear(4, n)) for n in (2, 200))
     for net, trusted in ((small, True), (large, False)):
         copies = {}
         for name in "ab":
@@ -57,7 +56,7 @@ def test_networks_of_which_little_is_compared_are_not_trusted_and_the_verdict_sa
         assert compared.trusted is trusted is (compared.coverage.share >= MOSTLY_COMPARED)
         start = "trusted: " if trusted else "to be read with care: "
         assert compared.verdict.startswith(start)
-        assert compared.verdict.endswith(" % of the parameters are compared, without 1, 2")
+        assert compared.verdict.endswith(" % of the parameters are compared, without 2")
         layers = compared.as_data()["layers"]
-        assert layers["left_out"] == {"1": net[1].weight.numel(), "2": net[2].weight.numel()}
-        assert layers["parameter_share"] == compared.coverage.share
+        assert layers["left_out"] == {"2": net[2].weight.numel()}
+        assert layers["compared_share"] == compared.coverage.share

@@ -148,17 +148,19 @@ LEFT_OUT: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 def test_layers_that_cannot_be_compared_are_left_out_by_name(kind: str) -> None:
     make, says = LEFT_OUT[kind]
     plain = {"0.weight": torch.randn(4, 4, 3, 3), "0.bias": torch.zeros(4), "9.weight": torch.randn(4, 4, 1, 1)}
+    plain |= {"99.weight": torch.randn(2, 4)}
     found = convolutions("net", plain | make())
     assert list(found.filters) == ["0"]
-    assert found.pointwise == ["9"]
+    assert list(found.pointwise) == ["9"]
+    assert list(found.head) == ["99"]
     assert list(found.left_out) == ["1"]
     assert re.search(says, found.left_out["1"].reason)
     assert found.left_out["1"].values >= 6 * 4 * 9
     joint = joint_decompose([plain | make(), plain | make()])
-    assert joint.layers == ("0",)
+    assert joint.layers == ("0", "9")
     assert list(joint.left_out) == list(joint.refit(names=["1"]).left_out) == ["1"]
     assert joint.pointwise == ("9",)
-    with pytest.raises(FsclError, match=r"^net: no spatial convolutions that can be compared; layer '1': "):
+    with pytest.raises(FsclError, match=r"^net: no layers that can be compared; layer '1': "):
         convolutions("net", make())
 
 

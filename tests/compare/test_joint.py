@@ -34,7 +34,8 @@ class Net(nn.Module):
         return self.classifier(torch.relu(self.hidden(x)))
 
 
-LAYERS = ("stem", "wide", "grouped")
+SPATIAL = ("stem", "wide", "grouped")
+LAYERS = ("stem", "wide", "point", "grouped", "hidden")
 
 
 def tuned(start: nn.Module, by: float, classes: int = 3) -> nn.Module:
@@ -64,9 +65,9 @@ def strangers() -> list[nn.Module]:
 
 
 def columns(models: list[nn.Module], layer: str) -> list[np.ndarray]:
-    """Each network's filters (out * in, kh * kw), scaled to norm 1, from its weights."""
+    """Each network's filters (out * in, kh * kw), or blocks of 16 input channels, of norm 1, from its weights."""
     found = [m.state_dict()[f"{layer}.weight"].double().numpy() for m in models]
-    flat = [w.reshape(w.shape[0] * w.shape[1], -1) for w in found]
+    flat = [w.reshape(w.shape[0] * w.shape[1], -1) if layer in SPATIAL else w.reshape(-1, 16) for w in found]
     return [w / (np.linalg.norm(w) or 1) for w in flat]
 
 
@@ -410,16 +411,16 @@ def test_with_enough_atoms_a_bank_restores_every_network(tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
     bank = AtomBank.load(tmp_path / "bank.safetensors")
     assert bank.names == list(joint.names)
-    assert bank.layers == list(LAYERS)
+    assert bank.layers == list(SPATIAL)
     x = torch.randn(4, 1, 8, 8)
     back = decompose(Net(), joint.num_atoms).model.eval()
     for task in (2, 0, 1):
         bank.restore(back, task)
         torch.testing.assert_close(back(x), models[task](x), rtol=1e-5, atol=1e-6)
         for name, value in models[task].state_dict().items():  # what is no filter comes back to the bit
-            if name.removesuffix(".weight") not in LAYERS:
+            if name.removesuffix(".weight") not in SPATIAL:
                 assert torch.equal(back.state_dict()[name], value), name
-    torch.testing.assert_close(bank.similarity(), similarity_matrix(joint))
+    torch.testing.assert_close(bank.similarity(), similarity_matrix(joint, layers=SPATIAL))
 
 
 @torch.no_grad()
@@ -486,11 +487,11 @@ def test_errors_of_joint_decompose_name_the_network_and_valid_values(family):
         joint_decompose([])
     with pytest.raises(FsclError, match=r"^stem\.weight: Tensor; a state_dict or a module would do"):
         joint_decompose(states["a"])
-    with pytest.raises(FsclError, match=r"^1: no spatial convolutions"):
+    with pytest.raises(FsclError, match=r"^1: no layers \(convolutions, or linear layers before the head\)"):
         joint_decompose([states["a"], nn.Linear(2, 2)])
     with pytest.raises(FsclError, match="num_atoms is 0"):
         joint_decompose(states, 0)
-    with pytest.raises(FsclError, match=r"^a: no layer 'conv9' to decompose; layers: stem, wide, grouped"):
+    with pytest.raises(FsclError, match=r"^a: no layer 'conv9' to decompose; layers: stem, wide, point, grouped"):
         joint_decompose(states, layers=["stem", "conv9"])
     with pytest.raises(FsclError, match=r"no layer '' to decompose"):
         joint_decompose(states, layers=[])
@@ -515,8 +516,8 @@ def test_errors_of_joint_decompose_name_the_network_and_valid_values(family):
 def test_errors_of_joint_decomposition_methods_list_valid_values(family):
     joint = joint_decompose(dict(zip("abcde", family, strict=True)))
     for call in (joint.stack, joint.gram):
-        with pytest.raises(FsclError, match=r"no layer 'point' was decomposed; layers: stem, wide, grouped"):
-            call("point")
+        with pytest.raises(FsclError, match=r"no layer 'classifier' was decomposed; layers: stem, wide, point"):
+            call("classifier")
     with pytest.raises(FsclError, match=r"no network 'f' was decomposed; networks: a, b, c, d, e"):
         joint.refit(names=["a", "f"])
     with pytest.raises(FsclError, match=r"no network '' was"):

@@ -454,6 +454,26 @@ def test_features_can_be_collected_from_layers_without_atoms(images, features):
 
 
 @FEATURES
+def test_tokens_of_a_linear_layer_are_positions(images, features):
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch, self.mix = nn.Conv2d(2, 4, 2, 2), nn.Linear(4, 6)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mix(self.patch(x).flatten(2).mT)
+
+    tasks = Tasks(Tokens())
+    for task in range(2):
+        tasks.store(task, tasks.move("patch.atoms"))
+    found = features(tasks.bank, tasks.model, images, layers="mix", positions=None)["mix"]
+    for task in range(2):
+        network = copy.deepcopy(tasks.model)
+        tasks.bank.restore(network, task)
+        torch.testing.assert_close(found[task], network.eval()(images).detach().flatten(0, 1))
+
+
+@FEATURES
 def test_features_of_modules_with_two_names_are_collected(images, features):
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -357,3 +357,36 @@ def test_loaders_without_images_are_refused(net, loader, message):
 def test_options_of_collect_features_that_do_not_fit_are_refused(net, images, options, message):
     with pytest.raises(FsclError, match=message):
         collect(net, [images], **options)
+
+
+@torch.no_grad()
+def test_tokens_of_linear_layers_and_attention_are_positions():
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.patch = nn.Conv2d(3, 8, 2, 2)
+            self.norm, self.attention = nn.LayerNorm(8), nn.MultiheadAttention(8, 2, batch_first=True)
+            self.widen, self.on_map = nn.Linear(8, 12), nn.Linear(8, 5)
+
+        def forward(self, x):
+            maps = self.patch(x)
+            tokens = self.norm(maps.flatten(2).mT)
+            self.on_map(maps.permute(0, 2, 3, 1))
+            return self.widen(self.attention(tokens, tokens, tokens)[0])
+
+    model, images = Block().eval(), torch.randn(4, 3, 6, 6)
+    found = collect_features(model, images.split(3), list(dict(model.named_children())), maps="positions")
+    maps = model.patch(images)
+    tokens = model.norm(maps.flatten(2).mT)
+    attended = model.attention(tokens, tokens, tokens)[0]
+    for name, expected in (
+        ("norm", tokens),
+        ("attention", attended),
+        ("widen", model.widen(attended)),
+        ("on_map", model.on_map(maps.permute(0, 2, 3, 1))),
+    ):
+        torch.testing.assert_close(found[name], expected.flatten(0, -2), rtol=1e-4, atol=1e-5)
+    few = collect_features(model, [images], ["widen", "norm", "patch"], maps="positions", positions=2)
+    assert {name: tuple(x.shape) for name, x in few.items()} == {"widen": (8, 12), "norm": (8, 8), "patch": (8, 8)}
+    pooled = collect_features(model, [images], "widen", maps="pooled")["widen"]
+    torch.testing.assert_close(pooled, model.widen(attended).mean(1), rtol=1e-4, atol=1e-5)

@@ -34,7 +34,7 @@ from fscl.similarity import (
     recall_images,
 )
 
-__all__ = ["AGAINST", "agreement", "measure", "units"]
+__all__ = ["AGAINST", "agreement", "correlations", "measure", "pearson", "units"]
 
 AGAINST = ("linear_cka", "minibatch_cka", "mean_cca", "svcca")  # the yardsticks of this section
 STIMULI, POSITIONS = 64, 16  # images that a comparison passes, and positions that it looks at in each
@@ -100,7 +100,7 @@ def agreement(
         (['linear_cka', 'mean_cca'], True)
     """
     known = _yardsticks(bank, model, images, yardsticks)
-    return {name: _correlations(similarity, layers.mean(0), resamples) for name, layers in known.items()}
+    return {name: correlations(similarity, layers.mean(0), resamples) for name, layers in known.items()}
 
 
 def measure(images: str, architecture: str, regime: str, context: Context) -> Agreement:
@@ -109,7 +109,7 @@ def measure(images: str, architecture: str, regime: str, context: Context) -> Ag
     bank = networks.bank
     yardsticks = _yardsticks(bank, networks.model, networks.probe, AGAINST)
     methods, seconds = _methods(networks, steps=QUICK_RECALL_STEPS if context.quick else RECALL_STEPS)
-    correlated = partial(_correlations, resamples=QUICK_RESAMPLES if context.quick else RESAMPLES)
+    correlated = partial(correlations, resamples=QUICK_RESAMPLES if context.quick else RESAMPLES)
     return Agreement(
         images=images,
         architecture=architecture,
@@ -130,7 +130,7 @@ def measure(images: str, architecture: str, regime: str, context: Context) -> Ag
         },
         by_layer={
             name: {
-                yardstick: [_pearson(*pair) for pair in zip(matrix, yardsticks[yardstick], strict=True)]
+                yardstick: [pearson(*pair) for pair in zip(matrix, yardsticks[yardstick], strict=True)]
                 for yardstick in ("linear_cka", "mean_cca")
             }
             for name, matrix in methods.items()
@@ -244,12 +244,12 @@ def _pairs(matrix: Tensor) -> list[float]:
     return [round(float(value), 6) for value in below_diagonal(matrix)]
 
 
-def _pearson(matrix: Tensor, other: Tensor) -> float:
+def pearson(matrix: Tensor, other: Tensor) -> float:
     pairs = torch.stack([below_diagonal(matrix), below_diagonal(other)]).double()
     return float(torch.corrcoef(pairs)[0, 1])
 
 
-def _correlations(matrix: Tensor, other: Tensor, resamples: int) -> Correlations:
+def correlations(matrix: Tensor, other: Tensor, resamples: int) -> Correlations:
     def correlation(method: str) -> Correlation:
         test = mantel(matrix, other, method=method, pairs="lower", n_resamples=resamples)
         return Correlation(r=test.statistic, low=test.low, high=test.high, p=test.p_value)
