@@ -336,12 +336,12 @@ def test_the_verdict_names_left_out_layers_and_the_compared_share_of_the_paramet
     files = [folder / f"start0_task{t}.pt" for t in (0, 1)]
     ended = fscl("similarity", *files, "--atoms", 18)
     net = fine_tuned["start0_task0"]
-    share = sum(net[i].weight.numel() for i in (0, 4, 9)) / sum(p.numel() for p in net.parameters())
-    says = rf"Trusted: .*; {int(1000 * share) / 10} % of the parameters are compared, without 7, 13\n"
+    share = sum(net[i].weight.numel() for i in (0, 4, 7, 9)) / sum(p.numel() for p in net.parameters())
+    says = rf"Trusted: .*; {int(1000 * share) / 10} % of the parameters are compared, without 13\n"
     assert re.search(says, ended.out), ended.out
     layers = json.loads((tmp_path / "similarity/similarity.json").read_text())["layers"]
-    assert layers["left_out"] == {"7": 32 * 32, "13": 3 * 128}
-    assert layers["parameter_share"] == share
+    assert layers["left_out"] == {"13": 3 * 128}
+    assert layers["compared_share"] == share
 
 
 @pytest.mark.parametrize("terminal", [True, False])
