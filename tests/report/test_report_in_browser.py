@@ -14,7 +14,7 @@ import pytest
 from fscl.files import write_text_atomically
 from fscl.plots.figures import inline_svg
 from fscl.report.page import write_report
-from fscl.runs.results import load_runs
+from fscl.report.runs import load_runs
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
