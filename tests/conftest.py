@@ -70,28 +70,39 @@ ForkFscl = Callable[..., multiprocessing.process.BaseProcess]
 
 
 @pytest.fixture
-def fork_fscl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ForkFscl]:
-    """Starts the command line in a process of its own that need not import Avalanche: this process, forked.
+def fork_fscl(tmp_path: Path) -> Iterator[ForkFscl]:
+    """Starts the command line in a process of its own, forked from the server of workers, which has imported Avalanche.
 
-    It runs in an empty folder without data, 80 columns wide, and prints to ``out-<its id>`` and ``err-<its id>`` there.
+    A fork of this process could not train: PyTorch's autograd does not survive a fork once it has used threads. The
+    command runs in an empty folder without data, and prints to ``out-<its id>`` and ``err-<its id>`` there.
     """
-    monkeypatch.delenv("FSCL_DATA", raising=False)
-    monkeypatch.setenv("COLUMNS", "80")
+    from fscl.runs import workers
+
     processes = []
 
-    def start(*arguments: object, before: Callable[[], object] = lambda: None) -> multiprocessing.process.BaseProcess:
-        def child() -> None:
-            os.chdir(tmp_path)
-            for number, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(f"{name}-{os.getpid()}", os.O_WRONLY | os.O_CREAT), number)
-            sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-            sys.argv = ["fscl", *map(str, arguments)]
-            before()
-            app.main()
-
-        processes.append(multiprocessing.get_context("fork").Process(target=child))
-        processes[-1].start()
-        return processes[-1]
+    def start(*arguments: object, before: str = "") -> multiprocessing.process.BaseProcess:
+        environment = {**os.environ, "COLUMNS": "80"}
+        environment.pop("FSCL_DATA", None)
+        code = f"""
+import os, sys
+os.environ.clear()
+os.environ.update({environment!r})
+os.chdir({str(tmp_path)!r})
+sys.path.insert(0, {str(tmp_path)!r})
+for number, name in ((1, "out"), (2, "err")):
+    os.dup2(os.open(f"{{name}}-{{os.getpid()}}", os.O_WRONLY | os.O_CREAT), number)
+sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+sys.argv = {["fscl", *map(str, arguments)]!r}
+{before}
+from fscl.cli import app
+app.main()
+"""
+        workers.warm_up()
+        process = workers._context().Process(target=exec, args=(code, {}))
+        with workers._without_main_module():
+            process.start()
+        processes.append(process)
+        return process
 
     yield start
     for process in processes:

@@ -670,17 +670,25 @@ def test_sigterm_ends_driver_and_workers_and_the_next_command_goes_on(
         assert numbers(folder) == numbers(tmp_path / f"whole/split_digits/{learner}/seed_0")
 
 
+KILLED = """
+import signal
+from fscl.continual.trainer import Trainer
+
+train_next = Trainer.train_next
+
+def killed(self):
+    if type(self.strategy).__name__ == "EWC" and self.done == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return train_next(self)
+
+Trainer.train_next = killed
+"""
+
+
 def test_the_same_command_after_kill_9_finishes_the_grid(fscl: Fscl, fork_fscl: Any, tmp_path: Path) -> None:
     """A real process is killed between two experiences of its second learner. The same command is run again."""
-    train_next = Trainer.train_next
-
-    def killed(self: Trainer) -> Any:
-        if type(self.strategy).__name__ == "EWC" and self.done == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return train_next(self)
-
     command = ["run", "-s", "atom_swapping", "-s", "ewc", *TINY]
-    process = fork_fscl(*command, before=lambda: setattr(Trainer, "train_next", killed))
+    process = fork_fscl(*command, before=KILLED)
     process.join(200)
     assert process.exitcode == -signal.SIGKILL
     atoms, ewc = (tmp_path / "runs/split_digits" / learner / "seed_0" for learner in ("atom_swapping", "ewc"))

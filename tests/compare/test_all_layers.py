@@ -143,7 +143,7 @@ def test_every_weight_but_the_head_of_a_transformer_is_compared() -> None:
     assert joint.compared == sum(p.numel() for p in matrices.values())
     assert joint.parameters == sum(p.numel() for p in model.parameters())
     found = compare(joint)
-    assert found.compared_share == joint.compared / joint.parameters < 1 - head.numel() / joint.parameters
+    assert found.coverage.share == joint.compared / joint.parameters < 1 - head.numel() / joint.parameters
     assert any("heads.head (the head" in line for line in lines(found))
     assert found.as_data()["layers"]["head"] == "heads.head"
 
