@@ -25,7 +25,7 @@ from fscl.atoms.tasks import FiledTask, Stack, Task, TaskFile
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 
-__all__ = ["read_bank", "write_bank"]
+__all__ = ["read_bank", "write_bank", "write_safetensors"]
 
 FORMAT = 3
 
@@ -81,9 +81,19 @@ def write_bank(path: str | os.PathLike[str], ownership: Ownership, tasks: Mappin
         "digest": digest_of(description.encode()),
     }
 
+    write_safetensors(path, file, header)
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Writes a safetensors file with metadata. It has a temporary name first.
+
+    Raises:
+        FsclError: the file cannot be written. The old file is then whole.
+    """
+
     def write(temporary: os.PathLike[str]) -> None:
         try:
-            save_file(file, temporary, header)
+            save_file(tensors, temporary, header)
         except SafetensorError as error:  # safetensors wraps the OSError of a full disk
             raise OSError(None, str(error)) from error
 

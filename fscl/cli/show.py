@@ -16,17 +16,14 @@ def show(
     from rich.markup import escape
     from rich.table import Table
 
-    from fscl.errors import FsclError, printable
+    from fscl.errors import printable
     from fscl.report.provenance import provenance
     from fscl.report.summary import group_runs, summary_rows
     from fscl.report.table import COLUMNS
-    from fscl.runs.results import load_run
+    from fscl.runs.results import run_in
     from fscl.text import points
 
-    file = run / "run.json"
-    if not file.is_file():
-        raise FsclError(f"{run}: no run in it; give a folder such as runs/split_digits/ewc/seed_0")
-    record = load_run(file)
+    record = run_in(run)
     groups = group_runs([record])
     rows = [(row, column) for row in summary_rows(groups) for column in COLUMNS.values()]
     facts = Table(show_header=False, box=None)

@@ -16,7 +16,7 @@ from fscl.report.table import COLUMNS
 from fscl.report.tables import TABLES
 from fscl.runs.record import RunRecord
 from fscl.runs.results import LeaveOut, read_runs, refuse
-from fscl.text import brief
+from fscl.text import brief, html_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -81,20 +81,12 @@ class Runs(Sequence[RunRecord]):
         return f"<{len(self)} runs, {finished} finished; {'; '.join(filter(None, names))}>"
 
     def _repr_html_(self) -> str:
-        from markupsafe import escape
-
-        rows = summary_rows(group_runs(self))
         columns = list(COLUMNS.values())
-        head = ["Benchmark", *(column.heading for column in columns)]
-        body = [[row.benchmark, *(column.cell(row) for column in columns)] for row in rows]
-        lines = ["".join(f"<td>{escape(cell)}</td>" for cell in cells) for cells in body]
+        rows = ((row.benchmark, *(c.cell(row) for c in columns)) for row in summary_rows(group_runs(self)))
         unfinished = len(self) - sum(run.finished for run in self)
-        return (
-            f"<table><thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>"
-            f"<tbody>{''.join(f'<tr>{line}</tr>' for line in lines)}</tbody></table>"
-            "<p>Mean ± sample standard deviation over seeds."
-            f"{f' {unfinished} unfinished runs are not shown.' if unfinished else ''}</p>"
-        )
+        omitted = f" {unfinished} unfinished runs are not shown." if unfinished else ""
+        caption = f"Mean ± sample standard deviation over seeds.{omitted}"
+        return html_table(caption, ["Benchmark", *(column.heading for column in columns)], rows)
 
     def filter(
         self,

@@ -13,7 +13,18 @@ from fscl.plain import read_json
 from fscl.runs.record import FORMAT, RunRecord, read_record
 from fscl.text import brief
 
-__all__ = ["KEPT", "LeaveOut", "find_task", "load_run", "read_runs", "refuse", "run_key", "runs_text", "write_runs"]
+__all__ = [
+    "KEPT",
+    "LeaveOut",
+    "find_task",
+    "load_run",
+    "read_runs",
+    "refuse",
+    "run_in",
+    "run_key",
+    "runs_text",
+    "write_runs",
+]
 
 KEPT = "runs.json"  # file in a report's folder that holds the records of its runs
 
@@ -112,6 +123,17 @@ def load_run(file: str | Path) -> RunRecord:
     return read_record(file, read_json(file), file)
 
 
+def run_in(folder: Path) -> RunRecord:
+    """The record of the run in a folder.
+
+    Raises:
+        FsclError: the folder has no run, or its record cannot be read.
+    """
+    if not (folder / "run.json").is_file():
+        raise FsclError(f"{folder}: no run in it; give a folder such as runs/split_digits/ewc/seed_0")
+    return load_run(folder / "run.json")
+
+
 def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | None, list[str]]:
     """The record of a finished run, the number of one of its tasks, and the names of the outputs for this task.
 
@@ -125,9 +147,7 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
     Raises:
         FsclError: there is no finished run, or the task is unknown or missing.
     """
-    if not (folder / "run.json").is_file():
-        raise FsclError(f"{folder}: no run in it; give a folder such as runs/split_digits/ewc/seed_0")
-    record = load_run(folder / "run.json")
+    record = run_in(folder)
     if not record.finished:
         learned = f"{len(record.accuracy)} of {len(record.tasks)} tasks"
         raise FsclError(f"{folder}: the run is {record.status}, after {learned}; a finished run would do")

@@ -5,18 +5,16 @@ the metadata ``digest`` is the digest of this JSON. So every flipped bit is noti
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from fscl.atoms.bank_file import write_safetensors
 from fscl.atoms.entries import bytes_of, digest_of
 from fscl.errors import FsclError
-from fscl.files import write_atomically
 
 if TYPE_CHECKING:
     from fscl.continual.trainer import Trainer
@@ -48,13 +46,7 @@ def write_weights(path: Path, state: Mapping[str, Any]) -> None:
     text = json.dumps(_described(state, tensors), separators=(",", ":"))
     header = {"format": KIND, "version": str(FORMAT), "state": text, "digest": digest_of(text.encode())}
 
-    def write(temporary: os.PathLike[str]) -> None:
-        try:
-            save_file(tensors, temporary, header)
-        except SafetensorError as error:  # safetensors wraps the OSError of a full disk
-            raise OSError(None, str(error)) from error
-
-    write_atomically(path, write)
+    write_safetensors(path, tensors, header)
 
 
 def read_weights(path: Path) -> dict[str, Any]:
