@@ -63,7 +63,7 @@ class Output:
         if not (self.quiet or self.as_json):
             typer.echo(printable(text))
 
-    def json(self, results: dict[str, Any]) -> None:
+    def json(self, results: Any) -> None:
         """Prints results for programs. Paths become texts, and numbers that are not defined become null."""
         if self.as_json:
             typer.echo(json.dumps(_defined(results), indent=1, default=str, allow_nan=False))

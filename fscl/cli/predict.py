@@ -1,12 +1,12 @@
 """``fscl predict`` classifies images with the network that a run learned for a task."""
 
-import json
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 
-from fscl.cli.options import Trust
+from fscl.cli.options import AsJson, Trust
+from fscl.cli.output import Output
 from fscl.errors import FsclError, printable
 
 __all__ = ["predict"]
@@ -20,14 +20,15 @@ def predict(
         typer.Option(help="The task's number, from 0, or its name; not needed with one network for all classes."),
     ] = None,
     top: Annotated[int, typer.Option(help="Classes shown for each image.", min=1)] = 3,
-    json_: Annotated[bool, typer.Option("--json", help="Print all probabilities as JSON.")] = False,
+    as_json: AsJson = False,
     trust: Trust = False,
 ) -> None:
     """Classify images with the network that a run learned for a task: the likeliest classes and their probabilities.
 
+    With --json all probabilities are printed.
+
     Images are resized to the size of the training images. If these were grey, colours become grey.
     """
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -36,22 +37,21 @@ def predict(
     find_task(run, task)  # mistakes are told before anything slow is imported
     if missing := [path for path in images if not path.exists()]:
         raise FsclError(f"{missing[0]}: no such file or folder")
-    console, progress = Console(), Console(stderr=True)
-    with progress.status("Loading Avalanche and PyTorch ..."):
+    output = Output(as_json=as_json)
+    with output.working("Loading Avalanche and PyTorch ..."):
         from fscl.data.image_files import SUFFIXES, read_each
         from fscl.runs.serving import load_network
 
         files = [file for path in images for file in _image_files(path, SUFFIXES)]
         network = load_network(run, task, trust=trust)
-    with progress.status(f"Reading {len(files)} images ..."):
+    with output.working(f"Reading {len(files)} images ..."):
         probabilities = network.probabilities(read_each(files, network.image_shape))
-    if json_:
-        rows = [
+    output.json(
+        [
             {"file": str(file), "probabilities": dict(zip(network.classes, shares, strict=True))}
             for file, shares in zip(files, probabilities.tolist(), strict=True)
         ]
-        typer.echo(json.dumps(rows, indent=1))
-        return
+    )
     table = Table("image", "class", "probability", box=None)
     for file, shares in zip(files, probabilities, strict=True):
         best = shares.topk(min(top, len(network.classes)))
@@ -60,7 +60,7 @@ def predict(
             "\n".join(escape(network.classes[i]) for i in best.indices.tolist()),
             "\n".join(f"{100 * share:.1f} %" for share in best.values.tolist()),
         )
-    console.print(table)
+    output.table(lambda _: table)
 
 
 def _image_files(path: Path, suffixes: tuple[str, ...]) -> list[Path]:
