@@ -1,12 +1,6 @@
 """Figures of accuracy, similarity and memory: arrays in, matplotlib Axes out."""
 
-from fscl.plots.charts import (
-    accuracy_over_time,
-    correlation_forest,
-    memory_against_accuracy,
-    scatter_correlation,
-    scatter_panels,
-)
+from fscl.plots.charts import accuracy_over_time, correlation_forest, memory_against_accuracy
 from fscl.plots.clusters import clustered_heatmap
 from fscl.plots.heatmaps import (
     accuracy_heatmap,
@@ -15,6 +9,7 @@ from fscl.plots.heatmaps import (
     similarity_label,
     similarity_limits,
 )
+from fscl.plots.scatter import scatter_correlation, scatter_panels
 
 __all__ = [
     "accuracy_heatmap",
