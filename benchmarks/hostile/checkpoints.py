@@ -20,8 +20,9 @@ from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
 from fscl.compare import joint_decompose
 from fscl.compare.checkpoints import load_checkpoints, read_checkpoint
-from fscl.compare.comparison import compare, lines
-from fscl.compare.containers import read_container
+from fscl.compare.checkpoints.containers import read_container
+from fscl.compare.comparison import compare
+from fscl.compare.comparison_text import lines
 from fscl.similarity import similarity_matrix
 
 __all__ = ["CONTENTS", "KINDS", "TENSORS", "equal", "saved", "small_state", "trials"]

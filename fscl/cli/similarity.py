@@ -62,7 +62,7 @@ def similarity(
     are left out, and says whether to trust the numbers.
     """
     from fscl.catalog import check_network_name, full_name
-    from fscl.compare.checkpoint_files import check_enough, find_checkpoints
+    from fscl.compare.checkpoints import check_enough, find_checkpoints
 
     if atoms < 1:
         raise FsclError(f"--atoms is {atoms}; it must be at least 1")
@@ -75,9 +75,9 @@ def similarity(
     # these import torch, which takes seconds; a mistake is told before
     from rich.console import Console
 
-    from fscl.compare.architecture import Architecture
-    from fscl.compare.checkpoints import load_checkpoints
-    from fscl.compare.comparison import bank_note, compare, lines, write_comparison
+    from fscl.compare.checkpoints import Architecture, load_checkpoints
+    from fscl.compare.comparison import compare, write_comparison
+    from fscl.compare.comparison_text import bank_note, lines
     from fscl.compare.joint import joint_decompose
 
     architecture = None if arch is None else Architecture(arch)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from fscl.compare.convolutions import LeftOut, State, convolutions
+from fscl.compare.layers import LeftOut, State, comparable_layers
 
 __all__ = ["Coverage", "coverage"]
 
@@ -39,7 +39,7 @@ def coverage(states: Sequence[State], compared: Mapping[str, int], not_compared:
     most = sum(compared.values()) + sum(why.values for why in not_compared.values())
     left_out = {layer: why.values for layer, why in not_compared.items()}
     for state in states:
-        layers = convolutions("a network", state)
+        layers = comparable_layers("a network", state)
         most = max(most, layers.parameters)
         for layer, weight in {**layers.weights, **layers.head}.items():
             if layer not in compared:

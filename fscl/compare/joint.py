@@ -12,17 +12,17 @@ from fscl.atoms.bank import AtomBank
 from fscl.atoms.decompose import decompose
 from fscl.atoms.entries import live_state, put_entries
 from fscl.atoms.layers import AtomConv2d
-from fscl.compare.convolutions import (
+from fscl.compare.effective import effective_state
+from fscl.compare.filters import LayerFilters, as_filters
+from fscl.compare.layers import (
     LeftOut,
     State,
     common_layers,
-    convolutions,
+    comparable_layers,
     is_spatial,
     misfit_of_kind,
     same_layers,
 )
-from fscl.compare.effective import effective_state
-from fscl.compare.filters import LayerFilters, as_filters
 from fscl.errors import FsclError
 from fscl.similarity.filters import gram_matrix
 
@@ -162,15 +162,11 @@ class JointDecomposition:
         Raises:
             FsclError: the entries of a network do not fit ``network``.
         """
-        own_convolutions = convolutions(type(network).__name__, network)
-        shapes = {layer: filters for layer, filters in own_convolutions.filters.items() if layer in self.layers}
+        own = comparable_layers(type(network).__name__, network)
+        shapes = {layer: filters for layer, filters in own.filters.items() if layer in self.layers}
         same_layers("the network", shapes, self.names[0], self._shapes())
         modules_by_name = dict(network.named_modules())
-        not_decomposed = [
-            n
-            for n in (*own_convolutions.filters, *own_convolutions.left_out)
-            if n not in self.layers and n in modules_by_name
-        ]
+        not_decomposed = [n for n in (*own.filters, *own.left_out) if n not in self.layers and n in modules_by_name]
         model = decompose(network, self.num_atoms, skip=not_decomposed).model
         states = [effective_state(live_state(s) if isinstance(s, nn.Module) else s) for s in self.states]
         modules = model.named_modules(remove_duplicate=False)  # the state has both names of a module used twice
@@ -265,7 +261,7 @@ def joint_decompose(
     if not named:
         raise FsclError("no networks to decompose; give state_dicts or modules")
     first = next(iter(named))
-    sorted_entries = {name: convolutions(name, state) for name, state in named.items()}
+    sorted_entries = {name: comparable_layers(name, state) for name, state in named.items()}
     weights_by_network = {name: entries.weights for name, entries in sorted_entries.items()}
     left_out: dict[str, LeftOut] = {}
     if layers is not None:  # the head, too, if it is among them

@@ -29,7 +29,8 @@ from benchmarks.hostile.trial import Trial, attempt
 from fscl import AtomBank, decompose
 from fscl.compare import joint_decompose
 from fscl.compare.checkpoints import load_checkpoints
-from fscl.compare.comparison import compare, lines, write_comparison
+from fscl.compare.comparison import compare, write_comparison
+from fscl.compare.comparison_text import lines
 
 Fscl = Callable[..., Any]  # the fixture, see conftest.py
 
@@ -354,7 +355,7 @@ def test_reading_many_files_shows_a_bar_on_a_terminal_only(
         assert stderr
         return Console(file=shown, force_terminal=terminal, width=80)
 
-    monkeypatch.setattr("fscl.compare.checkpoints.Console", console)
+    monkeypatch.setattr("fscl.compare.checkpoints.reading.Console", console)
     load_checkpoints([folder], progress=True)
     text = shown.getvalue()
     assert ("Reading" in text and "12/12" in text) if terminal else text == ""

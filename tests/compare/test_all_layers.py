@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torchvision.models import SqueezeNet, VisionTransformer
 
 from fscl.compare import joint_decompose
-from fscl.compare.comparison import compare, lines
-from fscl.compare.convolutions import convolutions
+from fscl.compare.comparison import compare
+from fscl.compare.comparison_text import lines
 from fscl.compare.filters import as_filters
+from fscl.compare.layers import comparable_layers
 from fscl.errors import FsclError
 from fscl.similarity import similarity_matrix
 
@@ -231,7 +232,7 @@ HEADS: dict[str, tuple[Callable[[], dict[str, Tensor]], str]] = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_head_is_found_in_states_in_any_order(kind: str) -> None:
     make, expected = HEADS[kind]
-    assert "".join(convolutions("net", make()).head) == expected
+    assert "".join(comparable_layers("net", make()).head) == expected
 
 
 def test_recurrent_layers_and_one_dimensional_convolutions_are_compared() -> None:
@@ -249,11 +250,11 @@ def test_linear_layers_that_cannot_be_compared_are_left_out_by_name() -> None:
     model = nn.Sequential(
         nn.Linear(4, 4), Scaled(4, 4), nn.utils.parametrizations.orthogonal(nn.Linear(4, 4)), nn.Linear(4, 2)
     )
-    of_module = convolutions("net", model)
+    of_module = comparable_layers("net", model)
     assert list(of_module.weights) == ["0", "2"]
     assert of_module.left_out["1"].reason == "Scaled overrides nn.Linear's forward"
-    of_state = convolutions("net", model.state_dict())
+    of_state = comparable_layers("net", model.state_dict())
     assert list(of_state.weights) == ["0", "1"]
     assert "in an unknown way" in of_state.left_out["2"].reason
     integers = model.state_dict() | {"1.weight": torch.ones(4, 4, dtype=torch.int8)}
-    assert convolutions("net", integers).left_out["1"].reason == "int8 values, whose scale is not known"
+    assert comparable_layers("net", integers).left_out["1"].reason == "int8 values, whose scale is not known"

@@ -12,7 +12,8 @@ from scipy.spatial.distance import squareform
 from torch import nn
 
 from fscl.compare import joint_decompose
-from fscl.compare.comparison import SHARED_START, compare, find_groups, lines
+from fscl.compare.comparison import SHARED_START, compare, find_groups
+from fscl.compare.comparison_text import lines
 from fscl.text import decimals
 
 

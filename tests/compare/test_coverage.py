@@ -10,8 +10,8 @@ from torchvision.models import mobilenet_v2, resnet18
 
 from fscl.compare import joint_decompose
 from fscl.compare.comparison import MOSTLY_COMPARED, compare
-from fscl.compare.convolutions import LeftOut
 from fscl.compare.coverage import coverage
+from fscl.compare.layers import LeftOut
 
 
 @pytest.mark.parametrize("make", [resnet18, mobilenet_v2])

@@ -11,8 +11,8 @@ from torch.nn.utils import parametrizations, parametrize, prune, spectral_norm, 
 
 from fscl.atoms import decompose
 from fscl.compare import joint_decompose
-from fscl.compare.convolutions import convolutions
 from fscl.compare.effective import effective_state
+from fscl.compare.layers import comparable_layers
 from fscl.errors import FsclError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the older weight norm is deprecated
@@ -55,7 +55,7 @@ def weight_of(module: nn.Module) -> Tensor:
 def test_the_effective_weight_is_the_weight_of_the_module_in_evaluation(kind: str, layer: nn.Module) -> None:
     net = nn.Sequential(nn.ReLU(), trained(KINDS[kind](copy.deepcopy(layer))))
     for state in (net.state_dict(), net):
-        found = convolutions("net", state)
+        found = comparable_layers("net", state)
         assert list(found.filters) == ["1"]
         assert not found.left_out
         torch.testing.assert_close(found.filters["1"], weight_of(net[1]), rtol=1e-5, atol=1e-6)
@@ -93,7 +93,7 @@ def test_sparse_quantised_and_narrow_tensors_keep_their_values(change: Callable[
 def test_coefficients_and_atoms_are_compared_as_filters() -> None:
     net = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, (5, 3), groups=2))
     made = decompose(net).model
-    found = convolutions("net", made.state_dict()).filters
+    found = comparable_layers("net", made.state_dict()).filters
     assert list(found) == ["0", "2"]
     for layer, filters in found.items():
         torch.testing.assert_close(filters, net.get_submodule(layer).weight.detach(), rtol=1e-4, atol=1e-5)
@@ -149,7 +149,7 @@ def test_layers_that_cannot_be_compared_are_left_out_by_name(kind: str) -> None:
     make, says = LEFT_OUT[kind]
     plain = {"0.weight": torch.randn(4, 4, 3, 3), "0.bias": torch.zeros(4), "9.weight": torch.randn(4, 4, 1, 1)}
     plain |= {"99.weight": torch.randn(2, 4)}
-    found = convolutions("net", plain | make())
+    found = comparable_layers("net", plain | make())
     assert list(found.filters) == ["0"]
     assert list(found.pointwise) == ["9"]
     assert list(found.head) == ["99"]
@@ -161,28 +161,28 @@ def test_layers_that_cannot_be_compared_are_left_out_by_name(kind: str) -> None:
     assert list(joint.left_out) == list(joint.refit(names=["1"]).left_out) == ["1"]
     assert joint.pointwise == ("9",)
     with pytest.raises(FsclError, match=r"^net: no layers that can be compared; layer '1': "):
-        convolutions("net", make())
+        comparable_layers("net", make())
 
 
 def test_filter_like_entries_of_unknown_layers_are_left_out_by_name() -> None:
     state = {"0.weight": torch.randn(4, 4, 3, 3), "0.kernel": torch.ones(1, 1, 5, 5), "empty": torch.ones(0, 4, 3, 3)}
-    assert list(convolutions("net", state).left_out) == ["0.kernel"]
+    assert list(comparable_layers("net", state).left_out) == ["0.kernel"]
 
 
 def test_parametrised_weights_can_be_compared_in_a_module_but_not_in_its_state() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 3), parametrised(), Standardised(6, 4, 3))
-    found = convolutions("net", net)
+    found = comparable_layers("net", net)
     assert list(found.filters) == ["0", "1"]
     torch.testing.assert_close(found.filters["1"], net[1].weight.detach())
     assert found.left_out["2"].reason == "Standardised overrides nn.Conv2d's forward"
     with pytest.raises(FsclError, match="net: 1 is lazy and has no filters yet; run the model once"):
-        convolutions("net", nn.Sequential(nn.Conv2d(4, 4, 3), nn.LazyConv2d(4, 3)))
+        comparable_layers("net", nn.Sequential(nn.Conv2d(4, 4, 3), nn.LazyConv2d(4, 3)))
 
 
 def test_computing_weights_of_a_module_in_training_does_not_change_it() -> None:
     net = nn.Sequential(parametrizations.spectral_norm(nn.Conv2d(4, 4, 3)), parametrised()).train()
     before = copy.deepcopy(net.state_dict())
-    convolutions("net", net)
+    comparable_layers("net", net)
     assert net.training
     assert all(torch.equal(t, before[n]) for n, t in net.state_dict().items())
 

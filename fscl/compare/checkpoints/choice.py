@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from fscl.compare.stand_ins import NumberArray
+from fscl.compare.checkpoints.stand_ins import NumberArray
 from fscl.errors import FsclError, printable
 
 __all__ = ["ChosenNetwork", "choose_network"]

@@ -11,8 +11,10 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 from torch import Tensor
 
-from fscl.compare.architecture import Architecture
-from fscl.compare.checkpoint_files import (
+from fscl.compare.checkpoints.architecture import Architecture
+from fscl.compare.checkpoints.choice import choose_network
+from fscl.compare.checkpoints.containers import check_claims, check_regular, read_container, read_shards
+from fscl.compare.checkpoints.files import (
     INDEX,
     check_enough,
     find_checkpoints,
@@ -21,14 +23,12 @@ from fscl.compare.checkpoint_files import (
     short_file_names,
     weights_file,
 )
-from fscl.compare.choice import choose_network
-from fscl.compare.containers import check_claims, check_regular, read_container, read_shards
-from fscl.compare.convolutions import LeftOut, common_layers, convolutions, is_spatial, same_layers
+from fscl.compare.checkpoints.stand_ins import NumberArray
 from fscl.compare.effective import effective_state
-from fscl.compare.stand_ins import NumberArray
+from fscl.compare.layers import LeftOut, common_layers, comparable_layers, is_spatial, same_layers
 from fscl.errors import FsclError, printable
 
-__all__ = ["Checkpoints", "find_checkpoints", "load_checkpoints", "read_checkpoint"]
+__all__ = ["Checkpoints", "load_checkpoints", "read_checkpoint"]
 
 # of DataParallel and Lightning modules: if all filters have one, entries without it are not renamed
 PREFIXES = ("module.", "model.")
@@ -79,7 +79,7 @@ def load_checkpoints(
     """Reads files, and folders of files, that hold networks of one architecture.
 
     Args:
-        paths: checkpoints, see :func:`fscl.compare.checkpoint_files.find_checkpoints`. A folder of checkpoints stands
+        paths: checkpoints, see :func:`fscl.compare.checkpoints.find_checkpoints`. A folder of checkpoints stands
             for all in it, sorted by name.
         architecture: the network that all must fit; its order of layers is used. By default all files must have the
             layers that most of them have, and the first of these files gives the order.
@@ -209,7 +209,7 @@ def _read_network(path: Path, architecture: Architecture | None, key: str | None
     if architecture is None:
         inside, outside = [(state, outside) for state, outside in states if outside is not None][-1]
         state = {**inside, **outside}
-        result = convolutions(printable(str(path)), state)
+        result = comparable_layers(printable(str(path)), state)
         return _Network(state, result.weights, result.left_out, unread)
     fitting = [state for state, _ in states if not architecture.misfit(state)]
     if not fitting:
@@ -217,7 +217,7 @@ def _read_network(path: Path, architecture: Architecture | None, key: str | None
         nearest = max((state for state, _ in states), key=architecture.entries_in_common)
         raise FsclError(f"{printable(str(path))}: {architecture.misfit(nearest)}")
     state = fitting[0]
-    result = convolutions(printable(str(path)), state)
+    result = comparable_layers(printable(str(path)), state)
     computed = architecture.computed_filters(state, [n for n in architecture.layers if n in result.left_out])
     for layer, filters in computed.items():  # they replace the entries that they are computed from
         state = {key: t for key, t in state.items() if not key.startswith(f"{layer}.parametrizations.weight.")}

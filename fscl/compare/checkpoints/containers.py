@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
-from fscl.compare.stand_ins import STAND_INS, stand_ins
+from fscl.compare.checkpoints.stand_ins import STAND_INS, stand_ins
 from fscl.errors import FsclError, printable
 
 __all__ = ["check_claims", "check_regular", "read_container", "read_shards"]
@@ -71,7 +71,7 @@ def read_container(path: Path, safetensors: bool) -> Any:
     """The content of a file, as ``torch.load(path, weights_only=True)`` returns it.
 
     Objects of plain data (options, paths, dates, NumPy's numbers and arrays, enumerations) are replaced by stand-ins,
-    see :mod:`fscl.compare.stand_ins`.
+    see :mod:`fscl.compare.checkpoints.stand_ins`.
 
     If the file stores tensors uncompressed, it is mapped, so that unused tensors are not read into memory.
 

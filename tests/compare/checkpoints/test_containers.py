@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from benchmarks.hostile.mutations import mutate_bytes
 from fscl.compare.checkpoints import find_checkpoints, load_checkpoints, read_checkpoint
-from fscl.compare.containers import read_container
+from fscl.compare.checkpoints.containers import read_container
 from fscl.errors import FsclError
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -276,7 +276,7 @@ COMPARED = {"sparse", "float8", "quantised", "half"}
 def test_unusual_tensors_are_compared_or_their_file_is_left_out_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, with_architecture: bool
 ) -> None:
-    from fscl.compare.architecture import Architecture
+    from fscl.compare.checkpoints import Architecture
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "net_of_these.py").write_text(

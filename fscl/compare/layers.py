@@ -13,11 +13,11 @@ from fscl.compare.effective import effective_state
 from fscl.errors import FsclError
 
 __all__ = [
-    "Convolutions",
+    "ComparableLayers",
     "LeftOut",
     "State",
     "common_layers",
-    "convolutions",
+    "comparable_layers",
     "is_spatial",
     "misfit_of_kind",
     "same_layers",
@@ -40,7 +40,7 @@ class LeftOut(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Convolutions:
+class ComparableLayers:
     """The layers of a network, sorted for a comparison of their weights.
 
     Attributes:
@@ -72,7 +72,7 @@ def is_spatial(weight: Tensor) -> bool:
 
 
 @torch.no_grad()
-def convolutions(name: str, state: State) -> Convolutions:
+def comparable_layers(name: str, state: State) -> ComparableLayers:
     """Sorts the entries of a network's :func:`effective state <fscl.compare.effective.effective_state>`.
 
     Weights are entries called ``weight`` of two to four dimensions, and the packed weights of ``nn.MultiheadAttention``
@@ -174,7 +174,7 @@ def _noun(shape: Sequence[int]) -> str:
     return "filters" if len(shape) > 2 else "weights"
 
 
-def _of_entries(state: Mapping[str, Tensor]) -> Convolutions:
+def _of_entries(state: Mapping[str, Tensor]) -> ComparableLayers:
     entries = effective_state(state)
     beside = _beside(entries)
     weights: dict[str, Tensor] = {}
@@ -196,7 +196,7 @@ def _of_entries(state: Mapping[str, Tensor]) -> Convolutions:
         else:
             weights.update(_split(layer if is_weight else f"{layer}.{leaf}".removeprefix("."), tensor.detach()))
     head = _head(weights)
-    return Convolutions(weights, left_out, {} if head is None else {head: weights.pop(head)}, parameters)
+    return ComparableLayers(weights, left_out, {} if head is None else {head: weights.pop(head)}, parameters)
 
 
 def _head(weights: Mapping[str, Tensor]) -> str | None:
@@ -267,8 +267,8 @@ def _hindrance(key: str, tensor: Tensor, beside: str) -> str:
     return ""
 
 
-def _of_module(name: str, model: nn.Module) -> Convolutions:
-    """The convolutions of a module. It tells more than its state: other forward passes, and parametrised weights."""
+def _of_module(name: str, model: nn.Module) -> ComparableLayers:
+    """The layers of a module. It tells more than its state: other forward passes, and parametrised weights."""
     for layer, module in model.named_modules():
         if any(nn.parameter.is_lazy(parameter) for parameter in module._parameters.values()):
             raise FsclError(f"{name}: {layer} is lazy and has no filters yet; run the model once")

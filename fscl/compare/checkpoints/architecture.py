@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from fscl.atoms.entries import within
 from fscl.catalog import full_name
-from fscl.compare.convolutions import Convolutions, LeftOut, convolutions, misfit_of_kind
 from fscl.compare.effective import effective_state
+from fscl.compare.layers import ComparableLayers, LeftOut, comparable_layers, misfit_of_kind
 from fscl.errors import FsclError
 from fscl.factories import current_folder, fresh, in_words, network_factory
 from fscl.networks import ConvNet, argument_names
@@ -35,7 +35,7 @@ class Architecture:
         self.name = full_name(name)
         self._make = ConvNet if name == "convnet" else network_factory(self.name)
         self._network: nn.Module | None = None
-        self._result: Convolutions | None = None
+        self._result: ComparableLayers | None = None
         self._default = self._call()
 
     @property
@@ -52,17 +52,17 @@ class Architecture:
     @property
     def layers(self) -> list[str]:
         """The layers that can be compared, in the order in which the network registers them."""
-        return list(self._convolutions.weights)
+        return list(self._comparable.weights)
 
     @property
     def left_out(self) -> dict[str, LeftOut]:
         """The layers that cannot be compared, and why."""
-        return self._convolutions.left_out
+        return self._comparable.left_out
 
     @property
-    def _convolutions(self) -> Convolutions:
+    def _comparable(self) -> ComparableLayers:
         if self._result is None:
-            self._result = convolutions(self.name, self.network)
+            self._result = comparable_layers(self.name, self.network)
         return self._result
 
     def computed_filters(self, state: Mapping[str, Tensor], layers: Sequence[str]) -> dict[str, Tensor]:

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 from torch.optim.swa_utils import AveragedModel
 
-from fscl.compare.architecture import Architecture
-from fscl.compare.checkpoints import find_checkpoints, load_checkpoints, read_checkpoint
+from fscl.compare.checkpoints import Architecture, find_checkpoints, load_checkpoints, read_checkpoint
 from fscl.errors import FsclError
 
 

@@ -14,9 +14,7 @@ from timm.utils import CheckpointSaver, ModelEmaV2
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 
-from fscl.compare.architecture import Architecture
-from fscl.compare.checkpoint_files import find_checkpoints
-from fscl.compare.checkpoints import load_checkpoints, read_checkpoint
+from fscl.compare.checkpoints import Architecture, find_checkpoints, load_checkpoints, read_checkpoint
 from fscl.compare.comparison import compare
 from fscl.compare.joint import joint_decompose
 from fscl.errors import FsclError

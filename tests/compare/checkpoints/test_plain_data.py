@@ -26,8 +26,8 @@ from torchvision.transforms import InterpolationMode
 
 from benchmarks.hostile.mutations import mutate_bytes
 from fscl.compare.checkpoints import read_checkpoint
-from fscl.compare.containers import read_container
-from fscl.compare.stand_ins import NumberArray, is_enumeration
+from fscl.compare.checkpoints.containers import read_container
+from fscl.compare.checkpoints.stand_ins import NumberArray, is_enumeration
 from fscl.errors import FsclError
 
 
