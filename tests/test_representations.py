@@ -13,7 +13,7 @@ from fscl.compare.comparison import compare
 from fscl.continual import split_classes
 from fscl.continual.learner import Learner
 from fscl.continual.stream import Task, TaskImages
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.data import ImageSet
 from fscl.runs.record import RunRecord, read_record
 from fscl.settings import Network, Training

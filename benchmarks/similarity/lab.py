@@ -13,7 +13,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from fscl.atoms import AtomBank, decompose
-from fscl.continual.acceleration import Acceleration, channels_last
+from fscl.continual.training.acceleration import Acceleration, channels_last
 from fscl.data.datasets import ImageSet, load_images
 from fscl.errors import FsclError
 from fscl.networks import ConvNet

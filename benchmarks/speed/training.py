@@ -18,11 +18,11 @@ from benchmarks.speed.timing import alternately, quartiles, ratio, synchronise
 from fscl.atoms import decompose, freeze_coefficients
 from fscl.atoms.ownership import entry_kinds
 from fscl.continual import Acceleration, build_network, load_images, split_classes
-from fscl.continual.acceleration import channels_last
 from fscl.continual.learner import Learner
 from fscl.continual.loader import InMemoryBatches
 from fscl.continual.stream import Stream, labelled
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.acceleration import channels_last
+from fscl.continual.training.trainer import Trainer
 from fscl.data.datasets import ImageSet
 from fscl.data.places import find_data
 from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, with_overrides

@@ -1,6 +1,5 @@
 """Continual learning on Avalanche: streams, learners, metrics and evaluation, and the images and networks they use."""
 
-from fscl.continual.acceleration import Acceleration
 from fscl.continual.domains import permuted_stream, rotated_stream
 from fscl.continual.evaluate import AccuracyRecorder, class_mean_accuracy
 from fscl.continual.heads import build_network
@@ -18,6 +17,7 @@ from fscl.continual.loader import InMemoryLoader
 from fscl.continual.loggers import CSVLogger, WandBLogger
 from fscl.continual.metrics import SubspaceSimilarity, subspace_similarity_metrics
 from fscl.continual.stream import Stream, split_classes
+from fscl.continual.training.acceleration import Acceleration
 from fscl.data import ImageTransform, load_images
 from fscl.networks import ConvNet
 

@@ -154,7 +154,7 @@ def build_trainer(spec: RunSpec, stream: Any, progress: Progress | None) -> Any:
     """
     check_trusted(spec)
     from fscl.continual.learner import Learner
-    from fscl.continual.trainer import Trainer
+    from fscl.continual.training.trainer import Trainer
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="No loggers specified")  # a run writes its own record

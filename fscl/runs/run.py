@@ -32,7 +32,7 @@ from fscl.runs.resume import ANEW, line, read_checkpoint, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 
 if TYPE_CHECKING:
-    from fscl.continual.trainer import Trainer
+    from fscl.continual.training.trainer import Trainer
 
 __all__ = ["WEIGHTS", "BusyError", "is_finished", "run_one"]
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from fscl.continual.stream import Stream, Task, TaskImages, assemble
 from fscl.continual.task_network import TaskNetwork, random_states_kept
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.runs.building import build_trainer, check_trusted

@@ -17,7 +17,7 @@ from fscl.atoms.entries import bytes_of, digest_of
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
-    from fscl.continual.trainer import Trainer
+    from fscl.continual.training.trainer import Trainer
 
 __all__ = ["read_weights", "save_networks", "write_weights"]
 

@@ -18,7 +18,7 @@ from fscl.errors import FsclError
 __all__ = ["Died", "each_in_a_worker", "in_a_worker", "warm_up"]
 
 PRELOADED = [  # otherwise each worker would import them, in about 8 s
-    "fscl.continual.trainer",
+    "fscl.continual.training.trainer",
     "fscl.continual.repaired",
     "fscl.runs.run",
     "sklearn.datasets",

@@ -21,7 +21,7 @@ from torch import nn
 
 from fscl import AtomBank, decompose, freeze_coefficients
 from fscl.cli.stopping import told_to_stop
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.runs.recipe import find_recipes
 
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "similarity")
@@ -672,7 +672,7 @@ def test_sigterm_ends_driver_and_workers_and_the_next_command_goes_on(
 
 KILLED = """
 import signal
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 
 train_next = Trainer.train_next
 

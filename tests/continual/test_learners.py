@@ -24,8 +24,8 @@ from fscl.continual.learner import (
     strategy_class,
     transient_names,
 )
-from fscl.continual.learner_state import Codec, plugin_state, strategy_state
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.learner_state import Codec, plugin_state, strategy_state
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.runs.recipe import find_recipes, load_strategy
 from fscl.runs.record import AT_ONCE

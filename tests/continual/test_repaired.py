@@ -9,7 +9,7 @@ from fscl.continual import build_network
 from fscl.continual.evaluate import features_of
 from fscl.continual.learner import Learner
 from fscl.continual.repaired import LFL
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 

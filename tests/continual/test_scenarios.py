@@ -10,7 +10,7 @@ from fscl.continual import AccuracyRecorder, InMemoryLoader, build_network, spli
 from fscl.continual.domains import permuted_stream, rotated_stream
 from fscl.continual.learner import Learner
 from fscl.continual.loader import InMemoryBatches, samples_behind
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.data.class_split import share_out
 from fscl.data.images import ImageSet, join_images
 from fscl.errors import FsclError

@@ -12,8 +12,8 @@ from fscl.runs.environment import CODE, code
 @pytest.mark.parametrize(
     ("file", "text", "told"),
     [
-        ("continual/trainer.py", "steps = 2", True),
-        ("continual/deep/er.py", "more = 1", True),
+        ("continual/training/trainer.py", "steps = 2", True),
+        ("continual/training/more/er.py", "more = 1", True),
         ("networks.py", "width = 2", True),
         ("plots/charts.py", "colour = 2", False),
         ("continual/notes.txt", "not code", False),
@@ -24,11 +24,11 @@ def test_the_code_digest_changes_only_with_code_that_decides_numbers(
 ) -> None:
     digests = []
     for name in ("one", "other"):
-        (tmp_path / name / "continual" / "deep").mkdir(parents=True)
+        (tmp_path / name / "continual" / "training" / "more").mkdir(parents=True)
         (tmp_path / name / "plots").mkdir()
         for module in (room for room in CODE if room.endswith(".py")):
             (tmp_path / name / module).write_text("")
-        (tmp_path / name / "continual" / "trainer.py").write_text("steps = 1")
+        (tmp_path / name / "continual" / "training" / "trainer.py").write_text("steps = 1")
         if name == "other":
             (tmp_path / name / file).write_text(text)
         digests.append(code(tmp_path / name))

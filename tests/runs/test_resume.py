@@ -141,7 +141,7 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(
     def older(*_: Any, **__: Any) -> None:
         raise AttributeError("module 'torch.serialization' has no attribute 'safe_globals'")
 
-    for where in ("torch.load", "fscl.continual.trainer.Trainer.load_state_dict"):
+    for where in ("torch.load", "fscl.continual.training.trainer.Trainer.load_state_dict"):
         with monkeypatch.context() as patch:
             patch.setattr(where, older)
             with pytest.raises(FsclError, match=r"checkpoint.pt: undamaged, but .*go on with the versions") as caught:

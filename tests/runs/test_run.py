@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from fscl import AtomBank
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.results import load_run

@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 from rich.console import Console
 
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from fscl.cli import app as cli
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet
 from fscl.errors import FsclError

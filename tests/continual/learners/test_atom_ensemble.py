@@ -20,7 +20,7 @@ from fscl.continual import (
 )
 from fscl.continual.evaluate import features_of
 from fscl.continual.learner import Learner
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 

@@ -12,7 +12,7 @@ from fscl.continual import AtomSelection, AtomSwapping, InMemoryLoader, build_ne
 from fscl.continual.domains import rotated_stream
 from fscl.continual.learner import Learner
 from fscl.continual.metrics import SubspaceSimilarity
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 

@@ -2,7 +2,7 @@ import torch
 from avalanche.core import SupervisedPlugin
 
 from fscl.continual.learner import Learner
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.settings import Network, Training
 
 

@@ -13,7 +13,7 @@ from fscl.continual.evaluate import features_of
 from fscl.continual.learner import Learner
 from fscl.continual.learners.icarl import herd
 from fscl.continual.loader import samples_behind
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.networks import ConvNet
 from fscl.settings import Network, Training

@@ -7,7 +7,7 @@ import torch
 from fscl.continual import PackNet, PackNetPlugin, WSNPlugin
 from fscl.continual.learner import Learner
 from fscl.continual.learners.masks import MaskPlugin, pack_bits, top_share, unpack_bits
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 

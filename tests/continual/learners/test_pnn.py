@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from fscl.continual import PNN, FromScratch, PNNPlugin, build_network
 from fscl.continual.learner import Learner
 from fscl.continual.learners.laterals import Lateral
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 

@@ -4,7 +4,7 @@ import pytest
 from avalanche.evaluation.metrics import accuracy_metrics, loss_metrics
 from avalanche.training.plugins import EvaluationPlugin, ReplayPlugin
 
-from fscl.continual.reporter import Reporter
+from fscl.continual.training.reporter import Reporter
 
 
 @pytest.mark.parametrize("kind", ["naive", "atom_swapping"])

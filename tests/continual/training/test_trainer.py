@@ -12,7 +12,7 @@ from fscl.atoms import AtomBank, decompose
 from fscl.continual import build_network, class_mean_accuracy, split_classes
 from fscl.continual.domains import rotated_stream
 from fscl.continual.learner import Learner, strategy_class
-from fscl.continual.trainer import Trainer
+from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 

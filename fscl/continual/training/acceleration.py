@@ -11,7 +11,7 @@ from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
 from fscl.continual.avalanche_private import skip_next_step, use_backward, use_own_backward
-from fscl.continual.memory_layout import Layout, channels_last
+from fscl.continual.training.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
 from fscl.settings import Precision, Training
 

@@ -11,7 +11,7 @@ from avalanche.training import Naive
 from torch import nn
 
 from fscl.continual import Acceleration, build_network
-from fscl.continual.memory_layout import Layout
+from fscl.continual.training.memory_layout import Layout
 
 
 class Strided(torch.autograd.Function):

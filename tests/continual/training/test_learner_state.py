@@ -13,8 +13,8 @@ from avalanche.training.storage_policy import ClassBalancedBuffer, ReservoirSamp
 from torch import nn
 
 from fscl.atoms import AtomBank
-from fscl.continual.learner_state import Codec, stored_bytes
 from fscl.continual.stream import split_classes
+from fscl.continual.training.learner_state import Codec, stored_bytes
 from fscl.errors import FsclError
 
 

@@ -13,16 +13,7 @@ from torch import Tensor, nn
 from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import within
 from fscl.compare.filter_history import FilterHistory
-from fscl.continual.acceleration import Acceleration
 from fscl.continual.avalanche_private import SilentEvaluator
-from fscl.continual.evaluate import (
-    AccuracyRecorder,
-    FeatureRecorder,
-    Features,
-    StartRecorder,
-    class_mean_accuracy,
-    first_images,
-)
 from fscl.continual.heads import build_network
 from fscl.continual.learner import (
     Learner,
@@ -32,7 +23,13 @@ from fscl.continual.learner import (
     scenarios_of,
     strategy_class,
 )
-from fscl.continual.learner_state import (
+from fscl.continual.learners.atoms import AtomBankPlugin
+from fscl.continual.loader import InMemoryLoader
+from fscl.continual.metrics import metric_name, similarity_figure, similarity_values
+from fscl.continual.stream import Stream
+from fscl.continual.task_switch import TaskSwitchPlugin, head_names
+from fscl.continual.training.acceleration import Acceleration
+from fscl.continual.training.learner_state import (
     Codec,
     plugin_state,
     restore_plugins,
@@ -40,13 +37,9 @@ from fscl.continual.learner_state import (
     stored_bytes,
     strategy_state,
 )
-from fscl.continual.learners.atoms import AtomBankPlugin
-from fscl.continual.loader import InMemoryLoader
-from fscl.continual.metrics import metric_name, similarity_figure, similarity_values
-from fscl.continual.optimization import LearningRateSchedule, build_optimizer
-from fscl.continual.reporter import Progress, Reporter, accuracy_values, step_of
-from fscl.continual.stream import Stream
-from fscl.continual.task_switch import LabelSwitchPlugin, TaskSwitchPlugin, head_names
+from fscl.continual.training.measuring import Measurements
+from fscl.continual.training.optimization import LearningRateSchedule, build_optimizer
+from fscl.continual.training.reporter import Progress, Reporter, accuracy_values, step_of
 from fscl.errors import FsclError
 from fscl.settings import Network, Training
 
@@ -116,12 +109,8 @@ class Trainer:
         model = build_network(network.name, stream.image_shape, stream.classes_per_task, network.args)
         if issubclass(strategy_type, PluginStrategy):
             model = strategy_type.prepare(model, **learner.arguments)  # the optimizer needs the final parameters
-        self._accuracy, self._features = AccuracyRecorder(), FeatureRecorder()
         self.reporter = Reporter(progress)
-        pairs = zip(stream.train_stream, stream.test_stream, strict=True)
-        # (training data, test data) of each task, for class means
-        self._tasks = [(first_images(train.dataset), test.dataset) for train, test in pairs]
-        self._start = StartRecorder(self._tasks, self.device)
+        self._measurements = Measurements(stream, self.device)
         self._acceleration = Acceleration(training.precision, training.channels_last, training.compile)
         self.strategy = strategy_type(
             model=model,
@@ -136,9 +125,7 @@ class Trainer:
                 InMemoryLoader(loader),  # type: ignore[arg-type]  # InMemoryLoader checks it
                 self._acceleration,
                 LearningRateSchedule(training),
-                self._start,
-                self._accuracy,
-                self._features,
+                *self._measurements.plugins,
                 self.reporter,
             ],
             **learner.arguments,
@@ -162,8 +149,6 @@ class Trainer:
                 f"{training.batch_size}; set drop_last=false or a smaller batch_size"
             )
         self.done = 0
-        # task -> (the tensors that the learner stored when the task was measured, its accuracy)
-        self._measured: dict[int, tuple[list[tuple[Tensor, int]], float]] = {}
         self._history = FilterHistory()
         self._stored: list[int] = []
 
@@ -185,7 +170,7 @@ class Trainer:
         """Nearest-class-mean accuracy on every task, of the features before any training."""
         self.strategy.model.to(self.device)
         self._accelerate()  # so that the precision is that of training
-        return self._class_means()
+        return self._measurements.class_means(self.strategy.model)
 
     def train_next(self) -> Measured:
         """Trains the next experience and measures the network.
@@ -205,17 +190,16 @@ class Trainer:
             raise
         self._check_finite()
         trained = time.perf_counter()
-        with self._features.recording() as features:
-            accuracy = self._accuracies(t)
-        transfer = self._class_means(features)
+        accuracy, transfer = self._measurements.after_task(self.strategy, t)
         if self.bank is None:
             self._history.add(self.strategy.model)
         self.done = t + 1
         self._stored.append(stored_bytes(self._learner_state()))
-        # the recorder measures within the training time, so its seconds are taken off
-        train_seconds = trained - began - self._start.seconds
+        # it is measured within the training time, so its seconds are taken off
+        start = self._measurements.start
+        train_seconds = trained - began - start.seconds
         measured = Measured(
-            accuracy, transfer, self._start.value, train_seconds, time.perf_counter() - trained, self._stored[-1]
+            accuracy, transfer, start.value, train_seconds, time.perf_counter() - trained, self._stored[-1]
         )
         self._log_task(accuracy)
         return measured
@@ -337,29 +321,6 @@ class Trainer:
             "plugins": plugin_state(self.strategy, self._codec),
         }
 
-    def _accuracies(self, t: int) -> list[float]:
-        """Accuracy on the test images of tasks 0 to t, after task t.
-
-        A network that the learner has stored for a task is measured when it is stored, and again at the end of the
-        stream. In between the accuracy is not measured again as long as the stored tensors are unchanged.
-        """
-        last = t == len(self.stream.tasks) - 1
-        tasks = [i for i in range(t + 1) if last or not self._is_unchanged(i)]
-        accuracies = self._accuracy.accuracies(self.strategy, [self.stream.test_stream[i] for i in tasks])
-        self._measured |= {i: (self._stored_tensors(i), a) for i, a in zip(tasks, accuracies, strict=True)}
-        return [self._measured[i][1] for i in range(t + 1)]
-
-    def _is_unchanged(self, task: int) -> bool:
-        """Whether the tensors that are stored for a task are those that were measured."""
-        (before, _), now = self._measured.get(task, ([], 0.0)), self._stored_tensors(task)
-        same = (a is b and v == w for (a, v), (b, w) in zip(before, now, strict=False))
-        return len(before) == len(now) > 0 and all(same)
-
-    def _stored_tensors(self, task: int) -> list[tuple[Tensor, int]]:
-        """The tensors that the learner has stored for a task, each with the number of writes to it."""
-        stored = [plugin.stored(task) or {} for plugin in self._label_switches()]
-        return [(tensor, tensor._version) for entries in stored for tensor in entries.values()]
-
     def _check_finite(self) -> None:
         model = self.strategy.model
         statistics = ((n, t) for n, t in model.named_buffers() if n.endswith(("running_mean", "running_var")))
@@ -369,17 +330,6 @@ class Trainer:
                     f"training diverged on task {self.done + 1}: {name} is not finite; a smaller training.lr, "
                     "training.lr_next or penalty may help"
                 )
-
-    def _label_switches(self) -> list[LabelSwitchPlugin]:
-        """The plugins that evaluate each test image only with the network of its own task."""
-        return [p for p in self.strategy.plugins if isinstance(p, LabelSwitchPlugin)]
-
-    def _class_means(self, features: Mapping[int, Features] | None = None) -> list[float]:
-        """Nearest-class-mean accuracy on every task; ``features`` are features of test images, if known already."""
-        return [
-            class_mean_accuracy(self.strategy.model, *data, device=self.device, features=(features or {}).get(i))
-            for i, data in enumerate(self._tasks)
-        ]
 
 
 def _seed_all(seed: int, step: int) -> None:

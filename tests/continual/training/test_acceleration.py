@@ -11,7 +11,8 @@ from avalanche.models import MultiTaskModule, avalanche_forward
 from avalanche.training.plugins import AGEMPlugin, EWCPlugin, LwFPlugin, SynapticIntelligencePlugin
 from torch import nn
 
-from fscl.continual import Acceleration, AccuracyRecorder, InMemoryLoader, acceleration
+from fscl.continual import Acceleration, AccuracyRecorder, InMemoryLoader
+from fscl.continual.training import acceleration
 from fscl.errors import FsclError
 from fscl.settings import Training
 
@@ -266,7 +267,7 @@ class TestCompile:
         assert min(recorder.accuracies(strategy, list(stream.test_stream))) > 0.85
 
     def test_compile_without_a_compiler_is_refused(self, learner, stream, monkeypatch):
-        monkeypatch.setattr("fscl.continual.acceleration.shutil.which", lambda name: None)
+        monkeypatch.setattr("fscl.continual.training.acceleration.shutil.which", lambda name: None)
         with pytest.raises(FsclError, match=r"torch.compile needs a C\+\+ compiler on the CPU \(g\+\+, clang\+\+"):
             learner(plugins=[Acceleration(compile=True)]).train(stream.train_stream[0])
 
