@@ -1,16 +1,23 @@
-"""Checks of files from strangers: names that are safe for folders, and values that are plain data of bounded size."""
+"""Checks of files from strangers: names that are safe for folders, plain data of bounded size, arrays of numbers."""
 
+from __future__ import annotations
+
+import itertools
 import json
 import math
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fscl.errors import FsclError
 from fscl.text import brief
 
-__all__ = ["LONGEST", "check_plain", "check_size", "name_fault", "read_json"]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["LONGEST", "array_of", "check_plain", "check_size", "lists_of", "name_fault", "read_json"]
 
 DEEPEST = 16  # levels of tables and lists
 LONGEST = 10_000  # characters of a text
@@ -99,6 +106,44 @@ def read_json(path: Path) -> Any:
         raise FsclError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, too many digits, too deep
         raise FsclError(f"{path}: cannot be read as JSON: {' '.join(str(error).split())[:200]}") from error
+
+
+def array_of(values: Any, dimensions: int, low: float, high: float) -> NDArray[np.float64]:
+    """Nested lists as an array. Null is NaN, and an empty list has no rows. An array is returned as it is.
+
+    Raises:
+        ValueError: the lists have another depth or unequal lengths, or hold anything but numbers from low to high.
+
+    Example:
+        >>> array_of([[0.5, None]], 2, 0, 1)
+        array([[0.5, nan]])
+    """
+    import numpy as np  # commands that read no record start without it
+
+    if isinstance(values, np.ndarray):
+        return values
+    if values is None or values == []:
+        return np.empty((0,) * dimensions)
+    flat = [values]
+    for _ in range(dimensions):
+        if not all(isinstance(row, list) for row in flat):
+            raise ValueError("is not a rectangular list of numbers")
+        flat = list(itertools.chain.from_iterable(flat))
+    if any(type(value) not in (float, int, type(None)) for value in flat):
+        raise ValueError("is not a rectangular list of numbers")
+    if outside := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
+        raise ValueError(f"has {brief(outside)}; its numbers are from {low:g} to {high:g}")
+    try:
+        return cast("NDArray[np.float64]", np.array(values, dtype=np.float64))
+    except ValueError as error:
+        raise ValueError("is not a rectangular list of numbers") from error
+
+
+def lists_of(array: NDArray[np.float64]) -> list[Any]:
+    """The inverse of :func:`array_of`."""
+    import numpy as np
+
+    return cast("list[Any]", np.where(np.isnan(array), cast(Any, None), array).tolist())
 
 
 def _text_fault(text: str) -> str:

@@ -10,7 +10,7 @@ from fscl.errors import FsclError
 from fscl.text import brief
 
 if TYPE_CHECKING:
-    from fscl.runs.sweep import Outcome
+    from fscl.runs.grid.sweep import Outcome
 
 __all__ = [
     "AsJson",

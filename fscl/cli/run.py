@@ -15,9 +15,9 @@ from fscl.text import brief
 
 if TYPE_CHECKING:
     from fscl.report.runs import Runs
+    from fscl.runs.grid.sweep import Engine as RunsEngine
+    from fscl.runs.grid.sweep import Outcome
     from fscl.runs.record import RunRecord
-    from fscl.runs.sweep import Engine as RunsEngine
-    from fscl.runs.sweep import Outcome
 
 __all__ = ["run"]
 
@@ -78,9 +78,9 @@ def run(
 
     Finished runs are not run again.
     """
+    from fscl.runs.grid.sweep import sweep
     from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
     from fscl.runs.spec import RunSpec
-    from fscl.runs.sweep import sweep
 
     chosen_seeds = _seeds(seeds)
     for name, value in (("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
@@ -170,7 +170,7 @@ def _engine(name: str, address: str | None, gpus_per_run: float) -> "RunsEngine 
             if value:
                 raise FsclError(f"{option} is {value}; it needs --engine ray")
         return None
-    from fscl.runs.cluster import RayEngine
+    from fscl.runs.grid.cluster import RayEngine
 
     return RayEngine(address, gpus_per_run)
 

@@ -71,8 +71,8 @@ def tune(
     A trial learns the first tasks and is judged by its accuracy on held-out training images.
     Finished trials are not run again.
     """
+    from fscl.runs.grid.sweep import sweep
     from fscl.runs.recipe import find_recipe, load_benchmark, load_strategy
-    from fscl.runs.sweep import sweep
     from fscl.runs.tune import Protocol, plan, record_of, tuned, write_record
     from fscl.runs.tuned_recipe import changed_text, write_recipe
 

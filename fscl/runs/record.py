@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +25,7 @@ from pydantic_core import PydanticCustomError
 
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
-from fscl.plain import LONGEST, check_plain
+from fscl.plain import LONGEST, array_of, check_plain, lists_of
 from fscl.text import brief, html_table, points
 
 __all__ = [
@@ -45,7 +44,7 @@ __all__ = [
 ]
 
 FORMAT: Final = 1
-ARRAYS = ("accuracy", "transfer", "untrained", "start", "similarity")  # large, and checked by `_numbers`
+ARRAYS = ("accuracy", "transfer", "untrained", "start", "similarity")  # large, and checked by `array_of`
 AT_ONCE = "fscl.continual.Joint"  # the class that learns all tasks together
 LONGEST_ERROR = 2000  # characters
 YEARS = 1e10  # seconds; no run takes so long
@@ -64,40 +63,10 @@ def _printable(name: str) -> str:
     return name
 
 
-def _numbers(values: Any, dimensions: int, low: float, high: float) -> Array:
-    """Nested lists as an array. Null is NaN, and an empty list has no rows. An array is returned as it is.
-
-    Raises:
-        ValueError: the lists have another depth or unequal lengths, or hold anything but numbers from low to high.
-    """
-    if isinstance(values, np.ndarray):
-        return values
-    if values is None or values == []:
-        return np.empty((0,) * dimensions)
-    flat = [values]
-    for _ in range(dimensions):
-        if not all(isinstance(row, list) for row in flat):
-            raise ValueError("is not a rectangular list of numbers")
-        flat = list(itertools.chain.from_iterable(flat))
-    if any(type(value) not in (float, int, type(None)) for value in flat):
-        raise ValueError("is not a rectangular list of numbers")
-    if outside := next((v for v in flat if v is not None and not (low <= v <= high or v != v)), None):
-        raise ValueError(f"has {brief(outside)}; its numbers are from {low:g} to {high:g}")
-    try:
-        return cast(Array, np.array(values, dtype=np.float64))
-    except ValueError as error:
-        raise ValueError("is not a rectangular list of numbers") from error
-
-
-def _lists(array: Array) -> list[Any]:
-    """The inverse of :func:`_numbers`."""
-    return cast("list[Any]", np.where(np.isnan(array), cast(Any, None), array).tolist())
-
-
 def _array(dimensions: int, low: float = 0.0, high: float = 1.0) -> Any:
     """Annotations by which pydantic reads an array from JSON and writes it."""
-    read = partial(_numbers, dimensions=dimensions, low=low, high=high)
-    return PlainValidator(lambda values: read(values)), PlainSerializer(_lists)
+    read = partial(array_of, dimensions=dimensions, low=low, high=high)
+    return PlainValidator(lambda values: read(values)), PlainSerializer(lists_of)
 
 
 Label = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_printable)]

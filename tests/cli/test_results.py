@@ -128,12 +128,12 @@ def test_json_names_a_run_that_failed(fscl: Fscl, monkeypatch: pytest.MonkeyPatc
     failed = finished("ewc", status="failed", accuracy=[], error="out of luck")
 
     def sweep(specs: list[RunSpec], out: Path, *_: Any, **__: Any) -> list[Any]:
-        from fscl.runs.sweep import Outcome
+        from fscl.runs.grid.sweep import Outcome
 
         print("a learner prints")
         return [Outcome(s, s.folder(out), "out of luck" if s.strategy.name == "ewc" else "", True) for s in specs]
 
-    monkeypatch.setattr("fscl.runs.sweep.sweep", sweep)
+    monkeypatch.setattr("fscl.runs.grid.sweep.sweep", sweep)
     ended = fscl("run", "-s", "naive", "-s", "ewc", "--seeds", 1, "--json")
     assert ended.code == 1
     assert ended.err == "a learner prints\nerror: runs/split_digits/ewc/seed_0: out of luck\n"

@@ -203,7 +203,7 @@ def test_unknown_logs_are_refused_with_the_known_ones(fscl: Any) -> None:
 
 
 def test_a_log_on_a_ray_cluster_is_refused(tmp_path: Path) -> None:
-    from fscl.runs.cluster import RayEngine
+    from fscl.runs.grid.cluster import RayEngine
 
     with pytest.raises(FsclError, match="--log is csv; runs on a Ray cluster cannot be logged"):
         next(RayEngine()([make_spec("csv")], tmp_path, None, False))

@@ -17,10 +17,10 @@ from filelock import FileLock
 from rich.console import Console
 
 from fscl.continual.training.trainer import Trainer
+from fscl.runs.grid.sweep import sweep
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
-from fscl.runs.sweep import sweep
 
 FILES = ("run.json", "bank.safetensors", "weights.safetensors", ".lock")  # that a finished run may leave
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity", "provenance")
@@ -224,7 +224,7 @@ def test_a_run_that_another_process_has_overwritten_is_not_overwritten_again(
             raise BusyError("another process is doing the run")
         return "", False
 
-    monkeypatch.setattr("fscl.runs.sweep.attempt", attempt)
+    monkeypatch.setattr("fscl.runs.grid.sweep.attempt", attempt)
     specs = [make_spec("naive", seed) for seed in (0, 1)]
     specs[0].folder(tmp_path).mkdir(parents=True)
     sweep(specs, tmp_path, jobs=1, overwrite=True)
@@ -314,7 +314,7 @@ def test_workers_of_a_killed_driver_end_and_leave_whole_files(
 from pathlib import Path
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.spec import RunSpec
-from fscl.runs.sweep import sweep
+from fscl.runs.grid.sweep import sweep
 benchmark, learners = load_benchmark("split_digits"), ("atom_swapping", "ewc")
 pairs = [with_overrides(benchmark, load_strategy(learner), {SLOW!r}) for learner in learners]
 sweep([RunSpec(*pair, 0) for pair in pairs], Path({str(tmp_path)!r}), jobs=2)

@@ -18,9 +18,9 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
+from fscl.runs.grid.sweep import Outcome, attempt
 from fscl.runs.run import WEIGHTS
 from fscl.runs.spec import RunSpec
-from fscl.runs.sweep import Outcome, attempt
 
 __all__ = ["RayEngine"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fscl.runs.progress import Finished, Grid, LiveTable, draw
+from fscl.runs.grid.progress import Finished, Grid, LiveTable, draw
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.spec import RunSpec
 
@@ -152,7 +152,7 @@ def test_progress_is_a_live_table_on_a_terminal_and_one_line_a_run_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
 ) -> None:
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("fscl.runs.progress.PAUSE", 0.01)
+    monkeypatch.setattr("fscl.runs.grid.progress.PAUSE", 0.01)
     text = io.StringIO()
     with LiveTable(GRID, tmp_path, False, Console(file=text, force_terminal=terminal, width=80)):
         for done in range(1, 6):

@@ -287,7 +287,7 @@ class LiveTable:
     """Shows the progress of a grid: a live table on a terminal, elsewhere one line for each finished run.
 
     Args:
-        specs, out, overwrite: as in :func:`fscl.runs.sweep.sweep`.
+        specs, out, overwrite: as in :func:`fscl.runs.grid.sweep.sweep`.
         console: where to print; None prints nothing.
     """
 

@@ -14,10 +14,10 @@ from rich.console import Console
 
 from fscl.errors import FsclError
 from fscl.runs.building import prepared
-from fscl.runs.progress import LiveTable
+from fscl.runs.grid.progress import LiveTable
+from fscl.runs.grid.workers import Died, each_in_a_worker, in_a_worker, warm_up
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
-from fscl.runs.workers import Died, each_in_a_worker, in_a_worker, warm_up
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from fscl.errors import FsclError
-from fscl.runs.cluster import MARK, RayEngine
+from fscl.runs.grid.cluster import MARK, RayEngine
+from fscl.runs.grid.sweep import sweep
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.spec import RunSpec
-from fscl.runs.sweep import sweep
 
 os.environ["RAY_ENABLE_UV_RUN_RUNTIME_ENV"] = "0"  # as the engine has it, before anybody imports Ray
 ray = pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")

@@ -1,0 +1,1 @@
+"""A grid of runs: on this machine in worker processes or on a Ray cluster, with its progress on the terminal."""
