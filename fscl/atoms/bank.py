@@ -40,8 +40,7 @@ class AtomBank:
     Args:
         model: a network with atom layers.
         heads: dotted names of the modules or entries that are heads; None takes the last ``nn.Linear``.
-        own: dotted names of further modules or entries that each task keeps for itself. Examples are the 1x1
-            convolutions of networks whose every parameter was trained.
+        own: dotted names of further modules or entries that each task keeps for itself, such as 1x1 convolutions.
 
     Raises:
         FsclError: the network has no atom layers, a parameter is not finite, or a name matches no entry.
@@ -58,10 +57,8 @@ class AtomBank:
         >>> bank.begin(model, start=0)
         >>> optimizer = torch.optim.SGD(bank.parameters(model), lr=0.05)  # to train the second task with
         >>> bank.store(model, task=1, name="dogs")
-        >>> bank.tasks, bank.layers, tuple(bank.stack("0").shape)
-        ([0, 1], ['0'], (2, 4, 3, 3))
-        >>> bank.memory()["atoms"]
-        144
+        >>> bank.tasks, bank.layers, tuple(bank.stack("0").shape), bank.memory()["atoms"]
+        ([0, 1], ['0'], (2, 4, 3, 3), 144)
         >>> bank.network(model, 0)(torch.zeros(5, 1, 4, 4)).shape
         torch.Size([5, 2])
     """
@@ -110,9 +107,6 @@ class AtomBank:
     def __iter__(self) -> Iterator[int]:
         return iter(self.tasks)
 
-    def __getitem__(self, task: int) -> dict[str, Tensor]:
-        return self.entries(task)
-
     def __delitem__(self, task: int) -> None:
         self._task(task)
         del self._tasks[as_label(task)]
@@ -128,6 +122,8 @@ class AtomBank:
         """All tensors stored for one task, by their names in the network's ``state_dict``; ``bank[task]`` is short."""
         return dict(self._task(task).tensors)
 
+    __getitem__ = entries
+
     def atoms(self, task: int) -> dict[str, Tensor]:
         """The atoms of one task: layer name -> (m, height, width)."""
         tensors = self._task(task).tensors
@@ -135,14 +131,14 @@ class AtomBank:
 
     def stack(self, layer: str) -> Tensor:
         """The atoms of one layer for all tasks, (tasks, m, height, width), in the order of :attr:`tasks`."""
-        self._check_layer(layer)
+        self._ownership.check_layer(layer)
         if not self._tasks:
             raise FsclError("the bank is empty; store a task first")
         return torch.stack([t.detach() for t in entry_of_all(self._tasks.values(), f"{layer}.atoms")])
 
     def gram(self, layer: str) -> Tensor:
         """The (m, m) Gram matrix of the layer's coefficients; a multiple of the identity once the gauge is fixed."""
-        self._check_layer(layer)
+        self._ownership.check_layer(layer)
         return gram_matrix(self._ownership.shared[f"{layer}.coefficients"].double())
 
     # learning a task
@@ -175,10 +171,7 @@ class AtomBank:
         train_only(model, trained)
 
     def parameters(self, model: nn.Module, head: Sequence[str] | None = None) -> list[nn.Parameter]:
-        """The parameters that a task trains, for the optimizer: all that are not shared.
-
-        Args:
-            model, head: as in :meth:`store`.
+        """The parameters that a task trains, for the optimizer: all that are not shared. Arguments as in :meth:`store`.
 
         Raises:
             FsclError: the network lacks a shared entry of the bank, or the head is unknown.
@@ -186,11 +179,7 @@ class AtomBank:
         return self._ownership.parameters(model, head)
 
     def network(self, model: nn.Module, task: int) -> nn.Module:
-        """A separate network for a task, in evaluation mode. ``model`` is copied and does not change.
-
-        Args:
-            model: the network with its atom layers, or as it was before :func:`fscl.decompose`.
-            task: the label of the task.
+        """A separate network for a task, in evaluation mode: a copy of ``model``, decomposed first if it was not yet.
 
         Raises:
             FsclError: as in :meth:`restore`; or it cannot be copied, for instance because a hook holds a part of it.
@@ -212,8 +201,7 @@ class AtomBank:
 
         Args:
             model: the network, with the shared parameters that the bank was made with.
-            task: the label of the task, an integer.
-            name: the name of the task in figures; the label by default.
+            task, name: the task's label, an integer, and its name in figures, which is the label by default.
             head: names of the modules or entries that are this task's head, for a network that holds the heads of
                 several tasks (multi-head); all heads by default.
 
@@ -297,9 +285,7 @@ class AtomBank:
         return {"coefficients": coefficients, "other": sum(t.nbytes for t in shared.values()) - coefficients}
 
     def merge(self, *others: "AtomBank") -> "AtomBank":
-        """A bank with the tasks of this bank and of further banks over the same coefficients.
-
-        A task whose label is already taken gets the next free label.
+        """A bank of all tasks of this and further banks with equal coefficients. A taken label becomes the next free.
 
         Raises:
             FsclError: the banks differ in their coefficients or in another shared entry.
@@ -341,8 +327,6 @@ class AtomBank:
         """
         return cls._made_of(*read_bank(path, device))
 
-    # private
-
     @classmethod
     def _made_of(cls, ownership: Ownership, tasks: dict[int, Task], unkept: dict[str, str] | None = None) -> Self:
         bank = cls.__new__(cls)
@@ -350,12 +334,9 @@ class AtomBank:
         return bank
 
     def __getstate__(self) -> dict[str, Any]:  # plain data, which torch.load(weights_only=True) accepts
-        tasks = {label: task.held() for label, task in self._tasks.items()}
-        return {
-            **{f"_{name}": value for name, value in vars(self._ownership).items()},
-            "_tasks": {label: (task.name, dict(task.kinds), task.tensors) for label, task in tasks.items()},
-            "_unkept": self._unkept,
-        }
+        ownership = {f"_{name}": value for name, value in vars(self._ownership).items()}
+        tasks = {label: (task.name, dict(task.kinds), task.held().tensors) for label, task in self._tasks.items()}
+        return {**ownership, "_tasks": tasks, "_unkept": self._unkept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._ownership = Ownership(**{field.name: state[f"_{field.name}"] for field in fields(Ownership)})
@@ -363,12 +344,6 @@ class AtomBank:
         self._unkept = state["_unkept"]
 
     def _task(self, task: int) -> Task:
-        label = as_label(task)
-        if label not in self._tasks:
-            labels = ", ".join(map(str, self.tasks)) or "none yet"
-            raise FsclError(f"task {label} is not in the bank; tasks: {labels}")
+        if (label := as_label(task)) not in self._tasks:
+            raise FsclError(f"task {label} is not in the bank; tasks: {', '.join(map(str, self)) or 'none yet'}")
         return self._tasks[label]
-
-    def _check_layer(self, layer: str) -> None:
-        if layer not in self._ownership.layers:
-            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self._ownership.layers)}")

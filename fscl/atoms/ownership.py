@@ -118,6 +118,11 @@ class Ownership:
                 )
         return kinds
 
+    def check_layer(self, layer: str) -> None:
+        """Refuses a layer whose atoms are not stored."""
+        if layer not in self.layers:
+            raise FsclError(f"the bank has no layer {layer!r}; layers: {', '.join(self.layers)}")
+
     def check_shared(self, model: nn.Module) -> None:
         """Refuses a network whose shared entries differ from those that the stored tasks were learned with."""
         state = live_state(model)
