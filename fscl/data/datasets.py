@@ -1,5 +1,6 @@
 """Image data sets as uint8 tensors in memory, from torchvision's layout or from image folders."""
 
+import functools
 import gzip
 import math
 import os
@@ -91,17 +92,22 @@ def _read(name: str, place: Place, image_size: int | None) -> tuple[ImageSet, Im
 
 def _digits() -> tuple[ImageSet, ImageSet]:
     """scikit-learn's 1,797 digits; every fifth image of a class is a test image."""
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
-    labels = torch.from_numpy(digits.target.astype(np.int64))
+    images, labels = _read_digits()
     rank = torch.zeros_like(labels)
     for c in range(10):
         rank[labels == c] = torch.arange(int((labels == c).sum()))
     test = rank % 5 == 4
     classes = [str(c) for c in range(10)]
     return ImageSet(images[~test], labels[~test], classes), ImageSet(images[test], labels[test], classes)
+
+
+@functools.cache  # scikit-learn reads them from a text file, in 50 ms
+def _read_digits() -> tuple[Tensor, Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
+    return images, torch.from_numpy(digits.target.astype(np.int64))
 
 
 def _from_torchvision(name: str, base: Path, download: bool) -> tuple[ImageSet, ImageSet]:
