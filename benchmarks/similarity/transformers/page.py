@@ -32,6 +32,8 @@ def transformers_part(units: Mapping[str, AllLayers]) -> Part:
                 "title": REGIMES[r],
                 "atoms": _medians(results, r, "atoms_depth"),
                 "leaves": _medians(results, r, "leaves_three"),
+                "own_readings": [_medians(results, r, f"leaves_{name}")[i] for i, name in enumerate(("cka", "cca"))],
+                "yardsticks": median(result.yardsticks_agree.pearson.r for result in _of(results, r)),
             }
             for r in regimes
         ],
