@@ -34,7 +34,8 @@ _SYMBOLS = {"spearman": "rho", "kendall": "tau", "pearson": "r"}
 _PAIRS = ("all", "lower")
 _ALTERNATIVES = ("two-sided", "greater", "less")
 _BOOTSTRAPS = 1999
-_BLOCK_VALUES = 2**19  # most values in one block of resampled pairs
+_DRAWN_VALUES = 2**19  # permutations are drawn at a time for at most this many values; intervals depend on it
+_BLOCK_VALUES = 2**16  # most float64 values in one block of resampled pairs: 512 KiB, which fits in a core's cache
 
 
 @dataclass(frozen=True)
@@ -240,8 +241,11 @@ def _permutation_test(
         other = other / np.linalg.norm(other) / np.linalg.norm(scores[index])
 
     def statistic(tasks: Array, axis: int = -1) -> Array:
-        tasks = tasks.astype(np.intp)
-        permuted = scores.take(tasks[..., rows] * len(x) + tasks[..., columns])
+        blocks = np.array_split(tasks.reshape(-1, len(x)).astype(np.intp), _blocks(tasks.size // len(x), len(rows)))
+        return np.concatenate([of_block(block) for block in blocks]).reshape(tasks.shape[:-1])
+
+    def of_block(tasks: Array) -> Array:
+        permuted = scores.take(tasks[:, rows] * len(x) + tasks[:, columns])
         return _concordance(permuted, above) / divisor if method == "kendall" else permuted @ other
 
     result = permutation_test(
@@ -251,11 +255,15 @@ def _permutation_test(
         vectorized=True,
         axis=-1,
         n_resamples=n_resamples,
-        batch=max(1, _BLOCK_VALUES // len(rows)),
+        batch=max(1, _DRAWN_VALUES // len(rows)),
         alternative=alternative,
         random_state=rng,  # scipy 1.15 renamed it to rng, and still accepts this name
     )
     return min(1.0, max(-1.0, float(result.statistic))), float(result.pvalue)
+
+
+def _blocks(resamples: int, pairs: int) -> int:
+    return min(resamples, math.ceil(resamples * pairs / _BLOCK_VALUES))
 
 
 def _concordance(entries: Array, above: Array) -> Array:
@@ -302,7 +310,7 @@ def _resampled(x: Array, y: Array, index: Pairs, counts: Array, method: str) -> 
     The pair (i, j) is then drawn counts_i * counts_j times. So a resample is a weighting of the original pairs, without
     pairs of a task with itself, and all resamples are computed by matrix products.
     """
-    blocks = np.array_split(counts, min(len(counts), math.ceil(len(counts) * len(x) / _BLOCK_VALUES)))
+    blocks = np.array_split(counts, _blocks(len(counts), len(x)))
     return np.concatenate([_weighted(x, y, (c[:, index[0]] * c[:, index[1]]).astype(float), method) for c in blocks])
 
 
