@@ -195,13 +195,17 @@ def fit(
     budget: Budget,
     seed: int,
     after_step: Callable[[int], None] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> float:
-    """Trains some parameters of a network in place, by SGD over one cycle of the rate; returns the accuracy.
+    """Trains some parameters of a network in place, over one cycle of the rate; returns the accuracy.
+
+    By default the optimizer is SGD with Nesterov momentum over ``parameters``; another one has its own parameters.
 
     Raises:
         FsclError: the task has fewer images than a batch, or the loss is not finite at the end.
     """
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
     steps = budget.steps(task, epochs)
     if steps < 1:
         raise FsclError(f"task {task.name!r} has {len(task.images)} images; a batch is {budget.batch}")
