@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from benchmarks.similarity.blocks import Part, Table
-from benchmarks.similarity.formats import count, listed, ranged, seconds, text
+from benchmarks.similarity.formats import count, interval, listed, seconds, text
 from benchmarks.similarity.lab import DATA
 from benchmarks.similarity.libraries.networks import LIBRARIES
 from benchmarks.similarity.libraries.results import Recovered
 from benchmarks.similarity.prose import section
+from benchmarks.similarity.units import Spread
+from fscl.text import percent
 
 __all__ = ["libraries_part"]
 
@@ -24,18 +26,15 @@ def libraries_part(units: Mapping[str, Recovered]) -> Part:
         sizes=sorted({count(len(result.networks), "network") for result in results}),
         starts=sorted({len(result.starts) for result in results}),
         images=listed(sorted({DATA[result.images] for result in results})),
-        compared=[pick(result.compared_share for result in results) for pick in (min, max)],
-        within=min(result.within.low for result in results),
-        across=max(result.across.high for result in results),
+        compared=[percent(pick(result.compared_share for result in results)) for pick in (min, max)],
         missing=[library.title for name, library in LIBRARIES.items() if name not in measured],
         by_library=_by_library(results),
     )
 
 
 def _by_library(results: Sequence[Recovered]) -> Table:
-    header = ["written by", "files", "network", "parameters", "accuracy of starts, %", "accuracy, %"]
-    header += ["networks found together", "relatedness within a start", "across starts", "explained, %"]
-    header += ["parameters compared, %", "left out", "command"]
+    header = ["written by", "files", "network", "parameters", "accuracy, %", "groups that were found"]
+    header += ["relatedness within a start", "across starts", "explained", "parameters compared", "left out", "time"]
     rows = []
     for result in results:
         library = LIBRARIES[result.library]
@@ -45,14 +44,17 @@ def _by_library(results: Sequence[Recovered]) -> Table:
             library.files,
             library.network,
             f"{result.parameters:,}",
-            text(100 * fmean(result.start_accuracies), ".1f"),
             text(100 * fmean(result.accuracies), ".1f"),
-            f"{sizes}, {'the starts' if result.exact else 'not the starts'}",
-            ranged(result.within),
-            ranged(result.across),
-            text(100 * result.explained, ".1f"),
-            text(100 * result.compared_share, ".1f"),
+            f"{'the starts' if result.exact else 'not the starts'}: {sizes}",
+            _ranged(result.within),
+            _ranged(result.across),
+            percent(result.explained),
+            percent(result.compared_share),
             ", ".join(f"`{layer}`" for layer in result.left_out) or "nothing",
             seconds(result.seconds),
         ])  # fmt: skip
     return Table(header, rows)
+
+
+def _ranged(values: Spread) -> str:
+    return interval(values.mean, values.low, values.high, "z.3f")

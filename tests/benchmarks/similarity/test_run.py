@@ -258,7 +258,7 @@ def test_committed_results_are_read_and_written_by_the_same_types():
     results = read_results(ROOT / "reports" / "similarity" / "results.json")
     read = {name: result for section in SECTIONS for name, result in results.of_section(section).items()}
     assert read.keys() == results.units.keys()
-    assert len(read) == results.of == 35
+    assert (len(read), results.of) == (39, 51)  # the section on transformers is still to be measured
     for name, result in read.items():
         assert result.to_json() == results.units[name].result, name
 

@@ -4,15 +4,18 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 from benchmarks.similarity import lab
+from benchmarks.similarity.lab import Budget, Task
 from benchmarks.similarity.libraries import measure as module
 from benchmarks.similarity.libraries import networks
 from benchmarks.similarity.libraries.measure import units
-from benchmarks.similarity.libraries.networks import LIBRARIES
+from benchmarks.similarity.libraries.networks import LIBRARIES, Lesson
 from benchmarks.similarity.libraries.page import libraries_part
 from benchmarks.similarity.libraries.results import Recovered
 from benchmarks.similarity.units import Context, Unit
@@ -62,6 +65,36 @@ def test_networks_of_each_start_are_found_together_in_files_of_every_library_tha
         assert list(result.left_out) == [HEADS[result.library]]
 
 
+def learned(name: str, place: Path) -> float:
+    """The accuracy of a network that a library's own means trained on eight images and wrote to a place."""
+    for package in LIBRARIES[name].needs:
+        pytest.importorskip(package)
+    images, labels = torch.randn(8, 3, 32, 32), torch.arange(8)
+    task, budget = Task("a", images, labels, images, labels), Budget(images=8, batch=8)
+    model = small() if name == "torchvision" else LIBRARIES[name].make()
+    return LIBRARIES[name].learn(model, Lesson(task, 1, 1e-3, budget, 0), place)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "holds"),
+    [
+        ("torchvision", "start0-task1.pth", {"classifier.weight", "classifier.bias"}),
+        ("timm", "start0-task1/last.pth.tar", {"state_dict", "state_dict_ema", "arch", "args", "optimizer", "epoch"}),
+        ("lightning", "start0-task1.ckpt", {"state_dict", "pytorch-lightning_version", "optimizer_states"}),
+    ],
+)
+def test_files_are_those_of_the_library(tmp_path, name, file, holds):
+    assert 0 <= learned(name, tmp_path / "start0-task1") <= 1
+    assert torch.load(tmp_path / file, weights_only=False).keys() >= holds
+
+
+def test_folders_of_hugging_face_hold_one_file_or_of_one_task_shards(tmp_path):
+    for task in (1, 2):
+        learned("huggingface", tmp_path / f"start0-task{task}")
+    assert (tmp_path / "start0-task1/model.safetensors.index.json").exists()
+    assert (tmp_path / "start0-task2/model.safetensors").exists()
+
+
 def test_a_result_is_json(measured):
     for result in measured.values():
         kept = result.to_json()
@@ -73,15 +106,15 @@ def test_the_section_has_its_numbers(measured, rendered):
     text = rendered(libraries_part(measured))
     assert f"**{len(measured)} of {len(measured)}** libraries" in text
     assert "6 networks from 3 starts" in text
-    assert "2 + 2 + 2, the starts" in text
+    assert "the starts: 2 + 2 + 2" in text
     one = measured["libraries-timm"]
     alone = rendered(libraries_part({"libraries-timm": one}))
-    assert "was not installed: torchvision, Lightning and Hugging Face transformers" in alone
+    assert "must be installed first: torchvision, Lightning and Hugging Face transformers" in alone
     mixed = one.model_copy(update={"groups": [one.networks[:3], one.networks[3:]]})
     assert not mixed.exact
     text = rendered(libraries_part({"libraries-timm": mixed}))
     assert "**0 of 1** libraries" in text
-    assert "3 + 3, not the starts" in text
+    assert "not the starts: 3 + 3" in text
 
 
 def test_what_a_unit_needs_is_its_library():
