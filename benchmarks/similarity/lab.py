@@ -17,6 +17,7 @@ from fscl.continual.training.acceleration import Acceleration, channels_last
 from fscl.data.datasets import ImageSet, load_images
 from fscl.errors import FsclError
 from fscl.networks import ConvNet
+from fscl.settings import Precision
 
 __all__ = [
     "ARCHITECTURES",
@@ -195,19 +196,25 @@ def fit(
     budget: Budget,
     seed: int,
     after_step: Callable[[int], None] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    precision: Precision = "auto",
 ) -> float:
-    """Trains some parameters of a network in place, by SGD over one cycle of the rate; returns the accuracy.
+    """Trains some parameters of a network in place, over one cycle of the rate; returns the accuracy.
+
+    By default the optimizer is SGD with Nesterov momentum over ``parameters``; another one has its own parameters.
+    The precision is that of :class:`fscl.continual.training.acceleration.Acceleration`.
 
     Raises:
         FsclError: the task has fewer images than a batch, or the loss is not finite at the end.
     """
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+    if optimizer is None:
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
     steps = budget.steps(task, epochs)
     if steps < 1:
         raise FsclError(f"task {task.name!r} has {len(task.images)} images; a batch is {budget.batch}")
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    lower = getattr(torch, Acceleration().resolved(torch.device("cpu")))
+    lower = getattr(torch, Acceleration(precision).resolved(torch.device("cpu")))
     model.train().to(memory_format=torch.channels_last)
     step = 0
     for _ in range(epochs):

@@ -12,6 +12,7 @@ from benchmarks.similarity.blocks import Part, Picture, Table
 from benchmarks.similarity.cost import cost_part
 from benchmarks.similarity.failures.page import failures_part
 from benchmarks.similarity.grounding.page import grounding_part
+from benchmarks.similarity.libraries.page import libraries_part
 from benchmarks.similarity.opening import opening
 from benchmarks.similarity.prose import TEMPLATES
 from benchmarks.similarity.robustness.page import robustness_part
@@ -32,6 +33,7 @@ PARTS: Mapping[
     "grounding": grounding_part,
     "failures": failures_part,
     "transformers": transformers_part,
+    "libraries": libraries_part,
 }
 
 

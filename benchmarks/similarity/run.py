@@ -12,6 +12,7 @@ from pydantic import BaseModel, ValidationError
 from benchmarks.similarity.agreement import measure as agreement
 from benchmarks.similarity.failures import measure as failures
 from benchmarks.similarity.grounding import measure as grounding
+from benchmarks.similarity.libraries import measure as libraries
 from benchmarks.similarity.robustness import measure as robustness
 from benchmarks.similarity.transformers import measure as transformers
 from benchmarks.similarity.units import Context, Result, Unit
@@ -29,6 +30,7 @@ SECTIONS: Mapping[
     "grounding": grounding.units,
     "failures": failures.units,
     "transformers": transformers.units,
+    "libraries": libraries.units,
 }
 
 
@@ -78,7 +80,8 @@ def gather(
 ) -> Results:
     """Measures the units that ``out/results.json`` lacks, and returns all results.
 
-    Each unit is written to the file as it ends, so that an interrupted run goes on with the next.
+    Each unit is written to the file as it ends, so that an interrupted run goes on with the next. Units that need a
+    package that is not installed are left out and named.
 
     Args:
         context: where data are, and whether to be quick.
@@ -102,6 +105,11 @@ def gather(
         raise FsclError(f"{file} holds results of the {mode} mode; use that mode, or another --out")
     results.of = len(units)
     missing = [unit for unit in wanted if overwrite or not results.holds(unit)]
+    for unit in missing:
+        if unit.lacks:
+            which = f"{' and '.join(unit.lacks)} {'is' if len(unit.lacks) == 1 else 'are'} not installed"
+            _say(console, f"{unit.name}: left out; {which}")
+    missing = [unit for unit in missing if not unit.lacks]
     failed: list[str] = []
     for name, outcome in _outcomes(missing, context, jobs, console):
         if isinstance(outcome, str):
@@ -117,6 +125,12 @@ def gather(
 
 def _units(quick: bool) -> list[Unit]:
     return [unit for units in SECTIONS.values() for unit in units(quick)]
+
+
+def _say(console: Any, text: str) -> None:
+    from rich.console import Console
+
+    (console or Console()).print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _outcomes(units: list[Unit], context: Context, jobs: int, console: Any) -> Iterator[tuple[str, Measured | str]]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -84,3 +85,13 @@ class Unit:
     measure: Callable[[Context], Result]  # a module's function or a partial of one, so that it can be pickled
     result: type[Result]
     version: int = 1  # raised when what is measured changes: results of another version are measured anew
+    needs: tuple[str, ...] = ()  # packages that the project itself does without
+
+    @property
+    def lacks(self) -> list[str]:
+        """The packages that it needs and that are not installed.
+
+        >>> Unit("a", lambda context: Result(), Result, needs=("json", "no_such_package")).lacks
+        ['no_such_package']
+        """
+        return [name for name in self.needs if find_spec(name) is None]

@@ -8,6 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
 from fscl.errors import FsclError, printable
@@ -25,6 +26,8 @@ __all__ = [
 
 SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pth.tar", ".safetensors")
 INDEX = (".safetensors.index.json", ".bin.index.json")  # names the shards of one network, and the entries in each
+# what a message looks into: Lightning makes lightning_logs/version_0/checkpoints; a data set may have a million files
+DEPTH, LOOKED_AT = 3, 10_000
 # of one network in a folder of its own, in the order in which transformers and diffusers prefer them
 WEIGHTS = tuple(
     name + suffix
@@ -137,8 +140,21 @@ def _within(path: Path) -> list[Path]:
         make = "torch.distributed.checkpoint.format_utils.dcp_to_torch_save"
         raise FsclError(f"{printable(str(path))}: a distributed checkpoint; {make} makes one file of it")
     if not inside:
-        raise FsclError(f"{printable(str(path))}: no checkpoint files in this folder ({', '.join(SUFFIXES)})")
+        raise FsclError(
+            f"{printable(str(path))}: no checkpoint files in this folder ({', '.join(SUFFIXES)}){_below(path)}"
+        )
     return inside
+
+
+def _below(folder: Path) -> str:
+    """The end of a message: what gives the checkpoints in folders below, as training scripts make one for each run."""
+    for depth in range(1, DEPTH + 1):
+        for file in islice(folder.glob("*/" * depth + "*"), LOOKED_AT):
+            if kind_of(file) and file.is_file() and not BESIDE.fullmatch(file.name):
+                runs = "*/" * depth + f"*{kind_of(file)}"
+                below = "/".join("*" * (depth - 1)) if _is_network(file.parent) else runs
+                return f"; '{printable(str(folder))}/{below}' gives those in the folders below it"
+    return ""
 
 
 def _is_network(folder: Path) -> bool:

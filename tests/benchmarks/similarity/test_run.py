@@ -40,10 +40,11 @@ class Made:
         self.asked: list[str] = []
         self.answers: dict[str, Answer] = {}
         self.version = 1
+        self.needs: dict[str, tuple[str, ...]] = {}
 
     def units(self, part: str, quick: bool) -> list[Unit]:
         names = [f"{part}-one", f"{part}-two"] if quick else [f"{part}-{n}" for n in ("one", "two", "three")]
-        return [Unit(name, partial(self.measure, name), Said, self.version) for name in names]
+        return [Unit(name, partial(self.measure, name), Said, self.version, self.needs.get(name, ())) for name in names]
 
     def measure(self, name: str, context: Context) -> Said:
         self.asked.append(name)
@@ -109,6 +110,23 @@ def test_a_unit_that_fails_costs_no_other(made, context, tmp_path):
     made.answers = {}
     assert len(gather(context, tmp_path, 1).units) == 4
     assert sorted(made.asked) == ["cats-one", "dogs-one"]
+
+
+def test_units_whose_packages_are_not_installed_are_left_out_by_name(made, context, tmp_path, capsys):
+    made.needs = {"dogs-one": ("json", "no_such_package", "none_either"), "cats-one": ("json",)}
+    results = gather(context, tmp_path, 1)
+    assert list(results.units) == ["cats-one", "cats-two", "dogs-two"]
+    assert results.of == 4
+    said = capsys.readouterr().out
+    assert "dogs-one: left out; no_such_package and none_either are not installed" in said
+    assert said.count("left out") == 1
+    made.needs["cats-one"] = ("no_such_package",)
+    gather(context, tmp_path, 1, only="cats-one")
+    assert "left out" not in capsys.readouterr().out, "it was measured where the package was"
+    made.answers["cats-one"] = failing("asked")
+    gather(context, tmp_path, 1, only="cats-one", overwrite=True)
+    assert "cats-one" in kept(tmp_path)["units"]
+    assert "cats-one: left out; no_such_package is not installed" in capsys.readouterr().out
 
 
 def test_an_interrupted_run_goes_on_with_what_is_missing(made, context, tmp_path):
@@ -240,7 +258,7 @@ def test_committed_results_are_read_and_written_by_the_same_types():
     results = read_results(ROOT / "reports" / "similarity" / "results.json")
     read = {name: result for section in SECTIONS for name, result in results.of_section(section).items()}
     assert read.keys() == results.units.keys()
-    assert len(read) == results.of == 47
+    assert len(read) == results.of == 51
     for name, result in read.items():
         assert result.to_json() == results.units[name].result, name
 

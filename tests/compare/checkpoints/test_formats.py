@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,32 @@ def test_folders_and_files_of_networks_are_found_in_one_folder(tmp_path: Path) -
     (tmp_path / "logs").mkdir()
     torch.save(FIRST, tmp_path / "logs/x.pt")  # a folder of files below the folder is not searched
     assert list(find_checkpoints([tmp_path])) == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("files", "pattern"),
+    [
+        (["a/last.pth.tar", "b/last.pth.tar"], "out/*/*.pth.tar"),  # timm
+        ([f"version_{i}/checkpoints/epoch=1.ckpt" for i in range(2)], "out/*/*/*.ckpt"),  # Lightning
+        ([f"a/checkpoint-{i}/{name}" for i in range(2) for name in ("optimizer.pt", "model.safetensors")], "out/*"),
+        ([f"a/{name}/model-00001-of-00002.safetensors" for name in "bc"], "out/*"),
+        (["a/optimizer.pt", "a/notes.txt"], ""),
+        (["a/b/c/d/e.pt"], ""),
+    ],
+)
+def test_a_folder_of_folders_of_files_is_answered_by_the_pattern_that_gives_them(
+    tmp_path: Path, files: list[str], pattern: str
+) -> None:
+    for file in files:
+        (tmp_path / "out" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "out" / file).touch()
+        if "-of-" in file:
+            (tmp_path / "out" / file).with_name("model.safetensors.index.json").touch()
+    with pytest.raises(FsclError, match="out: no checkpoint files in this folder") as error:
+        find_checkpoints([tmp_path / "out"])
+    given = re.findall("'(.*)' gives those in the folders below it$", str(error.value))
+    assert given == ([f"{tmp_path}/{pattern}"] if pattern else [])
+    assert len(find_checkpoints(given)) == 2 * len(given)
 
 
 def test_a_folder_with_further_checkpoints_is_one_network_only_with_its_description(tmp_path: Path) -> None:
