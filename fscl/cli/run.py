@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fscl.choices import Engine, Place
+from fscl.choices import Engine, Log, Place
 from fscl.cli.options import AsJson, Data, Quiet, Trust, check_writable, choice, complain_of, data_folder
 from fscl.cli.output import Output
 from fscl.cli.report import read_runs, show_report
 from fscl.errors import FsclError
-from fscl.runs.logs import Log
 from fscl.text import brief
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ def run(
         typer.Option("--weights/--no-weights", help="Whether finished runs keep what `fscl predict` needs."),
     ] = True,
     log: Annotated[
-        Optional[list[Log]],  # noqa: UP045
-        typer.Option(help="Log each run in its folder while it trains; may be repeated."),
+        Optional[list[str]],  # noqa: UP045
+        choice(Log, "Log each run in its folder while it trains; may be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     trust: Trust = False,

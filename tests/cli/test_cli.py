@@ -251,6 +251,7 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["run", "--device", "cuda:77"], r"--device cuda:77: not available here"),
         (["run", "--device", "gpu"], r"--device gpu: not available here"),
         (["run", "--loader", "disk"], r"--loader is 'disk'; auto, device, host or off would do"),
+        (["run", "--log", "csv", "--log", "foo"], r"--log is 'foo'; tensorboard, csv or wandb would do"),
         (["run", "--set", "epochs=3"], r"--set epochs=3: expected SECTION.KEY=VALUE"),
         (["run", "--set", "training.epochs=x"], r"--set: training.epochs = 'x'"),
         (
