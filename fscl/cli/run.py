@@ -85,7 +85,7 @@ def run(
     for name, value in (("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
-    cluster = _engine(engine, address, gpus_per_run)
+    cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
     recipe = load_benchmark(benchmark, trust)
     scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
@@ -161,7 +161,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _engine(name: str, address: str | None, gpus_per_run: float) -> "RunsEngine | None":
+def _engine(name: str, address: str | None, gpus_per_run: float, logs: list[str]) -> "RunsEngine | None":
     if gpus_per_run < 0:
         raise FsclError(f"--gpus-per-run is {gpus_per_run}; it must be at least 0")
     if name == "local":
@@ -169,8 +169,9 @@ def _engine(name: str, address: str | None, gpus_per_run: float) -> "RunsEngine 
             if value:
                 raise FsclError(f"{option} is {value}; it needs --engine ray")
         return None
-    from fscl.runs.grid.cluster import RayEngine
+    from fscl.runs.grid.cluster import RayEngine, refuse_logs
 
+    refuse_logs(logs)
     return RayEngine(address, gpus_per_run)
 
 

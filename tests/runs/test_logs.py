@@ -2,6 +2,7 @@
 
 import csv
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -204,3 +205,20 @@ def test_a_log_on_a_ray_cluster_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(FsclError, match="--log is csv; runs on a Ray cluster cannot be logged"):
         next(RayEngine()([make_spec("csv")], tmp_path, None, False))
+
+
+def test_a_log_on_a_ray_cluster_is_refused_before_anything_slow_is_imported() -> None:
+    code = """
+import sys
+sys.argv = ["fscl", "run", "--engine", "ray", "--log", "csv", "--log", "wandb"]
+from fscl.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    print("code", stop.code)
+print("slow:", sorted({"torch", "avalanche", "ray", "wandb", "sklearn"} & sys.modules.keys()))
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert ended.stdout == "code 2\nslow: []\n"
+    assert ended.stderr.startswith("error: --log is csv, wandb; runs on a Ray cluster cannot be logged")
+    assert ended.stderr.count("\n") == 1
