@@ -14,7 +14,7 @@ from rich.console import Console
 
 from fscl.errors import FsclError
 from fscl.runs.building import prepared
-from fscl.runs.grid.progress import LiveTable
+from fscl.runs.grid.progress import LiveTable, record_stamp
 from fscl.runs.grid.workers import Died, each_in_a_worker, in_a_worker, warm_up
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
@@ -110,7 +110,7 @@ def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool)
     if jobs is None and any(spec.device.startswith("cuda") for spec in todo):
         jobs = 1  # runs would share one GPU's memory
     jobs = max(1, min(jobs or _cores() // threads, len(todo)))
-    left: list[Item] = [(spec, _stamp(spec, out) if overwrite else None) for spec in todo]
+    left: list[Item] = [(spec, record_stamp(spec.folder(out)) if overwrite else None) for spec in todo]
     while left:
         busy = []
         for item, ended in _in_turn(left, out) if jobs == 1 else _at_once(left, out, jobs):
@@ -156,17 +156,9 @@ def _unless_busy(spec: RunSpec, replaced: int | None, out: Path) -> Ended | None
     overwritten it already, and the run is not restarted.
     """
     try:
-        return attempt(spec, out, replaced == _stamp(spec, out), wait=False)
+        return attempt(spec, out, replaced == record_stamp(spec.folder(out)), wait=False)
     except BusyError:
         return None
-
-
-def _stamp(spec: RunSpec, out: Path) -> int:
-    """A number that changes with the run's record; 0 if there is no record."""
-    try:
-        return (spec.folder(out) / "run.json").stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def attempt(
