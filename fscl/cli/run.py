@@ -176,5 +176,4 @@ def _engine(name: str, address: str | None, gpus_per_run: float, logs: list[str]
 
 
 def _import_report() -> None:
-    import fscl.report.page
-    import fscl.similarity  # noqa: F401  # the report needs it, and it imports PyTorch
+    import fscl.report.page  # noqa: F401  # it imports matplotlib and seaborn

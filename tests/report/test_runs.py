@@ -213,6 +213,24 @@ print(sorted({{"torch", "avalanche", "matplotlib"}} & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
+def test_fscl_report_imports_neither_torch_nor_avalanche(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["fscl", "report", {str(ROOT / "reports/rotated_fmnist/runs.json")!r}, "--quiet"]
+from fscl.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+assert "fscl.similarity.pooled" in sys.modules
+print(sorted({{"torch", "avalanche"}} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
+    assert "Mantel test" in (tmp_path / "report/README.md").read_text(encoding="utf-8")
+
+
 def test_load_runs_is_a_name_of_the_package() -> None:
     assert fscl.load_runs is load_runs
 
