@@ -195,26 +195,35 @@ def fit(
     budget: Budget,
     seed: int,
     after_step: Callable[[int], None] | None = None,
+    adamw: bool = False,
 ) -> float:
-    """Trains some parameters of a network in place, by SGD over one cycle of the rate; returns the accuracy.
+    """Trains some parameters of a network in place, over one cycle of the rate; returns the accuracy.
+
+    The optimizer is SGD, in the precision and the layout that are fastest here; or with ``adamw`` AdamW, in float32.
 
     Raises:
         FsclError: the task has fewer images than a batch, or the loss is not finite at the end.
     """
-    optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
     steps = budget.steps(task, epochs)
     if steps < 1:
         raise FsclError(f"task {task.name!r} has {len(task.images)} images; a batch is {budget.batch}")
+    optimizer: torch.optim.Optimizer
+    if adamw:
+        optimizer, lower = torch.optim.AdamW(parameters, lr=rate, weight_decay=budget.decay), torch.float32
+    else:
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+        lower = getattr(torch, Acceleration().resolved(torch.device("cpu")))
+        model.to(memory_format=torch.channels_last)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    lower = getattr(torch, Acceleration().resolved(torch.device("cpu")))
-    model.train().to(memory_format=torch.channels_last)
+    model.train()
     step = 0
     for _ in range(epochs):
         order = torch.randperm(len(task.images), generator=generator)
         for batch in order[: len(order) // budget.batch * budget.batch].split(budget.batch):
+            images = task.images[batch] if adamw else channels_last(task.images[batch])
             with torch.autocast("cpu", lower, enabled=lower != torch.float32):
-                loss = F.cross_entropy(model(channels_last(task.images[batch])).float(), task.labels[batch])
+                loss = F.cross_entropy(model(images).float(), task.labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
