@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-__all__ = ["AGGREGATES", "METRICS", "SPANS", "Aggregate", "Engine", "Metric", "Place"]
+__all__ = ["AGGREGATES", "LOGS", "METRICS", "SPANS", "Aggregate", "Engine", "Log", "Metric", "Place"]
 
 Metric = Literal["cosine", "filter", "grassmann", "projection"]
 """How two atom sets of a layer are compared, see :func:`fscl.similarity_matrix`."""
@@ -12,7 +12,10 @@ Place = Literal["auto", "device", "host", "off"]
 """Where images are kept, see :class:`fscl.continual.InMemoryLoader`."""
 Engine = Literal["local", "ray"]
 """What does runs: this machine, or a Ray cluster."""
+Log = Literal["tensorboard", "csv", "wandb"]
+"""Where a run is logged while it trains, see :mod:`fscl.runs.logs`."""
 
 METRICS: tuple[str, ...] = get_args(Metric)
 SPANS = ("grassmann", "projection")  # the metrics that compare the spans of atoms
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
+LOGS: tuple[str, ...] = get_args(Log)

@@ -76,3 +76,20 @@ def test_import_fscl_does_not_import_heavy_packages():
     code = "import sys, fscl, fscl.files; print(sorted({'torch', 'avalanche', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_folders_whose_names_are_fetched_on_use_show_them_without_torch():
+    code = """
+import sys
+import fscl.compare, fscl.data, fscl.similarity
+folders = (fscl.compare, fscl.data, fscl.similarity)
+names = [dir(folder) for folder in folders]
+assert "mantel" in dir(fscl.similarity)
+assert fscl.similarity.mantel.__module__ == "fscl.similarity.correlation"
+assert "torch" not in sys.modules
+for folder, shown in zip(folders, names):
+    assert shown == folder.__all__
+    for name in shown:
+        getattr(folder, name)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -17,7 +17,6 @@ from fscl.continual.training.acceleration import Acceleration, channels_last
 from fscl.data.datasets import ImageSet, load_images
 from fscl.errors import FsclError
 from fscl.networks import ConvNet
-from fscl.settings import Precision
 
 __all__ = [
     "ARCHITECTURES",
@@ -197,31 +196,33 @@ def fit(
     seed: int,
     after_step: Callable[[int], None] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    precision: Precision = "auto",
 ) -> float:
-    """Trains some parameters of a network in place, over one cycle of the rate; returns the accuracy.
+    """Trains a network in place, over one cycle of the rate; returns the accuracy.
 
-    By default the optimizer is SGD with Nesterov momentum over ``parameters``; another one has its own parameters.
-    The precision is that of :class:`fscl.continual.training.acceleration.Acceleration`.
+    By default ``parameters`` are trained by SGD, in the precision and the layout that are fastest here. With an
+    ``optimizer``, its parameters are trained in float32, which is faster for small transformers.
 
     Raises:
         FsclError: the task has fewer images than a batch, or the loss is not finite at the end.
     """
-    if optimizer is None:
-        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
     steps = budget.steps(task, epochs)
     if steps < 1:
         raise FsclError(f"task {task.name!r} has {len(task.images)} images; a batch is {budget.batch}")
+    lower, laid_out = torch.float32, optimizer is None
+    if optimizer is None:
+        optimizer = torch.optim.SGD(parameters, lr=rate, momentum=0.9, nesterov=True, weight_decay=budget.decay)
+        lower = getattr(torch, Acceleration().resolved(torch.device("cpu")))
+        model.to(memory_format=torch.channels_last)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     generator = torch.Generator().manual_seed(seed)
-    lower = getattr(torch, Acceleration(precision).resolved(torch.device("cpu")))
-    model.train().to(memory_format=torch.channels_last)
+    model.train()
     step = 0
     for _ in range(epochs):
         order = torch.randperm(len(task.images), generator=generator)
         for batch in order[: len(order) // budget.batch * budget.batch].split(budget.batch):
+            images = channels_last(task.images[batch]) if laid_out else task.images[batch]
             with torch.autocast("cpu", lower, enabled=lower != torch.float32):
-                loss = F.cross_entropy(model(channels_last(task.images[batch])).float(), task.labels[batch])
+                loss = F.cross_entropy(model(images).float(), task.labels[batch])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -34,7 +34,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON,
 
 
 def choice(names: Any, explanation: str, *option: str) -> Any:
-    """An option whose value is one of the names of a ``Literal``. Help shows the names, and other values are refused.
+    """An option whose value is one of the names of a ``Literal``, or a list of them for an option that may be repeated.
+
+    Help shows the names, and other values are refused.
 
     Args:
         names: the ``Literal``.
@@ -43,9 +45,12 @@ def choice(names: Any, explanation: str, *option: str) -> Any:
     """
     known = get_args(names)
 
-    def check(parameter: typer.CallbackParam, value: str) -> str:
-        if value not in known:
-            raise FsclError(f"{parameter.opts[0]} is {brief(value)}; {', '.join(known[:-1])} or {known[-1]} would do")
+    def check(parameter: typer.CallbackParam, value: str | list[str] | None) -> str | list[str] | None:
+        for name in [value] if isinstance(value, str) else value or ():
+            if name not in known:
+                raise FsclError(
+                    f"{parameter.opts[0]} is {brief(name)}; {', '.join(known[:-1])} or {known[-1]} would do"
+                )
         return value
 
     return typer.Option(*option, help=explanation, metavar="|".join(known), callback=check)

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from fscl.choices import Engine, Place
+from fscl.choices import Engine, Log, Place
 from fscl.cli.options import AsJson, Data, Quiet, Trust, check_writable, choice, complain_of, data_folder
 from fscl.cli.output import Output
 from fscl.cli.report import read_runs, show_report
 from fscl.errors import FsclError
-from fscl.runs.logs import Log
 from fscl.text import brief
 
 if TYPE_CHECKING:
@@ -62,8 +61,8 @@ def run(
         typer.Option("--weights/--no-weights", help="Whether finished runs keep what `fscl predict` needs."),
     ] = True,
     log: Annotated[
-        Optional[list[Log]],  # noqa: UP045
-        typer.Option(help="Log each run in its folder while it trains; may be repeated."),
+        Optional[list[str]],  # noqa: UP045
+        choice(Log, "Log each run in its folder while it trains; may be repeated."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     trust: Trust = False,
@@ -86,7 +85,7 @@ def run(
     for name, value in (("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
-    cluster = _engine(engine, address, gpus_per_run)
+    cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
     recipe = load_benchmark(benchmark, trust)
     scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
@@ -162,7 +161,7 @@ def _seeds(text: str) -> list[int]:
     return seeds
 
 
-def _engine(name: str, address: str | None, gpus_per_run: float) -> "RunsEngine | None":
+def _engine(name: str, address: str | None, gpus_per_run: float, logs: list[str]) -> "RunsEngine | None":
     if gpus_per_run < 0:
         raise FsclError(f"--gpus-per-run is {gpus_per_run}; it must be at least 0")
     if name == "local":
@@ -170,11 +169,11 @@ def _engine(name: str, address: str | None, gpus_per_run: float) -> "RunsEngine 
             if value:
                 raise FsclError(f"{option} is {value}; it needs --engine ray")
         return None
-    from fscl.runs.grid.cluster import RayEngine
+    from fscl.runs.grid.cluster import RayEngine, refuse_logs
 
+    refuse_logs(logs)
     return RayEngine(address, gpus_per_run)
 
 
 def _import_report() -> None:
-    import fscl.report.page
-    import fscl.similarity  # noqa: F401  # the report needs it, and it imports PyTorch
+    import fscl.report.page  # noqa: F401  # it imports matplotlib and seaborn

@@ -60,11 +60,6 @@ class ComparableLayers:
         """(out, in / groups, kh, kw) of each spatial convolution."""
         return {layer: w for layer, w in self.weights.items() if is_spatial(w)}
 
-    @property
-    def pointwise(self) -> dict[str, Tensor]:
-        """The weights of layers without a spatial part: 1x1 convolutions, linear layers, projections of attention."""
-        return {layer: w for layer, w in self.weights.items() if not is_spatial(w)}
-
 
 def is_spatial(weight: Tensor) -> bool:
     """Whether a weight consists of two-dimensional filters that are larger than 1x1."""

@@ -4,6 +4,7 @@ Each function has a test that fails as soon as Avalanche changes that part. One 
 methods of Avalanche's templates that a subclass overrides, such as ``_before_training_exp``.
 """
 
+import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -31,6 +32,7 @@ __all__ = [
     "weights_after_task",
     "weights_before_step",
     "weights_importance",
+    "with_dataset",
 ]
 
 
@@ -59,6 +61,13 @@ def attributes_of(data: Any) -> Mapping[str, Any]:
     """The data attributes of a data set by name. Avalanche's public API cannot list them."""
     attributes: Mapping[str, Any] = getattr(data, "_data_attributes", {})
     return attributes
+
+
+def with_dataset(experience: Any, data: Any) -> Any:
+    """A copy of an experience with other data. By the public way, a benchmark of all tasks would be made for it."""
+    copied = copy.copy(experience)
+    copied._dataset = data
+    return copied
 
 
 # loaders: Avalanche's samplers draw the order of samples; fscl follows it without loading single samples

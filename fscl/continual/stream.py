@@ -11,6 +11,7 @@ from avalanche.benchmarks.utils.flat_data import ConstantSequence
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from fscl.continual.avalanche_private import with_dataset
 from fscl.data.class_split import Groups, share_out
 from fscl.data.images import ImageSet
 from fscl.data.transforms import ImageTransform
@@ -136,13 +137,11 @@ class Stream:
             images: float32 (N, C, H, W), transformed.
         """
         unchanged = ImageTransform.of_constants(torch.ones(1, 1, 1), torch.zeros(1, 1, 1))
-        datasets = [experience.dataset for experience in self.test_stream]
         experience = self.test_stream[task]
         targets = [experience.classes_in_this_experience[0]] * len(images)  # evaluation wants some
         [label] = experience.task_labels
         samples = TaskImages(images, torch.tensor(targets))
-        datasets[task] = labelled(samples, targets, label, unchanged, unchanged)
-        return _benchmark({"test": datasets}, self.names).streams["test"][task]
+        return with_dataset(experience, labelled(samples, targets, label, unchanged, unchanged))
 
 
 def split_classes(

@@ -1,5 +1,6 @@
 """Image data sets as uint8 tensors in memory, from torchvision's layout or from image folders."""
 
+import contextlib
 import functools
 import gzip
 import math
@@ -7,9 +8,9 @@ import os
 import pickle
 import socket
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,8 +67,7 @@ def _load(name: str, base: Path, image_size: int | None, download: bool) -> tupl
     looked = f"data set {name!r} was not found (looked for: {'; '.join(place.where for place in places)})"
     if name in TORCHVISION and download:
         try:
-            with _network_timeout():
-                return _from_torchvision(name, base, download=True)
+            return _downloaded(name, base)
         except Exception as error:  # torchvision passes on any error of its transport
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
             raise FsclError(
@@ -108,6 +108,27 @@ def _read_digits() -> tuple[Tensor, Tensor]:
     digits = load_digits()
     images = torch.from_numpy(np.rint(digits.images * (255 / 16)).astype(np.uint8))[:, None]
     return images, torch.from_numpy(digits.target.astype(np.int64))
+
+
+def _downloaded(name: str, base: Path) -> tuple[ImageSet, ImageSet]:
+    """Downloads a data set by torchvision. A download that fails or is stopped leaves nothing in the data folder."""
+    mark = (base / TORCHVISION[name][1]).name
+    missing = [folder for folder in (base, *base.parents) if not folder.exists()]
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        with _network_timeout(), tempfile.TemporaryDirectory(prefix=".download-", dir=base) as temporary:
+            sets = _from_torchvision(name, Path(temporary), download=True)
+            files = [file for file in Path(temporary).rglob("*") if file.is_file()]
+            # last the file by which the data set is recognised, so that another process does not read half of it
+            for file in sorted(files, key=lambda file: file.name.startswith(mark)):
+                place = base / file.relative_to(temporary)
+                place.parent.mkdir(parents=True, exist_ok=True)
+                file.replace(place)
+        return sets
+    finally:
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it does not exist, or has the data set
+                folder.rmdir()
 
 
 def _from_torchvision(name: str, base: Path, download: bool) -> tuple[ImageSet, ImageSet]:
@@ -172,7 +193,7 @@ def _read_idx(path: Path, dimensions: int) -> Tensor:
         raise FsclError(f"{file_path}: damaged or missing ({error}); get it again") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def _network_timeout(seconds: float = 30.0) -> Iterator[None]:
     """Limits waits for the network: torchvision would hang behind a firewall that drops packets."""
     before = socket.getdefaulttimeout()

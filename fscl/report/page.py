@@ -31,8 +31,8 @@ __all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
 
 PACKAGE = Path(fscl.__file__).parent
 # what each file of a report with its results holds, in words
-FILES = {f"{name}.csv": table.holds for name, table in TABLES.items()}
-FILES[KEPT] = "all of it, as fscl.load_runs and fscl report read it"
+TABLE_FILES = {f"{name}.csv": table.holds for name, table in TABLES.items()}
+FILES = {**TABLE_FILES, KEPT: "all of it, as fscl.load_runs and fscl report read it"}
 SOURCES = (".py", ".j2", ".css", ".js")
 DRAWN = ".drawn.json"  # what a report was drawn from, and hashes of its files
 
@@ -62,7 +62,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
     folder = Path(folder)
     html, markdown, kept = folder / "index.html", folder / "README.md", folder / KEPT
-    tables = tuple(folder / f"{name}.csv" for name in TABLES)
+    tables = tuple(folder / name for name in TABLE_FILES)
     stamp = _stamp(runs, title)
     if (figures := _drawn_figures(folder, stamp)) is not None:
         for place in (folder, folder / "figures"):
@@ -105,6 +105,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         "opening": opening,
         "answer": answer,
         "files": [*FILES.items(), *([("figures/", "the figures as PNG files")] if pictures else [])],
+        "tables": TABLE_FILES,
         "svg": svg,
         "png": png,
         "anchor": anchor,

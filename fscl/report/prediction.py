@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fscl.accuracy import drop_matrix, forgetting_matrix
-from fscl.aggregates import aggregate_layers
 from fscl.errors import FsclError
 from fscl.report.summary import StrategyRuns
 from fscl.runs.record import RunRecord
+from fscl.similarity.aggregates import aggregate_layers
 
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation

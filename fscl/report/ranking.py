@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from fscl.estimate import Estimate, seed_interval
+from fscl.similarity.estimate import Estimate, seed_interval
 
 __all__ = ["Difference", "against_best"]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from fscl.errors import FsclError
-from fscl.estimate import Estimate, seed_interval
 from fscl.report.measures import Measures, final_accuracy, measures
 from fscl.report.ranking import Difference, against_best
 from fscl.runs.record import RunRecord
+from fscl.similarity.estimate import Estimate, seed_interval
 
 __all__ = ["StrategyRuns", "SummaryRow", "group_runs", "summary_rows"]
 

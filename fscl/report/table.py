@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 from rich import box
 from rich.table import Table
 
-from fscl.estimate import Estimate
 from fscl.report.prediction import Prediction, PredictionRow
 from fscl.report.summary import SummaryRow
+from fscl.similarity.estimate import Estimate
 from fscl.text import DASH, human_bytes, human_seconds, interval, points, signed, small_p
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from fscl.runs.schema import SplitRecipe
 from fscl.runs.spec import Progress, RunSpec
 from fscl.text import brief
 
-__all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream", "prepared"]
+__all__ = ["build_trainer", "check_runnable", "check_trusted", "find_device", "load_stream", "prepared"]
 
 
 def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
@@ -30,7 +30,7 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
     from fscl.continual.learner import strategy_class
     from fscl.data.places import data_root
 
-    devices = {name: _find_device(name) if here else name for name in {spec.device for spec in specs}}
+    devices = {name: find_device(name) if here else name for name in {spec.device for spec in specs}}
     specs = [  # an absolute path, because runs may start in another folder
         replace(spec, device=devices[spec.device], data=str(data_root(spec.data).absolute())) for spec in specs
     ]
@@ -44,8 +44,8 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
     return specs
 
 
-def _find_device(name: str) -> str:
-    """The device of this name. ``auto`` is a GPU if there is one, else the CPU.
+def find_device(name: str) -> str:
+    """The device of this name. ``auto`` is a GPU if there is one, else the CPU. Imports PyTorch, but not Avalanche.
 
     Raises:
         FsclError: the device is not available.

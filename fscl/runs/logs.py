@@ -16,28 +16,20 @@ import os
 import secrets
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
-from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
+from fscl.choices import Log
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 
-__all__ = ["Log", "opened_logs", "remove_logs"]
+__all__ = ["opened_logs", "remove_logs"]
 
 TABLE, BOARD, WANDB = "log.csv", "events.out.tfevents.*", "wandb"
 COLUMNS = ["step", "name", "value"]
 
 Figures = Mapping[str, Callable[[], Any]]  # name -> a function that draws the figure
-
-
-class Log(StrEnum):
-    """Where a run can be logged."""
-
-    TENSORBOARD = "tensorboard"
-    CSV = "csv"
-    WANDB = "wandb"
 
 
 class Writer(Protocol):
@@ -50,12 +42,12 @@ class Writer(Protocol):
 
 @contextlib.contextmanager
 def opened_logs(
-    logs: Collection[str], folder: Path, after: int, name: str, config: Mapping[str, Any]
+    logs: Collection[Log], folder: Path, after: int, name: str, config: Mapping[str, Any]
 ) -> Iterator[Callable[[int, Mapping[str, float], Figures], None] | None]:
     """Opens the logs of a run, and closes them at the end of the block.
 
     Args:
-        logs: names of :class:`Log`.
+        logs: names of :data:`fscl.choices.Log`.
         folder: the run's folder.
         after: the last step before the block. What the logs hold of later steps is removed.
         name: the run's name in W&B, ``<benchmark>/<strategy>/seed_0``.
@@ -67,12 +59,12 @@ def opened_logs(
     Raises:
         FsclError: a log cannot be read or written, or W&B refuses.
     """
-    writers: dict[str, Writer] = {}
+    writers: dict[Log, Writer] = {}
     failed = True
     try:
         for log in logs:
             with _named_errors(log, folder):
-                writers[log] = _WRITERS[Log(log)](folder, after, name, config)
+                writers[log] = _WRITERS[log](folder, after, name, config)
 
         def write(step: int, scalars: Mapping[str, float], figures: Figures) -> None:
             drawn = {name: cache(draw) for name, draw in figures.items()}  # one figure for all logs
@@ -203,7 +195,7 @@ def _wandb_settings(wandb: Any) -> dict[str, Any]:
 
 
 _WRITERS: dict[Log, Callable[[Path, int, str, Mapping[str, Any]], Writer]] = {
-    Log.TENSORBOARD: _Board,
-    Log.CSV: _Table,
-    Log.WANDB: _WandB,
+    "tensorboard": _Board,
+    "csv": _Table,
+    "wandb": _WandB,
 }

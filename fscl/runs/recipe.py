@@ -117,7 +117,8 @@ def with_overrides(
     benchmark_data, strategy_data = benchmark.model_dump(by_alias=True), strategy.model_dump(by_alias=True)
     benchmark_data["training"] |= {**strategy.training, **own.training}
     strategy_data["args"] |= own.args
-    strategy_data["training"], benchmark_data["strategies"] = {}, {}
+    strategy_data["training"] = {}
+    del benchmark_data["strategies"]  # all that is used of it is applied, and no setting can add to it
     for setting in settings:
         key, equals, text = setting.partition("=")
         *path, leaf = key.strip().split(".")

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fscl.choices import LOGS, Log
 from fscl.errors import FsclError
 from fscl.plain import name_fault
-from fscl.runs.logs import Log
 from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
 from fscl.text import brief
 
@@ -31,7 +31,7 @@ class RunSpec:
         first: how many tasks of the stream are learned; None for all. A run with this set is a trial of settings, and
             its folder is named by its hash.
         weights: whether the finished run keeps what :func:`fscl.load_network` needs.
-        log: where the run is logged while it trains, names of :class:`fscl.runs.logs.Log`. Results do not depend on it.
+        log: where the run is logged while it trains, names of :data:`fscl.choices.Log`. Results do not depend on it.
     """
 
     benchmark: BenchmarkRecipe
@@ -44,12 +44,12 @@ class RunSpec:
     loader: str = "auto"
     first: int | None = None
     weights: bool = True
-    log: tuple[str, ...] = ()
+    log: tuple[Log, ...] = ()
 
     def __post_init__(self) -> None:
         for log in self.log:
-            if log not in list(Log):
-                raise FsclError(f"log is {log!r}; known: {', '.join(Log)}")
+            if log not in LOGS:
+                raise FsclError(f"log is {log!r}; known: {', '.join(LOGS)}")
         for name in (self.benchmark.name, self.strategy.name):
             if fault := name_fault(name):
                 raise FsclError(

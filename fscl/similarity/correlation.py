@@ -4,17 +4,20 @@ The entries of a task-by-task matrix share tasks, so they are not independent, a
 independent is wrong. Here whole tasks are permuted for p-values and resampled for intervals.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fscl.errors import FsclError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "Correlation",
@@ -176,10 +179,15 @@ def _check_option(option: str, value: str, choices: Iterable[str]) -> None:
 
 def as_square(values: Tensor | Array | list, name: str) -> Array:
     """A task-by-task matrix in float64. Raises `FsclError` if it is not square."""
-    array = values.detach().cpu().double().numpy() if isinstance(values, Tensor) else np.asarray(values, dtype=float)
+    array = values.detach().cpu().double().numpy() if _is_tensor(values) else np.asarray(values, dtype=float)
     if array.ndim != 2 or array.shape[0] != array.shape[1]:
         raise FsclError(f"{name} has shape {array.shape}; a task-by-task matrix is square: (tasks, tasks)")
     return array
+
+
+def _is_tensor(values: Tensor | Array | list) -> TypeGuard[Tensor]:
+    """Whether values are a tensor. PyTorch is not imported to find out."""
+    return hasattr(values, "detach")
 
 
 def mirrored(matrix: Array, name: str) -> Array:
@@ -208,7 +216,9 @@ def is_flat(original: Tensor | Array | list, used: Array) -> bool:
     """Whether used entries are constant, up to rounding of values of unit scale or of the dtype of ``original``."""
     if not used.size:
         return True
-    if isinstance(original, Tensor):
+    if _is_tensor(original):
+        import torch
+
         eps = torch.finfo(original.dtype if original.is_floating_point() else torch.float64).eps
     else:
         dtype = np.asarray(original).dtype

@@ -22,7 +22,9 @@ from torch import nn
 from fscl import AtomBank, decompose, freeze_coefficients
 from fscl.cli.stopping import told_to_stop
 from fscl.continual.training.trainer import Trainer
-from fscl.runs.recipe import find_recipes
+from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
+from fscl.runs.run import run_one
+from fscl.runs.spec import RunSpec
 
 NUMBERS = ("tasks", "accuracy", "transfer", "untrained", "start", "similarity")
 TINY = ("--jobs", "1", "--seeds", "1", "--set", "training.epochs=1", "--set", "model.args.widths=[8, 8]")
@@ -94,6 +96,15 @@ epochs = 2
 def pets(folder: Path, text: str = PETS) -> Path:
     (folder / "pets.toml").write_text(text)
     return folder / "pets.toml"
+
+
+@pytest.fixture(scope="module")
+def finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An output folder with the finished run that ``fscl run -s naive`` with the options TINY does."""
+    out = tmp_path_factory.mktemp("finished")
+    settings = [TINY[i + 1] for i, option in enumerate(TINY) if option == "--set"]
+    run_one(RunSpec(*with_overrides(load_benchmark("split_digits"), load_strategy("naive"), settings), 0), out)
+    return out
 
 
 # what the user gets to see
@@ -168,6 +179,52 @@ def test_fscl_run_prints_a_table_and_writes_a_report(fscl: Fscl, tmp_path: Path)
     assert time.monotonic() - began < 30
     assert (tmp_path / "[b]runs/split_digits/naive/seed_0/run.json").stat().st_mtime_ns == before
     assert (tmp_path / "elsewhere/index.html").exists()
+    assert again.err == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--device", "gpu"], "--device gpu: not available here"),
+        (["--device", "cuda:77"], "--device cuda:77: not available here"),
+        (["--log", "foo"], "--log is 'foo'; "),
+        (["--data", "nowhere"], "--data nowhere: no such folder"),
+        (["--set", "training.epoch=1"], "unknown key 'training.epoch'"),
+        (["--set", "args.epochs=1"], "Naive takes no recipe argument 'epochs'"),
+        (["--set", "model.args.width=8"], "cannot be built with .*'width'"),
+        (["--set", "strategies.naive={}"], "unknown section 'strategies'"),
+    ],
+)
+def test_a_mistake_is_told_although_all_runs_are_finished(
+    fscl: Fscl, finished_runs: Path, options: list[str], says: str
+) -> None:
+    before = contents(finished_runs)
+    refused(fscl("run", "-s", "naive", "--out", finished_runs, *TINY, *options), says)
+    assert contents(finished_runs) == before
+
+
+def test_options_that_have_nothing_to_do_are_named(fscl: Fscl, finished_runs: Path, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    ended = fscl("run", "-s", "naive", "--out", finished_runs, "--report", "report", *TINY, "--log", "csv")
+    assert (ended.code, ended.err) == (0, "All runs are finished, so nothing is left to do for --log csv.\n")
+    assert not list(finished_runs.rglob("log.csv"))
+
+
+def test_finished_runs_need_neither_torch_nor_avalanche(finished_runs: Path, tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.argv = {["fscl", "run", "-s", "naive", "--out", str(finished_runs), "--report", "report", *TINY]!r}
+from fscl.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+print("slow:", sorted({{"torch", "avalanche"}} & sys.modules.keys()))
+"""
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path)
+    assert ended.stdout.endswith("slow: []\n")
+    assert ended.stderr == ""
 
 
 def test_a_users_own_image_folder_runs_from_a_short_recipe(fscl: Fscl, tmp_path: Path) -> None:
@@ -251,6 +308,7 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["run", "--device", "cuda:77"], r"--device cuda:77: not available here"),
         (["run", "--device", "gpu"], r"--device gpu: not available here"),
         (["run", "--loader", "disk"], r"--loader is 'disk'; auto, device, host or off would do"),
+        (["run", "--log", "csv", "--log", "foo"], r"--log is 'foo'; tensorboard, csv or wandb would do"),
         (["run", "--set", "epochs=3"], r"--set epochs=3: expected SECTION.KEY=VALUE"),
         (["run", "--set", "training.epochs=x"], r"--set: training.epochs = 'x'"),
         (

@@ -151,7 +151,7 @@ def test_layers_that_cannot_be_compared_are_left_out_by_name(kind: str) -> None:
     plain |= {"99.weight": torch.randn(2, 4)}
     found = comparable_layers("net", plain | make())
     assert list(found.filters) == ["0"]
-    assert list(found.pointwise) == ["9"]
+    assert list(found.weights) == ["0", "9"]
     assert list(found.head) == ["99"]
     assert list(found.left_out) == ["1"]
     assert re.search(says, found.left_out["1"].reason)

@@ -58,6 +58,15 @@ def test_attributes_of_a_data_set_are_those_of_its_samples(stream):
     assert private.attributes_of(object()) == {}
 
 
+def test_an_experience_with_other_data_is_a_copy_that_has_them(stream):
+    first, second = list(stream.train_stream)[:2]
+    dataset = first.dataset
+    copied = private.with_dataset(first, second.dataset)
+    assert copied.dataset is second.dataset
+    assert copied.current_experience == first.current_experience
+    assert first.dataset is dataset
+
+
 def test_samplers_of_a_loader_draw_what_the_loader_yields(stream):
     loader = TaskBalancedDataLoader(stream.train_stream[0].dataset, batch_size=16, shuffle=True)
     assert private.is_plain_multi_loader(loader)
@@ -152,8 +161,9 @@ def test_synaptic_intelligence_keeps_weights_and_importances_by_parameter(stream
 
 
 PRIVATE = {
-    "_flat_data", "_datasets", "_indices", "_data_attributes", "_transform_groups", "_frozen_transform_groups",
-    "_create_samplers", "_get_loader", "_make_taskaware_classification_dataset", "_criterion", "ewc_data", "syn_data",
+    "_dataset", "_flat_data", "_datasets", "_indices", "_data_attributes", "_transform_groups",
+    "_frozen_transform_groups", "_create_samplers", "_get_loader", "_make_taskaware_classification_dataset",
+    "_criterion", "ewc_data", "syn_data",
 }  # fmt: skip
 
 

@@ -61,6 +61,22 @@ def test_the_scenario_decides_labels_and_targets_but_not_images(scenario: str) -
         assert len(seen) == 30
 
 
+@pytest.mark.parametrize("scenario", ["task", "domain", "class"])
+def test_an_experience_to_answer_differs_from_the_test_experience_in_its_images_alone(scenario: str) -> None:
+    stream = split_classes(numbered(), numbered(first=100), tasks=3, seed=1, scenario=scenario)
+    images = torch.randn(4, 1, 4, 4)
+    for task, test in enumerate(stream.test_stream):
+        before, dataset = samples(test), test.dataset
+        answered = stream.to_answer(task, images)
+        assert torch.equal(torch.stack([sample[0] for sample in answered.dataset.eval()]), images)
+        assert {int(label) for label in answered.dataset.targets_task_labels} == set(test.task_labels)
+        assert vars(answered).keys() == vars(test).keys()
+        # the stream is that of all tasks, and is not made again for every batch
+        assert {key for key, value in vars(answered).items() if value is not vars(test)[key]} == {"_dataset"}
+        assert test.dataset is dataset
+        assert samples(test) == before
+
+
 def test_class_scenario_counts_targets_on_over_tasks_of_different_sizes() -> None:
     tasks = [["class 5"], ["class 0", "class 3", "class 1"], ["class 4", "class 2"]]
     stream = split_classes(numbered(), numbered(), tasks, scenario="class")

@@ -4,9 +4,12 @@ import gzip
 import hashlib
 import os
 import pickle
+import socket
 import struct
 import tempfile
 import tracemalloc
+import urllib.error
+import urllib.request
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -414,10 +417,6 @@ def test_a_missing_data_set_is_reported_with_the_places_searched(tmp_path: Path)
 def test_a_failed_download_is_reported_with_the_places_searched(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import socket
-    import urllib.error
-    import urllib.request
-
     tried: list[float | None] = []
 
     def offline(*_: object, **__: object) -> None:
@@ -430,6 +429,38 @@ def test_a_failed_download_is_reported_with_the_places_searched(
     assert tried
     assert all(seconds is not None and seconds <= 60 for seconds in tried)  # it cannot hang
     assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("stopped", [urllib.error.URLError("offline"), KeyboardInterrupt()], ids=["failed", "stopped"])
+def test_a_download_that_does_not_end_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: BaseException
+) -> None:
+    def download(root: Path, train: bool, download: bool) -> None:
+        mnist_files(root / "MNIST/raw")
+        raise stopped
+
+    monkeypatch.setattr(torchvision.datasets, "MNIST", download)
+    mnist_files(tmp_path / "old/MNIST/raw")
+    (tmp_path / "old/MNIST/raw/train-images-idx3-ubyte").unlink()
+    before = sorted(tmp_path.rglob("*"))
+    for folder in (tmp_path / "old", tmp_path / "new/data"):
+        with pytest.raises((FsclError, KeyboardInterrupt)):
+            load_images("mnist", folder)
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_finished_download_is_found_the_next_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class MNIST(torchvision.datasets.MNIST):
+        def download(self) -> None:
+            mnist_files(Path(self.raw_folder))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torchvision.datasets, "MNIST", MNIST)
+        downloaded, _ = load_images("mnist", tmp_path / "data")
+    assert len(list((tmp_path / "data").rglob("*"))) == 2 + 4  # folders, and files
+    found, _ = load_images("mnist", tmp_path / "data", download=False)
+    assert torch.equal(found.images, downloaded.images)
+    assert find_data("mnist", tmp_path / "data") is not None
 
 
 @pytest.mark.skipif(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -179,13 +180,14 @@ def test_csv_files_of_a_report_read_back_as_the_tables(tmp_path: Path) -> None:
     assert len(load_runs(folders[:2])) == 2
     written = write_report(runs, tmp_path / "report")
     assert [file.name for file in written.tables] == ["summary.csv", "accuracy.csv", "similarity.csv"]
-    markdown = written.markdown.read_text()
+    markdown, html = written.markdown.read_text(), written.html.read_text()
     for file in written.tables:
         frame = runs.to_dataframe(file.stem)
         assert len(frame) >= 3
         # before version 3.1 pandas reads some last digits wrong
         pd.testing.assert_frame_equal(pd.read_csv(file, dtype=TEXT), frame, rtol=1e-15, atol=1e-15)
-        assert f"[{file.name}]({file.name})" in markdown
+        assert f"- `{file.name}`: " in markdown
+        assert f'<a href="{file.name}">' in html
     for kept in (tmp_path / "report", tmp_path / "report" / "runs.json"):
         pd.testing.assert_frame_equal(load_runs(kept).to_dataframe("summary"), runs.to_dataframe("summary"))
 
@@ -213,12 +215,41 @@ print(sorted({{"torch", "avalanche", "matplotlib"}} & set(sys.modules)))
     assert done.stdout.strip() == "[]"
 
 
+def test_fscl_report_imports_neither_torch_nor_avalanche(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.argv = ["fscl", "report", {str(ROOT / "reports/rotated_fmnist/runs.json")!r}, "--quiet"]
+from fscl.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+assert "fscl.similarity.pooled" in sys.modules
+print(sorted({{"torch", "avalanche"}} & set(sys.modules)))
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, cwd=tmp_path)
+    assert done.stdout.strip() == "[]"
+    assert "Mantel test" in (tmp_path / "report/README.md").read_text(encoding="utf-8")
+
+
 def test_load_runs_is_a_name_of_the_package() -> None:
     assert fscl.load_runs is load_runs
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "reports").glob("*/runs.json")), ids=lambda file: file.parent.name)
-def test_committed_csv_files_agree_with_their_committed_runs(file: Path) -> None:
-    runs = load_runs(file)
-    for name, table in TABLES.items():
-        assert (file.parent / f"{name}.csv").read_text(encoding="utf-8") == table.csv(runs), name
+def test_a_committed_summary_agrees_with_its_committed_runs(file: Path) -> None:
+    summary = (file.parent / "summary.csv").read_text(encoding="utf-8")
+    assert summary == TABLES["summary"].csv(load_runs(file))
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "reports").glob("*/runs.json")), ids=lambda file: file.parent.name)
+def test_links_of_a_committed_report_lead_to_files_that_are_committed(file: Path) -> None:
+    page = file.with_name("README.md")
+    links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
+    assert links
+    ignored = [line for line in (ROOT / ".gitignore").read_text().splitlines() if line.startswith("reports/")]
+    for link in links:
+        place = page.parent / link
+        assert place.exists(), link
+        assert not any(place.relative_to(ROOT).match(pattern) for pattern in ignored), link

@@ -153,6 +153,7 @@ def test_settings_are_read_as_toml_values() -> None:
         ("=3", r"expected SECTION.KEY=VALUE"),
         ("trainin.epochs=3", r"unknown section 'trainin'; known sections: args, augment, data, model, split, training"),
         ("training.epochs.x=3", r"unknown section 'training.epochs'"),
+        ("strategies.ewc={ training = { epochs = 2 } }", r"unknown section 'strategies'; known sections: args, "),
         ("training.epoch=3", r"unknown key 'training.epoch' \(did you mean 'epochs'\?\)"),
         ("training.epochs=many", r"training.epochs = 'many': input should be a valid integer"),
         ("training.epochs=-1", r"training.epochs = -1"),

@@ -177,9 +177,8 @@ def _fit(
     optimizer: torch.optim.Optimizer,
     after_step: Callable[[int], None] | None = None,
 ) -> float:
-    """In full precision: small transformers take longer in a lower one."""
     task, budget = lesson.task, lesson.budget
-    return fit(model, task, [], lesson.epochs, lesson.rate, budget, lesson.seed, after_step, optimizer, "float32")
+    return fit(model, task, [], lesson.epochs, lesson.rate, budget, lesson.seed, after_step, optimizer)
 
 
 TRANSFORMER = Budget(images=3000, epochs=1, first_epochs=6, rate=5e-4, first_rate=2e-3, decay=0.05)

@@ -1,16 +1,16 @@
 """Small vision transformers and ConvNeXt-like networks, fine-tuned as ordinary networks that share no coefficients."""
 
 import copy
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.similarity.lab import CLASSES, Budget, Task, accuracy
+from benchmarks.similarity.lab import CLASSES, Budget, Task, fit
 from fscl.errors import FsclError
 
 __all__ = ["NETWORKS", "REGIMES", "SIDE", "networks_of_regime", "shrunk"]
@@ -119,60 +119,36 @@ def networks_of_regime(
     networks: list[nn.Module] = []
     accuracies: list[float] = []
 
+    def trained(model: nn.Module, task: Task, epochs: int, rate: float, seed: int, after_step: Any = None) -> float:
+        optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=budget.decay)
+        return fit(model, task, [], epochs, rate, budget, seed, after_step, optimizer)
+
     def start(number: int) -> nn.Module:
         torch.manual_seed(seed + number)
         first = task(0)
         model = (Transformer if architecture == "vit" else ConvNext)(first.images.shape[1])
-        accuracies.append(_fit(model, first, budget.first_epochs, budget.first_rate, budget, seed + number))
+        accuracies.append(trained(model, first, budget.first_epochs, budget.first_rate, seed + number))
         networks.append(model)
         return model
 
-    def tuned(model: nn.Module, number: int, after_step: Callable[[int, nn.Module], None] | None = None) -> nn.Module:
+    def tuned(model: nn.Module, number: int, kept: Collection[int] = ()) -> nn.Module:
+        def keep(step: int) -> None:
+            if step in kept:
+                networks.append(copy.deepcopy(result))
+
         result = copy.deepcopy(model)
         torch.manual_seed(seed + number)
         result.get_submodule("head").reset_parameters()  # type: ignore[operator]
-        accuracies.append(_fit(result, task(number), budget.epochs, budget.rate, budget, seed + number, after_step))
+        accuracies.append(trained(result, task(number), budget.epochs, budget.rate, seed + number, keep))
         return result
 
     if regime == "snapshots":
         steps = np.unique(np.geomspace(1, budget.steps(task(1), budget.epochs), 4 * count).round().astype(int))
         kept = steps[np.linspace(0, len(steps) - 1, count - 1).round().astype(int)]
-        tuned(start(0), 1, lambda step, model: networks.append(copy.deepcopy(model)) if step in kept else None)
+        tuned(start(0), 1, kept.tolist())
     else:
         of_each = count // (STARTS if regime == "starts" else 1)
         for number in range(count // of_each):
             model = start(number)
             networks.extend(tuned(model, other) for other in range(1, of_each))
     return [network.eval() for network in networks], accuracies
-
-
-def _fit(
-    model: nn.Module,
-    task: Task,
-    epochs: int,
-    rate: float,
-    budget: Budget,
-    seed: int,
-    after_step: Callable[[int, nn.Module], None] | None = None,
-) -> float:
-    """Trains a network in place by AdamW, over one cycle of the rate; returns the accuracy."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=budget.decay)
-    steps = budget.steps(task, epochs)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    generator = torch.Generator().manual_seed(seed)
-    model.train()
-    step = 0
-    for _ in range(epochs):
-        order = torch.randperm(len(task.images), generator=generator)
-        for batch in order[: len(order) // budget.batch * budget.batch].split(budget.batch):
-            loss = F.cross_entropy(model(task.images[batch]), task.labels[batch])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            step += 1
-            if after_step:
-                after_step(step, model)
-    if not math.isfinite(float(loss.detach())):
-        raise FsclError(f"training on {task.name!r} ended with loss {float(loss.detach())}; lower the rate")
-    return accuracy(model, task.test_images, task.test_labels)

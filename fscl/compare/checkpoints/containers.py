@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 from torch import Tensor
 
+from fscl.compare.checkpoints.references import CopiesError, read_references
 from fscl.compare.checkpoints.stand_ins import STAND_INS, stand_ins
 from fscl.errors import FsclError, printable
 
@@ -30,7 +31,9 @@ __all__ = ["check_claims", "check_regular", "read_container", "read_shards"]
 # a file may unpack to ROOM bytes (256 MiB) plus EXPANSION times its own size
 ROOM = 2**28
 EXPANSION = 8
-PICKLE_ROOM = 2**23  # the limit in place of ROOM for a pickle, which takes a microsecond per byte
+# the limit in place of ROOM for a pickle, which takes up to 9 microseconds per byte; those of torchvision's networks
+# with their optimizers unpack to 3 to 5 times their size
+PICKLE_ROOM = 2**18
 ALIGNMENT = 64  # of tensors in the files of torch.save
 
 
@@ -154,9 +157,9 @@ def _read_pickle(path: Path) -> Any:
                         names, mapped = _check_archive(file, path.stat().st_size)
                     else:
                         file.seek(0)
-                        names = _names_in_older_format(file)
+                        names = _names_in_older_format(file, PICKLE_ROOM + EXPANSION * path.stat().st_size)
                 except Exception as error:
-                    if archive or isinstance(error, MemoryError):
+                    if archive or isinstance(error, MemoryError | CopiesError):
                         raise
                     # torch tells better what a file is that it did not write
                     names, problem = set(STAND_INS), error
@@ -217,7 +220,7 @@ def _check_archive(file: BinaryIO, size: int) -> tuple[set[tuple[str, str]], boo
             while content.read(2**20):
                 pass  # zipfile compares the checksum at the end
     sizes = {record.filename: record.file_size for record in records}
-    references = _references(io.BytesIO(archive.read(data)))
+    references = read_references(io.BytesIO(archive.read(data)), PICKLE_ROOM + EXPANSION * data.file_size)
     for key, claimed in references.sizes.items():
         if sizes.get(f"{root}/data/{key}") != claimed:
             raise ValueError(f"{claimed} bytes of tensor data {key!r} are missing")
@@ -234,13 +237,13 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _names_in_older_format(file: BinaryIO) -> set[tuple[str, str]]:
+def _names_in_older_format(file: BinaryIO, room: int) -> set[tuple[str, str]]:
     """The classes that a file of the older format names.
 
     Raises:
         ValueError: the file lacks values of a tensor, which torch leaves uninitialised.
     """
-    *_, state, keys = [_references(file) for _ in range(5)]  # after the format, its version and the machine
+    *_, state, keys = [read_references(file, room) for _ in range(5)]  # after the format, its version and the machine
     if set(state.sizes) - set(keys.value):
         raise ValueError("tensor data is missing")
     return state.names
@@ -250,64 +253,6 @@ def _is_stored_aligned(record: zipfile.ZipInfo, file: BinaryIO) -> bool:
     file.seek(record.header_offset + 26)
     name, extra = (int.from_bytes(file.read(2), "little") for _ in range(2))
     return record.compress_type == zipfile.ZIP_STORED and not (record.header_offset + 30 + name + extra) % ALIGNMENT
-
-
-def _references(file: BinaryIO) -> "_References":
-    """Reads which tensor data a pickle refers to. Of its other content, only plain values are created."""
-    reader = _References(file, encoding="utf-8")
-    reader.value = reader.load()
-    return reader
-
-
-class _Placeholder:
-    """Stands in for any class that a pickle names."""
-
-    def __new__(cls, *_: Any, **__: Any) -> "_Placeholder":
-        return super().__new__(cls)
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, _: Any) -> None: ...
-
-    def __setitem__(self, _: Any, __: Any) -> None: ...
-
-    def append(self, _: Any) -> None: ...
-
-    def extend(self, _: Any) -> None: ...
-
-
-class _References(pickle._Unpickler):
-    """The unpickler in Python: the one in C allocates any size that a hostile index names.
-
-    Attributes:
-        value: the content of the pickle, without objects.
-        sizes: by key, the bytes of tensor data that the pickle claims.
-        names: module and name of the classes and functions that the pickle names.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.value: Any = None
-        self.sizes: dict[str, int] = {}
-        self.names: set[tuple[str, str]] = set()
-
-    def find_class(self, module: str, name: str) -> Any:
-        self.names.add((module, name))
-        if not (module in ("torch", "torch.storage") and name.endswith("Storage")):
-            return _Placeholder
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # typed storages are deprecated
-            storage = getattr(torch, name)
-            return getattr(storage, "dtype", None) or torch.uint8
-
-    def persistent_load(self, reference: Any) -> _Placeholder:
-        _, dtype, key, _, values, *_ = reference
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"tensor data of type {type(dtype).__name__}")
-        size = values * dtype.itemsize
-        if self.sizes.setdefault(str(key), size) != size:
-            raise ValueError(f"tensor data {key!r} has two sizes")
-        return _Placeholder()
 
 
 def _damaged(path: Path, error: Exception) -> FsclError:

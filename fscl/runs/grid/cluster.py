@@ -22,13 +22,26 @@ from fscl.runs.grid.sweep import Outcome, attempt
 from fscl.runs.run import WEIGHTS
 from fscl.runs.spec import RunSpec
 
-__all__ = ["RayEngine"]
+__all__ = ["RayEngine", "refuse_logs"]
 
 RETRIES = 20  # of a run whose worker died; a run that failed is not repeated
 MARK = ".fscl-grid-"  # name of a file in the driver's output folder; a machine that sees it shares the folder
 GRID = "grid"  # file in a run's folder that names the grid which restarted the run; a second attempt then goes on
 # Files are sent in this order. The record comes last, so it never names work that has not arrived.
 FILES = ("checkpoint.pt", "bank.safetensors", WEIGHTS, "error.txt", GRID, "progress", "run.json")
+
+
+def refuse_logs(logs: Sequence[str]) -> None:
+    """Refuses runs that are to be logged.
+
+    Raises:
+        FsclError: there are logs.
+    """
+    if logs:
+        raise FsclError(
+            f"--log is {', '.join(logs)}; runs on a Ray cluster cannot be logged, because a machine may not see the "
+            "output folder; use --engine local"
+        )
 
 
 @dataclass(frozen=True)
@@ -57,11 +70,8 @@ class RayEngine:
             jobs: runs at a time; by default as many as the cores or GPUs of the cluster allow.
             overwrite: run finished runs again.
         """
-        if logged := [spec for spec in todo if spec.log]:
-            raise FsclError(
-                f"--log is {', '.join(logged[0].log)}; runs on a Ray cluster cannot be logged, because a machine may "
-                "not see the output folder; use --engine local"
-            )
+        for spec in todo:
+            refuse_logs(spec.log)
         ray = _ray()
         if not todo:
             return

@@ -24,7 +24,7 @@ from fscl.runs.results import load_run
 from fscl.runs.spec import RunSpec
 from fscl.text import clock, points
 
-__all__ = ["Finished", "Grid", "LiveTable", "Row", "draw"]
+__all__ = ["Finished", "Grid", "LiveTable", "Row", "draw", "record_stamp"]
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Run:
         if self.finished:
             return
         with contextlib.suppress(FsclError, ValueError):  # a file that is missing, half-written or not from fscl
-            stamp = _stamp(self.folder)
+            stamp = record_stamp(self.folder)
             if stamp != self.stamp_read:
                 self._take(load_run(self.folder / "run.json"))
                 self.stamp_read = stamp
@@ -124,7 +124,7 @@ class Grid:
     def __init__(self, specs: Sequence[RunSpec], out: Path, overwrite: bool, now: float) -> None:
         folders = [spec.folder(out) for spec in specs]
         self._runs = [
-            _Run(spec, folder, spec.hash, stamp_read=_stamp(folder) if overwrite else 0)
+            _Run(spec, folder, spec.hash, stamp_read=record_stamp(folder) if overwrite else 0)
             for spec, folder in zip(specs, folders, strict=True)
         ]
         for run in self._runs:
@@ -237,7 +237,8 @@ def _reported(folder: Path) -> float:
     return math.nan
 
 
-def _stamp(folder: Path) -> int:
+def record_stamp(folder: Path) -> int:
+    """A number that changes with the record in a run's folder; 0 if there is no record."""
     try:
         return (folder / "run.json").stat().st_mtime_ns
     except OSError:

@@ -13,8 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from fscl.errors import FsclError
-from fscl.runs.building import prepared
-from fscl.runs.grid.progress import LiveTable
+from fscl.runs.building import find_device, prepared
+from fscl.runs.grid.progress import LiveTable, record_stamp
 from fscl.runs.grid.workers import Died, each_in_a_worker, in_a_worker, warm_up
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.spec import RunSpec
@@ -81,9 +81,11 @@ def sweep(
         FsclError: as :func:`fscl.runs.building.prepared`.
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
-    if todo:  # finished runs need neither PyTorch nor Avalanche
+    if todo:
         with console.status("Loading Avalanche and PyTorch ...") if console else contextlib.nullcontext():
             todo = _prepared(todo, jobs, engine, meanwhile)
+    else:
+        _check_unused(specs, engine, console)
     outcomes = {}
     with LiveTable(specs, out, overwrite, console if todo else None) as live:
         for outcome in (engine or _here)(todo, out, jobs, overwrite):
@@ -91,6 +93,23 @@ def sweep(
             if outcome.error:
                 live.failed(outcome.folder)
     return [outcomes.get(spec.folder(out), Outcome(spec, spec.folder(out))) for spec in specs]
+
+
+def _check_unused(specs: Sequence[RunSpec], engine: Engine | None, console: Console | None) -> None:
+    """Names the options for which nothing is left to do, because all runs are finished. A wrong device is refused.
+
+    Finished runs need neither PyTorch nor Avalanche, so no more is imported than the devices need.
+    """
+    devices = sorted({spec.device for spec in specs} - {"auto", "cpu"})
+    logs = dict.fromkeys(log for spec in specs for log in spec.log)
+    unused = [*(f"--device {name}" for name in devices), *(f"--log {log}" for log in logs)]
+    if engine is None:
+        for name in devices:
+            find_device(name)
+    else:
+        unused.append("--engine ray")
+    if console and unused:
+        console.print(f"All runs are finished, so nothing is left to do for {', '.join(unused)}.", highlight=False)
 
 
 def _prepared(
@@ -110,7 +129,7 @@ def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool)
     if jobs is None and any(spec.device.startswith("cuda") for spec in todo):
         jobs = 1  # runs would share one GPU's memory
     jobs = max(1, min(jobs or _cores() // threads, len(todo)))
-    left: list[Item] = [(spec, _stamp(spec, out) if overwrite else None) for spec in todo]
+    left: list[Item] = [(spec, record_stamp(spec.folder(out)) if overwrite else None) for spec in todo]
     while left:
         busy = []
         for item, ended in _in_turn(left, out) if jobs == 1 else _at_once(left, out, jobs):
@@ -156,17 +175,9 @@ def _unless_busy(spec: RunSpec, replaced: int | None, out: Path) -> Ended | None
     overwritten it already, and the run is not restarted.
     """
     try:
-        return attempt(spec, out, replaced == _stamp(spec, out), wait=False)
+        return attempt(spec, out, replaced == record_stamp(spec.folder(out)), wait=False)
     except BusyError:
         return None
-
-
-def _stamp(spec: RunSpec, out: Path) -> int:
-    """A number that changes with the run's record; 0 if there is no record."""
-    try:
-        return (spec.folder(out) / "run.json").stat().st_mtime_ns
-    except OSError:
-        return 0
 
 
 def attempt(

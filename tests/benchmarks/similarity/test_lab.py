@@ -221,6 +221,24 @@ def test_what_is_not_to_be_trained_is_not_moved(task):
     }
 
 
+def test_with_adamw_a_network_is_trained_in_float32_by_plain_steps(task):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(task.images.shape[1], 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 15 * 15, 10))
+    expected = copy.deepcopy(model)
+    fit(model, task, list(model.parameters()), 2, 0.01, TINY, 3, adamw=True)
+    optimizer = torch.optim.AdamW(expected.parameters(), lr=0.01, weight_decay=TINY.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=8)
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(2):
+        for batch in torch.randperm(64, generator=generator).split(16):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(expected(task.images[batch]), task.labels[batch]).backward()
+            optimizer.step()
+            schedule.step()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, expected.state_dict()[name]), name
+
+
 def test_every_step_is_counted(task):
     model, bank, _ = start("plain", task, TINY, 0)
     budget, steps = Budget(epochs=3, batch=20), []

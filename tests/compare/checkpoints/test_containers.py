@@ -114,14 +114,40 @@ def test_rewritten_archives_are_read_as_torch_reads_them(tmp_path: Path, options
         ({"order": lambda r: [*r, r[0]]}, "two records have one name"),
         ({"more": {"DATA/0": bytes(864)}}, "two records have one name"),
         ({"more": {"zeros": bytes(2**29)}, "method": zipfile.ZIP_DEFLATED}, r"unpack to 5368\d+ bytes, far more than"),
-        (
-            {"change": lambda n, d: b"\x80\2" + b"N" * 2**25 + d[2:] if n == "data.pkl" else d, "method": 8},
-            "far more than its own",
+        *(
+            ({"change": lambda n, d, x=x: d[:2] + x + d[2:] if n == "data.pkl" else d, "method": 8}, "far more than")
+            for x in (b"N" * 2**25, b"]" * 2**22, b"cbuiltins\nobject\nq\0" + b"h\0)\x81}b" * 2**20)
         ),
     ],
 )
 def test_archives_that_lack_claimed_data_are_refused(tmp_path: Path, options: dict[str, Any], says: str) -> None:
     refused(rezipped(tmp_path / "a.pt", saved(state()), **options), says)
+
+
+KEYS = b"".join(b"J%bN" % i.to_bytes(4, "little") for i in range(2**17))
+COPIES = {  # a text, a tuple or a mapping of 100,000s of values, and 2 ** 17 calls that take it
+    "calls": b"c_codecs\nencode\nq\0X\0\0\x08\0" + b"x" * 2**19 + b"U\x06latin1\x86q\1" + b"h\0h\1R" * 2**17,
+    "objects": b"cbuiltins\nobject\nq\0(" + b"N" * 2**19 + b"tq\1" + b"h\0h\1\x81" * 2**17,
+    "states": b"ccollections\nOrderedDict\n)Rq\0}q\1(" + KEYS + b"u0" + b"h\0h\1b" * 2**17,
+}
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["archive", "older"])
+@pytest.mark.parametrize("kind", COPIES)
+def test_a_pickle_whose_calls_copy_a_large_value_again_and_again_is_refused(
+    tmp_path: Path, kind: str, zipped: bool
+) -> None:
+    def change(name: str, content: bytes) -> bytes:
+        return content[:2] + COPIES[kind] + content[2:] if name == "data.pkl" else content
+
+    file = tmp_path / "a.pt"
+    if zipped:
+        rezipped(file, saved(state()), change=change)
+    else:
+        data = saved(state(), _use_new_zipfile_serialization=False)
+        begin = data.index(b"\x80\2ccollections")
+        file.write_bytes(data[:begin] + change("data.pkl", data[begin:]))
+    refused(file, "its calls copy more values than the file holds")
 
 
 def test_a_flipped_bit_in_an_archive_is_noticed(tmp_path: Path) -> None:
