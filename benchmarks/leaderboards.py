@@ -294,6 +294,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "question_by_learner": question_by_learner,
     "agreement": partial(quoted, "similarity", "| method | one after another: linear CKA |"),
     "goals": partial(quoted, "similarity", "| goal | cosine of atoms"),
+    "transformers": partial(quoted, "similarity", "| method | needs | each from one start: linear CKA |"),
     "misleads": partial(quoted, "similarity", "- **Unrelated starts.**"),
     "speed": partial(quoted, "speed", "| network and learner |"),
 }

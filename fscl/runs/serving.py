@@ -43,7 +43,7 @@ def load_network(
     Example:
         >>> network = load_network("runs/split_digits/atom_swapping/seed_0", task=2)  # doctest: +SKIP
         >>> network.classes  # doctest: +SKIP
-        ['1', '6']
+        ['3', '9']
         >>> network.probabilities(images)  # uint8 (N, 1, 8, 8)  # doctest: +SKIP
     """
     folder = Path(run)
