@@ -2,16 +2,27 @@
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
 
+ROOT = Path(__file__).parents[1]
+
+
 def test_imports_of_the_package_point_down():
-    root = Path(__file__).parents[1]
-    status = lint_imports(config_filename=str(root / "pyproject.toml"), no_cache=True)
+    status = lint_imports(config_filename=str(ROOT / "pyproject.toml"), no_cache=True)
     assert status == EXIT_STATUS_SUCCESS
+
+
+def test_a_file_has_at_most_350_lines_and_a_folder_15_modules():
+    files = [*(ROOT / "fscl").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")]
+    assert len(files) > 200
+    assert [str(file) for file in files if len(file.read_text().splitlines()) > 350] == []
+    folders = Counter(file.parent for file in files)
+    assert [str(folder) for folder, modules in folders.items() if modules > 15] == []
 
 
 PLAIN_PYTORCH = """

@@ -221,11 +221,12 @@ def test_what_is_not_to_be_trained_is_not_moved(task):
     }
 
 
-def test_with_adamw_a_network_is_trained_in_float32_by_plain_steps(task):
+def test_with_an_optimizer_a_network_is_trained_in_float32_by_plain_steps(task):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(task.images.shape[1], 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 15 * 15, 10))
     expected = copy.deepcopy(model)
-    fit(model, task, list(model.parameters()), 2, 0.01, TINY, 3, adamw=True)
+    given = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=TINY.decay)
+    fit(model, task, [], 2, 0.01, TINY, 3, optimizer=given)
     optimizer = torch.optim.AdamW(expected.parameters(), lr=0.01, weight_decay=TINY.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=8)
     generator = torch.Generator().manual_seed(3)
