@@ -8,7 +8,6 @@ from pathlib import Path
 import torch
 from importlinter.cli import EXIT_STATUS_SUCCESS, lint_imports
 
-
 ROOT = Path(__file__).parents[1]
 
 

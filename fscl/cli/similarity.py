@@ -6,7 +6,8 @@ from typing import Annotated, Optional
 import typer
 
 from fscl.choices import Aggregate, Metric
-from fscl.cli.options import check_writable, choice
+from fscl.cli.options import AsJson, Quiet, check_writable, choice
+from fscl.cli.output import Output
 from fscl.errors import FsclError, printable
 
 __all__ = ["similarity"]
@@ -54,6 +55,8 @@ def similarity(
     skip_broken: Annotated[
         bool, typer.Option("--skip-broken", help="Leave out files that cannot be used, and list them.")
     ] = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare fine-tuned checkpoints by their weights: which are similar, and which share a start. No data is needed.
 
@@ -73,19 +76,18 @@ def similarity(
         check_network_name(full_name(arch))
 
     # these import torch, which takes seconds; a mistake is told before
-    from rich.console import Console
-
     from fscl.compare.checkpoints import Architecture, load_checkpoints
     from fscl.compare.comparison import compare, write_comparison
     from fscl.compare.comparison_text import bank_note, lines
     from fscl.compare.joint import joint_decompose
 
+    output = Output(quiet, as_json)
     architecture = None if arch is None else Architecture(arch)
-    loaded = load_checkpoints(checkpoints, architecture, skip_broken, state, progress=True)
+    loaded = load_checkpoints(checkpoints, architecture, skip_broken, state, progress=not quiet)
     if bank is not None:
         check_writable(bank.parent, "--bank")
     check_writable(out)
-    with Console(stderr=True).status(f"Comparing {len(loaded.states)} checkpoints ..."):
+    with output.working(f"Comparing {len(loaded.states)} checkpoints ..."):
         joint = joint_decompose(loaded.states, atoms, loaded.layers)
         compared = compare(joint, metric, aggregate, loaded.not_compared)
     extra = {
@@ -102,7 +104,9 @@ def similarity(
         compared.joint.bank(architecture.network).save(bank)
         notes.append(bank_note(compared))
     for line in [*lines(compared), *(f"Note: {note}" for note in notes if note)]:
-        typer.echo(line)
+        output.line(line)
     for path, reason in loaded.left_out.items():
         typer.echo(f"left out: {printable(str(path))}: {' '.join(reason.split())}", err=True)
-    typer.echo(f"-> {', '.join(printable(str(file)) for file in [*written, *([bank] if bank else [])])}")
+    files = [printable(str(file)) for file in [*written, *([bank] if bank else [])]]
+    output.line(f"-> {', '.join(files)}")
+    output.json({**compared.as_data(), **extra, "notes": notes, "written": files})

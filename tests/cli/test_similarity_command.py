@@ -95,6 +95,18 @@ def test_a_folder_of_checkpoints_is_compared_and_its_files_read_back(
     assert "group 3: start2_task0, start2_task1, start2_task2, start2_task3 (9" in ended.out
 
 
+def test_json_on_stdout_is_what_the_file_holds_and_quiet_prints_nothing(
+    fscl: Fscl, folder: Path, tmp_path: Path
+) -> None:
+    ended = fscl("similarity", folder, "--json")
+    assert (ended.code, ended.err) == (0, "")
+    printed = json.loads(ended.out)
+    files = [f"similarity/{name}" for name in WRITTEN]
+    assert (printed.pop("notes"), sorted(printed.pop("written"))) == ([], files)
+    assert printed == json.loads((tmp_path / "similarity/similarity.json").read_text())
+    assert fscl("similarity", folder, "-q") == (0, "", "")
+
+
 def test_equal_networks_in_other_file_formats_give_equal_similarities(
     fscl: Fscl, tmp_path: Path, fine_tuned: dict[str, nn.Module]
 ) -> None:
