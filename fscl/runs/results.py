@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -162,7 +163,8 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
     if isinstance(task, str) and task in record.task_names:
         task = record.task_names.index(task)
     try:
-        number = range(len(names))[int(task or 0)]
-    except (ValueError, IndexError) as error:
+        number = 0 if task is None else int(task) if isinstance(task, str) else operator.index(task)
+        number = range(len(names))[number]
+    except (ValueError, TypeError, IndexError) as error:
         raise FsclError(f"{folder}: no task {brief(task)}; tasks: {listing}") from error
     return record, number, names[number]

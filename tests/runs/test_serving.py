@@ -72,7 +72,7 @@ def test_networks_of_two_tasks_do_not_disturb_each_other_or_random_numbers(finis
 def test_wrong_tasks_images_and_runs_are_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(FsclError, match=r"the run has 2 tasks; give one of them: 0: 0, 1; 1: 2, 3$"):
         load_network(finished)
-    for task in (2, "7", "cats"):
+    for task in (2, "7", "cats", "", 1.5):
         with pytest.raises(FsclError, match=f"no task '?{task}'?; tasks: 0: 0, 1; 1: 2, 3$"):
             load_network(finished, task)
     with pytest.raises(FsclError, match="images are 4x3x8x8; the network takes N x 1 x 8 x 8"):
