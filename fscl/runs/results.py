@@ -140,7 +140,7 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
 
     Args:
         folder: the run's folder.
-        task: the task's number, from 0, or its name; None if the run has one task, or one network for all classes.
+        task: the task's number, from 0, or its name; None if the run has one task or one network for all of them.
 
     Returns:
         The record; the number, or None if one network answers for all classes; and the names.
@@ -154,17 +154,21 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
         raise FsclError(f"{folder}: the run is {record.status}, after {learned}; a finished run would do")
     names = [list(map(str, part.classes)) for part in record.tasks]
     listing = "; ".join(f"{number}: {name}" for number, name in enumerate(record.task_names))
-    if record.benchmark.split.get("scenario", "task") == "class":
+    scenario = record.benchmark.split.get("scenario", "task")
+    if scenario == "class":
         if task is not None:
             raise FsclError(f"{folder}: one network answers for the classes of all tasks; leave out the task")
         return record, None, [name for classes in names for name in classes]
-    if task is None and len(names) > 1:
+    # in domains no learner is told the task; outputs of different names still need it
+    has_one_answer = scenario == "domain" and all(classes == names[0] for classes in names)
+    if task is None and len(names) > 1 and not has_one_answer:
         raise FsclError(f"{folder}: the run has {len(names)} tasks; give one of them: {listing}")
     if isinstance(task, str) and task in record.task_names:
         task = record.task_names.index(task)
+    if task is None:
+        return record, 0, names[0]
     try:
-        number = 0 if task is None else int(task) if isinstance(task, str) else operator.index(task)
-        number = range(len(names))[number]
+        number = range(len(names))[int(task) if isinstance(task, str) else operator.index(task)]
     except (ValueError, TypeError, IndexError) as error:
         raise FsclError(f"{folder}: no task {brief(task)}; tasks: {listing}") from error
     return record, number, names[number]

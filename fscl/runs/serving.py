@@ -32,7 +32,7 @@ def load_network(
     Args:
         run: the run's folder.
         task: the number or the name of a task, counted from 0. None if the run has one task, or one network for the
-            classes of all tasks (``split.scenario=class``).
+            classes of all tasks (``split.scenario=class``, or ``domain`` with the same classes in every task).
         device: where the network goes.
         trust: whether a learner or a network that is neither of fscl nor of a known library may be imported.
 

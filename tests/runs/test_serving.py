@@ -54,6 +54,27 @@ def test_one_network_answers_for_the_classes_of_all_tasks_without_labels(tmp_pat
         load_network(folder, 0)
 
 
+@pytest.mark.parametrize("learner", ["naive", "atom_selection"])
+def test_in_domains_a_network_answers_without_the_task_as_with_any_task(tmp_path: Path, learner: str) -> None:
+    pair = with_overrides(
+        load_benchmark("rotated_fmnist"),
+        load_strategy(learner),
+        ["data.name=digits", "split.rotations=2", "model.args.widths=[8, 8, 8]"],
+    )
+    folder = run_one(RunSpec(*pair, 0), tmp_path)
+    images = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)
+    answers = [load_network(folder, task).probabilities(images) for task in (None, 0, 1)]
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+
+
+def test_domains_whose_outputs_have_names_of_their_own_need_the_task(tmp_path: Path) -> None:
+    folder = run(tmp_path, "split.scenario=domain", learner="naive")
+    with pytest.raises(FsclError, match="the run has 2 tasks; give one of them"):
+        load_network(folder)
+    assert load_network(folder, 1).classes == ["2", "3"]
+
+
 def test_networks_of_two_tasks_do_not_disturb_each_other_or_random_numbers(finished: Path) -> None:
     images = torch.randn(5, 1, 8, 8)
     torch.manual_seed(1)
