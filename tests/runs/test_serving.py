@@ -98,6 +98,8 @@ def test_wrong_tasks_images_and_runs_are_refused(finished: Path, tmp_path: Path)
             load_network(finished, task)
     with pytest.raises(FsclError, match="images are 4x3x8x8; the network takes N x 1 x 8 x 8"):
         load_network(finished, 0)(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(FsclError, match=r"^device cuda:77: not available here"):
+        load_network(finished, 0, device="cuda:77")
     with pytest.raises(FsclError, match="no run in it"):
         load_network(tmp_path, 0)
     without = run(tmp_path, weights=False)
