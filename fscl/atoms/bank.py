@@ -99,7 +99,7 @@ class AtomBank:
         return len(self._tasks)
 
     def __contains__(self, task: object) -> bool:
-        return task in self._tasks
+        return hasattr(task, "__index__") and as_label(task) in self._tasks
 
     def __repr__(self) -> str:
         return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {sum(self.memory().values())} bytes a task)"
