@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
+MOST_SEEDS = 10_000  # counted from 0; a larger number is a mistake, and its list may not fit into memory
+LARGEST_SEED = 2**63 - 1  # a record holds integers of 64 bits
 # for the scenarios in which test images have no task label
 WITHOUT_LABELS = ("atom_selection", "naive", "ewc", "replay", "joint")
 
@@ -156,6 +158,10 @@ def _seeds(text: str) -> list[int]:
         numbers = [int(part) for part in text.split(",")]
     except ValueError as error:
         raise FsclError(f"--seeds is {brief(text)}; a number, such as 3, or seeds, such as 0,3,7, would do") from error
+    if max(numbers) > (most := MOST_SEEDS if len(numbers) == 1 else LARGEST_SEED):
+        raise FsclError(
+            f"--seeds is {brief(text)}; {'numbers' if len(numbers) == 1 else 'seeds'} up to {most} would do"
+        )
     seeds = list(range(numbers[0])) if len(numbers) == 1 else numbers
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise FsclError(f"--seeds is {text}; it must be at least 1, or different seeds of at least 0")

@@ -240,6 +240,8 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["run", "-s", "ewcc"], r"unknown strategy 'ewcc' \(did you mean 'ewc'\?\)"),
         (["run", "--seeds", "0"], r"--seeds is 0; it must be at least 1"),
         (["run", "--seeds", "-3"], r"--seeds is -3; it must be at least 1"),
+        (["run", "--seeds", "99999999999999999999"], r"--seeds is '9+'; numbers up to 10000 would do"),
+        (["run", "--seeds", f"0,{2**63}"], rf"--seeds is '0,{2**63}'; seeds up to {2**63 - 1} would do"),
         (["run", "--jobs", "0"], r"--jobs is 0; it must be at least 1"),
         (["run", "--threads", "0"], r"--threads is 0; it must be at least 1"),
         (["run", "--engine", "spark"], r"--engine is 'spark'; local or ray would do"),
