@@ -99,7 +99,7 @@ class AtomBank:
         return len(self._tasks)
 
     def __contains__(self, task: object) -> bool:
-        return task in self._tasks
+        return hasattr(task, "__index__") and as_label(task) in self._tasks
 
     def __repr__(self) -> str:
         return f"AtomBank({len(self)} tasks, {len(self.layers)} layers, {sum(self.memory().values())} bytes a task)"
@@ -119,7 +119,7 @@ class AtomBank:
         return html_table(repr(self), ("task", "name", *(f"{kind}, bytes" for kind in KINDS)), sizes)
 
     def entries(self, task: int) -> dict[str, Tensor]:
-        """All tensors stored for one task, by their names in the network's ``state_dict``; ``bank[task]`` is short."""
+        """The bank's own tensors of one task, by their names in the network's ``state_dict``; ``bank[task]`` is short."""
         return dict(self._task(task).tensors)
 
     __getitem__ = entries

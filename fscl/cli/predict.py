@@ -17,7 +17,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, or folders with image files at any depth.")],
     task: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="The task's number, from 0, or its name; not needed with one network for all classes."),
+        typer.Option(help="The task's number, from 0, or its name; not needed with one network for all tasks."),
     ] = None,
     top: Annotated[int, typer.Option(help="Classes shown for each image.", min=1)] = 3,
     as_json: AsJson = False,

@@ -57,6 +57,8 @@ def show_report(shown: "Sequence[RunRecord]", runs: "Sequence[RunRecord]", out: 
     from fscl.report.tables import TABLES
 
     output.table(lambda width: rich_table(summary_rows(group_runs(shown)), width=width))
+    if unfinished := sum(not run.finished for run in shown):
+        output.line(f"Not in the table: {_runs(unfinished)} that failed or did not finish; the report lists them.")
     try:
         with output.working("Drawing the report ..."):
             written = write_report(runs, out)

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
+MOST_SEEDS = 10_000  # counted from 0; a larger number is a mistake, and its list may not fit into memory
+LARGEST_SEED = 2**63 - 1  # a record holds integers of 64 bits
 # for the scenarios in which test images have no task label
 WITHOUT_LABELS = ("atom_selection", "naive", "ewc", "replay", "joint")
 
@@ -31,7 +33,9 @@ def run(
         Optional[list[str]],  # noqa: UP045
         typer.Option("-s", "--strategy", help="A strategy's name, or the path of a TOML file; may be repeated."),
     ] = None,
-    seeds: Annotated[str, typer.Option(help="Number of seeds, counted from 0; or the seeds, such as 0,3,7.")] = "3",
+    seeds: Annotated[
+        str, typer.Option(help="Number of seeds, counted from 0; or the seeds, such as 0,3,7 (one seed: 3,).")
+    ] = "3",
     data: Data = None,
     out: Annotated[Path, typer.Option("-o", "--out", help="Output folder.")] = Path("runs"),
     jobs: Annotated[
@@ -152,10 +156,15 @@ def _seeds(text: str) -> list[int]:
         FsclError: the text is neither.
     """
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in text.removesuffix(",").split(",")]
     except ValueError as error:
-        raise FsclError(f"--seeds is {brief(text)}; a number, such as 3, or seeds, such as 0,3,7, would do") from error
-    seeds = list(range(numbers[0])) if len(numbers) == 1 else numbers
+        raise FsclError(
+            f"--seeds is {brief(text)}; a number of seeds, such as 3, or the seeds themselves, such as 0,3,7, would do"
+        ) from error
+    counted = "," not in text
+    if max(numbers) > (most := MOST_SEEDS if counted else LARGEST_SEED):
+        raise FsclError(f"--seeds is {brief(text)}; {'numbers' if counted else 'seeds'} up to {most} would do")
+    seeds = list(range(numbers[0])) if counted else numbers
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise FsclError(f"--seeds is {text}; it must be at least 1, or different seeds of at least 0")
     return seeds

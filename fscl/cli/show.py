@@ -42,7 +42,8 @@ def show(
     tasks.add_column("after learning", justify="right")
     tasks.add_column("at the end", justify="right")
     for number, task in enumerate(record.tasks):
-        learned = record.accuracy[number, number] if record.square else None
+        is_measured = number < len(record.accuracy) and not record.at_once
+        learned = record.accuracy[number, number] if is_measured else None
         last = record.accuracy[-1, number] if len(record.accuracy) else None
         classes = ", ".join(map(str, task.classes))
         tasks.add_row(str(number), escape(printable(classes)), points(learned), points(last))

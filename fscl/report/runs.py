@@ -115,7 +115,10 @@ class Runs(Sequence[RunRecord]):
             ("recipe_hash", recipe_hash, lambda run: run.recipe_hash),
         ):
             if value is not None:
-                runs = runs._with(name, {value} if isinstance(value, (str, int)) else set(value), of)
+                if isinstance(value, Iterable) and not isinstance(value, str):
+                    runs = runs._with(name, set(value), of)
+                else:  # a number of NumPy is no int
+                    runs = runs._with(name, {value}, of)
         return runs
 
     def _with(self, name: str, values: set[object], of: Callable[[RunRecord], str | int]) -> Runs:

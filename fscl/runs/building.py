@@ -30,7 +30,7 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
     from fscl.continual.learner import strategy_class
     from fscl.data.places import data_root
 
-    devices = {name: find_device(name) if here else name for name in {spec.device for spec in specs}}
+    devices = {name: find_device(name, "--device ") if here else name for name in {spec.device for spec in specs}}
     specs = [  # an absolute path, because runs may start in another folder
         replace(spec, device=devices[spec.device], data=str(data_root(spec.data).absolute())) for spec in specs
     ]
@@ -44,11 +44,11 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
     return specs
 
 
-def find_device(name: str) -> str:
+def find_device(name: str, option: str = "device ") -> str:
     """The device of this name. ``auto`` is a GPU if there is one, else the CPU. Imports PyTorch, but not Avalanche.
 
     Raises:
-        FsclError: the device is not available.
+        FsclError: the device is not available; ``option`` names the argument in the message.
     """
     import torch
 
@@ -57,7 +57,7 @@ def find_device(name: str) -> str:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise FsclError(f"--device {name}: not available here ({str(error).splitlines()[0]})") from error
+        raise FsclError(f"{option}{name}: not available here ({str(error).splitlines()[0]})") from error
     return name
 
 

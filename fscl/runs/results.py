@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -139,7 +140,7 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
 
     Args:
         folder: the run's folder.
-        task: the task's number, from 0, or its name; None if the run has one task, or one network for all classes.
+        task: the task's number, from 0, or its name, which is not the number of a task; None if the run has one task or one network for all of them.
 
     Returns:
         The record; the number, or None if one network answers for all classes; and the names.
@@ -153,16 +154,22 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
         raise FsclError(f"{folder}: the run is {record.status}, after {learned}; a finished run would do")
     names = [list(map(str, part.classes)) for part in record.tasks]
     listing = "; ".join(f"{number}: {name}" for number, name in enumerate(record.task_names))
-    if record.benchmark.split.get("scenario", "task") == "class":
+    scenario = record.benchmark.split.get("scenario", "task")
+    if scenario == "class":
         if task is not None:
             raise FsclError(f"{folder}: one network answers for the classes of all tasks; leave out the task")
         return record, None, [name for classes in names for name in classes]
-    if task is None and len(names) > 1:
+    # in domains no learner is told the task; outputs of different names still need it
+    has_one_answer = scenario == "domain" and all(classes == names[0] for classes in names)
+    if task is None and len(names) > 1 and not has_one_answer:
         raise FsclError(f"{folder}: the run has {len(names)} tasks; give one of them: {listing}")
-    if isinstance(task, str) and task in record.task_names:
+    is_number = isinstance(task, str) and task.isdecimal() and int(task) < len(names)  # rather than a name of digits
+    if isinstance(task, str) and not is_number and task in record.task_names:
         task = record.task_names.index(task)
+    if task is None:
+        return record, 0, names[0]
     try:
-        number = range(len(names))[int(task or 0)]
-    except (ValueError, IndexError) as error:
+        number = range(len(names))[int(task) if isinstance(task, str) else operator.index(task)]
+    except (ValueError, TypeError, IndexError) as error:
         raise FsclError(f"{folder}: no task {brief(task)}; tasks: {listing}") from error
     return record, number, names[number]

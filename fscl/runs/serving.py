@@ -12,7 +12,7 @@ from fscl.continual.task_network import TaskNetwork, random_states_kept
 from fscl.continual.training.trainer import Trainer
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
-from fscl.runs.building import build_trainer, check_trusted
+from fscl.runs.building import build_trainer, check_trusted, find_device
 from fscl.runs.record import RunRecord
 from fscl.runs.results import find_task
 from fscl.runs.resume import line
@@ -32,13 +32,13 @@ def load_network(
     Args:
         run: the run's folder.
         task: the number or the name of a task, counted from 0. None if the run has one task, or one network for the
-            classes of all tasks (``split.scenario=class``).
-        device: where the network goes.
+            classes of all tasks (``split.scenario=class``, or ``domain`` with the same classes in every task).
+        device: where the network goes; ``auto`` is a GPU if there is one, else the CPU.
         trust: whether a learner or a network that is neither of fscl nor of a known library may be imported.
 
     Raises:
-        FsclError: the folder has no finished run or no weights, the task is unknown or missing, or the run cannot be
-            built by these versions.
+        FsclError: the folder has no finished run or no weights, the task is unknown or missing, the device is not
+            available, or the run cannot be built by these versions.
 
     Example:
         >>> network = load_network("runs/split_digits/atom_swapping/seed_0", task=2)  # doctest: +SKIP
@@ -48,7 +48,7 @@ def load_network(
     """
     folder = Path(run)
     record, number, classes = find_task(folder, task)
-    spec = _spec(record, str(device))
+    spec = _spec(record, find_device(str(device)))
     if not trust:
         for recipe in (spec.benchmark, spec.strategy):
             recipe._stranger = str(folder / "run.json")

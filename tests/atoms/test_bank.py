@@ -415,6 +415,9 @@ def test_a_bank_is_used_like_a_mapping_from_tasks_to_their_entries() -> None:
         nn.init.normal_(model[0].atoms)
         bank.store(model, task, name=name)
     assert list(bank) == [3, 1]
+    assert 3 in bank
+    assert torch.tensor(3) in bank  # bank[torch.tensor(3)] is a task, and bank[3.0] is none
+    assert not any(other in bank for other in (2, 3.0, "3", [3], None))
     assert {task: set(bank[task]) for task in bank} == {task: set(bank.entries(task)) for task in (3, 1)}
     assert torch.equal(bank[1]["0.atoms"], model[0].atoms)
     assert "&lt;b&gt;cats" in bank._repr_html_()

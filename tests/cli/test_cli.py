@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from fscl import AtomBank, decompose, freeze_coefficients
+from fscl.cli.run import _seeds
 from fscl.cli.stopping import told_to_stop
 from fscl.continual.training.trainer import Trainer
 from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
@@ -297,6 +298,8 @@ def test_fscl_heatmap_merges_banks_with_the_same_coefficients(fscl: Fscl, tmp_pa
         (["run", "-s", "ewcc"], r"unknown strategy 'ewcc' \(did you mean 'ewc'\?\)"),
         (["run", "--seeds", "0"], r"--seeds is 0; it must be at least 1"),
         (["run", "--seeds", "-3"], r"--seeds is -3; it must be at least 1"),
+        (["run", "--seeds", "99999999999999999999"], r"--seeds is '9+'; numbers up to 10000 would do"),
+        (["run", "--seeds", f"0,{2**63}"], rf"--seeds is '0,{2**63}'; seeds up to {2**63 - 1} would do"),
         (["run", "--jobs", "0"], r"--jobs is 0; it must be at least 1"),
         (["run", "--threads", "0"], r"--threads is 0; it must be at least 1"),
         (["run", "--engine", "spark"], r"--engine is 'spark'; local or ray would do"),
@@ -432,6 +435,11 @@ def test_the_version_a_run_and_the_cache_are_shown(fscl: Fscl, tmp_path: Path, m
     (cache / f"{'0' * 16}-{'a' * 16}.npy").write_bytes(b"0" * 2000)
     assert fscl("cache", "--clear").out == f"1 data sets, 2.0 kB, deleted from {cache}\n"
     assert [file.name for file in cache.iterdir()] == ["thesis.npy"]
+
+
+@pytest.mark.parametrize(("text", "seeds"), [("3", [0, 1, 2]), ("3,", [3]), ("3,0", [3, 0]), ("10001,", [10001])])
+def test_seeds_are_a_number_of_seeds_or_a_list(text: str, seeds: list[int]) -> None:
+    assert _seeds(text) == seeds
 
 
 @pytest.mark.parametrize("learner", ["atom_swapping", "naive"])

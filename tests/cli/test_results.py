@@ -94,6 +94,24 @@ def test_a_report_lists_runs_of_other_commands_that_failed_go_on_or_have_another
     assert "the 1 run of this command; the report has all 4 runs" in ended.out
 
 
+def test_show_has_the_accuracy_after_learning_of_each_task_that_an_unfinished_run_learned(fscl: Fscl) -> None:
+    folder = finished("ewc", status="running", accuracy=ACCURACY[:2]).parent
+    shown = [line.split() for line in fscl("show", folder).out.splitlines()[-5:]]
+    after_learning = [f"{100 * ACCURACY[task][task]:.2f}" for task in range(2)]
+    assert [line[-2] for line in shown] == [*after_learning, "–", "–", "–"]
+    at_once = fscl("show", finished("joint").parent).out.splitlines()[-5:]
+    assert [line.split()[-2:] for line in at_once] == [["–", "50.00"]] * 4 + [["–", "100.00"]]
+
+
+def test_fscl_report_says_how_many_runs_its_table_leaves_out(fscl: Fscl) -> None:
+    finished("naive")
+    assert "Not in the table" not in fscl("report", "runs").out
+    finished("ewc", status="running", accuracy=ACCURACY[:2])
+    assert "Not in the table: 1 run that failed or did not finish" in fscl("report", "runs").out
+    finished("lwf", status="failed", accuracy=ACCURACY[:1], error="out of luck")
+    assert "Not in the table: 2 runs that failed or did not finish" in fscl("report", "runs").out
+
+
 def test_a_copy_of_a_run_beside_it_does_not_keep_a_command_from_its_report(fscl: Fscl) -> None:
     file = finished("naive")
     copy = Path("runs/split_digits/old/seed_0/run.json")

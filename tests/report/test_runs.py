@@ -150,6 +150,8 @@ def test_runs_are_a_sequence_that_is_filtered_by_name() -> None:
     assert len(runs[1:]) == 3
     assert [run.seed for run in runs.filter(strategy="ewc", benchmark="made_up")] == [0, 1]
     assert len(runs.filter(strategy=["ewc", "naive"], seed=0)) == 3
+    for seed in runs.to_dataframe("summary")["seed"].unique():  # numbers of NumPy
+        assert {run.seed for run in runs.filter(seed=seed)} == {seed}
     with pytest.raises(FsclError, match="no run has strategy 'ewcc'; there is ewc, naive"):
         runs.filter(strategy="ewcc")
     with pytest.raises(FsclError, match="no run has seed 7; there is 0, 1"):

@@ -13,6 +13,7 @@ from fscl import load_network
 from fscl.data.datasets import load_images
 from fscl.errors import FsclError
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
+from fscl.runs.results import find_task
 from fscl.runs.run import run_one
 from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
 from fscl.runs.spec import RunSpec
@@ -54,6 +55,27 @@ def test_one_network_answers_for_the_classes_of_all_tasks_without_labels(tmp_pat
         load_network(folder, 0)
 
 
+@pytest.mark.parametrize("learner", ["naive", "atom_selection"])
+def test_in_domains_a_network_answers_without_the_task_as_with_any_task(tmp_path: Path, learner: str) -> None:
+    pair = with_overrides(
+        load_benchmark("rotated_fmnist"),
+        load_strategy(learner),
+        ["data.name=digits", "split.rotations=2", "model.args.widths=[8, 8, 8]"],
+    )
+    folder = run_one(RunSpec(*pair, 0), tmp_path)
+    images = torch.randint(256, (5, 1, 8, 8), dtype=torch.uint8)
+    answers = [load_network(folder, task).probabilities(images) for task in (None, 0, 1)]
+    assert torch.equal(answers[0], answers[1])
+    assert torch.equal(answers[0], answers[2])
+
+
+def test_domains_whose_outputs_have_names_of_their_own_need_the_task(tmp_path: Path) -> None:
+    folder = run(tmp_path, "split.scenario=domain", learner="naive")
+    with pytest.raises(FsclError, match="the run has 2 tasks; give one of them"):
+        load_network(folder)
+    assert load_network(folder, 1).classes == ["2", "3"]
+
+
 def test_networks_of_two_tasks_do_not_disturb_each_other_or_random_numbers(finished: Path) -> None:
     images = torch.randn(5, 1, 8, 8)
     torch.manual_seed(1)
@@ -72,11 +94,13 @@ def test_networks_of_two_tasks_do_not_disturb_each_other_or_random_numbers(finis
 def test_wrong_tasks_images_and_runs_are_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(FsclError, match=r"the run has 2 tasks; give one of them: 0: 0, 1; 1: 2, 3$"):
         load_network(finished)
-    for task in (2, "7", "cats"):
+    for task in (2, "7", "cats", "", 1.5):
         with pytest.raises(FsclError, match=f"no task '?{task}'?; tasks: 0: 0, 1; 1: 2, 3$"):
             load_network(finished, task)
     with pytest.raises(FsclError, match="images are 4x3x8x8; the network takes N x 1 x 8 x 8"):
         load_network(finished, 0)(torch.zeros(4, 3, 8, 8))
+    with pytest.raises(FsclError, match=r"^device cuda:77: not available here"):
+        load_network(finished, 0, device="cuda:77")
     with pytest.raises(FsclError, match="no run in it"):
         load_network(tmp_path, 0)
     without = run(tmp_path, weights=False)
@@ -94,6 +118,16 @@ def test_wrong_tasks_images_and_runs_are_refused(finished: Path, tmp_path: Path)
         ("strategy", "args", {"num_atoms": 3}, "its recipes have hash"),
     ],
 )
+def test_a_text_that_is_the_number_of_a_task_is_no_name(finished: Path, tmp_path: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    for number, task in enumerate(record["tasks"]):
+        task["name"] = str(len(record["tasks"]) - number)  # so that all numbers but 0 are names of other tasks, too
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    last = len(record["tasks"]) - 1
+    assert find_task(tmp_path, "1")[1] == find_task(tmp_path, 1)[1] == 1
+    assert find_task(tmp_path, str(last + 1))[1] == 0, "a name that is no number of a task"
+
+
 def test_a_changed_record_runs_no_code_and_is_refused(
     finished: Path, tmp_path: Path, section: str, key: str, value: object, says: str
 ) -> None:

@@ -105,7 +105,7 @@ def _check_unused(specs: Sequence[RunSpec], engine: Engine | None, console: Cons
     unused = [*(f"--device {name}" for name in devices), *(f"--log {log}" for log in logs)]
     if engine is None:
         for name in devices:
-            find_device(name)
+            find_device(name, "--device ")
     else:
         unused.append("--engine ray")
     if console and unused:
