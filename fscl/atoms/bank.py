@@ -119,7 +119,7 @@ class AtomBank:
         return html_table(repr(self), ("task", "name", *(f"{kind}, bytes" for kind in KINDS)), sizes)
 
     def entries(self, task: int) -> dict[str, Tensor]:
-        """The bank's own tensors of one task, by their names in the network's ``state_dict``; ``bank[task]`` is short."""
+        """The bank's own tensors of one task, by their names in the ``state_dict``; ``bank[task]`` is short for it."""
         return dict(self._task(task).tensors)
 
     __getitem__ = entries

@@ -140,7 +140,8 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
 
     Args:
         folder: the run's folder.
-        task: the task's number, from 0, or its name, which is not the number of a task; None if the run has one task or one network for all of them.
+        task: the task's number, from 0, or its name. A text that is the number of a task is not taken for a name. None
+            if the run has one task or one network for all of them.
 
     Returns:
         The record; the number, or None if one network answers for all classes; and the names.

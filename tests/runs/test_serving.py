@@ -118,16 +118,6 @@ def test_wrong_tasks_images_and_runs_are_refused(finished: Path, tmp_path: Path)
         ("strategy", "args", {"num_atoms": 3}, "its recipes have hash"),
     ],
 )
-def test_a_text_that_is_the_number_of_a_task_is_no_name(finished: Path, tmp_path: Path) -> None:
-    record = json.loads((finished / "run.json").read_text())
-    for number, task in enumerate(record["tasks"]):
-        task["name"] = str(len(record["tasks"]) - number)  # so that all numbers but 0 are names of other tasks, too
-    (tmp_path / "run.json").write_text(json.dumps(record))
-    last = len(record["tasks"]) - 1
-    assert find_task(tmp_path, "1")[1] == find_task(tmp_path, 1)[1] == 1
-    assert find_task(tmp_path, str(last + 1))[1] == 0, "a name that is no number of a task"
-
-
 def test_a_changed_record_runs_no_code_and_is_refused(
     finished: Path, tmp_path: Path, section: str, key: str, value: object, says: str
 ) -> None:
@@ -140,6 +130,16 @@ def test_a_changed_record_runs_no_code_and_is_refused(
     (tmp_path / "weights.safetensors").write_bytes((finished / "weights.safetensors").read_bytes())
     with pytest.raises(FsclError, match=says):
         load_network(tmp_path, 0)
+
+
+def test_a_text_that_is_the_number_of_a_task_is_no_name(finished: Path, tmp_path: Path) -> None:
+    record = json.loads((finished / "run.json").read_text())
+    for number, task in enumerate(record["tasks"]):
+        task["name"] = str(len(record["tasks"]) - number)  # so that all numbers but 0 are names of other tasks, too
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    last = len(record["tasks"]) - 1
+    assert find_task(tmp_path, "1")[1] == find_task(tmp_path, 1)[1] == 1
+    assert find_task(tmp_path, str(last + 1))[1] == 0, "a name that is no number of a task"
 
 
 def test_damaged_weights_are_refused(finished: Path, tmp_path: Path) -> None:
