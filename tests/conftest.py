@@ -30,11 +30,6 @@ from fscl.cli import app
 torch.set_num_threads(1)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One process more than cores, because some tests wait for other processes."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     random.seed(0)

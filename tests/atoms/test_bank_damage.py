@@ -14,7 +14,7 @@ from fscl.atoms import AtomBank
 from fscl.errors import FsclError
 
 RANDOM = st.randoms(use_true_random=False)
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.fixture(scope="module")

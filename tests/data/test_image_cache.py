@@ -193,7 +193,7 @@ def test_a_cached_copy_changed_after_writing_is_not_used(
         assert torch.equal(a.images, b.images)
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(random=st.randoms(use_true_random=False))
 def test_random_damage_of_a_cached_copy_is_noticed_or_harmless(tmp_path: Path, random: Random) -> None:
     copy, pixels = tmp_path / "0.npy", np.arange(6 * 3 * 4 * 5, dtype=np.uint8).reshape(6, 3, 4, 5)

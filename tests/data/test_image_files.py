@@ -172,7 +172,7 @@ SAMPLES = variants()
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of odd metadata
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(random=st.randoms(use_true_random=False))
 def test_a_damaged_image_is_refused_or_read_as_pillow_reads_it(tmp_path: Path, random: Random) -> None:
     path = tmp_path / "0.png"

@@ -98,15 +98,17 @@ def test_a_benchmarks_network_fits_its_data_with_every_strategy(name: str, monke
     benchmark = load_benchmark(name)
     images = made_up(benchmark)
     monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: images)
-    for strategy in STRATEGIES:
-        recipes = with_overrides(benchmark, load_strategy(strategy), ["training.drop_last=false"])  # of two images
-        spec = RunSpec(*recipes, 0)
+    settings = ["training.drop_last=false"]  # there are two images of a class
+    specs = {s: RunSpec(*with_overrides(benchmark, load_strategy(s), settings), 0) for s in STRATEGIES}
+    assert all(spec.benchmark.split == benchmark.split for spec in specs.values())
+    stream = load_stream(specs["naive"])
+    for strategy, spec in specs.items():
         fits = scenarios_of_class(strategy)
         if benchmark.split.scenario not in fits:
             with pytest.raises(FsclError, match=" or ".join(rf"split\.scenario={fit}" for fit in fits) + "$"):
-                check_runnable(spec, load_stream(spec))
+                check_runnable(spec, stream)
         else:
-            check_runnable(spec, load_stream(spec))
+            check_runnable(spec, stream)
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

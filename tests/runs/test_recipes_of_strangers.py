@@ -23,7 +23,7 @@ from fscl.runs.spec import RunSpec
 Fscl = Any  # the fixture, see conftest.py
 RANDOM = st.randoms(use_true_random=False)
 FUZZ = settings(
-    max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 NET = """
 from torch import nn

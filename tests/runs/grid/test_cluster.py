@@ -96,8 +96,9 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [numbers(o.folder) for o in sweep(GRID, tmp_path_factory.mktemp("local"), jobs=2)]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("connected")
-@pytest.mark.parametrize("shared", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("shared", [True, False])
 def test_a_grid_with_killed_ray_workers_gives_the_numbers_of_one_machine(
     expected: list[dict[str, Any]], tmp_path: Path, shared: bool
 ) -> None:
@@ -152,6 +153,7 @@ def test_fscl_run_with_engine_ray_runs_on_the_cluster_with_a_share_of_a_gpu(
     assert (tmp_path / "split_digits/report/index.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("connected")
 def test_a_run_that_raises_on_ray_is_recorded_and_the_grid_goes_on(tmp_path: Path) -> None:
     good = make_spec("naive", 8, TINY)
@@ -165,6 +167,7 @@ def test_a_run_that_raises_on_ray_is_recorded_and_the_grid_goes_on(tmp_path: Pat
     assert ray.is_initialized()  # the caller's connection is the caller's
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("connected")
 def test_ray_runs_finished_runs_again_only_with_overwrite(tmp_path: Path) -> None:
     spec = make_spec("naive", 0, TINY)
@@ -177,6 +180,7 @@ def test_ray_runs_finished_runs_again_only_with_overwrite(tmp_path: Path) -> Non
     assert left_over(tmp_path) == set()
 
 
+@pytest.mark.slow
 def test_a_run_too_large_for_every_machine_of_the_cluster_is_refused_in_one_line(address: str, tmp_path: Path) -> None:
     ray.shutdown()  # so that the engine connects by itself
     with pytest.raises(FsclError, match=r"a run needs 1 cores and 2 GPUs, and no machine of the cluster has that: 1 c"):
