@@ -1,6 +1,7 @@
 """Results in README.md and docs/results/ agree with the committed reports."""
 
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 
@@ -23,6 +24,24 @@ def test_a_generated_part_of_a_page_agrees_with_the_committed_reports(page: Path
     """If this fails, run `uv run python benchmarks/leaderboards.py`."""
     text = page.read_text(encoding="utf-8")
     assert text.split(f"<!-- {mark} -->\n")[1].split(f"\n<!-- /{mark} -->")[0] == PARTS[mark]()
+
+
+def test_sentences_on_agreement_give_the_numbers_of_the_tables() -> None:
+    def medians(mark: str) -> list[float]:
+        lines = PARTS[mark]().splitlines()
+        (row,) = [line for line in lines if line.startswith("| cosine of atoms, over depth |")]
+        return [float(number) for number in re.findall(r"\| ([\d.]+) \[", row)]
+
+    cka, cca = medians("agreement")[::2], medians("agreement")[1::2]
+    ranges = [f"{min(values):.2f} to {max(values):.2f}" for values in (cca, cka)]
+    fine_tuned, snapshots = ([f"{value:.2f}" for value in medians("transformers")[i : i + 2]] for i in (0, 2))
+    evidence = " ".join((RESULTS / "evidence.md").read_text(encoding="utf-8").split())
+    readme = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    assert "mean CCA (median correlation {}), and less well with linear CKA ({}).".format(*ranges) in evidence
+    assert "agree with both yardsticks ({} / {}).".format(*snapshots) in evidence
+    assert "agree with mean CCA ({1}), but less with linear CKA ({0}).".format(*fine_tuned) in evidence
+    assert "mean CCA at {} and with linear CKA at {} (".format(*ranges) in readme
+    assert "fine-tuned to different tasks it is {1} and {0}.".format(*fine_tuned) in readme
 
 
 def test_each_generated_part_is_on_one_page() -> None:
