@@ -34,26 +34,37 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the results as JSON,
 
 
 def choice(names: Any, explanation: str, *option: str) -> Any:
-    """An option whose value is one of the names of a ``Literal``, or a list of them for an option that may be repeated.
-
-    Help shows the names, and other values are refused.
+    """An option whose value is one of the names of a ``Literal``. Help shows the names, and other values are refused.
 
     Args:
         names: the ``Literal``.
         explanation: what help says of the option.
         *option: its names; by default the name of the parameter.
     """
-    known = get_args(names)
 
-    def check(parameter: typer.CallbackParam, value: str | list[str] | None) -> str | list[str] | None:
-        for name in [value] if isinstance(value, str) else value or ():
-            if name not in known:
-                raise FsclError(
-                    f"{parameter.opts[0]} is {brief(name)}; {', '.join(known[:-1])} or {known[-1]} would do"
-                )
+    def check(parameter: typer.CallbackParam, value: str) -> str:
+        check_choice(parameter.opts[0], value, names)
         return value
 
-    return typer.Option(*option, help=explanation, metavar="|".join(known), callback=check)
+    return typer.Option(*option, help=explanation, metavar="|".join(get_args(names)), callback=check)
+
+
+def choices(names: Any, explanation: str) -> Any:
+    """An option as of :func:`choice` that may be repeated. Its command calls :func:`check_choice` with each value,
+    because the callbacks of typer 0.16 cannot take a list that is not given.
+    """
+    return typer.Option(help=f"{explanation}; may be repeated.", metavar="|".join(get_args(names)))
+
+
+def check_choice(option: str, value: str, names: Any) -> None:
+    """Refuses a value that is not among the names of a ``Literal``.
+
+    Raises:
+        FsclError: it is not.
+    """
+    known = get_args(names)
+    if value not in known:
+        raise FsclError(f"{option} is {brief(value)}; {', '.join(known[:-1])} or {known[-1]} would do")
 
 
 def recorded(failed: "Outcome") -> bool:

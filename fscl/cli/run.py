@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from fscl.choices import Engine, Log, Place
-from fscl.cli.options import AsJson, Data, Quiet, Trust, check_writable, choice, complain_of, data_folder
+from fscl.cli.options import (
+    AsJson,
+    Data,
+    Quiet,
+    Trust,
+    check_choice,
+    check_writable,
+    choice,
+    choices,
+    complain_of,
+    data_folder,
+)
 from fscl.cli.output import Output
 from fscl.cli.report import read_runs, show_report
 from fscl.errors import FsclError
@@ -66,7 +77,7 @@ def run(
     ] = True,
     log: Annotated[
         Optional[list[str]],  # noqa: UP045
-        choice(Log, "Log each run in its folder while it trains; may be repeated."),
+        choices(Log, "Log each run in its folder while it trains"),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Run finished runs again.")] = False,
     trust: Trust = False,
@@ -89,6 +100,8 @@ def run(
     for name, value in (("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:
             raise FsclError(f"{name} is {value}; it must be at least 1")
+    for name in log or ():
+        check_choice("--log", name, Log)
     cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
     recipe = load_benchmark(benchmark, trust)
