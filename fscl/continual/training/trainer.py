@@ -38,9 +38,10 @@ from fscl.continual.training.learner_state import (
     strategy_state,
 )
 from fscl.continual.training.measuring import Measurements
-from fscl.continual.training.optimization import LearningRateSchedule, build_optimizer
 from fscl.continual.training.reporter import Progress, Reporter, accuracy_values, step_of
+from fscl.continual.training.schedule import LearningRateSchedule
 from fscl.errors import FsclError
+from fscl.optimization import build_optimizer
 from fscl.settings import Network, Training
 
 __all__ = ["Measured", "Trainer"]

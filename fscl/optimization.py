@@ -4,13 +4,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from avalanche.core import SupervisedPlugin
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from fscl.settings import Training
 
-__all__ = ["LearningRateSchedule", "build_optimizer"]
+__all__ = ["build_optimizer", "build_schedule"]
 
 
 def build_optimizer(
@@ -50,56 +49,36 @@ def _begin_momentum(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 optimizer.state[weight]["momentum_buffer"] = torch.zeros_like(weight.grad)
 
 
-class LearningRateSchedule(SupervisedPlugin):
-    """Clears the optimizer's state at each experience, and follows a schedule over the steps of the experience.
+def build_schedule(
+    training: Training, optimizer: torch.optim.Optimizer, steps: int, first: bool = True
+) -> LRScheduler | None:
+    """Sets the learning rate of an optimizer and returns its schedule, which is to be stepped after each batch.
 
     Args:
-        training: ``lr`` is the learning rate of the first experience, and ``lr_next`` that of all later ones; for
+        training: ``lr`` is the learning rate of the first task, and ``lr_next`` that of all later ones; for
             ``one-cycle`` it is the peak. ``schedule`` is ``one-cycle``, ``cosine`` (to zero) or ``constant``.
             ``one-cycle`` moves the momentum between ``momentum + 0.05`` and ``momentum - 0.05``, opposite to the
             learning rate.
+        optimizer: the optimizer.
+        steps: number of batches of the training.
+        first: whether this is the first task.
 
-    Example:
-        >>> plugins = [LearningRateSchedule(Training(lr=0.05, lr_next=0.02))]  # Naive(..., plugins=plugins)
+    Returns:
+        The schedule; None if it is constant.
     """
-
-    supports_distributed = True
-    transient = ("_training", "_scheduler")
-
-    def __init__(self, training: Training) -> None:
-        super().__init__()
-        self._training = training
-        self._scheduler: LRScheduler | None = None
-
-    def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        optimizer = strategy.optimizer
-        optimizer.state.clear()
-        training = self._training
-        first = strategy.clock.train_exp_counter == 0
-        lr = training.lr if first or training.lr_next is None else training.lr_next
-        for group in optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = lr
-        steps = strategy.train_epochs * len(strategy.dataloader)
-        if training.schedule == "one-cycle":
-            # one step more than the experience has, because the constructor takes the first step
-            momentum = training.momentum
-            low, high = round(max(momentum - 0.05, 0), 6), round(min(momentum + 0.05, 0.999), 6)
-            self._scheduler = OneCycleLR(
-                optimizer,
-                lr,
-                total_steps=steps + 1,
-                cycle_momentum=momentum > 0,
-                base_momentum=low,
-                max_momentum=high,
-            )
-        elif training.schedule == "cosine":
-            self._scheduler = CosineAnnealingLR(optimizer, steps)
-        else:
-            self._scheduler = None
-
-    def after_training_iteration(self, strategy: Any, **kwargs: Any) -> None:
-        if self._scheduler is not None:
-            self._scheduler.step()
-
-    def after_training_exp(self, strategy: Any, **kwargs: Any) -> None:
-        self._scheduler = None
+    lr = training.lr if first or training.lr_next is None else training.lr_next
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] = lr
+    if training.schedule == "one-cycle":
+        # one step more than the training has, because the constructor takes the first step
+        momentum = training.momentum
+        low, high = round(max(momentum - 0.05, 0), 6), round(min(momentum + 0.05, 0.999), 6)
+        return OneCycleLR(
+            optimizer,
+            lr,
+            total_steps=steps + 1,
+            cycle_momentum=momentum > 0,
+            base_momentum=low,
+            max_momentum=high,
+        )
+    return CosineAnnealingLR(optimizer, steps) if training.schedule == "cosine" else None

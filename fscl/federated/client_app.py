@@ -1,0 +1,151 @@
+"""Flower's ClientApp for any method of fscl, over clients whose images are at hand."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from torch import Tensor, nn
+
+from fscl.atoms.packing import Packing
+from fscl.data.transforms import ImageTransform
+from fscl.errors import FsclError
+from fscl.federated.client import Client, LabelledImages, seed_of
+from fscl.federated.client_parts import ClientParts, LostError
+from fscl.federated.messages import METRICS, SHORT, WISH
+from fscl.federated.method import Method
+from fscl.settings import Training
+
+__all__ = ["Federation", "client_app", "introduce"]
+
+
+@dataclass
+class Federation:
+    """What all clients of a federation have in common.
+
+    Attributes:
+        method: the clients' own object of the method, apart from the server's.
+        network: a network as the server's, with the values that all start from. Each message uses it anew.
+        training: how clients train; ``epochs`` are local epochs.
+        train, test: the images of each client.
+        augmented, plain: transforms of training and test images.
+        seed: decides batches, augmentation and dropout of every client in every round.
+        folder: where clients keep what stays at them; None keeps it in Flower's contexts.
+    """
+
+    method: Method
+    network: nn.Module
+    training: Training
+    train: Sequence[LabelledImages]
+    test: Sequence[LabelledImages]
+    augmented: ImageTransform
+    plain: ImageTransform
+    seed: int = 0
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        self._start: dict[str, Tensor] | None = None
+
+    def client(self, message: Message, context: Context) -> tuple[Client, ClientParts]:
+        """The client that a message is for, with the network that it is to train or to answer with.
+
+        Raises:
+            LostError: the client has lost what it kept.
+        """
+        number = number_of(context, len(self.train))
+        folder = None if self.folder is None else self.folder / f"client_{number:04}"
+        if self._start is None:
+            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
+        self.network.load_state_dict(self._start)
+        parts = ClientParts(self.network, context, folder=folder)
+        parts.receive(message)
+        client = Client(
+            number=number,
+            round=parts.round,
+            network=self.network,
+            packing=parts.packing,
+            training=self.training,
+            train=self.train[number],
+            test=self.test[number],
+            augmented=self.augmented,
+            plain=self.plain,
+            received=parts.received,
+            kept=parts.kept,
+        )
+        return client, parts
+
+
+def client_app(load: Callable[[Context], Federation]) -> ClientApp:
+    """A ClientApp that trains and tests the client of its context, ``node_config["partition-id"]``.
+
+    Args:
+        load: gives the federation. It is called for each message, so it should keep what it has made.
+    """
+    app = ClientApp()
+
+    @app.query()
+    def query(message: Message, context: Context) -> Message:
+        return introduce(message, context, load(context).network)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        federation = load(context)
+        try:
+            client, parts = federation.client(message, context)
+        except LostError:
+            return Message(RecordDict({WISH: ConfigRecord({"lost": True})}), reply_to=message)
+        with _seeded(federation.seed, client.round, client.number, 0):
+            loss = federation.method.train(client)
+        parts.kept = client.kept
+        return parts.answer(message, num_examples=len(client.train), loss=loss)
+
+    @app.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        federation = load(context)
+        client, _ = federation.client(message, context)
+        with _seeded(federation.seed, client.round, client.number, 1):
+            federation.method.prepare_answers(client)
+        counts = MetricRecord({"correct": client.correct(), "num-examples": len(client.test)})
+        return Message(RecordDict({METRICS: counts}), reply_to=message)
+
+    return app
+
+
+def introduce(message: Message, context: Context, model: nn.Module | None = None) -> Message:
+    """Answers the query of :class:`~fscl.federated.FederatedStrategy`: which client is this?
+
+    Args:
+        message: the query.
+        context: its ``node_config`` has the client's number, ``partition-id``.
+        model: the network from which the client starts. If its coefficients are the server's, they need not be sent.
+    """
+    fingerprint = "" if model is None else Packing(model).fingerprint(model)[:SHORT]
+    wish = ConfigRecord({"client": number_of(context), "fingerprint": fingerprint})
+    return Message(RecordDict({WISH: wish}), reply_to=message)
+
+
+def number_of(context: Context, clients: int | None = None) -> int:
+    """The number of a context's client, from 0.
+
+    Raises:
+        FsclError: the node has no ``partition-id``, or there are fewer clients.
+    """
+    number = context.node_config.get("partition-id")
+    if not isinstance(number, int) or number < 0 or (clients is not None and number >= clients):
+        there_are = "" if clients is None else f", and there are {clients} clients"
+        raise FsclError(f"partition-id is {number!r}{there_are}; start each node with --node-config 'partition-id=0'")
+    return number
+
+
+@contextmanager
+def _seeded(*numbers: int) -> Iterator[None]:
+    """Within the block torch's generator has a seed of its own; afterwards it goes on as before."""
+    state = torch.random.get_rng_state()
+    torch.manual_seed(seed_of(*numbers))
+    try:
+        yield
+    finally:
+        torch.random.set_rng_state(state)

@@ -1,0 +1,132 @@
+"""A network at a Flower client: takes what the server sent, and packs what it asked for. The rest stays here."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from flwr.app import Array, ArrayRecord, Context, Message
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fscl.atoms.learning import train_only
+from fscl.atoms.packing import Packing
+from fscl.errors import FsclError
+from fscl.federated.messages import SHORT, answer, parts_in, requested
+from fscl.files import write_atomically
+
+__all__ = ["ClientParts", "LostError"]
+
+KEPT = "fscl.kept."  # begins the names of records in a context's state; the round follows
+ROUNDS = 2  # rounds that are kept: the server may have died before it had the last answer
+
+
+class LostError(FsclError):
+    """The client no longer has what it kept in an earlier round."""
+
+
+class ClientParts:
+    """Puts the parts that a message brings into a network, and answers with the parts that the server asks for.
+
+    Parts that are to stay at the client, such as normalisation and head, are kept in ``context.state`` from round to
+    round. Parts that are frozen, such as coefficients, have ``requires_grad`` False after :meth:`receive`.
+
+    Args:
+        model: the network, built alike at the server and at all clients, with equal values.
+        context: Flower's context of the client.
+        heads, own: as for :class:`fscl.AtomBank`.
+        folder: a folder in which to keep parts, in place of the context. They then outlive the client's process.
+
+    Example:
+        In a Flower ``ClientApp``::
+
+            @app.train()
+            def train(message, context):
+                model = make_network()
+                parts = ClientParts(model, context)
+                parts.receive(message)
+                loss = fit(model, my_images)
+                return parts.answer(message, num_examples=len(my_images), loss=loss)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        context: Context,
+        *,
+        heads: Sequence[str] | None = None,
+        own: Collection[str] = (),
+        folder: Path | None = None,
+    ) -> None:
+        self.model, self.packing = model, Packing(model, heads, own)
+        self.received: dict[str, Tensor] = {}
+        self.kept: dict[str, Tensor] = {}
+        self._context, self._folder = context, folder
+        self._wish: dict = {}
+
+    def receive(self, message: Message) -> None:
+        """Puts the received parts into the network, over what the client kept in its last round.
+
+        Raises:
+            LostError: the server goes on from a round of which nothing is kept here.
+            FsclError: a part does not fit the network, or is not finite.
+        """
+        self._wish = requested(message)
+        self.received = parts_in(message.content)
+        self.kept = self._load(self._wish["kept_in"]) if self._wish["kept_in"] else {}
+        mine = {part: values for part, values in self.kept.items() if part in self.packing.entries}
+        self.packing.unpack(self.model, mine | self.received)
+        frozen = set(self.frozen_entries)
+        train_only(self.model, [p for name, p in self.model.named_parameters() if name not in frozen])
+
+    @property
+    def round(self) -> int:
+        """The server's round, from 1."""
+        return int(self._wish["round"])
+
+    @property
+    def frozen_entries(self) -> tuple[str, ...]:
+        """The entries that neither travel back nor stay here as the client's own: nobody may change them."""
+        moving = {*self._wish["returns"], *self._wish["keeps"]}
+        return tuple(n for part, names in self.packing.entries.items() if part not in moving for n in names)
+
+    def answer(self, message: Message, *, num_examples: int, **metrics: float) -> Message:
+        """The reply to a message of training. What is to stay at the client is kept now.
+
+        Args:
+            message: the message that was received.
+            num_examples: images that the client trained on; the weight of its parts in a mean.
+            metrics: further numbers, which the server averages.
+        """
+        wish = self._wish
+        stay = {part for part in self.packing.entries if part in wish["keeps"] or part in self.received}
+        stay |= {part for part in self.kept if part in self.packing.entries}
+        self._keep(wish["round"], self.kept | self.packing.packed(self.model, stay - set(wish["returns"])))
+        fingerprint = self.packing.fingerprint(self.model)[:SHORT] if self.frozen_entries else ""
+        parts = self.packing.packed(self.model, wish["returns"])
+        return Message(answer(parts, fingerprint, {"num-examples": num_examples, **metrics}), reply_to=message)
+
+    def _keep(self, round: int, parts: Mapping[str, Tensor]) -> None:
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            tensors = dict(parts) or {"": torch.empty(0)}  # a file without tensors cannot be told from a torn one
+            write_atomically(self._file(round), lambda temporary: save_file(tensors, temporary))
+            for file in sorted(self._folder.glob("round_*.safetensors"))[:-ROUNDS]:
+                file.unlink()
+            return
+        state = self._context.state
+        state[f"{KEPT}{round}"] = ArrayRecord({name: Array(values.numpy()) for name, values in parts.items()})
+        rounds = sorted(int(name.removeprefix(KEPT)) for name in state if name.startswith(KEPT))
+        for old in rounds[:-ROUNDS]:
+            del state[f"{KEPT}{old}"]
+
+    def _load(self, round: int) -> dict[str, Tensor]:
+        if self._folder is not None and self._file(round).is_file():
+            return {name: values for name, values in load_file(self._file(round)).items() if name}
+        if self._folder is None and (name := f"{KEPT}{round}") in self._context.state:
+            kept = self._context.state.array_records[name]
+            return {part: torch.from_numpy(array.numpy().copy()) for part, array in kept.items()}
+        raise LostError(f"what this client kept in round {round} is lost; it begins anew")
+
+    def _file(self, round: int) -> Path:
+        assert self._folder is not None
+        return self._folder / f"round_{round:06}.safetensors"

@@ -1,0 +1,29 @@
+"""The only uses of Flower's private names: messages without a server process, and their size on the wire."""
+
+from flwr.app import Message
+from flwr.common.constant import ErrorCode
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore.task_identity import TaskIdentity
+
+__all__ = ["CLIENT_RAISED", "from_bytes", "to_bytes", "use_identity", "wire_bytes"]
+
+CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+
+
+def use_identity(node: int) -> None:
+    """Makes this process the node that messages come from. ``Message`` cannot be made without it."""
+    TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, node
+
+
+def wire_bytes(message: Message) -> int:
+    """Bytes of a message as protobuf: content, headers of its arrays, and metadata."""
+    return int(message_to_proto(message).ByteSize())
+
+
+def to_bytes(message: Message) -> bytes:
+    return bytes(message_to_proto(message).SerializeToString())
+
+
+def from_bytes(data: bytes) -> Message:
+    return message_from_proto(ProtoMessage.FromString(data))

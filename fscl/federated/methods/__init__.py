@@ -1,0 +1,1 @@
+"""One federated method, or two that differ in a detail, a file."""

@@ -1,0 +1,171 @@
+"""Only atoms travel: a few hundred numbers a client, over coefficients that all clients share."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fscl.atoms import AtomBank, decompose
+from fscl.atoms.learning import freeze_coefficients
+from fscl.errors import FsclError
+from fscl.federated.client import Client
+from fscl.federated.method import Method, Update
+from fscl.federated.mixing import mixing_weights
+from fscl.similarity import similarity_matrix
+
+__all__ = ["Atoms"]
+
+SHARED = "shared"
+
+
+class Atoms(Method):
+    """Clients share coefficients, and each has atoms of its own. After a few rounds only atoms travel.
+
+    In the first rounds coefficients and atoms are averaged as in FedAvg. Then coefficients are frozen. A client that
+    lacks the frozen coefficients receives them once. From then on an update is the client's atoms: since filters are
+    linear in the atoms, the average of atoms is the average of filters. Normalisation and head stay at each client.
+
+    Args:
+        num_atoms: atoms of each layer; for networks that have no atom layers yet.
+        coefficient_rounds: rounds in which the coefficients travel, too; 0 keeps those of the network from the start.
+        also: parts that travel beside the atoms, of ``normalisation`` and ``head``.
+        mix: how atoms are mixed for each client, see :func:`fscl.federated.mixing.mixing_weights`: ``mean``,
+            ``nearest``, ``soft`` or ``graph``. Two clients are similar if they change the atoms that they receive in
+            the same direction; no client's data is needed.
+        nearest, sharpness: of the mix.
+        lr: learning rate of the rounds in which only atoms travel; by default that of all rounds.
+
+    Raises:
+        FsclError: an argument has an unknown value.
+
+    References:
+        Chen, Miao, Qiu. Exploring neural network representational similarity using filter subspaces. 2023.
+
+    Example:
+        >>> from torch import nn
+        >>> method = Atoms(num_atoms=4, coefficient_rounds=0)
+        >>> method.begin(method.prepare(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 2))), clients=3)
+        >>> {part: len(values) for part, values in method.parts_for(client=0, round=1).items()}
+        {'atoms': 36, 'other': 8}
+    """
+
+    def __init__(
+        self,
+        num_atoms: int = 9,
+        coefficient_rounds: int = 5,
+        also: Collection[str] = (),
+        mix: str = "mean",
+        nearest: int = 5,
+        sharpness: float = 5.0,
+        lr: float | None = None,
+    ) -> None:
+        if coefficient_rounds < 0:
+            raise FsclError(f"coefficient_rounds is {coefficient_rounds}; it must be at least 0")
+        if isinstance(also, str) or (unknown := sorted(set(also) - {"normalisation", "head"})):
+            raise FsclError(f"also is {also if isinstance(also, str) else unknown[0]!r}; "
+                            "a list of parts of normalisation, head would do")  # fmt: skip
+        mixing_weights(torch.ones(1, 1), torch.ones(1), mix, nearest=nearest)
+        self.num_atoms, self.coefficient_rounds, self.lr = num_atoms, coefficient_rounds, lr
+        self.mix, self.nearest, self.sharpness = mix, nearest, sharpness
+        self.stays = tuple(part for part in ("normalisation", "head") if part not in also)  # type: ignore[misc]
+
+    def prepare(self, model: nn.Module) -> nn.Module:
+        model = decompose(model, self.num_atoms).model
+        if not self.coefficient_rounds:
+            freeze_coefficients(model)
+        return model
+
+    # at the server
+
+    def begin(self, model: nn.Module, clients: int) -> None:
+        super().begin(model, clients)
+        self.holders: set[int] = set()  # clients that hold the frozen coefficients
+        self.latest: dict[int, Update] = {}
+        self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms over its rounds
+
+    def introduced(self, client: int, fingerprint: str) -> None:
+        if not self.coefficient_rounds and self.packing.fingerprint(self.model).startswith(fingerprint or " "):
+            self.holders.add(client)
+
+    def travels(self, round: int) -> tuple[str, ...]:
+        parts = super().travels(round)
+        return parts if round <= self.coefficient_rounds else tuple(part for part in parts if part != SHARED)
+
+    def parts_for(self, client: int, round: int) -> dict[str, Tensor]:
+        parts = super().parts_for(client, round)
+        if round > self.coefficient_rounds:
+            parts |= self._mixed(client)
+            if client not in self.holders:
+                parts[SHARED] = self.mean[SHARED]
+        return parts
+
+    def combine(self, round: int, updates: Sequence[Update]) -> None:
+        super().combine(round, updates)
+        if round > self.coefficient_rounds:
+            for update in updates:
+                self.holders.add(update.client)
+                self.latest[update.client] = Update(update.client, update.parts, update.images)
+                self.changes[update.client] = update.change("atoms") + self.changes.get(update.client, 0)
+        elif round == self.coefficient_rounds:
+            self._freeze()
+
+    def forget(self, client: int) -> None:
+        super().forget(client)
+        self.holders.discard(client)
+
+    def similarity(self) -> Tensor:
+        """Similarity of the clients in :attr:`latest`, in their order, by their changes of atoms: (n, n).
+
+        The mean over layers of the cosine. The atoms themselves would tell less: a client's atoms are near those that
+        it received, whoever it is.
+        """
+        layers = [self.packing.atoms(change) for change in self.changes.values()]
+        return similarity_matrix(
+            {name: torch.stack([changes[name] for changes in layers]) for name in layers[0]}, aggregate="mean"
+        )
+
+    def bank(self) -> AtomBank:
+        """A bank with a task for each client that has sent atoms; what it did not send is the server's."""
+        model = self.model
+        self.packing.unpack(model, self.mean)
+        bank = AtomBank(model)
+        for client, update in sorted(self.latest.items()):
+            self.packing.unpack(model, update.parts)
+            bank.store(model, client, name=f"client {client}")
+        return bank
+
+    def state_dict(self) -> dict[str, Any]:
+        latest = {client: {"parts": update.parts, "images": update.images} for client, update in self.latest.items()}
+        return super().state_dict() | {"holders": sorted(self.holders), "latest": latest, "changes": dict(self.changes)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.holders, self.changes = set(state["holders"]), dict(state["changes"])
+        self.latest = {client: Update(client, **update) for client, update in state["latest"].items()}
+
+    def _freeze(self) -> None:
+        self.packing.unpack(self.model, self.mean)
+        freeze_coefficients(self.model)
+        self.mean = self.packing.packed(self.model)
+
+    def _mixed(self, client: int) -> dict[str, Tensor]:
+        """The travelling parts for one client, mixed by similarity; nothing if the mean will do."""
+        if self.mix == "mean" or client not in self.latest:
+            return {}
+        clients = list(self.latest)
+        images = torch.tensor([float(update.images) for update in self.latest.values()])
+        weights = mixing_weights(self.similarity(), images, self.mix, nearest=self.nearest, sharpness=self.sharpness)[
+            clients.index(client)
+        ]
+        return {
+            part: torch.einsum("c,cv->v", weights, torch.stack([u.parts[part] for u in self.latest.values()]))
+            for part in self.latest[client].parts
+        }
+
+    # at a client
+
+    def train(self, client: Client) -> float:
+        if client.round <= self.coefficient_rounds:
+            return client.fit()
+        return client.fit([part for part in client.packing.entries if part != SHARED], lr=self.lr)

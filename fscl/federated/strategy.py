@@ -1,0 +1,307 @@
+"""The server's side on Flower: chooses clients, sends parts, checks what comes back, and goes on from any round."""
+
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+from torch import Tensor, nn
+
+from fscl.errors import FsclError
+from fscl.federated.flower_private import wire_bytes
+from fscl.federated.history import Evaluation, History, Round
+from fscl.federated.messages import METRICS, SHORT, WISH, arrays, parts_in, request
+from fscl.federated.method import Method, Update
+from fscl.text import brief
+
+__all__ = ["FederatedStrategy"]
+
+LOST = "lost"
+
+
+class FederatedStrategy(Strategy):
+    """A Flower strategy for any method of fscl. Answers that cannot be right are left out by name; the round goes on.
+
+    An answer is left out if the client failed or did not answer in time; if a part is missing, unknown, not finite or
+    of another shape; if its frozen coefficients are not the server's; or if a part moved more than ``largest_change``
+    times the length of what was sent.
+
+    Args:
+        method: what is sent and how it is combined.
+        model: the network, with the values that all clients start from. The server needs no images.
+        clients: number of clients; the server waits until so many are connected.
+        fraction: share of the clients that train in a round.
+        least: answers that a round needs. With fewer, the server keeps its parts and goes on.
+        evaluate_every: rounds between two evaluations of all clients; the last round is always evaluated. 0: never.
+        largest_change: see above.
+        seed: decides which clients train in which round.
+
+    Attributes:
+        method, history: see :class:`~fscl.federated.method.Method` and :class:`~fscl.federated.history.History`.
+        round: the last finished round.
+
+    Raises:
+        FsclError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        model: nn.Module,
+        clients: int = 2,
+        *,
+        fraction: float = 1.0,
+        least: int = 1,
+        evaluate_every: int = 1,
+        largest_change: float = 100.0,
+        seed: int = 0,
+    ) -> None:
+        if not 0 < fraction <= 1:
+            raise FsclError(f"fraction is {fraction}; a share above 0 and up to 1 would do")
+        for name, value, low in (("clients", clients, 1), ("least", least, 1), ("evaluate_every", evaluate_every, 0)):
+            if value < low:
+                raise FsclError(f"{name} is {value}; it must be at least {low}")
+        self.method, self.clients, self.fraction, self.least = method, clients, fraction, least
+        self.evaluate_every, self.largest_change, self.seed = evaluate_every, largest_change, seed
+        method.begin(method.prepare(model), clients)
+        self.round, self.last_round = 0, 0
+        self.history = History()
+        self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
+        self._nodes: dict[int, int] = {}  # number of the client at each of Flower's nodes
+        self._sent: dict[int, dict[str, Tensor]] = {}
+        self._started = 0.0
+
+    # Flower calls these
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """The messages to the clients of a round, in the order of their numbers."""
+        self._started = time.perf_counter()
+        present = self._present(grid)
+        count = min(max(round(self.fraction * self.clients), self.least, 1), len(present))
+        numbers = np.random.default_rng([self.seed, server_round])
+        chosen = sorted(numbers.permutation(sorted(present))[:count].tolist())
+        self.history.rounds.append(current := Round(server_round, chosen))
+        self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
+        messages = [self._message(client, present[client], server_round, "train") for client in chosen]
+        current.sent = sum(map(wire_bytes, messages))
+        return messages
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Combines the answers that count."""
+        current = self.history.rounds[-1]
+        updates, losses = [], []
+        for reply in replies:
+            client = self._nodes[reply.metadata.src_node_id]
+            current.received += wire_bytes(reply)
+            try:
+                update = self._checked(client, reply, server_round)
+            except FsclError as error:
+                current.left_out[client] = str(error)
+                continue
+            updates.append(update)
+            if "loss" in (metrics := reply.content.metric_records[METRICS]):
+                losses.append((float(metrics["loss"]), update.images))  # type: ignore[arg-type]
+        answered = {update.client for update in updates} | current.left_out.keys()
+        current.left_out |= {c: "it did not answer in time" for c in current.chosen if c not in answered}
+        updates.sort(key=lambda update: update.client)
+        current.answered = [update.client for update in updates]
+        if len(updates) >= self.least:
+            self.method.combine(server_round, updates)
+        # an answer that was not combined counts, too: the client kept what belongs to it
+        self._kept_in |= dict.fromkeys(current.answered, server_round)
+        if losses:
+            values, images = np.array(losses).T
+            current.loss = float(values @ images / images.sum())
+        self._sent = {}
+        current.seconds = time.perf_counter() - self._started
+        measured = MetricRecord({"clients": len(updates)})
+        if current.loss is not None:
+            measured["loss"] = current.loss
+        return arrays(self.method.mean), measured
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Messages to all clients, if this round is evaluated. A message of evaluation changes nothing at a client."""
+        due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self.last_round)
+        if not due:
+            return
+        self.history.evaluations.append(Evaluation(server_round))
+        for client, node in sorted(self._present(grid).items()):
+            self._sent = {client: self.method.parts_for(client, server_round + 1)}
+            yield self._message(client, node, server_round, "evaluate")
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Notes how many images each client classified correctly."""
+        current = self.history.evaluations[-1]
+        for reply in sorted(replies, key=lambda reply: self._nodes[reply.metadata.src_node_id]):
+            client = self._nodes[reply.metadata.src_node_id]
+            if reply.has_error():
+                current.failed[client] = _reason(reply)
+                continue
+            metrics = reply.content.metric_records[METRICS]
+            current.correct[client] = int(metrics["correct"])  # type: ignore[arg-type]
+            current.images[client] = int(metrics["num-examples"])  # type: ignore[arg-type]
+        if not current.images:
+            return None
+        return MetricRecord(
+            {"accuracy": float(np.mean(list(current.accuracy.values()))), "clients": len(current.images)}
+        )
+
+    def summary(self) -> None:
+        """Says nothing: the history holds it all."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: Callable[[int, ArrayRecord], MetricRecord | None] | None = None,
+        after_round: Callable[[], object] = lambda: None,
+    ) -> Result:
+        """Does all rounds that are left of ``num_rounds``. Other arguments as in Flower.
+
+        Args:
+            grid: Flower's connection to the clients.
+            initial_arrays: must be None: all start from the network that this strategy was made with.
+            num_rounds: rounds in all, those included that were done before :meth:`load_state_dict`.
+            timeout: seconds that a round waits for answers.
+            train_config, evaluate_config: not sent; must be None.
+            evaluate_fn: called with the round and the server's parts after each round.
+            after_round: called when a round is finished; a good moment to save :meth:`state_dict`.
+        """
+        for name, value in (("initial_arrays", initial_arrays), ("train_config", train_config),
+                            ("evaluate_config", evaluate_config)):  # fmt: skip
+            if value is not None:
+                raise FsclError(f"{name} is not used by {type(self).__name__}; leave it out")
+        result, nothing = Result(), ConfigRecord()
+        self.last_round = num_rounds
+        while self.round < num_rounds:
+            number = self.round + 1
+            now = arrays(self.method.mean)
+            replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
+            now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
+            asked = list(self.configure_evaluate(number, now, nothing, grid))
+            tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout)) if asked else None
+            result.arrays = now
+            if trained is not None:
+                result.train_metrics_clientapp[number] = trained
+            if tested is not None:
+                result.evaluate_metrics_clientapp[number] = tested
+            if evaluate_fn is not None and (measured := evaluate_fn(number, now)) is not None:
+                result.evaluate_metrics_serverapp[number] = measured
+            self.round = number
+            after_round()
+        return result
+
+    # to go on later
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values from which another strategy, made alike, goes on after the last finished round."""
+        return {
+            "round": self.round,
+            "method": self.method.state_dict(),
+            "kept_in": dict(self._kept_in),
+            "history": self.history.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.round = state["round"]
+        self.method.load_state_dict(state["method"])
+        self._kept_in = dict(state["kept_in"])
+        self.history = History.of(state["history"])
+
+    def _present(self, grid: Grid) -> dict[int, int]:
+        """The connected clients: number -> node. Waits until there are enough of them for the first time."""
+        while True:
+            nodes = list(grid.get_node_ids())
+            if len(nodes) >= (self.clients if not self._nodes else min(self.least, self.clients)):
+                break
+            time.sleep(0.2)
+        unknown = [node for node in nodes if node not in self._nodes]
+        asked = [Message(RecordDict(), node, "query") for node in unknown]
+        for reply in grid.send_and_receive(asked, timeout=60) if asked else []:
+            number, fingerprint = _introduction(reply)
+            self._nodes[reply.metadata.src_node_id] = number
+            self.method.introduced(number, fingerprint)
+        # a client that was started again has a new node, and the old one may still be listed: the newer one counts
+        return {number: node for node, number in self._nodes.items() if node in nodes}
+
+    def _message(self, client: int, node: int, round: int, kind: str) -> Message:
+        content = request(
+            self._sent[client],
+            round=round,
+            returns=self.method.travels(round) if kind == "train" else (),
+            keeps=self.method.stays,
+            kept_in=self._kept_in.get(client, 0),
+        )
+        return Message(content, node, kind, group_id=str(round))
+
+    def _checked(self, client: int, reply: Message, round: int) -> Update:
+        """The update in a reply.
+
+        Raises:
+            FsclError: the reply cannot be right.
+        """
+        if reply.has_error():
+            raise FsclError(f"it failed: {_reason(reply)}")
+        wish = reply.content.config_records.get(WISH, ConfigRecord())
+        if wish.get(LOST):
+            self._kept_in.pop(client, None)
+            self.method.forget(client)
+            raise FsclError("it had lost what it kept, and begins anew the next time")
+        parts = parts_in(reply.content)
+        expected = self.method.travels(round)
+        if sorted(parts) != sorted(expected):
+            raise FsclError(
+                f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}"
+            )
+        self.method.packing.check(parts)
+        if (fingerprint := self.method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
+            raise FsclError(
+                f"its frozen coefficients have the fingerprint {brief(wish.get('fingerprint'))}, the server's have "
+                f"{fingerprint}: it has another network"
+            )
+        for part, values in parts.items():
+            values = parts[part] = values.to(self._sent[client][part].dtype)
+            length = float(self._sent[client][part].double().norm())
+            change = float((values.double() - self._sent[client][part].double()).norm())
+            if change > self.largest_change * max(length, torch.finfo(values.dtype).tiny):
+                raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
+        metrics = reply.content.metric_records.get(METRICS, MetricRecord())
+        images = metrics.get("num-examples", 0)
+        if not isinstance(images, int) or images < 1:
+            raise FsclError(f"its num-examples is {brief(images)}; a number of at least 1 would do")
+        return Update(client, parts, images, self._sent[client])
+
+
+def _reason(reply: Message) -> str:
+    """The last line of what a client that failed says."""
+    return brief((reply.error.reason or "no reason given").strip().splitlines()[-1])
+
+
+def _introduction(reply: Message) -> tuple[int, str]:
+    """The number with which a client introduces itself, and the fingerprint of its network.
+
+    Raises:
+        FsclError: it gives no number.
+    """
+    wish = reply.content.config_records.get(WISH, ConfigRecord()) if reply.has_content() else ConfigRecord()
+    number = wish.get("client")
+    if not isinstance(number, int) or number < 0:
+        raise FsclError(
+            f"node {reply.metadata.src_node_id} does not say which client it is; let its ClientApp answer queries with "
+            "fscl.federated.introduce(message, context)"
+        )
+    return number, str(wish.get("fingerprint", ""))
