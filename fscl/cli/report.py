@@ -11,10 +11,9 @@ from fscl.cli.output import Output
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
-    from fscl.report.runs import Runs
-    from fscl.runs.record import RunRecord
+    from fscl.runs.record import Record
 
-__all__ = ["read_runs", "report", "show_report"]
+__all__ = ["read_records", "report", "show_report"]
 
 
 def report(
@@ -24,22 +23,22 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write the report of any runs as one HTML page and one Markdown page, with their numbers as CSV."""
-    read = read_runs(runs)
+    read = read_records(runs)
     show_report(read, read, out, Output(quiet, as_json))
 
 
-def read_runs(paths: Sequence[Path]) -> "Runs":
+def read_records(paths: Sequence[Path]) -> "list[Record]":
     """The runs under some folders. A line on stderr names each record that cannot be read.
 
     Raises:
         FsclError: no run is found.
     """
-    from fscl.report.runs import load_runs
+    from fscl.runs.results import read_runs
 
-    return load_runs(paths, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
+    return read_runs(paths, lambda error: typer.echo(f"left out: {' '.join(str(error).split())}", err=True))
 
 
-def show_report(shown: "Sequence[RunRecord]", runs: "Sequence[RunRecord]", out: Path, output: Output) -> None:
+def show_report(shown: "Sequence[Record]", runs: "Sequence[Record]", out: Path, output: Output) -> None:
     """Prints the results of some runs, and writes a report to ``out``.
 
     Args:
@@ -51,12 +50,17 @@ def show_report(shown: "Sequence[RunRecord]", runs: "Sequence[RunRecord]", out: 
     Raises:
         FsclError: there is no run, or the report cannot be written.
     """
+    from fscl.report.federation.summary import federation_rows, federation_table
     from fscl.report.page import write_report
     from fscl.report.summary import group_runs, summary_rows
     from fscl.report.table import rich_table
     from fscl.report.tables import TABLES
+    from fscl.runs.results import federations_of, streams_of
 
-    output.table(lambda width: rich_table(summary_rows(group_runs(shown)), width=width))
+    if streams := streams_of(shown):
+        output.table(lambda width: rich_table(summary_rows(group_runs(streams)), width=width))
+    if federations := federations_of(shown):
+        output.table(lambda width: federation_table(federation_rows(federations), width=width))
     if unfinished := sum(not run.finished for run in shown):
         output.line(f"Not in the table: {_runs(unfinished)} that failed or did not finish; the report lists them.")
     try:
@@ -67,12 +71,14 @@ def show_report(shown: "Sequence[RunRecord]", runs: "Sequence[RunRecord]", out: 
     if len(shown) < len(runs):
         output.line(f"The table shows the {_runs(len(shown))} of this command; the report has all {_runs(len(runs))}.")
     output.line(f"Report: {written.html}")
-    table = TABLES["summary"]
-    rows = [
-        {**dict(zip(table.columns, row, strict=True)), "error": run.error, "record": run.path}
-        for run in shown
-        for row in table.rows_of(run)
-    ]
+    rows = []
+    for name, found in (("summary", streams), ("federations", federations)):
+        table = TABLES[name]
+        rows += [
+            {**dict(zip(table.columns, row, strict=True)), "error": run.error, "record": run.path}
+            for run in found
+            for row in table.rows_of(run)
+        ]
     output.json({"runs": rows, "report": vars(written)})
 
 

@@ -19,20 +19,21 @@ from fscl.cli.options import (
     data_folder,
 )
 from fscl.cli.output import Output
-from fscl.cli.report import read_runs, show_report
+from fscl.cli.report import read_records, show_report
 from fscl.errors import FsclError
 from fscl.text import brief
 
 if TYPE_CHECKING:
-    from fscl.report.runs import Runs
     from fscl.runs.grid.sweep import Engine as RunsEngine
     from fscl.runs.grid.sweep import Outcome
-    from fscl.runs.record import RunRecord
+    from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe
+    from fscl.runs.record import Record
 
 __all__ = ["run"]
 
 DEFAULT_STRATEGIES = ("atom_swapping", "naive", "ewc", "from_scratch")
 MOST_SEEDS = 10_000  # counted from 0; a larger number is a mistake, and its list may not fit into memory
+DEFAULT_METHODS = ("atoms", "fedavg_finetuned", "fedrep", "local")
 LARGEST_SEED = 2**63 - 1  # a record holds integers of 64 bits
 # for the scenarios in which test images have no task label
 WITHOUT_LABELS = ("atom_selection", "naive", "ewc", "replay", "joint")
@@ -93,7 +94,7 @@ def run(
     Finished runs are not run again.
     """
     from fscl.runs.grid.sweep import sweep
-    from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, with_overrides
+    from fscl.runs.recipe import FederationRecipe, find_recipes, load_any_benchmark, load_strategy, with_overrides
     from fscl.runs.spec import RunSpec
 
     chosen_seeds = _seeds(seeds)
@@ -104,10 +105,14 @@ def run(
         check_choice("--log", name, Log)
     cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
-    recipe = load_benchmark(benchmark, trust)
-    scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
-    default = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
+    recipe = load_any_benchmark(benchmark, trust)
+    if isinstance(recipe, FederationRecipe):
+        default = DEFAULT_METHODS
+    else:
+        scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
+        default = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
     learners = [load_strategy(s, trust) for s in dict.fromkeys(strategy or default)]
+    _check_kinds(recipe, learners)
     names = [learner.name for learner in learners]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {repeated[0]!r}; give one of them another name in its file")
@@ -128,7 +133,7 @@ def run(
     failed = [o for o in outcomes if o.error]
     try:
         if len(failed) < len(outcomes):
-            runs = _without_copies(read_runs([out / recipe.name]), out)
+            runs = _without_copies(read_records([out / recipe.name]), out)
             show_report(_of(outcomes, runs), runs, report_to or out / recipe.name / "report", output)
     finally:
         complain_of(failed)
@@ -137,18 +142,32 @@ def run(
         raise typer.Exit(2 if mistaken else 1)
 
 
-def _of(outcomes: "list[Outcome]", runs: "list[RunRecord]") -> "list[RunRecord]":
+def _check_kinds(recipe: "BenchmarkRecipe | FederationRecipe", learners: "list[StrategyRecipe]") -> None:
+    """Refuses a method of federations on a stream of tasks, and a learner of tasks in a federation."""
+    from fscl.runs.recipe import names_of
+
+    federated = hasattr(recipe, "federation")
+    kinds = {True: "a method of federations", False: "a learner of tasks"}
+    others = names_of("strategies", not federated)
+    for learner in learners:
+        if learner.name in others:
+            there = ", ".join(names_of("benchmarks", not federated))
+            known = ", ".join(names_of("strategies", federated))
+            raise FsclError(f"{learner.name} is {kinds[not federated]}, for {there}; {recipe.name} takes {known}")
+
+
+def _of(outcomes: "list[Outcome]", runs: "list[Record]") -> "list[Record]":
     """The records of the runs of this command. A run that was refused has none: its folder may hold another run."""
     keys = {(o.spec.strategy.name, o.spec.hash, o.spec.seed) for o in outcomes}
     return [run for run in runs if (run.strategy.name, run.recipe_hash, run.seed) in keys]
 
 
-def _without_copies(runs: "Runs", out: Path) -> "list[RunRecord]":
+def _without_copies(runs: "list[Record]", out: Path) -> "list[Record]":
     """The runs without copies, by hand, of runs that are also in their own folders. A report would refuse both."""
 
     from fscl.runs.results import run_key
 
-    def in_place(run: "RunRecord") -> bool:
+    def in_place(run: "Record") -> bool:
         place = out / run.benchmark.name / run.strategy.name / f"seed_{run.seed}" / "run.json"
         return run.path == place.resolve()
 

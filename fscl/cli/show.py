@@ -20,10 +20,11 @@ def show(
     from fscl.report.provenance import provenance
     from fscl.report.summary import group_runs, summary_rows
     from fscl.report.table import COLUMNS
-    from fscl.runs.results import run_in
+    from fscl.runs.results import load_stream_run, run_in
     from fscl.text import points
 
-    record = run_in(run)
+    run_in(run)
+    record = load_stream_run(run / "run.json")
     groups = group_runs([record])
     rows = [(row, column) for row in summary_rows(groups) for column in COLUMNS.values()]
     facts = Table(show_header=False, box=None)

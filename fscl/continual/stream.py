@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from fscl.continual.avalanche_private import with_dataset
 from fscl.data.class_split import Groups, share_out
 from fscl.data.images import ImageSet
-from fscl.data.transforms import ImageTransform
+from fscl.data.transforms import ImageTransform, channel_statistics
 from fscl.errors import FsclError
 from fscl.text import html_table
 
@@ -235,7 +235,7 @@ def assemble(
     sizes = [len(task.classes) for task in tasks]
     if scenario == "domain" and len(set(sizes)) > 1:
         raise FsclError(f"scenario is 'domain', so all tasks must have the same classes; these have {sizes} classes")
-    mean, std = _statistics(seen)
+    mean, std = channel_statistics(seen)
     augmented, plain = ImageTransform(mean, std, crop_padding, flip), ImageTransform(mean, std)
     streams: dict[str, list[Any]] = {"train": [], "test": []}
     for number, task in enumerate(tasks):
@@ -281,20 +281,6 @@ def _benchmark(streams: dict[str, list[Any]], names: Sequence[str]) -> Any:
             # Avalanche sets a set, with which its own multi-head classifier cannot index a tensor
             experience.classes_in_this_experience = sorted(experience.classes_in_this_experience)
     return benchmark
-
-
-def _statistics(images: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and deviation of each channel, in units of [0, 1], computed from a histogram of the 256 values."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    mean, std = [], []
-    for channel in images.unbind(1):
-        counts = torch.zeros(256, dtype=torch.int64)
-        for part in channel.flatten().split(2**22):  # in parts, because counting takes eight bytes for each value
-            counts += torch.bincount(part, minlength=256)
-        n = int(counts.sum())
-        mean.append(float((counts * values).sum() / n))
-        std.append(max(float(((counts * (values - mean[-1]).square()).sum() / max(n - 1, 1)).sqrt()), 1e-3))
-    return mean, std
 
 
 def _select(data: ImageSet, group: list[int]) -> TaskImages:

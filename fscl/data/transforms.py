@@ -4,7 +4,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["ImageTransform"]
+__all__ = ["ImageTransform", "channel_statistics"]
+
+
+def channel_statistics(images: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and deviation of each channel, in units of [0, 1], computed from a histogram of the 256 values."""
+    values = torch.arange(256, dtype=torch.float64) / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        counts = torch.zeros(256, dtype=torch.int64)
+        for part in channel.flatten().split(2**22):  # in parts, because counting takes eight bytes for each value
+            counts += torch.bincount(part, minlength=256)
+        n = int(counts.sum())
+        mean.append(float((counts * values).sum() / n))
+        std.append(max(float(((counts * (values - mean[-1]).square()).sum() / max(n - 1, 1)).sqrt()), 1e-3))
+    return mean, std
 
 
 class ImageTransform:

@@ -38,12 +38,14 @@ class Evaluation:
         round: the number of the round.
         correct, images: by client, the images classified correctly and all images tested.
         failed: why the other clients were not tested.
+        seconds: that the evaluation took.
     """
 
     round: int
     correct: dict[int, int] = field(default_factory=dict)
     images: dict[int, int] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    seconds: float = 0.0
 
     @property
     def accuracy(self) -> dict[int, float]:

@@ -134,6 +134,7 @@ class FederatedStrategy(Strategy):
         due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self.last_round)
         if not due:
             return
+        self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
         for client, node in sorted(self._present(grid).items()):
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
@@ -150,6 +151,7 @@ class FederatedStrategy(Strategy):
             metrics = reply.content.metric_records[METRICS]
             current.correct[client] = int(metrics["correct"])  # type: ignore[arg-type]
             current.images[client] = int(metrics["num-examples"])  # type: ignore[arg-type]
+        current.seconds = time.perf_counter() - self._started
         if not current.images:
             return None
         return MetricRecord(

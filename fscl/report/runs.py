@@ -15,7 +15,7 @@ from fscl.report.summary import group_runs, summary_rows
 from fscl.report.table import COLUMNS
 from fscl.report.tables import TABLES
 from fscl.runs.record import RunRecord
-from fscl.runs.results import LeaveOut, read_runs, refuse
+from fscl.runs.results import LeaveOut, read_runs, refuse, streams_of
 from fscl.text import brief, html_table
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def load_runs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], 
         fscl.errors.FsclError: nowhere: no such file or folder; give a folder that `fscl run --out` wrote
     """
     several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    return Runs(read_runs(map(Path, several), leave_out))
+    return Runs(streams_of(read_runs(map(Path, several), leave_out)))
 
 
 class Runs(Sequence[RunRecord]):

@@ -9,7 +9,7 @@ import psutil
 
 from fscl.errors import FsclError
 from fscl.runs.resume import line
-from fscl.runs.schema import SplitRecipe
+from fscl.runs.schema import BenchmarkRecipe, FederationRecipe, SplitRecipe
 from fscl.runs.spec import Progress, RunSpec
 from fscl.text import brief
 
@@ -27,7 +27,6 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
     Raises:
         FsclError: the device is not available, or a learner would fail in all its runs.
     """
-    from fscl.continual.learner import strategy_class
     from fscl.data.places import data_root
 
     devices = {name: find_device(name, "--device ") if here else name for name in {spec.device for spec in specs}}
@@ -35,6 +34,14 @@ def prepared(specs: Sequence[RunSpec], here: bool = True) -> list[RunSpec]:
         replace(spec, device=devices[spec.device], data=str(data_root(spec.data).absolute())) for spec in specs
     ]
     by_recipe = {(spec.benchmark.name, spec.strategy.name): spec for spec in reversed(specs)}
+    if all(isinstance(spec.benchmark, FederationRecipe) for spec in specs):
+        from fscl.runs.federation.building import check_federation
+
+        for spec in by_recipe.values():
+            check_federation(spec)
+        return specs
+    from fscl.continual.learner import strategy_class
+
     for spec in by_recipe.values():
         check_trusted(spec)
         strategy_class(spec.strategy.class_path, spec.strategy.args)  # before images are read, which takes longer
@@ -71,6 +78,7 @@ def load_stream(spec: RunSpec) -> Any:
     from fscl.continual.stream import split_classes
     from fscl.data.datasets import load_images
 
+    assert isinstance(spec.benchmark, BenchmarkRecipe)
     data, split, augment = spec.benchmark.data, spec.benchmark.split, spec.benchmark.augment
     train, test = load_images(data.name, spec.data, data.image_size)
     _check_memory(split, train.images.nbytes + test.images.nbytes)

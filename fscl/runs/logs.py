@@ -24,12 +24,15 @@ from fscl.choices import Log
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 
-__all__ = ["opened_logs", "remove_logs"]
+__all__ = ["Logged", "opened_logs", "remove_logs"]
 
 TABLE, BOARD, WANDB = "log.csv", "events.out.tfevents.*", "wandb"
 COLUMNS = ["step", "name", "value"]
 
 Figures = Mapping[str, Callable[[], Any]]  # name -> a function that draws the figure
+
+
+Logged = Callable[[int, Mapping[str, float], Figures], None]  # logs the values and figures of a step
 
 
 class Writer(Protocol):
@@ -43,7 +46,7 @@ class Writer(Protocol):
 @contextlib.contextmanager
 def opened_logs(
     logs: Collection[Log], folder: Path, after: int, name: str, config: Mapping[str, Any]
-) -> Iterator[Callable[[int, Mapping[str, float], Figures], None] | None]:
+) -> Iterator[Logged | None]:
     """Opens the logs of a run, and closes them at the end of the block.
 
     Args:

@@ -13,17 +13,28 @@ from pydantic import BaseModel, ValidationError
 
 from fscl.errors import FsclError
 from fscl.plain import check_plain, check_size, name_fault
-from fscl.runs.schema import TAGS, WRONG_SPLIT, BenchmarkRecipe, Override, Recipe, StrategyRecipe
+from fscl.runs.schema import (
+    TAGS,
+    WRONG_SPLIT,
+    BenchmarkRecipe,
+    FederationRecipe,
+    Override,
+    Recipe,
+    StrategyRecipe,
+)
 from fscl.settings import Settings, Training
 from fscl.text import brief
 
 __all__ = [
     "BenchmarkRecipe",
+    "FederationRecipe",
     "StrategyRecipe",
     "find_recipe",
     "find_recipes",
+    "load_any_benchmark",
     "load_benchmark",
     "load_strategy",
+    "names_of",
     "recipe_hash",
     "with_overrides",
 ]
@@ -31,12 +42,14 @@ __all__ = [
 # Keys of [split] that are newer than the first runs, with their defaults.
 NEWER_KEYS = {"rotations": None, "permutations": None, "scenario": "task"}
 
+FEDERATED = "fscl.federated"  # the package of the methods of federations
 MOST_BYTES = 2**20  # of a recipe file; the largest one of fscl has a few thousand
 # strings and comments, which may hold any number of dots
 STRINGS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|#[^\n]*""", re.DOTALL)
 LONG_KEY = re.compile(r"(?:\.[ \t]*[\w-]+[ \t]*){16}")
 
 R = TypeVar("R", bound=Recipe)
+B = TypeVar("B", BenchmarkRecipe, FederationRecipe)
 S = TypeVar("S", bound=Settings)
 
 
@@ -53,8 +66,20 @@ def find_recipes(kind: Literal["benchmarks", "strategies"]) -> dict[str, Path]:
     raise FsclError(f"this installation of fscl lacks its {kind}; reinstall it")
 
 
+def names_of(kind: Literal["benchmarks", "strategies"], federated: bool) -> list[str]:
+    """The names of the recipes for federations, or of those for streams of tasks.
+
+    Example:
+        >>> "ewc" in names_of("strategies", federated=False), "fedavg" in names_of("strategies", federated=False)
+        (True, False)
+    """
+    marks = {"benchmarks": "[federation]", "strategies": f'class = "{FEDERATED}.'}
+    files = find_recipes(kind).items()
+    return [name for name, file in files if (marks[kind] in file.read_text(encoding="utf-8")) == federated]
+
+
 def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRecipe:
-    """Loads a benchmark by its name, or from the path of a TOML file.
+    """Loads a benchmark of tasks by its name, or from the path of a TOML file.
 
     Args:
         name_or_path: the name or the path.
@@ -63,13 +88,33 @@ def load_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRe
             downloaded weights. Recipes made in Python, and settings (:func:`with_overrides`), are always trusted.
 
     Raises:
-        FsclError: the benchmark is unknown, not TOML, or has a wrong key or value.
+        FsclError: the benchmark is unknown, not TOML, or has a wrong key or value; or it is a federation.
 
     Example:
         >>> load_benchmark("split_digits").split.tasks
         5
     """
-    where, recipe = _load("benchmarks", name_or_path, BenchmarkRecipe, trust)
+    recipe = load_any_benchmark(name_or_path, trust)
+    if isinstance(recipe, FederationRecipe):
+        raise FsclError(
+            f"{brief(str(name_or_path))} is a federation; a benchmark of tasks, such as split_digits, would do"
+        )
+    return recipe
+
+
+def load_any_benchmark(name_or_path: str | Path, trust: bool = False) -> BenchmarkRecipe | FederationRecipe:
+    """Loads a benchmark of tasks, or a federation, which has a table ``[federation]`` in place of ``[split]``.
+
+    Arguments and errors are those of :func:`load_benchmark`.
+
+    Example:
+        >>> load_any_benchmark("federated_digits").federation.clients
+        12
+    """
+    where, data = _read("benchmarks", name_or_path)
+    kind: type[BenchmarkRecipe] | type[FederationRecipe]
+    kind = FederationRecipe if "federation" in data else BenchmarkRecipe
+    recipe: BenchmarkRecipe | FederationRecipe = _trusted(where, data, kind, name_or_path, "benchmarks", trust)
     for strategy, override in recipe.strategies.items():
         _validate(f"{where}: strategies.{strategy}.training", override.training, Training)
     return recipe
@@ -89,7 +134,8 @@ def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyReci
         >>> load_strategy("ewc").class_path
         'fscl.continual.repaired.EWC'
     """
-    where, recipe = _load("strategies", name_or_path, StrategyRecipe, trust)
+    where, data = _read("strategies", name_or_path)
+    recipe = _trusted(where, data, StrategyRecipe, name_or_path, "strategies", trust)
     _validate(f"{where}: training", recipe.training, Training)
     for key, values in recipe.tune.training.items():
         for value in values:
@@ -101,9 +147,7 @@ def load_strategy(name_or_path: str | Path, trust: bool = False) -> StrategyReci
     return recipe
 
 
-def with_overrides(
-    benchmark: BenchmarkRecipe, strategy: StrategyRecipe, settings: Sequence[str] = ()
-) -> tuple[BenchmarkRecipe, StrategyRecipe]:
+def with_overrides(benchmark: B, strategy: StrategyRecipe, settings: Sequence[str] = ()) -> tuple[B, StrategyRecipe]:
     """The recipes of one run, with all overrides applied.
 
     Later sources win: the benchmark's training, the strategy's training, the benchmark's table for this strategy, then
@@ -134,7 +178,7 @@ def with_overrides(
                 raise FsclError(f"--set {setting}: unknown section {'.'.join(path)!r}; known sections: {known}")
             target = target[part]
         target[leaf] = _value(text)
-    merged = _validate("--set", benchmark_data, BenchmarkRecipe)
+    merged = _validate("--set", benchmark_data, type(benchmark))
     learner = _validate("--set", strategy_data, StrategyRecipe)
     if not any(setting.partition("=")[0].strip() == "model.name" for setting in settings):
         merged._stranger = benchmark._stranger
@@ -195,9 +239,8 @@ def find_recipe(kind: Literal["benchmarks", "strategies"], name_or_path: str | P
     return path
 
 
-def _load(
-    kind: Literal["benchmarks", "strategies"], name_or_path: str | Path, model: type[R], trust: bool
-) -> tuple[str, R]:
+def _read(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The content of a recipe's file, and the file's name in messages."""
     path = find_recipe(kind, name_or_path)
     try:
         check_size(path, MOST_BYTES)
@@ -214,11 +257,25 @@ def _load(
     if "name" not in data and (fault := name_fault(path.stem)):
         raise FsclError(f"{path}: a recipe without name = ... has the name of its file, and this file's {fault}")
     data.setdefault("name", path.stem)
-    shipped = str(name_or_path) in find_recipes(kind)
-    where = f"{kind}/{path.name}" if shipped else str(path)
+    return f"{kind}/{path.name}" if _is_shipped(kind, name_or_path) else str(path), data
+
+
+def _trusted(
+    where: str,
+    data: dict[str, Any],
+    model: type[R],
+    name_or_path: str | Path,
+    kind: Literal["benchmarks", "strategies"],
+    trust: bool,
+) -> R:
+    """The recipe in a file, which notes whether it is trusted."""
     recipe = _validate(where, data, model)
-    recipe._stranger = "" if shipped or trust else where
-    return where, recipe
+    recipe._stranger = "" if trust or _is_shipped(kind, name_or_path) else where
+    return recipe
+
+
+def _is_shipped(kind: Literal["benchmarks", "strategies"], name_or_path: str | Path) -> bool:
+    return str(name_or_path) in find_recipes(kind)
 
 
 def _validate(where: str, data: dict[str, Any], model: type[S]) -> S:

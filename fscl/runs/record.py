@@ -18,15 +18,14 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     PrivateAttr,
-    ValidationError,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
-from fscl.plain import LONGEST, array_of, check_plain, lists_of
-from fscl.text import brief, html_table, points
+from fscl.plain import LONGEST, array_of, lists_of
+from fscl.text import html_table, points
 
 __all__ = [
     "FORMAT",
@@ -34,13 +33,16 @@ __all__ = [
     "Memory",
     "Network",
     "OtherFormatError",
+    "Part",
+    "Record",
     "Resumed",
     "RunRecord",
     "Seconds",
     "Similarity",
     "Strategy",
     "Task",
-    "read_record",
+    "array_field",
+    "check_shape",
 ]
 
 FORMAT: Final = 1
@@ -63,7 +65,7 @@ def _printable(name: str) -> str:
     return name
 
 
-def _array(dimensions: int, low: float = 0.0, high: float = 1.0) -> Any:
+def array_field(dimensions: int, low: float = 0.0, high: float = 1.0) -> Any:
     """Annotations by which pydantic reads an array from JSON and writes it."""
     read = partial(array_of, dimensions=dimensions, low=low, high=high)
     return PlainValidator(lambda values: read(values)), PlainSerializer(lists_of)
@@ -74,13 +76,13 @@ LongLabel = Annotated[str, Field(min_length=1, max_length=LONGEST), AfterValidat
 Words = Annotated[str, Field(max_length=2000)]
 Bytes = Annotated[int | float, Field(ge=0, le=EXABYTES)]
 Scalar = str | int | float | bool | None
-Shares = Annotated[Array, *_array(1)]
-ShareRows = Annotated[Array, *_array(2)]
-Times = Annotated[Array, *_array(1, high=YEARS)]
-Cosines = Annotated[Array, *_array(3, low=-1.01, high=1.01)]  # rounding may pass 1
+Shares = Annotated[Array, *array_field(1)]
+ShareRows = Annotated[Array, *array_field(2)]
+Times = Annotated[Array, *array_field(1, high=YEARS)]
+Cosines = Annotated[Array, *array_field(3, low=-1.01, high=1.01)]  # rounding may pass 1
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """A part of a record. Unknown keys are kept and written again."""
 
     model_config = ConfigDict(
@@ -88,12 +90,12 @@ class _Part(BaseModel):
     )
 
 
-class Network(_Part):
+class Network(Part):
     name: Words = ""
     args: dict[str, Any] = {}
 
 
-class Benchmark(_Part):
+class Benchmark(Part):
     """The benchmark's recipe with all overrides, as the run used it. Only what reports read has a type."""
 
     name: Label
@@ -101,13 +103,14 @@ class Benchmark(_Part):
     description: Words = ""
     data: dict[str, Any] = {}
     split: dict[str, Any] = {}
+    federation: dict[str, Any] = {}
     augment: dict[str, Any] = {}
     model: Network = Network()
     training: dict[str, Scalar] = {}
     strategies: dict[str, Any] = {}
 
 
-class Strategy(_Part):
+class Strategy(Part):
     """The strategy's recipe with all overrides, as the run used it. Only what reports read has a type."""
 
     name: Label
@@ -122,7 +125,7 @@ class Strategy(_Part):
     tune: dict[str, Any] = {}
 
 
-class Resumed(_Part):
+class Resumed(Part):
     """A process that resumed the run."""
 
     after: int
@@ -131,13 +134,13 @@ class Resumed(_Part):
     machine: dict[Label, Scalar]
 
 
-class Task(_Part):
+class Task(Part):
     name: LongLabel
     """By default the names of the task's classes. There may be hundreds."""
     classes: list[Label | int]
 
 
-class Seconds(_Part):
+class Seconds(Part):
     """Wall time of each task that was learned."""
 
     train: Times = np.empty(0)
@@ -148,7 +151,7 @@ class Seconds(_Part):
         return float(self.train.sum() + self.evaluate.sum())
 
 
-class Memory(_Part):
+class Memory(Part):
     """Stored bytes by kind: for one more task (a mean over tasks), and shared by all tasks."""
 
     per_task: Mapping[Label, Bytes] = {}
@@ -163,7 +166,7 @@ class Memory(_Part):
         return float(sum(self.shared.values()))
 
 
-class Similarity(_Part):
+class Similarity(Part):
     """Task-to-task similarity of every layer: ``matrix`` is (L, T, T), 1 on the diagonals.
 
     ``explained`` is the share of the filters' energy that was compared, (L, T); None if all of it was.
@@ -182,18 +185,11 @@ class Similarity(_Part):
     __str__ = __repr__
 
 
-class RunRecord(_Part):
-    """One benchmark x strategy x seed.
+class Record(Part):
+    """What the records of all runs have: recipe x strategy x seed, and how it was done.
 
     Attributes:
-        accuracy: [t, i] is the accuracy on task i after learning task t, a fraction; NaN if i was not yet learned.
-            There is a row for each learned task, so fewer than T while the run is unfinished.
-        transfer: [j, i] is the nearest-class-mean accuracy on task i of the features after task j. It has no rows if
-            it was not measured.
-        untrained: nearest-class-mean accuracy on each task, of the features before any training.
-        start: nearest-class-mean accuracy on each task, of the features just before training on this task.
         validation: share of the training images on which the run was tested in place of the test images.
-        first: how many of the stream's tasks the run learns; None for all.
         error: why the run failed.
     """
 
@@ -205,12 +201,83 @@ class RunRecord(_Part):
     strategy: Strategy
     recipe_hash: Label
     validation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    first: Annotated[int, Field(ge=1)] | None = None
     seed: int
     versions: dict[Label, Words] = {}
     machine: dict[Label, Scalar] = {}
     started: Label | None = None
     resumed: list[Resumed] = []
+    error: Annotated[str, Field(max_length=LONGEST_ERROR)] | None = None
+
+    _path: Path = PrivateAttr(Path())
+
+    @property
+    def path(self) -> Path:
+        """The file that the record was read from."""
+        return self._path
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+    @property
+    def stream(self) -> str:
+        """The benchmark and the images tested on. Runs are compared only if both are equal."""
+        held_out = [f"{100 * self.validation:.3g} % of the training images held out"] if self.validation else []
+        return ", ".join([self.benchmark.name, *self._part_of_benchmark, *held_out])
+
+    @property
+    def _part_of_benchmark(self) -> list[str]:
+        return []
+
+    # how far the run is, for its progress: the steps are the tasks of a stream, or the rounds of a federation
+
+    @property
+    def steps(self) -> int:
+        """Steps that are done."""
+        return len(self.step_seconds)
+
+    @property
+    def steps_in_all(self) -> int:
+        """Steps of the whole run."""
+        raise NotImplementedError
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Wall time of each step."""
+        raise NotImplementedError
+
+    @property
+    def last_accuracies(self) -> list[float]:
+        """The accuracies measured last, of each task or client; NaN if it was not measured."""
+        raise NotImplementedError
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as plain values: all fields that were read or set, in their order."""
+        return self.model_dump(by_alias=True, exclude_unset=True)
+
+    def write(self, file: Path) -> None:
+        """Writes ``run.json``.
+
+        Raises:
+            FsclError: the file cannot be written. A file that was there before is unchanged.
+        """
+        write_text_atomically(file, json.dumps(self.to_json(), indent=1))
+
+
+class RunRecord(Record):
+    """One benchmark x strategy x seed.
+
+    Attributes:
+        accuracy: [t, i] is the accuracy on task i after learning task t, a fraction; NaN if i was not yet learned.
+            There is a row for each learned task, so fewer than T while the run is unfinished.
+        transfer: [j, i] is the nearest-class-mean accuracy on task i of the features after task j. It has no rows if
+            it was not measured.
+        untrained: nearest-class-mean accuracy on each task, of the features before any training.
+        start: nearest-class-mean accuracy on each task, of the features just before training on this task.
+        first: how many of the stream's tasks the run learns; None for all.
+    """
+
+    first: Annotated[int, Field(ge=1)] | None = None
     tasks: list[Task]
     accuracy: ShareRows = np.empty((0, 0))
     transfer: ShareRows = np.empty((0, 0))
@@ -220,17 +287,14 @@ class RunRecord(_Part):
     memory: Memory = Memory()
     similarity: Similarity | None = None
     provenance: Literal["atoms", "filters"] | None = None
-    error: Annotated[str, Field(max_length=LONGEST_ERROR)] | None = None
-
-    _path: Path = PrivateAttr(Path())
 
     @model_validator(mode="after")
     def _fits(self) -> RunRecord:
         """Checks that the shapes of arrays match the number of tasks."""
         count = len(self.tasks)
-        _check_shape("accuracy", self.accuracy, (None, count))
-        _check_shape("transfer", self.transfer, (None, count))
-        _check_shape("untrained", self.untrained, (count,))
+        check_shape("accuracy", self.accuracy, (None, count))
+        check_shape("transfer", self.transfer, (None, count))
+        check_shape("untrained", self.untrained, (count,))
         if self.finished and (not len(self.accuracy) or np.isnan(self.accuracy[-1]).any()):
             raise ValueError("the run is finished but has no accuracies")
         for name, values in (("train", self.seconds.train), ("evaluate", self.seconds.evaluate)):
@@ -257,20 +321,25 @@ class RunRecord(_Part):
         return html_table(repr(self), ["after", *self.task_names], rows)
 
     @property
-    def path(self) -> Path:
-        """The file that the record was read from."""
-        return self._path
+    def _part_of_benchmark(self) -> list[str]:
+        return [f"first {self.first} tasks"] if self.first is not None else []
 
     @property
-    def finished(self) -> bool:
-        return self.status == "finished"
+    def steps(self) -> int:
+        return len(self.accuracy)
 
     @property
-    def stream(self) -> str:
-        """The benchmark, how many of its tasks, and the images tested on. Runs are compared only if all are equal."""
-        first_tasks = [f"first {self.first} tasks"] if self.first is not None else []
-        held_out = [f"{100 * self.validation:.3g} % of the training images held out"] if self.validation else []
-        return ", ".join([self.benchmark.name, *first_tasks, *held_out])
+    def steps_in_all(self) -> int:
+        return len(self.tasks)
+
+    @property
+    def step_seconds(self) -> list[float]:
+        times = self.seconds.train.tolist(), self.seconds.evaluate.tolist()
+        return [train + evaluate for train, evaluate in zip(*times, strict=True)]
+
+    @property
+    def last_accuracies(self) -> list[float]:
+        return self.accuracy[-1].tolist() if len(self.accuracy) else []
 
     @property
     def at_once(self) -> bool:
@@ -291,53 +360,8 @@ class RunRecord(_Part):
     def task_names(self) -> tuple[str, ...]:
         return tuple(task.name for task in self.tasks)
 
-    def to_json(self) -> dict[str, Any]:
-        """The record as plain values: all fields that were read or set, in their order."""
-        return self.model_dump(by_alias=True, exclude_unset=True)
 
-    def write(self, file: Path) -> None:
-        """Writes ``run.json``.
-
-        Raises:
-            FsclError: the file cannot be written. A file that was there before is unchanged.
-        """
-        write_text_atomically(file, json.dumps(self.to_json(), indent=1))
-
-
-def read_record(where: object, data: Any, file: Path = Path()) -> RunRecord:
-    """The record in JSON data.
-
-    Args:
-        where: the beginning of error messages, such as the file's name.
-        data: the parsed JSON.
-        file: the file that it was read from.
-
-    Raises:
-        OtherFormatError: the record has another format.
-        FsclError: the data is not a valid record. The message names the wrong key.
-    """
-    version = data.get("format") if isinstance(data, dict) else type(data).__name__
-    if type(version) is not int or version != FORMAT:
-        raise OtherFormatError(f"{where}: format is {brief(version)}; this version of fscl reads format {FORMAT}")
-    check_plain(where, data, ARRAYS)
-    try:
-        record = RunRecord.model_validate(data)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        place = place if place.isprintable() and len(place) < 200 else brief(place)
-        if first["type"] == "missing":
-            raise FsclError(f"{where}: key {place!r} is missing") from error
-        if first["type"] == "value_error":
-            fault = f"{place} {first['ctx']['error']}".strip()  # there is no place if several keys are to blame
-            raise FsclError(f"{where}: {fault}") from error
-        fault = first["msg"].replace("Input should be", "it must be")
-        raise FsclError(f"{where}: {place} is {brief(first['input'])}; {fault}") from error
-    record._path = file
-    return record
-
-
-def _check_shape(key: str, array: Array, shape: tuple[int | None, ...]) -> None:
+def check_shape(key: str, array: Array, shape: tuple[int | None, ...]) -> None:
     if len(array) and any(size not in (None, actual) for size, actual in zip(shape, array.shape, strict=True)):
         expected = ", ".join("any" if size is None else str(size) for size in shape)
         raise ValueError(f"{key} has shape {array.shape}; it must be ({expected})")

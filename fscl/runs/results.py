@@ -7,23 +7,32 @@ import operator
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
 
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
-from fscl.plain import read_json
-from fscl.runs.record import FORMAT, RunRecord, read_record
+from fscl.plain import check_plain, read_json
+from fscl.runs.federation.record import ARRAYS as FEDERATED_ARRAYS
+from fscl.runs.federation.record import FederatedRecord
+from fscl.runs.record import ARRAYS, FORMAT, OtherFormatError, Record, RunRecord
 from fscl.text import brief
 
 __all__ = [
     "KEPT",
     "LeaveOut",
+    "federations_of",
     "find_task",
     "load_run",
+    "load_stream_run",
+    "read_record",
     "read_runs",
     "refuse",
     "run_in",
     "run_key",
     "runs_text",
+    "streams_of",
     "write_runs",
 ]
 
@@ -37,7 +46,7 @@ def refuse(error: FsclError) -> None:
     raise error
 
 
-def read_runs(paths: Iterable[Path], leave_out: LeaveOut) -> list[RunRecord]:
+def read_runs(paths: Iterable[Path], leave_out: LeaveOut) -> list[Record]:
     """The records behind :func:`fscl.load_runs`, which describes arguments, order and errors."""
     given_paths = list(paths)
     files: dict[Path, None] = {}
@@ -50,7 +59,7 @@ def read_runs(paths: Iterable[Path], leave_out: LeaveOut) -> list[RunRecord]:
         below = [Path(folder, "run.json") for folder, _, names in os.walk(path) if "run.json" in names]
         for file in [path] if path.is_file() else [*report, *sorted(below)]:
             files[file.resolve()] = None
-    runs: dict[object, RunRecord] = {}
+    runs: dict[object, Record] = {}
     for file in files:
         for run in _load(file, leave_out):
             known = runs.get(_identity(run))
@@ -67,32 +76,32 @@ def read_runs(paths: Iterable[Path], leave_out: LeaveOut) -> list[RunRecord]:
     return sorted(latest, key=lambda r: (r.stream, r.strategy.name, r.recipe_hash, r.seed, str(r.path)))
 
 
-def write_runs(runs: Iterable[RunRecord], file: Path) -> None:
+def write_runs(runs: Iterable[Record], file: Path) -> None:
     """Writes the records of runs into one file, from which :func:`fscl.load_runs` reads them again."""
     write_text_atomically(file, runs_text(runs))
 
 
-def runs_text(runs: Iterable[RunRecord]) -> str:
+def runs_text(runs: Iterable[Record]) -> str:
     """The text that :func:`write_runs` writes."""
     text = ",\n".join(json.dumps(run.to_json(), separators=(",", ":")) for run in runs)
     return f'{{"format": {FORMAT}, "runs": [\n{text}\n]}}\n'
 
 
-def _identity(run: RunRecord) -> object:
+def _identity(run: Record) -> object:
     """Equal for two records of one run, in its folder and in a report. The start time tells repeated runs apart."""
     return (*run_key(run), run.started or run.path)
 
 
-def run_key(run: RunRecord) -> tuple[object, ...]:
+def run_key(run: Record) -> tuple[object, ...]:
     """Equal for two runs of which a report may count only one."""
     return run.stream, run.strategy.name, run.recipe_hash, run.seed
 
 
-def _how_far(run: RunRecord) -> tuple[bool, int]:
-    return run.finished, len(run.accuracy)
+def _how_far(run: Record) -> tuple[bool, int]:
+    return run.finished, run.steps
 
 
-def _load(file: Path, leave_out: LeaveOut) -> list[RunRecord]:
+def _load(file: Path, leave_out: LeaveOut) -> list[Record]:
     try:
         return _load_kept(file, leave_out) if file.name == KEPT else [load_run(file)]
     except FsclError as error:
@@ -100,7 +109,7 @@ def _load(file: Path, leave_out: LeaveOut) -> list[RunRecord]:
         return []
 
 
-def _load_kept(file: Path, leave_out: LeaveOut) -> list[RunRecord]:
+def _load_kept(file: Path, leave_out: LeaveOut) -> list[Record]:
     data = read_json(file)
     records = data.get("runs") if isinstance(data, dict) else None
     if not isinstance(records, list):
@@ -114,7 +123,42 @@ def _load_kept(file: Path, leave_out: LeaveOut) -> list[RunRecord]:
     return runs
 
 
-def load_run(file: str | Path) -> RunRecord:
+def read_record(where: object, data: Any, file: Path = Path()) -> Record:
+    """The record in JSON data.
+
+    Args:
+        where: the beginning of error messages, such as the file's name.
+        data: the parsed JSON.
+        file: the file that it was read from.
+
+    Raises:
+        OtherFormatError: the record has another format.
+        FsclError: the data is not a valid record. The message names the wrong key.
+    """
+    version = data.get("format") if isinstance(data, dict) else type(data).__name__
+    if type(version) is not int or version != FORMAT:
+        raise OtherFormatError(f"{where}: format is {brief(version)}; this version of fscl reads format {FORMAT}")
+    benchmark = data.get("benchmark")
+    federated = isinstance(benchmark, dict) and bool(benchmark.get("federation"))
+    check_plain(where, data, FEDERATED_ARRAYS if federated else ARRAYS)
+    try:
+        record = (FederatedRecord if federated else RunRecord).model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        place = place if place.isprintable() and len(place) < 200 else brief(place)
+        if first["type"] == "missing":
+            raise FsclError(f"{where}: key {place!r} is missing") from error
+        if first["type"] == "value_error":
+            fault = f"{place} {first['ctx']['error']}".strip()  # there is no place if several keys are to blame
+            raise FsclError(f"{where}: {fault}") from error
+        fault = first["msg"].replace("Input should be", "it must be")
+        raise FsclError(f"{where}: {place} is {brief(first['input'])}; {fault}") from error
+    record._path = file
+    return record
+
+
+def load_run(file: str | Path) -> Record:
     """Reads one ``run.json``.
 
     Raises:
@@ -124,7 +168,29 @@ def load_run(file: str | Path) -> RunRecord:
     return read_record(file, read_json(file), file)
 
 
-def run_in(folder: Path) -> RunRecord:
+def load_stream_run(file: Path) -> RunRecord:
+    """Reads the ``run.json`` of a run on a stream of tasks.
+
+    Raises:
+        FsclError: as :func:`load_run`; or it is a run of a federation.
+    """
+    record = load_run(file)
+    if not isinstance(record, RunRecord):
+        raise FsclError(f"{file}: a run of a federation, which has clients and no tasks; a run on a stream would do")
+    return record
+
+
+def streams_of(records: Iterable[Record]) -> list[RunRecord]:
+    """The runs on streams of tasks."""
+    return [record for record in records if isinstance(record, RunRecord)]
+
+
+def federations_of(records: Iterable[Record]) -> list[FederatedRecord]:
+    """The runs of federations."""
+    return [record for record in records if isinstance(record, FederatedRecord)]
+
+
+def run_in(folder: Path) -> Record:
     """The record of the run in a folder.
 
     Raises:
@@ -149,7 +215,8 @@ def find_task(folder: Path, task: int | str | None) -> tuple[RunRecord, int | No
     Raises:
         FsclError: there is no finished run, or the task is unknown or missing.
     """
-    record = run_in(folder)
+    run_in(folder)
+    record = load_stream_run(folder / "run.json")
     if not record.finished:
         learned = f"{len(record.accuracy)} of {len(record.tasks)} tasks"
         raise FsclError(f"{folder}: the run is {record.status}, after {learned}; a finished run would do")

@@ -8,11 +8,13 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
-from fscl.runs.record import RunRecord, read_record
+from fscl.runs.record import Record
+from fscl.runs.results import read_record
 from fscl.runs.spec import RunSpec
 
-__all__ = ["line", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "line", "read_checkpoint", "write_checkpoint"]
 
+CHECKPOINT = "checkpoint.pt"  # file in a run's folder while it is unfinished
 FORMAT = 2  # raise it whenever the layout of a checkpoint changes
 # The comment at the end of the zip archive: this mark and the checksum, in hexadecimal, of all bytes before it.
 MARK = b"fscl sha256 "
@@ -20,7 +22,7 @@ COMMENT = len(MARK) + 64
 ANEW = "delete this file, and only this run begins anew from its first task"
 
 
-def write_checkpoint(path: Path, record: RunRecord, state: dict[str, Any]) -> None:
+def write_checkpoint(path: Path, record: Record, state: dict[str, Any]) -> None:
     """Writes the record and the trainer's state with ``torch.save``, and adds a checksum.
 
     Args:
@@ -48,7 +50,7 @@ def write_checkpoint(path: Path, record: RunRecord, state: dict[str, Any]) -> No
     write_atomically(path, write)
 
 
-def read_checkpoint(path: Path, spec: RunSpec) -> tuple[RunRecord, dict[str, Any]]:
+def read_checkpoint(path: Path, spec: RunSpec) -> tuple[Record, dict[str, Any]]:
     """The record and the trainer's state that :func:`write_checkpoint` wrote for this run.
 
     Raises:

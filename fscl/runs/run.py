@@ -2,42 +2,24 @@
 
 import contextlib
 import datetime
+import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
-import numpy as np
 from filelock import FileLock, Timeout
 
 from fscl.errors import FsclError
-from fscl.files import written_together
-from fscl.runs.building import build_trainer, load_stream
-from fscl.runs.environment import machine, versions
-from fscl.runs.logs import opened_logs, remove_logs
-from fscl.runs.record import (
-    FORMAT,
-    LONGEST_ERROR,
-    Benchmark,
-    Memory,
-    OtherFormatError,
-    Resumed,
-    RunRecord,
-    Seconds,
-    Similarity,
-    Strategy,
-    Task,
-)
+from fscl.runs.environment import versions
+from fscl.runs.logs import opened_logs
+from fscl.runs.record import FORMAT, LONGEST_ERROR, Benchmark, OtherFormatError, Record, Strategy
 from fscl.runs.results import load_run
-from fscl.runs.resume import ANEW, line, read_checkpoint, write_checkpoint
+from fscl.runs.resume import ANEW, CHECKPOINT, line, read_checkpoint
+from fscl.runs.schema import FederationRecipe
 from fscl.runs.spec import Progress, RunSpec
 
-if TYPE_CHECKING:
-    from fscl.continual.training.trainer import Trainer
+__all__ = ["BusyError", "is_finished", "run_one"]
 
-__all__ = ["WEIGHTS", "BusyError", "is_finished", "run_one"]
-
-CHECKPOINT = "checkpoint.pt"
-WEIGHTS = "weights.safetensors"
 # fields of the record that W&B shows as the run's configuration
 LOGGED = {"benchmark", "strategy", "recipe_hash", "validation", "seed", "versions", "machine"}
 
@@ -111,31 +93,32 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
             raise FsclError(f"{error}; {ANEW}") from error
         before = None
     # A run that has learned nothing may be replaced: nothing is lost.
-    if before and before.recipe_hash != spec.hash and len(before.accuracy):
+    if before and before.recipe_hash != spec.hash and before.steps:
         raise FsclError(
             f"{folder} holds a run of another recipe (hash {before.recipe_hash}, now {spec.hash}); "
             "use --overwrite to replace it, or another --out"
         )
     if before and before.finished:
-        checkpoint.unlink(missing_ok=True)  # a process that was killed after its last task may have left it
+        checkpoint.unlink(missing_ok=True)  # a process that was killed after its last step may have left it
         return folder
     import torch
 
     torch.set_num_threads(spec.threads)
-    record, state = _new_record(spec), None
+    kind = _kind(spec)
+    record, state = kind.new_record(spec, _facts(spec)), None
     if checkpoint.exists() and not overwrite:
         record, state = read_checkpoint(checkpoint, spec)
     # A failure is written to run.json only if this replaces no earlier record. A run that is resumed or overwritten
     # keeps its old record until training has begun.
     recordable = state is None and not (overwrite and (folder / "run.json").exists())
     try:
-        trainer = _begin(spec, folder, record, state, progress)
+        work = kind.begin(spec, folder, record, state, progress)
         recordable, state = True, None
         name = "/".join(spec.folder(Path()).parts)
         config = record.model_dump(mode="json", include=LOGGED, by_alias=True)
-        with opened_logs(spec.log, folder, trainer.step, name, config) as trainer.reporter.log:
+        with opened_logs(spec.log, folder, work.step, name, config) as log:
             kept()
-            _train(record, trainer, folder, kept, spec.weights)
+            kind.train(record, work, folder, kept, spec.weights, log)
     except Exception as error:
         if recordable:
             with contextlib.suppress(FsclError):  # the failure may be a full disk, and then this cannot be written
@@ -146,113 +129,30 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
     return folder
 
 
-def _begin(
-    spec: RunSpec, folder: Path, record: RunRecord, state: dict[str, Any] | None, progress: Progress | None
-) -> "Trainer":
-    """Builds the trainer and loads its state, if there is one. The record is updated, in memory and on disk."""
-    stream = load_stream(spec)
-    tasks = [Task(name=n, classes=list(classes)) for n, classes in zip(stream.names, stream.tasks, strict=True)]
-    if state is not None and record.tasks != tasks:
-        raise FsclError(
-            f"{folder / CHECKPOINT}: its tasks differ from the tasks that the images now give; have the images changed?"
-        )
-    record.tasks = tasks
-    trainer: Trainer = build_trainer(spec, stream, progress)
-    here = machine(spec.device, spec.threads, trainer.precision)
-    if state is None:
-        record.machine = here
-        record.untrained = np.array(trainer.untrained())
-    else:
-        try:
-            trainer.load_state_dict(state)
-        except Exception as error:  # another version of a learner, or of torch, may raise anything
-            raise FsclError(
-                f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its learner ({line(error)}); "
-                "go on with the versions in the run.json beside it"
-            ) from error
-        record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
-    record.write(folder / "run.json")
-    if state is None:  # files of an overwritten run; they are deleted only now, after the new record is on disk
-        for name in (CHECKPOINT, "bank.safetensors", WEIGHTS):
-            (folder / name).unlink(missing_ok=True)
-        remove_logs(folder)
-    return trainer
+def _kind(spec: RunSpec) -> Any:
+    """The module that does this kind of run. Only the libraries that it needs are imported."""
+    kind = "federation.run" if isinstance(spec.benchmark, FederationRecipe) else "stream_run"
+    return importlib.import_module(f"fscl.runs.{kind}")
 
 
-def _train(record: RunRecord, trainer: "Trainer", folder: Path, kept: Callable[[], None], weights: bool) -> None:
-    """Trains all experiences that are left. The record on disk is never ahead of the checkpoint."""
-    while trainer.done < len(trainer.stream.tasks):
-        measured = trainer.train_next()
-        not_yet_learned = [np.nan] * (len(record.tasks) - trainer.done)
-        record.accuracy = np.array([*record.accuracy, measured.accuracy + not_yet_learned])
-        record.transfer = np.array([*record.transfer, measured.transfer])
-        record.start = np.append(record.start, measured.start)
-        record.seconds = Seconds(
-            train=np.append(record.seconds.train, measured.train_seconds),
-            evaluate=np.append(record.seconds.evaluate, measured.evaluate_seconds),
-        )
-        last = trainer.done == len(trainer.stream.tasks)
-        if last:
-            _finish(record, trainer)
-        with written_together():
-            if trainer.bank is not None:
-                trainer.bank.save(folder / "bank.safetensors")
-            if last and weights:
-                from fscl.runs.weights import save_networks
-
-                save_networks(folder / WEIGHTS, trainer)
-            if not last:
-                write_checkpoint(folder / CHECKPOINT, record, trainer.state_dict())
-            record.write(folder / "run.json")
-        kept()
+def _facts(spec: RunSpec) -> dict[str, Any]:
+    """What every record holds from the beginning. The keys that are set here are in every ``run.json``."""
+    return {
+        "format": FORMAT,
+        "status": "running",
+        "benchmark": Benchmark.model_validate(spec.benchmark.model_dump(by_alias=True)),
+        "strategy": Strategy.model_validate(spec.strategy.model_dump(by_alias=True)),
+        "recipe_hash": spec.hash,
+        "validation": spec.validation,
+        "seed": spec.seed,
+        "versions": versions(),
+        "machine": {},
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "resumed": [],
+    }
 
 
-def _new_record(spec: RunSpec) -> RunRecord:
-    """The record of a run before its first task. The keys that are set here are in every ``run.json``."""
-    record = RunRecord(
-        format=FORMAT,
-        status="running",
-        benchmark=Benchmark.model_validate(spec.benchmark.model_dump(by_alias=True)),
-        strategy=Strategy.model_validate(spec.strategy.model_dump(by_alias=True)),
-        recipe_hash=spec.hash,
-        validation=spec.validation,
-        seed=spec.seed,
-        versions=versions(),
-        machine={},
-        started=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        resumed=[],
-        tasks=[],
-        accuracy=np.empty((0, 0)),
-        transfer=np.empty((0, 0)),
-        untrained=np.empty(0),
-        start=np.empty(0),
-        seconds=Seconds(train=np.empty(0), evaluate=np.empty(0)),
-        memory=Memory(per_task={}, shared={}),
-        similarity=None,
-        provenance=None,
-    )
-    if spec.first is not None:
-        record.first = spec.first
-    return record
-
-
-def _finish(record: RunRecord, trainer: "Trainer") -> None:
-    layers, matrices, provenance = trainer.similarity()
-    per_task, shared = trainer.memory()
-    explained = trainer.explained()
-    record.status = "finished"
-    record.memory = Memory(per_task=per_task, shared=shared)
-    record.similarity = Similarity(
-        metric="cosine",
-        aggregate="product",
-        layers=layers,
-        matrix=matrices.cpu().double().numpy(),
-        explained=None if explained is None else np.array(explained),
-    )
-    record.provenance = cast(Any, provenance)
-
-
-def _read(folder: Path, spec: RunSpec) -> RunRecord | None:
+def _read(folder: Path, spec: RunSpec) -> Record | None:
     """The record in the folder, of this recipe or another; None if there is no record."""
     file = folder / "run.json"
     if not file.exists():

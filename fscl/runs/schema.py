@@ -20,6 +20,8 @@ __all__ = [
     "TAGS",
     "WRONG_SPLIT",
     "BenchmarkRecipe",
+    "ClientsRecipe",
+    "FederationRecipe",
     "Override",
     "Recipe",
     "SplitRecipe",
@@ -46,12 +48,14 @@ def _printable(name: str) -> str:
 
 Name = Annotated[str, AfterValidator(_one_folder)]
 TaskName = Annotated[str, AfterValidator(_printable)]
+Clients = Annotated[int, Field(ge=1, le=100_000)]
 Tasks = Annotated[int, Field(ge=1, le=MOST_TASKS)]
 Side = Annotated[int, Field(ge=1, le=4096)]
 Angle = Annotated[float, Field(allow_inf_nan=False)]
 Values = Annotated[list[Any], Field(min_length=1)]
 WRONG_SPLIT = "wrong_split"
 WAYS = ("tasks", "rotations", "permutations")  # keys of [split] that make tasks; a split has exactly one
+SPLITS = ("classes_per_client", "dirichlet", "groups")  # keys of [federation] that divide images among clients
 TAGS = ("number", "numbers", "classes", "named")  # the types that split.tasks may have
 
 
@@ -135,20 +139,69 @@ class Override(Recipe):
     """Changed arguments of the learner."""
 
 
-class BenchmarkRecipe(Recipe):
-    """A benchmark as data: images, their split into tasks, network and training budget."""
+class _Benchmark(Recipe):
+    """What streams and federations have in common."""
 
     name: Name = ""
     """Name of the folder of its runs; by default the name of the file."""
     title: Text = ""
     description: Text = ""
     data: DataRecipe
-    split: SplitRecipe
     augment: AugmentRecipe = AugmentRecipe()
     model: Network = Network()
     training: Training = Training()
     strategies: dict[Name, Override] = {}
     """Changes by the name of the strategy."""
+
+
+class BenchmarkRecipe(_Benchmark):
+    """A stream as data: images, their split into tasks, network and training budget."""
+
+    split: SplitRecipe
+
+
+class ClientsRecipe(Recipe):
+    """The clients of a federation: how images are divided among them, and how often they train.
+
+    Exactly one of ``classes_per_client``, ``dirichlet`` and ``groups`` is given.
+    """
+
+    clients: Clients
+    classes_per_client: Annotated[int, Field(ge=1)] | None = None
+    """Each client has this number of classes. A class is shared out evenly among the clients that have it."""
+    dirichlet: Annotated[float, Field(gt=0)] | None = None
+    """The concentration of Dirichlet's distribution, from which the clients' shares of each class are drawn."""
+    groups: Annotated[int, Field(ge=1)] | Text | list[list[str]] | None = None
+    """Clients of one group have the same classes: the number of groups, the classes of each group, or the name of a
+    benchmark whose tasks are the groups. Client i is in group i modulo the number of groups."""
+    most_images: Annotated[int, Field(ge=1)] | None = None
+    """Most training images of a client."""
+    most_test_images: Annotated[int, Field(ge=1)] | None = None
+    """Most test images of a client."""
+    fraction: Annotated[float, Field(gt=0, le=1)] = 0.1
+    """Share of the clients that train in a round."""
+    rounds: Annotated[int, Field(ge=1, le=100_000)] = 100
+    least: Annotated[int, Field(ge=1)] = 1
+    """Answers that a round needs. With fewer, the server keeps its parts and goes on."""
+    evaluate_every: Annotated[int, Field(ge=1)] = 10
+    """Rounds between two evaluations of all clients."""
+    start: Text = ""
+    """A checkpoint of the network from which all methods start; by default it is freshly initialised."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> "ClientsRecipe":
+        ways = [f"federation.{name}" for name in SPLITS if getattr(self, name) is not None]
+        if len(ways) != 1:
+            known = ", ".join(f"federation.{name}" for name in SPLITS)
+            fault = f"{' and '.join(ways)} exclude each other" if ways else f"one of {known} is missing"
+            raise PydanticCustomError(WRONG_SPLIT, "{fault}", {"fault": fault})
+        return self
+
+
+class FederationRecipe(_Benchmark):
+    """A federation as data: images, their split among clients, network, and the training of a client in a round."""
+
+    federation: ClientsRecipe
 
 
 class TuneRecipe(Recipe):

@@ -16,10 +16,9 @@ from fscl.runs.building import build_trainer, check_trusted, find_device
 from fscl.runs.record import RunRecord
 from fscl.runs.results import find_task
 from fscl.runs.resume import line
-from fscl.runs.run import WEIGHTS
 from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
 from fscl.runs.spec import RunSpec
-from fscl.runs.weights import read_weights
+from fscl.runs.weights import WEIGHTS, read_weights
 
 __all__ = ["load_network"]
 

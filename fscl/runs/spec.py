@@ -7,7 +7,7 @@ from pathlib import Path
 from fscl.choices import LOGS, Log
 from fscl.errors import FsclError
 from fscl.plain import name_fault
-from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, recipe_hash
+from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe, recipe_hash
 from fscl.text import brief
 
 __all__ = ["Progress", "RunSpec"]
@@ -34,7 +34,7 @@ class RunSpec:
         log: where the run is logged while it trains, names of :data:`fscl.choices.Log`. Results do not depend on it.
     """
 
-    benchmark: BenchmarkRecipe
+    benchmark: BenchmarkRecipe | FederationRecipe
     strategy: StrategyRecipe
     seed: int
     data: str | None = None

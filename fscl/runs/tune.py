@@ -12,7 +12,7 @@ from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, with_overrides
 from fscl.runs.record import RunRecord
-from fscl.runs.results import load_run
+from fscl.runs.results import load_stream_run
 from fscl.runs.schema import Override
 from fscl.runs.spec import RunSpec
 
@@ -132,7 +132,7 @@ def tuned(strategy: StrategyRecipe, trials: Sequence[Trial], out: Path) -> Tuned
     """
     ended = []
     for trial in trials:
-        result = load_run(trial.spec.folder(out) / "run.json")
+        result = load_stream_run(trial.spec.folder(out) / "run.json")
         ended.append(replace(trial, result=result if result.finished else None))
     finished = [trial for trial in ended if trial.accuracy is not None]
     if not finished:

@@ -19,7 +19,7 @@ from fscl import FsclError, load_runs
 from fscl.report.page import write_report
 from fscl.report.runs import Runs
 from fscl.report.tables import TABLES
-from fscl.runs.record import read_record
+from fscl.runs.results import read_record
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = {"recipe_hash": str, "name_learned": str, "name_tested": str, "name_a": str, "name_b": str}

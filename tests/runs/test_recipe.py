@@ -31,7 +31,7 @@ def write(folder: Path, text: str, name: str = "mine.toml") -> Path:
     [
         (GOOD + "[training]\nepoch = 3", r"'training.epoch' \(did you mean 'epochs'\?\).*batch_size.*lr_next"),
         (GOOD + "[model]\nname = 'convnet'\nwidth = 3", r"unknown key 'model.width'; known keys: name, args"),
-        ("titel = 'x'" + GOOD, r"unknown key 'titel' \(did you mean 'title'\?\); known keys: .*data, split"),
+        ("titel = 'x'" + GOOD, r"unknown key 'titel' \(did you mean 'title'\?\); known keys: .*data, .*split"),
         (GOOD + "[strategies.ewc]\narg = {}", r"unknown key 'strategies.ewc.arg' \(did you mean 'args'\?\)"),
         (GOOD + "[strategies.ewc.training]\nepoch = 1", r"strategies.ewc.training.*unknown key 'epoch'.*'epochs'"),
         (GOOD + "[strategies.interesting.training]\nlr = -1", r"strategies.interesting.training.*lr = -1"),

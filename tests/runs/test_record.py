@@ -10,8 +10,8 @@ import pytest
 from fscl.errors import FsclError
 from fscl.report.runs import load_runs
 from fscl.runs.recipe import load_benchmark, load_strategy
-from fscl.runs.record import Benchmark, RunRecord, Strategy, read_record
-from fscl.runs.results import load_run, write_runs
+from fscl.runs.record import Benchmark, RunRecord, Strategy
+from fscl.runs.results import load_run, read_record, write_runs
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = sorted((ROOT / "reports").glob("*/runs.json"))

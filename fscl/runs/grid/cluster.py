@@ -19,8 +19,8 @@ from typing import Any
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.runs.grid.sweep import Outcome, attempt
-from fscl.runs.run import WEIGHTS
 from fscl.runs.spec import RunSpec
+from fscl.runs.weights import WEIGHTS
 
 __all__ = ["RayEngine", "refuse_logs"]
 

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fscl.errors import FsclError
 from fscl.plain import read_json
-from fscl.runs.record import RunRecord
+from fscl.runs.record import Record
 from fscl.runs.results import load_run
 from fscl.runs.spec import RunSpec
 from fscl.text import clock, points
@@ -100,15 +100,12 @@ class _Run:
                 share = _reported(self.folder) - len(self.seconds)
                 self.share = self.share if math.isnan(share) else min(max(share, 0.0), 1.0)
 
-    def _take(self, record: RunRecord) -> None:
+    def _take(self, record: Record) -> None:
         if record.recipe_hash != self.hash:
             return
-        times = record.seconds.train.tolist(), record.seconds.evaluate.tolist()
-        seconds = [train + evaluate for train, evaluate in zip(*times, strict=True)]
-        last = record.accuracy[-1].tolist() if len(record.accuracy) else []
-        seen = [accuracy for accuracy in last if not math.isnan(accuracy)]
-        self.tasks, self.finished = len(record.tasks), record.finished
-        self.seconds, self.accuracy, self.share = seconds, fmean(seen) if seen else None, 0.0
+        seen = [accuracy for accuracy in record.last_accuracies if not math.isnan(accuracy)]
+        self.tasks, self.finished = record.steps_in_all, record.finished
+        self.seconds, self.accuracy, self.share = record.step_seconds, fmean(seen) if seen else None, 0.0
 
 
 class Grid:

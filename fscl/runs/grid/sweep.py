@@ -15,8 +15,9 @@ from rich.console import Console
 from fscl.errors import FsclError
 from fscl.runs.building import find_device, prepared
 from fscl.runs.grid.progress import LiveTable, record_stamp
-from fscl.runs.grid.workers import Died, each_in_a_worker, in_a_worker, warm_up
+from fscl.runs.grid.workers import FOR_FEDERATIONS, FOR_STREAMS, Died, each_in_a_worker, in_a_worker, warm_up
 from fscl.runs.run import BusyError, is_finished, run_one
+from fscl.runs.schema import FederationRecipe
 from fscl.runs.spec import RunSpec
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
@@ -82,7 +83,8 @@ def sweep(
     """
     todo = [spec for spec in specs if overwrite or not is_finished(spec, out)]
     if todo:
-        with console.status("Loading Avalanche and PyTorch ...") if console else contextlib.nullcontext():
+        slow = "PyTorch and Flower" if _is_federated(todo) else "Avalanche and PyTorch"
+        with console.status(f"Loading {slow} ...") if console else contextlib.nullcontext():
             todo = _prepared(todo, jobs, engine, meanwhile)
     else:
         _check_unused(specs, engine, console)
@@ -119,9 +121,13 @@ def _prepared(
         return prepared(todo, here=False)
     if jobs == 1 or len(todo) == 1:
         return prepared(todo)
-    warm_up()
+    warm_up(FOR_FEDERATIONS if _is_federated(todo) else FOR_STREAMS)
     meanwhile()
-    return in_a_worker(prepared, todo)  # the server has imported Avalanche, so this process need not
+    return in_a_worker(prepared, todo)  # the server has imported what is slow, so this process need not
+
+
+def _is_federated(specs: Sequence[RunSpec]) -> bool:
+    return all(isinstance(spec.benchmark, FederationRecipe) for spec in specs)
 
 
 def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool) -> Iterator[Outcome]:

@@ -15,14 +15,11 @@ from typing import Any, TypeVar
 
 from fscl.errors import FsclError
 
-__all__ = ["Died", "each_in_a_worker", "in_a_worker", "warm_up"]
+__all__ = ["FOR_FEDERATIONS", "FOR_STREAMS", "Died", "each_in_a_worker", "in_a_worker", "warm_up"]
 
-PRELOADED = [  # otherwise each worker would import them, in about 8 s
-    "fscl.continual.training.trainer",
-    "fscl.continual.repaired",
-    "fscl.runs.run",
-    "sklearn.datasets",
-]
+# otherwise each worker would import them: Avalanche takes about 8 s
+FOR_STREAMS = ["fscl.continual.repaired", "fscl.runs.run", "fscl.runs.stream_run", "sklearn.datasets"]
+FOR_FEDERATIONS = ["fscl.runs.run", "fscl.runs.federation.run", "sklearn.datasets"]
 
 PATIENCE = 5.0  # seconds for a worker to end after its result
 
@@ -41,13 +38,13 @@ class Died:
     exit_code: int
 
 
-def warm_up() -> None:
-    """Starts the server that forks workers. It imports Avalanche while the caller goes on."""
+def warm_up(modules: Sequence[str] = FOR_STREAMS) -> None:
+    """Starts the server that forks workers, if it is not running. It imports these modules while the caller goes on."""
     if _context().get_start_method() == "forkserver":
         from multiprocessing import forkserver, resource_tracker
 
         resource_tracker.ensure_running()  # which would unblock SIGINT, if the server had to start it
-        _context().set_forkserver_preload(PRELOADED)
+        _context().set_forkserver_preload(list(modules))
         with _sigint_blocked():
             forkserver.ensure_running()
 

@@ -1,0 +1,205 @@
+"""Builds the clients and the server of a federation from its recipes."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fscl.data.class_split import Groups
+from fscl.data.client_split import ClientSplit, split_clients
+from fscl.data.datasets import load_images
+from fscl.data.images import ImageSet
+from fscl.data.transforms import ImageTransform, channel_statistics
+from fscl.errors import FsclError
+from fscl.factories import NotTrustedError, check_network, import_named, in_words
+from fscl.federated import FederatedStrategy, Federation, LabelledImages, Method
+from fscl.networks import make_network
+from fscl.runs.recipe import FEDERATED, load_benchmark
+from fscl.runs.resume import line
+from fscl.runs.schema import ClientsRecipe, FederationRecipe
+from fscl.runs.spec import RunSpec
+from fscl.text import brief
+
+__all__ = ["build_clients", "build_server", "check_federation", "images_of", "split_of"]
+
+
+def recipe_of(spec: RunSpec) -> FederationRecipe:
+    assert isinstance(spec.benchmark, FederationRecipe)
+    return spec.benchmark
+
+
+@cache  # the server and the clients of a process share the images
+def images_of(name: str, data: str | None, image_size: int | None) -> tuple[ImageSet, ImageSet]:
+    """The training and test images of a federation."""
+    return load_images(name, data, image_size)
+
+
+def split_of(spec: RunSpec) -> ClientSplit:
+    """The images of each client.
+
+    Raises:
+        FsclError: the data is missing or damaged, or cannot be divided as the recipe says.
+    """
+    data, clients = recipe_of(spec).data, recipe_of(spec).federation
+    train, test = images_of(data.name, spec.data, data.image_size)
+    return split_clients(
+        train.labels.numpy(),
+        test.labels.numpy(),
+        train.classes,
+        clients.clients,
+        classes_per_client=clients.classes_per_client,
+        dirichlet=clients.dirichlet,
+        groups=_groups(clients),
+        most_images=clients.most_images,
+        most_test_images=clients.most_test_images,
+        validation=spec.validation,
+        seed=spec.seed,
+    )
+
+
+def _groups(clients: ClientsRecipe) -> Groups | None:
+    if not isinstance(clients.groups, str):
+        return clients.groups
+    tasks = load_benchmark(clients.groups).split.tasks
+    if tasks is None:
+        raise FsclError(
+            f"federation.groups = {brief(clients.groups)}: the tasks of this benchmark have the same classes"
+        )
+    return tasks
+
+
+def build_clients(spec: RunSpec, folder: Path | None = None) -> Federation:
+    """The clients of a federation. They keep what stays at them in a folder, or else in Flower's contexts.
+
+    Raises:
+        FsclError: the data, the method or the network cannot be had.
+    """
+    recipe = recipe_of(spec)
+    train, test = images_of(recipe.data.name, spec.data, recipe.data.image_size)
+    split = split_of(spec)
+    mean, std = channel_statistics(train.images)
+    augment = recipe.augment
+    method = build_method(spec)
+    tested = train if spec.validation else test
+    return Federation(
+        method=method,
+        network=method.prepare(build_network(spec)),
+        training=recipe.training,
+        train=_labelled(train, split.train),
+        test=_labelled(tested, split.test),
+        augmented=ImageTransform(mean, std, augment.crop_padding, augment.flip),
+        plain=ImageTransform(mean, std),
+        seed=spec.seed,
+        folder=folder,
+    )
+
+
+def _labelled(images: ImageSet, chosen: Any) -> list[LabelledImages]:
+    return [LabelledImages(images.images, images.labels, torch.from_numpy(indices)) for indices in chosen]
+
+
+def build_server(spec: RunSpec) -> FederatedStrategy:
+    """The server of a federation.
+
+    Raises:
+        FsclError: the method or the network cannot be built.
+    """
+    clients = recipe_of(spec).federation
+    return FederatedStrategy(
+        build_method(spec),
+        build_network(spec),
+        clients.clients,
+        fraction=clients.fraction,
+        least=clients.least,
+        evaluate_every=clients.evaluate_every,
+        seed=spec.seed,
+    )
+
+
+def build_method(spec: RunSpec) -> Method:
+    """The method that a strategy's recipe names.
+
+    Raises:
+        FsclError: the class is unknown, is no method, or does not take the arguments.
+    """
+    module, _, name = spec.strategy.class_path.rpartition(".")
+    if spec.strategy._stranger and module != FEDERATED and not module.startswith(f"{FEDERATED}."):
+        raise FsclError(
+            f"{spec.strategy._stranger}: class = {spec.strategy.class_path!r}: a recipe may name methods of {FEDERATED}; "
+            "if you trust the file, --trust lets it run any code"
+        )
+    kind = import_named(module, name, f"class {spec.strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
+    if not (isinstance(kind, type) and issubclass(kind, Method)):
+        raise FsclError(
+            f"class = {spec.strategy.class_path!r} is no method of federations; a subclass of {FEDERATED}.Method would do"
+        )
+    try:
+        return kind(**spec.strategy.args)
+    except TypeError as error:
+        raise FsclError(f"{spec.strategy.name}: {in_words(error)}") from error
+
+
+def build_network(spec: RunSpec) -> nn.Module:
+    """The network from which server and clients start, with the same values in every process.
+
+    Raises:
+        FsclError: it cannot be built, or its start cannot be read or does not fit.
+    """
+    recipe = recipe_of(spec)
+    train, _ = images_of(recipe.data.name, spec.data, recipe.data.image_size)
+    shape = (train.images.shape[1], train.images.shape[2], train.images.shape[3])
+    state = torch.random.get_rng_state()
+    torch.manual_seed(spec.seed)
+    try:
+        network = make_network(recipe.model.name, shape, len(train.classes), recipe.model.args)
+    finally:
+        torch.random.set_rng_state(state)
+    if recipe.federation.start:
+        _put_start(network, recipe.federation.start)
+    return network
+
+
+def _put_start(network: nn.Module, path: str) -> None:
+    """Puts the weights of a checkpoint into a network. A head of other classes stays as it is."""
+    from fscl.compare.checkpoints.reading import read_checkpoint
+
+    saved: dict[str, Tensor] = read_checkpoint(Path(path))
+    own = network.state_dict()
+    fits = {name: values for name, values in saved.items() if name in own and own[name].shape == values.shape}
+    missing = [name for name, parameter in network.named_parameters() if name not in fits and parameter.ndim == 4]
+    if missing:
+        raise FsclError(
+            f"federation.start = {path}: it has no filters {missing[0]} of shape {tuple(own[missing[0]].shape)}"
+        )
+    network.load_state_dict(fits, strict=False)
+
+
+def check_federation(spec: RunSpec) -> None:
+    """Checks, before anything is trained, that everything can be built and that the network takes the images.
+
+    Raises:
+        FsclError: it cannot.
+    """
+    recipe = recipe_of(spec)
+    if recipe._stranger:
+        try:
+            check_network(recipe.model.name, recipe.model.args)
+        except NotTrustedError as error:
+            raise FsclError(
+                f"{recipe._stranger}: {error}; if you trust the file, --trust lets it run any code"
+            ) from error
+    if recipe.training.precision != "float32" or recipe.training.compile:
+        raise FsclError(
+            "clients train in float32 and without compilation; set training.precision=float32, compile=false"
+        )
+    clients = build_clients(spec)
+    images, _ = clients.test[0].load()
+    try:
+        with torch.no_grad():
+            clients.network.eval()(clients.plain(images[:2]))
+    except Exception as error:  # a user's own network can fail in any way
+        raise FsclError(
+            f"network {recipe.model.name!r} does not take images of shape {tuple(images.shape[1:])}: {line(error)}"
+        ) from error

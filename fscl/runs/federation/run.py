@@ -1,0 +1,166 @@
+"""One run of a federation: what is done before, during and after its rounds."""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fscl.errors import FsclError
+from fscl.federated import FederatedStrategy, LocalGrid, client_app
+from fscl.federated.history import History
+from fscl.files import written_together
+from fscl.runs.environment import machine, versions
+from fscl.runs.federation.building import build_clients, build_server, images_of, recipe_of, split_of
+from fscl.runs.federation.record import Evaluated, FederatedRecord, RoundRecord
+from fscl.runs.logs import Logged, remove_logs
+from fscl.runs.record import Resumed
+from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
+from fscl.runs.spec import Progress, RunSpec
+
+__all__ = ["begin", "new_record", "train"]
+
+BANK = "bank.safetensors"
+KEPT = "clients"  # folder of what stays at each client
+
+
+class Work:
+    """A federation that is under way: its server, and the grid of its clients."""
+
+    def __init__(self, spec: RunSpec, folder: Path, server: FederatedStrategy, progress: Progress | None) -> None:
+        self.server, self.progress = server, progress
+        self.rounds = recipe_of(spec).federation.rounds
+        clients = build_clients(spec, folder / KEPT)
+        self.grid = LocalGrid(client_app(lambda context: clients), len(clients.train))
+
+    @property
+    def step(self) -> int:
+        """The last round, for logs."""
+        return self.server.round
+
+
+def new_record(spec: RunSpec, facts: dict[str, Any]) -> FederatedRecord:
+    """The record of a federation before its first round."""
+    recipe = recipe_of(spec)
+    train, _ = images_of(recipe.data.name, spec.data, recipe.data.image_size)
+    split = split_of(spec)
+    return FederatedRecord(
+        **facts,
+        classes=list(train.classes),
+        counts=split.counts(train.labels.numpy()).astype(float),
+        tested=[len(indices) for indices in split.test],
+        groups=list(split.groups),
+        rounds=[],
+        evaluated=[],
+        accuracy=np.empty((0, 0)),
+    )
+
+
+def begin(
+    spec: RunSpec, folder: Path, record: FederatedRecord, state: dict[str, Any] | None, progress: Progress | None
+) -> Work:
+    """Builds server and clients and loads the server's state, if there is one. The record is updated, also on disk."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    server = build_server(spec)
+    here = machine(spec.device, spec.threads, "float32")
+    packing, method = server.method.packing, server.method
+    if state is None:
+        record.machine = here
+        record.sizes = {part: 4 * packing.size(part) for part in packing.entries}
+        record.stays = [part for part in packing.entries if part in method.stays]
+    else:
+        try:
+            server.load_state_dict(state)
+        except Exception as error:  # another version of a method may raise anything
+            raise FsclError(
+                f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its method ({line(error)}); go "
+                "on with the versions in the run.json beside it"
+            ) from error
+        record.resumed = [*record.resumed, Resumed(after=server.round, versions=versions(), machine=here)]
+    record.write(folder / "run.json")
+    if state is None:  # files of an overwritten run
+        for name in (CHECKPOINT, BANK):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / KEPT, ignore_errors=True)
+        remove_logs(folder)
+    return Work(spec, folder, server, progress)
+
+
+def train(
+    record: FederatedRecord,
+    work: Work,
+    folder: Path,
+    kept: Callable[[], None],
+    weights: bool,
+    log: Logged | None,
+) -> None:
+    """Does all rounds that are left. The record on disk is never ahead of the checkpoint."""
+    server = work.server
+
+    def after_round() -> None:
+        _take(record, server)
+        last = server.round == work.rounds
+        if last:
+            _finish(record, server)
+        with written_together():
+            if last and hasattr(server.method, "bank"):
+                server.method.bank().save(folder / BANK)
+            if not last:
+                write_checkpoint(folder / CHECKPOINT, record, server.state_dict())
+            record.write(folder / "run.json")
+        if log is not None:
+            log(server.round, _logged(record), {})
+        if work.progress is not None:
+            work.progress(server.round, 0, 1)
+        kept()
+
+    if work.progress is not None:
+        work.progress(server.round, 0, 1)
+    server.start(work.grid, num_rounds=work.rounds, after_round=after_round)
+    if not weights:
+        shutil.rmtree(folder / KEPT, ignore_errors=True)
+
+
+def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
+    """Adds to the record what the server's history has more."""
+    history: History = server.history
+    record.rounds = [*record.rounds, *(RoundRecord(**asdict(r)) for r in history.rounds[len(record.rounds) :])]
+    for evaluation in history.evaluations[len(record.evaluated) :]:
+        groups: dict[int, int] = getattr(server.method, "groups", dict)()
+        row = np.full(record.clients, np.nan)
+        for client, accuracy in evaluation.accuracy.items():
+            row[client] = accuracy
+        record.accuracy = np.array([*record.accuracy, row])
+        record.evaluated = [
+            *record.evaluated,
+            Evaluated(
+                round=evaluation.round,
+                seconds=evaluation.seconds,
+                groups=[groups.get(client, -1) for client in range(record.clients)] if groups else [],
+                failed=dict(evaluation.failed),
+            ),
+        ]
+
+
+def _finish(record: FederatedRecord, server: FederatedStrategy) -> None:
+    record.status = "finished"
+    record.travels = list(server.method.travels(server.round))
+    latest = getattr(server.method, "latest", {})
+    if latest:
+        matrix = np.full((record.clients, record.clients), np.nan)
+        clients = list(latest)
+        matrix[np.ix_(clients, clients)] = server.method.similarity().double().numpy()  # type: ignore[attr-defined]
+        record.similarity = matrix
+
+
+def _logged(record: FederatedRecord) -> dict[str, float]:
+    last = record.rounds[-1]
+    values = {"bytes": float(record.bytes_until(last.number)), "clients": float(len(last.answered))}
+    if last.loss is not None:
+        values["loss"] = last.loss
+    if record.evaluated and record.evaluated[-1].round == last.number:
+        values["accuracy"] = float(np.nanmean(record.accuracy[-1]))
+    return values
