@@ -106,6 +106,7 @@ def run(
     cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
     recipe = load_any_benchmark(benchmark, trust)
+    default: tuple[str, ...]
     if isinstance(recipe, FederationRecipe):
         default = DEFAULT_METHODS
     else:

@@ -49,8 +49,8 @@ def memory_against_accuracy(
     """Stored bytes (x) against final mean accuracy (y, a fraction), one dot for each learner.
 
     ``bounds`` are labels that are bounds, not learners; they are drawn hollow and grey. ``styles`` is as in
-    :func:`fscl.plots.accuracy_over_time`. Of more than 40 learners, only those are named for which no other learner is as accurate
-    with as little memory.
+    :func:`fscl.plots.accuracy_over_time`. Of more than 40 learners, only those are named for which no other learner is
+    as accurate with as little memory.
     """
     from adjustText import adjust_text
 

@@ -74,6 +74,10 @@ def clustered_heatmap(
     assert isinstance(figure, Figure)  # not a SubFigure
     with style():
         axes.set(xlabel="", ylabel="")
+        if max(map(len, short)) <= 3:  # there is room for such names without turning them
+            axes.set_xticks(
+                axes.get_xticks(), [text.get_text() for text in axes.get_xticklabels()], rotation=0, ha="center"
+            )
         strips = [(title, [numbers[i] for i in order]) for title, numbers in (beside or {}).items()]
         for row, (title, numbers) in enumerate(reversed(strips)):
             _draw_strip(axes, figure, title, numbers, row)
@@ -151,16 +155,15 @@ def _draw_strip(axes: Axes, figure: Figure, title: str, numbers: Sequence[int], 
     inches = 0.7 * figure.get_size_inches()[1]
     strip = axes.inset_axes((0, 1.01 + row * STRIP / inches, 1, 0.85 * STRIP / inches), sharex=axes)
     colours = [to_rgb(colour) for colour in sns.color_palette("pastel")]
-    cells = [colours[number % len(colours)] if number >= 0 else (*3 * (0.5,), 0.14) for number in numbers]
-    strip.bar(np.arange(len(numbers)) + 0.5, 1, width=1, color=cells, linewidth=0)
-    size = min(7.0, 0.6 * 72 * 0.7 * figure.get_size_inches()[0] / len(numbers))
+    width = 0.7 * 72 * figure.get_size_inches()[0] / len(numbers)  # of a column, points
     start = 0
     for number, members in groupby(numbers):
         count = len(list(members))
-        if number >= 0 and count * size >= 4:  # a letter for each run of equal groups
-            strip.text(
-                start + count / 2, 0.45, _letters(number), ha="center", va="center", color=INK_ON_COLOUR, fontsize=7
-            )
+        if number >= 0:
+            strip.add_patch(Rectangle((start, 0), count, 1, facecolor=colours[number % len(colours)], linewidth=0))
+            if count * width >= 6 * len(_letters(number)):  # else there is no room for it
+                at = {"ha": "center", "va": "center", "color": INK_ON_COLOUR, "fontsize": 7}
+                strip.text(start + count / 2, 0.45, _letters(number), **at)
         start += count
     strip.set_ylim(0, 1)
     strip.set_yticks([0.5], [title], fontsize=6.5)

@@ -105,6 +105,10 @@ def accuracy_over_cost(
         axes.set_ylabel(ylabel)
         if log and placed:
             _log_axis(axes)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, -2.5), min(high, 102.5))  # bands may leave the range of accuracies
         quiet_grid(axes)
         handles, names = axes.get_legend_handles_labels()
         by_name = dict(zip(names, handles, strict=True))

@@ -51,9 +51,9 @@ def write_report(runs: Sequence[Record], folder: str | Path, title: str | None =
     """Writes ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
     There is one section for each benchmark. The tables of ``fscl.report.tables`` that concern the runs are beside the
-    pages as CSV. The records of the runs are kept in ``runs.json``, so the report can be made again without the run folders. A report
-    that would not change is not written again. All files are written under temporary names and then renamed, so an
-    earlier report stays whole until the new one is complete.
+    pages as CSV. The records of the runs are kept in ``runs.json``, so the report can be made again without the run
+    folders. A report that would not change is not written again. All files are written under temporary names and then
+    renamed, so an earlier report stays whole until the new one is complete.
 
     Raises:
         FsclError: there is no run.

@@ -26,8 +26,8 @@ __all__ = ["accuracy_pictures", "gain_pictures", "similarity_pictures", "split_p
 
 Array = NDArray[np.float64]
 BANDS = (
-    "Lines are means over seeds ({}). If there are only a few lines, bands show one sample standard deviation on either "
-    "side. Bounds are grey and dashed."
+    "Lines are means over seeds ({}). If there are only a few lines, bands show one sample standard deviation on "
+    "either side. Bounds are grey and dashed."
 )
 SENT = (
     "Megabytes (1 MB is 10⁶ bytes) are sent in both directions for training, with Flower's headers; those of tests are "
@@ -127,7 +127,7 @@ def similarity_pictures(name: str, groups: Sequence[MethodRuns]) -> list[Picture
         caption = (
             f"Cosine of the changes that clients made to the atoms of {group.label}, mean over layers; {len(chosen)} "
             f"clients, {source}. No data is used. Clients are ordered by clustering; the tree shows at which mean "
-            f"similarity clusters join. Colours span {low:.2f} to {high:.2f}.{agreement}"
+            f"similarity clusters join. Colours span {decimal(low)} to {decimal(high)}.{agreement}"
         )
         if left_out:
             caption += f" {left_out} clients are left out: the server has no atoms of theirs."
@@ -148,11 +148,31 @@ def _strips(runs: Sequence[FederatedRecord], chosen: NDArray[np.intp]) -> tuple[
         return strips, words + " It found no groups of its own, so the adjusted Rand index is undefined."
     found = first.evaluated[-1].groups
     if found:
-        strips["found"] = [found[client] for client in chosen]
-        words = f" The strips have the known groups, which the method is not told, and those that it found (seed {first.seed})."  # noqa: E501
+        named = _named_alike(first.groups, found)
+        strips["found"] = [named[client] for client in chosen]
+        words = (
+            " The strips have the known groups, which the method is not told, and those that it found (with seed "
+            f"{first.seed})."
+        )
     spread = f" ± {decimal(float(np.std(indices, ddof=1)))}" if len(indices) > 1 else ""
     seeds = f"n = {len(indices)} seed{'s' * (len(indices) != 1)}"
     return strips, f"{words} Their adjusted Rand index is {decimal(float(np.mean(indices)))}{spread} ({seeds})."
+
+
+def _named_alike(known: Sequence[int], found: Sequence[int]) -> list[int]:
+    """The groups that were found, numbered so that as many clients as possible have the number of their known group.
+
+    >>> _named_alike([0, 0, 1, 1], [1, 1, 0, -1])
+    [0, 0, 1, -1]
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    shared = np.zeros((max(found) + 1, max(*known, *found) + 1))
+    for own, other in zip(known, found, strict=True):
+        if other >= 0:
+            shared[other, own] += 1
+    number_of = dict(zip(*linear_sum_assignment(-shared), strict=True))
+    return [int(number_of.get(other, -1)) for other in found]
 
 
 def gain_pictures(name: str, answers: Sequence[Relation], styles: Mapping[str, LearnerStyle]) -> list[Picture]:
