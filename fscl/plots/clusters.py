@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import seaborn as sns
@@ -162,7 +163,7 @@ def _draw_strip(axes: Axes, figure: Figure, title: str, numbers: Sequence[int], 
         if number >= 0:
             strip.add_patch(Rectangle((start, 0), count, 1, facecolor=colours[number % len(colours)], linewidth=0))
             if count * width >= 6 * len(_letters(number)):  # else there is no room for it
-                at = {"ha": "center", "va": "center", "color": INK_ON_COLOUR, "fontsize": 7}
+                at: dict[str, Any] = {"ha": "center", "va": "center", "color": INK_ON_COLOUR, "fontsize": 7}
                 strip.text(start + count / 2, 0.45, _letters(number), **at)
         start += count
     strip.set_ylim(0, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -58,7 +59,7 @@ def counts_heatmap(
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
         columns, rows = some_of(clients, NAMED), some_of(len(classes), NAMED)
-        turned = {"rotation": 90, "fontsize": 6.5} if len(columns) > 20 else {}
+        turned: dict[str, Any] = {"rotation": 90, "fontsize": 6.5} if len(columns) > 20 else {}
         axes.set_xticks([place + 0.5 for place in columns], [str(order[place]) for place in columns], **turned)
         names = short_names([classes[place] for place in rows])
         axes.set_yticks([place + 0.5 for place in rows], names, fontsize=8 if len(rows) <= 20 else 5.5)
@@ -72,7 +73,7 @@ def counts_heatmap(
                     axes.axvline(start, color=INK, linewidth=1)
         bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.9, aspect=18, pad=0.02)
         bar.set_label(label)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(length=2)
         bar.locator = MaxNLocator(5, integer=True)
         bar.update_ticks()

@@ -84,7 +84,7 @@ def clients_with_atoms(runs: Sequence[FederatedRecord]) -> NDArray[np.intp]:
     matrices = [run.similarity for run in runs if len(run.similarity)]
     if not matrices:
         return np.empty(0, dtype=np.intp)
-    known = np.isfinite(matrices).all(axis=0)
+    known = np.logical_and.reduce([np.isfinite(matrix) for matrix in matrices])
     present = np.flatnonzero(np.diag(known))
     return present[known[np.ix_(present, present)].all(axis=1)]
 
