@@ -15,10 +15,11 @@ from numpy.typing import ArrayLike
 from fscl.errors import FsclError
 from fscl.plots.clusters import short_names
 from fscl.plots.figures import INK, new_axes, some_of, style
-from fscl.plots.heatmaps import UNSEEN
+from fscl.plots.heatmaps import UNSEEN, CellText
 
 __all__ = ["counts_heatmap"]
 
+ANNOTATED = 20  # cells have numbers up to this number of clients and of classes
 NAMED = 60  # most names on an axis; if there are more, some are named, at equal distances
 
 
@@ -49,12 +50,17 @@ def counts_heatmap(
     if groups is not None and len(groups) != clients:
         raise FsclError(f"there are {len(groups)} groups for {clients} clients; give one for each client")
     order = np.argsort(groups, kind="stable") if groups is not None else np.arange(clients)
-    shown = np.ma.masked_equal(matrix[order].T, 0)
+    shown = np.ma.masked_array(matrix[order].T, matrix[order].T == 0)
     with style():
         size = (2.2 + 0.17 * min(max(clients, 12), 45), 1.3 + 0.17 * min(max(len(classes), 8), 30))
         axes = ax if ax is not None else new_axes(size)
         colours = mpl.colormaps["crest"].with_extremes(bad=UNSEEN)
-        mesh = axes.pcolormesh(shown, cmap=colours, vmin=0, rasterized=True)
+        most = float(matrix.max()) or 1.0
+        mesh = axes.pcolormesh(shown, cmap=colours, vmin=0, vmax=most, rasterized=True)
+        if max(matrix.shape) <= ANNOTATED:
+            for row, column in zip(*np.nonzero(~shown.mask), strict=True):
+                under = colours(shown[row, column] / most)
+                axes.add_artist(CellText(column + 0.5, row + 0.5, f"{shown[row, column]:.0f}", under))
         axes.set(xlim=(0, clients), ylim=(len(classes), 0))
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)

@@ -72,7 +72,8 @@ def _range(ordered: Sequence[int]) -> str:
 
 
 def _parts(run: FederatedRecord, names: Iterable[str]) -> str:
-    return ", ".join(f"{name} {human_bytes(run.sizes.get(name, 0))}" for name in names) or DASH
+    sizes = (f"{name} {human_bytes(run.sizes.get(name, 0))}".replace(" ", "\u00a0") for name in names)  # one line each
+    return ", ".join(sizes) or DASH
 
 
 def _fixed(run: FederatedRecord) -> list[str]:
