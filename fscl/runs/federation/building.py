@@ -127,13 +127,13 @@ def build_method(spec: RunSpec) -> Method:
     module, _, name = spec.strategy.class_path.rpartition(".")
     if spec.strategy._stranger and module != FEDERATED and not module.startswith(f"{FEDERATED}."):
         raise FsclError(
-            f"{spec.strategy._stranger}: class = {spec.strategy.class_path!r}: a recipe may name methods of {FEDERATED}; "
-            "if you trust the file, --trust lets it run any code"
+            f"{spec.strategy._stranger}: class = {spec.strategy.class_path!r}: a recipe may name methods of "
+            f"{FEDERATED}; if you trust the file, --trust lets it run any code"
         )
     kind = import_named(module, name, f"class {spec.strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise FsclError(
-            f"class = {spec.strategy.class_path!r} is no method of federations; a subclass of {FEDERATED}.Method would do"
+            f"class = {spec.strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
         )
     try:
         return kind(**spec.strategy.args)
