@@ -25,7 +25,7 @@ class RoundRecord(Part):
     number: Number
     chosen: list[Number]
     answered: list[Number]
-    left_out: dict[int, Words] = {}
+    left_out: dict[Label, Words] = {}
     sent: Number
     received: Number
     loss: float | None = None
@@ -45,7 +45,7 @@ class Evaluated(Part):
     round: Number
     seconds: Annotated[float, Field(ge=0)]
     groups: list[Annotated[int, Field(ge=-1)]] = []
-    failed: dict[int, Words] = {}
+    failed: dict[Label, Words] = {}
 
 
 class FederatedRecord(Record):

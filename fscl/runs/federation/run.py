@@ -11,7 +11,7 @@ import numpy as np
 
 from fscl.errors import FsclError
 from fscl.federated import FederatedStrategy, LocalGrid, client_app
-from fscl.federated.history import History
+from fscl.federated.history import History, Round
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
 from fscl.runs.federation.building import build_clients, build_server, images_of, recipe_of, split_of
@@ -127,7 +127,7 @@ def train(
 def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
     """Adds to the record what the server's history has more."""
     history: History = server.history
-    record.rounds = [*record.rounds, *(RoundRecord(**asdict(r)) for r in history.rounds[len(record.rounds) :])]
+    record.rounds = [*record.rounds, *map(_round, history.rounds[len(record.rounds) :])]
     for evaluation in history.evaluations[len(record.evaluated) :]:
         groups: dict[int, int] = getattr(server.method, "groups", dict)()
         row = np.full(record.clients, np.nan)
@@ -140,9 +140,18 @@ def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
                 round=evaluation.round,
                 seconds=evaluation.seconds,
                 groups=[groups.get(client, -1) for client in range(record.clients)] if groups else [],
-                failed=dict(evaluation.failed),
+                failed=_by_name(evaluation.failed),
             ),
         ]
+
+
+def _round(done: Round) -> RoundRecord:
+    return RoundRecord(**(asdict(done) | {"left_out": _by_name(done.left_out)}))
+
+
+def _by_name(reasons: dict[int, str]) -> dict[str, str]:
+    """With texts as keys, as JSON has them."""
+    return {str(client): reason for client, reason in reasons.items()}
 
 
 def _finish(record: FederatedRecord, server: FederatedStrategy) -> None:
