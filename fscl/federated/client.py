@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from fscl.atoms.learning import train_only
 from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
+from fscl.errors import FsclError
 from fscl.modes import evaluating
 from fscl.optimization import build_optimizer, build_schedule
 from fscl.settings import Training
@@ -89,6 +90,9 @@ class Client:
 
         Returns:
             The mean loss over the last epoch, without the pull.
+
+        Raises:
+            FsclError: the network has no parameters in these parts.
         """
         training = self.training.model_copy(
             update={name: value for name, value in (("epochs", epochs), ("lr", lr)) if value is not None}
@@ -99,12 +103,16 @@ class Client:
             for name, parameter in self.network.named_parameters()
             if parts is None or part_of.get(name) in parts
         }
+        if not chosen:
+            raise FsclError(f"the network has no parameters in {', '.join(parts or ()) or 'any part'}; "
+                            f"its parts: {', '.join(self.packing.entries)}")  # fmt: skip
         parameters = list(chosen.values())
         anchors = self._anchors(chosen, towards or {}) if pull else []
         train_only(self.network, parameters)
         optimizer = build_optimizer(training, parameters, parameters[0].device)
         images, labels = self.train.load()
-        starts = range(0, len(images) - (training.batch_size - 1) * training.drop_last, training.batch_size)
+        left_out = (training.batch_size - 1) * training.drop_last if len(images) >= training.batch_size else 0
+        starts = range(0, len(images) - left_out, training.batch_size)
         schedule = build_schedule(training, optimizer, training.epochs * len(starts))
         self.network.train()
         losses: list[Tensor] = []

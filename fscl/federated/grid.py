@@ -1,6 +1,7 @@
 """Flower's grid without Flower's processes: clients are called one after another in this process."""
 
 from collections.abc import Iterable
+from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
@@ -28,6 +29,7 @@ class LocalGrid(Grid):
         self._app, self._clients = app, clients
         self._states: dict[int, RecordDict] = {}
         self._replies: dict[str, Message] = {}
+        self._numbers = count()
 
     def get_node_ids(self) -> list[int]:
         return [SERVER + 1 + client for client in range(self._clients)]
@@ -36,7 +38,7 @@ class LocalGrid(Grid):
         return [self._reply(message) for message in messages]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        replies = {f"{len(self._replies) + i}": self._reply(message) for i, message in enumerate(messages)}
+        replies = {str(next(self._numbers)): self._reply(message) for message in messages}
         self._replies |= replies
         return list(replies)
 

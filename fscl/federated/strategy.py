@@ -1,11 +1,11 @@
 """The server's side on Flower: chooses clients, sends parts, checks what comes back, and goes on from any round."""
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
@@ -72,6 +72,7 @@ class FederatedStrategy(Strategy):
         self.history = History()
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
         self._nodes: dict[int, int] = {}  # number of the client at each of Flower's nodes
+        self._warned: set[str] = set()
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._started = 0.0
 
@@ -107,8 +108,9 @@ class FederatedStrategy(Strategy):
                 current.left_out[client] = str(error)
                 continue
             updates.append(update)
-            if "loss" in (metrics := reply.content.metric_records[METRICS]):
-                losses.append((float(metrics["loss"]), update.images))  # type: ignore[arg-type]
+            loss = reply.content.metric_records[METRICS].get("loss")
+            if isinstance(loss, int | float) and np.isfinite(loss):
+                losses.append((loss, update.images))
         answered = {update.client for update in updates} | current.left_out.keys()
         current.left_out |= {c: "it did not answer in time" for c in current.chosen if c not in answered}
         updates.sort(key=lambda update: update.client)
@@ -148,14 +150,17 @@ class FederatedStrategy(Strategy):
             if reply.has_error():
                 current.failed[client] = _reason(reply)
                 continue
-            metrics = reply.content.metric_records[METRICS]
-            current.correct[client] = int(metrics["correct"])  # type: ignore[arg-type]
-            current.images[client] = int(metrics["num-examples"])  # type: ignore[arg-type]
+            metrics = reply.content.metric_records.get(METRICS, MetricRecord())
+            correct, images = metrics.get("correct"), metrics.get("num-examples")
+            if not isinstance(correct, int) or not isinstance(images, int) or not 0 <= correct <= images:
+                current.failed[client] = f"it says that {brief(correct)} of {brief(images)} images are correct"
+                continue
+            current.correct[client], current.images[client] = correct, images
         current.seconds = time.perf_counter() - self._started
-        if not current.images:
+        if not current.accuracy:
             return None
         return MetricRecord(
-            {"accuracy": float(np.mean(list(current.accuracy.values()))), "clients": len(current.images)}
+            {"accuracy": float(np.mean(list(current.accuracy.values()))), "clients": len(current.accuracy)}
         )
 
     def summary(self) -> None:
@@ -225,20 +230,45 @@ class FederatedStrategy(Strategy):
         self.history = History.of(state["history"])
 
     def _present(self, grid: Grid) -> dict[int, int]:
-        """The connected clients: number -> node. Waits until there are enough of them for the first time."""
+        """The connected clients: number -> node. For the first time it waits until all clients are there.
+
+        Raises:
+            FsclError: enough nodes are there, but they cannot be all clients.
+        """
+        is_first = not self._nodes
+        least = self.clients if is_first else min(self.least, self.clients)
         while True:
             nodes = list(grid.get_node_ids())
-            if len(nodes) >= (self.clients if not self._nodes else min(self.least, self.clients)):
-                break
+            faults = self._introduce(grid, [node for node in nodes if node not in self._nodes])
+            present: dict[int, int] = {}
+            for node, number in self._nodes.items():
+                if node in nodes:
+                    if number in present:
+                        # one of them may be a client that was started again, so that the newer one counts
+                        faults.append(f"nodes {present[number]} and {node} both say that they are client {number}")
+                    present[number] = node
+            if is_first and len(nodes) >= self.clients > len(present):
+                raise FsclError(f"{len(present)} of {self.clients} clients are there: {'; '.join(faults)}")
+            if len(present) >= least:
+                for fault in set(faults) - self._warned:
+                    warnings.warn(fault, stacklevel=2)
+                self._warned |= set(faults)
+                return present
             time.sleep(0.2)
-        unknown = [node for node in nodes if node not in self._nodes]
-        asked = [Message(RecordDict(), node, "query") for node in unknown]
+
+    def _introduce(self, grid: Grid, nodes: Iterable[int]) -> list[str]:
+        """Asks nodes which client they are, and returns what is wrong with some of the answers."""
+        asked = [Message(RecordDict(), node, "query") for node in nodes]
+        faults = []
         for reply in grid.send_and_receive(asked, timeout=60) if asked else []:
-            number, fingerprint = _introduction(reply)
+            try:
+                number, fingerprint = _introduction(reply)
+            except FsclError as error:
+                faults.append(str(error))
+                continue
             self._nodes[reply.metadata.src_node_id] = number
             self.method.introduced(number, fingerprint)
-        # a client that was started again has a new node, and the old one may still be listed: the newer one counts
-        return {number: node for node, number in self._nodes.items() if node in nodes}
+        return faults
 
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
         content = request(
@@ -269,6 +299,7 @@ class FederatedStrategy(Strategy):
             raise FsclError(
                 f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}"
             )
+        parts = {part: values.to(self._sent[client][part].dtype) for part, values in parts.items()}
         self.method.packing.check(parts)
         if (fingerprint := self.method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
             raise FsclError(
@@ -276,10 +307,11 @@ class FederatedStrategy(Strategy):
                 f"{fingerprint}: it has another network"
             )
         for part, values in parts.items():
-            values = parts[part] = values.to(self._sent[client][part].dtype)
-            length = float(self._sent[client][part].double().norm())
-            change = float((values.double() - self._sent[client][part].double()).norm())
-            if change > self.largest_change * max(length, torch.finfo(values.dtype).tiny):
+            sent = self._sent[client][part].double()
+            change = float((values.double() - sent).norm())
+            # a part of zeros, such as fresh biases, is measured by ones
+            length = float(sent.norm()) or float(np.sqrt(len(sent)))
+            if change > self.largest_change * length:
                 raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
         metrics = reply.content.metric_records.get(METRICS, MetricRecord())
         images = metrics.get("num-examples", 0)
@@ -290,16 +322,21 @@ class FederatedStrategy(Strategy):
 
 def _reason(reply: Message) -> str:
     """The last line of what a client that failed says."""
-    return brief((reply.error.reason or "no reason given").strip().splitlines()[-1])
+    lines = (reply.error.reason or "").strip().splitlines()
+    return brief(lines[-1]) if lines else "no reason given"
 
 
 def _introduction(reply: Message) -> tuple[int, str]:
     """The number with which a client introduces itself, and the fingerprint of its network.
 
     Raises:
-        FsclError: it gives no number.
+        FsclError: it failed, or gives no number.
     """
-    wish = reply.content.config_records.get(WISH, ConfigRecord()) if reply.has_content() else ConfigRecord()
+    if reply.has_error():
+        raise FsclError(
+            f"node {reply.metadata.src_node_id} failed when it was asked which client it is: {_reason(reply)}"
+        )
+    wish = reply.content.config_records.get(WISH, ConfigRecord())
     number = wish.get("client")
     if not isinstance(number, int) or number < 0:
         raise FsclError(
