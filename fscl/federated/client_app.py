@@ -32,6 +32,7 @@ class Federation:
         training: how clients train; ``epochs`` are local epochs.
         train, test: the images of each client.
         augmented, plain: transforms of training and test images.
+        own_classes: see :class:`~fscl.federated.client.Client`.
         seed: decides batches, augmentation and dropout of every client in every round.
         folder: where clients keep what stays at them; None keeps it in Flower's contexts.
     """
@@ -43,6 +44,7 @@ class Federation:
     test: Sequence[LabelledImages]
     augmented: ImageTransform
     plain: ImageTransform
+    own_classes: bool = False
     seed: int = 0
     folder: Path | None = None
 
@@ -72,6 +74,7 @@ class Federation:
             test=self.test[number],
             augmented=self.augmented,
             plain=self.plain,
+            own_classes=self.own_classes,
             received=parts.received,
             kept=parts.kept,
         )
