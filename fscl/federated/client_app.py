@@ -80,6 +80,17 @@ class Federation:
         )
         return client, parts
 
+    def answering(self, message: Message, context: Context) -> Client:
+        """The client that a message of evaluation is for, with the network that answers for it.
+
+        Raises:
+            LostError: the client has lost what it kept.
+        """
+        client, _ = self.client(message, context)
+        with _seeded(self.seed, client.round, client.number, 1):
+            self.method.prepare_answers(client)
+        return client
+
 
 def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     """A ClientApp that trains and tests the client of its context, ``node_config["partition-id"]``.
@@ -107,10 +118,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        federation = load(context)
-        client, _ = federation.client(message, context)
-        with _seeded(federation.seed, client.round, client.number, 1):
-            federation.method.prepare_answers(client)
+        client = load(context).answering(message, context)
         counts = MetricRecord({"correct": client.correct(), "num-examples": len(client.test)})
         return Message(RecordDict({METRICS: counts}), reply_to=message)
 

@@ -270,6 +270,11 @@ class FederatedStrategy(Strategy):
             self.method.introduced(number, fingerprint)
         return faults
 
+    def question(self, client: int, node: int) -> Message:
+        """The message of evaluation to a client after the last finished round."""
+        self._sent = {client: self.method.parts_for(client, self.round + 1)}
+        return self._message(client, node, self.round, "evaluate")
+
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
         content = request(
             self._sent[client],

@@ -193,7 +193,7 @@ def check_federation(spec: RunSpec) -> None:
             ) from error
     if recipe.training.precision == "float16" or recipe.training.compile:
         raise FsclError(
-            "clients train in float32 or bfloat16, and not compiled; set training.precision=auto, training.compile=false"
+            "clients train in float32 or bfloat16, not compiled; set training.precision=auto, training.compile=false"
         )
     clients = build_clients(spec)
     images, _ = clients.test[0].load()
