@@ -128,7 +128,7 @@ def test_wrong_arguments_are_refused_with_their_value(options, message):
 def test_a_concentration_that_leaves_clients_without_images_is_refused():
     labels = np.repeat([0, 1], 60)
     with pytest.raises(
-        FsclError, match="in 1000 draws with dirichlet 0.001 some of 12 clients had fewer than 5 images"
+        FsclError, match=r"in 1000 draws with dirichlet 0\.001 some of 12 clients had fewer than 5 images"
     ):
         split_clients(labels, labels, "ab", 12, dirichlet=0.001)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 
-def network(seed: int = 0) -> nn.Sequential:
+def small_network(seed: int = 0) -> nn.Sequential:
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.MaxPool2d(2),
@@ -35,7 +35,7 @@ class Small:
     chosen: list[int] | None = None
     training: dict[str, Any] = field(default_factory=dict)
     folder: Path | None = None
-    start: Callable[[], nn.Module] = network
+    start: Callable[[], nn.Module] = small_network
 
     def __post_init__(self) -> None:
         from fscl.data.datasets import load_images
@@ -111,6 +111,12 @@ class Small:
             number, round, net, packing, federation.training, federation.train[number], federation.test[number],
             federation.augmented, federation.plain, **{"received": packing.packed(net)} | options,
         )  # fmt: skip
+
+
+@pytest.fixture
+def network() -> Callable[..., nn.Module]:
+    """Makes a small network from a seed."""
+    return small_network
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ def test_the_graph_minimises_its_program(sharpness):
 def test_projection_gives_the_nearest_weights():
     rows = torch.randn(20, 5, dtype=torch.float64)
     for row, projected in zip(rows, onto_simplex(rows), strict=True):
-        expected = solved(lambda w, r=row.numpy(): ((w - r) ** 2).sum(), 5)
+        expected = solved(lambda w, r=row: ((w - r.numpy()) ** 2).sum(), 5)
         assert np.allclose(projected.numpy(), expected, atol=1e-5)
 
 
