@@ -73,7 +73,10 @@ FAULTS = {
     "no answer": (lambda reply: None, "it did not answer in time"),
     "NaN": (replaced("shared", first_nan), "shared is not finite"),
     "infinite": (replaced("head", lambda v: np.full_like(v, np.inf)), "head is not finite"),
-    "too large for the network's type": (replaced("head", lambda v: v.astype(np.float64) * 1e300), "head is not finite"),
+    "too large for the network's type": (
+        replaced("head", lambda v: v.astype(np.float64) * 1e300),
+        "head is not finite",
+    ),
     "a value too few": (replaced("shared", lambda v: v[:-1]), r"shared has shape \(\d+,\); this network's has"),
     "another shape": (replaced("head", lambda v: v.reshape(2, -1)), r"head has shape \(2, \d+\)"),
     "integers": (replaced("head", lambda v: v.astype(np.int64)), "part 'head' has type int64; floating-point"),
@@ -124,6 +127,37 @@ def test_a_client_that_raises_is_left_out_with_the_reason_and_comes_back(small):
     assert first.left_out == {2: "it failed: 'is full'"}
     assert first.answered == [0, 1]
     assert second.answered == [0, 1, 2]
+
+
+def test_a_node_that_is_gone_is_left_out_under_its_client_s_number(small):
+    """Flower's SuperLink answers in its place: the reply comes from node 1."""
+    federation = small(FedAvg)
+    send = federation.grid.send_and_receive
+
+    def send_and_receive(messages, *, timeout=None):
+        messages = list(messages)
+        replies = send(messages)
+        for i, message in enumerate(messages):
+            if message.metadata.message_type != "query" and message.metadata.dst_node_id == 3:
+                message.metadata.__dict__["_message_id"] = "of client 1"  # as Flower does when it sends
+                by_link = Message(RecordDict(), 1, "train")
+                by_link.metadata.__dict__["_message_id"] = "of client 1"
+                replies[i] = Message(Error(5, "Node Unavailable"), reply_to=by_link)
+        return replies
+
+    federation.grid.send_and_receive = send_and_receive
+    server = federation.run(2, evaluate_every=2)
+    assert [r.left_out for r in server.history.rounds] == [{1: "it failed: 'Node Unavailable'"}] * 2
+    assert [r.answered for r in server.history.rounds] == [[0, 2], [0, 2]]
+    assert server.history.evaluations[0].failed == {1: "'Node Unavailable'"}
+
+
+def test_an_answer_of_nobody_is_no_answer(small):
+    federation = small(FedAvg)
+    stranger = Message(RecordDict(), 77, "train")
+    federation.tampered[1, 1] = lambda reply: Message(reply.content, reply_to=stranger)
+    (current,) = federation.run(1).history.rounds
+    assert current.left_out == {1: "it did not answer in time"}
 
 
 def test_a_client_with_other_frozen_coefficients_is_left_out(small):
