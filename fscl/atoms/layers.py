@@ -260,7 +260,7 @@ class AtomConv2d(nn.Module):
 
     def _scale_to(self, scale: float | None) -> None:
         size = float(self.coefficients.detach().double().flatten(0, 1).norm(dim=0).max())
-        if scale is not None and abs(size / scale - 1) > 8 * torch.finfo(self.coefficients.dtype).eps:
+        if scale and size and abs(size / scale - 1) > 8 * torch.finfo(self.coefficients.dtype).eps:
             self.coefficients.mul_(scale / size)
             self.atoms.mul_(size / scale)
 

@@ -73,6 +73,7 @@ class FederatedStrategy(Strategy):
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
         self._nodes: dict[int, int] = {}  # number of the client at each of Flower's nodes
         self._warned: set[str] = set()
+        self._asked: list[Message] = []  # Flower writes their identifiers into them when they are sent
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._started = 0.0
 
@@ -89,9 +90,9 @@ class FederatedStrategy(Strategy):
         chosen = sorted(numbers.permutation(sorted(present))[:count].tolist())
         self.history.rounds.append(current := Round(server_round, chosen))
         self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
-        messages = [self._message(client, present[client], server_round, "train") for client in chosen]
-        current.sent = sum(map(wire_bytes, messages))
-        return messages
+        self._asked = [self._message(client, present[client], server_round, "train") for client in chosen]
+        current.sent = sum(map(wire_bytes, self._asked))
+        return self._asked
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -100,8 +101,10 @@ class FederatedStrategy(Strategy):
         current = self.history.rounds[-1]
         updates, losses = [], []
         for reply in replies:
-            client = self._nodes[reply.metadata.src_node_id]
             current.received += wire_bytes(reply)
+            client = self._client_of(reply)
+            if client not in self._sent:
+                continue
             try:
                 update = self._checked(client, reply, server_round)
             except FsclError as error:
@@ -135,18 +138,20 @@ class FederatedStrategy(Strategy):
         """Messages to all clients, if this round is evaluated. A message of evaluation changes nothing at a client."""
         due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self.last_round)
         if not due:
-            return
+            return []
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
+        self._asked = []
         for client, node in sorted(self._present(grid).items()):
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
-            yield self._message(client, node, server_round, "evaluate")
+            self._asked.append(self._message(client, node, server_round, "evaluate"))
+        return self._asked
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Notes how many images each client classified correctly."""
         current = self.history.evaluations[-1]
-        for reply in sorted(replies, key=lambda reply: self._nodes[reply.metadata.src_node_id]):
-            client = self._nodes[reply.metadata.src_node_id]
+        answers = {client: reply for reply in replies if (client := self._client_of(reply)) is not None}
+        for client, reply in sorted(answers.items()):
             if reply.has_error():
                 current.failed[client] = _reason(reply)
                 continue
@@ -284,6 +289,15 @@ class FederatedStrategy(Strategy):
             kept_in=self._kept_in.get(client, 0),
         )
         return Message(content, node, kind, group_id=str(round))
+
+    def _client_of(self, reply: Message) -> int | None:
+        """The number of the client that a reply is about; None if it is unknown.
+
+        If a node is gone, the reply comes from Flower's SuperLink, and only the message that it replies to tells.
+        """
+        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in self._asked}
+        message = reply.metadata.reply_to_message_id
+        return self._nodes.get(nodes[message] if message and message in nodes else reply.metadata.src_node_id)
 
     def _checked(self, client: int, reply: Message, round: int) -> Update:
         """The update in a reply.
