@@ -6,14 +6,20 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["CLIENT_RAISED", "from_bytes", "to_bytes", "use_identity", "wire_bytes"]
+__all__ = ["CLIENT_CRASHED", "CLIENT_RAISED", "from_bytes", "give_id", "to_bytes", "use_identity", "wire_bytes"]
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
 
 
 def use_identity(node: int) -> None:
     """Makes this process the node that messages come from. ``Message`` cannot be made without it."""
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, node
+
+
+def give_id(message: Message, name: str) -> None:
+    """Names a message, as Flower's grids do when they send it. The reply refers to this name."""
+    message.metadata.__dict__["_message_id"] = name
 
 
 def wire_bytes(message: Message) -> int:

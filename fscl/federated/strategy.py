@@ -1,8 +1,8 @@
 """The server's side on Flower: chooses clients, sends parts, checks what comes back, and goes on from any round."""
 
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from fscl.federated.flower_private import wire_bytes
 from fscl.federated.history import Evaluation, History, Round
 from fscl.federated.messages import METRICS, SHORT, WISH, arrays, parts_in, request
 from fscl.federated.method import Method, Update
+from fscl.federated.roll import Roll, reason_of
 from fscl.text import brief
 
 __all__ = ["FederatedStrategy"]
 
 LOST = "lost"
+EVALUATED_AT_ONCE = 100  # clients; a message to a client holds parts of a network
 
 
 class FederatedStrategy(Strategy):
@@ -71,8 +73,7 @@ class FederatedStrategy(Strategy):
         self.round, self.last_round = 0, 0
         self.history = History()
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
-        self._nodes: dict[int, int] = {}  # number of the client at each of Flower's nodes
-        self._warned: set[str] = set()
+        self._roll = Roll(clients)
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._started = 0.0
 
@@ -83,10 +84,10 @@ class FederatedStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages to the clients of a round, in the order of their numbers."""
         self._started = time.perf_counter()
-        present = self._present(grid)
-        count = min(max(round(self.fraction * self.clients), self.least, 1), len(present))
-        numbers = np.random.default_rng([self.seed, server_round])
-        chosen = sorted(numbers.permutation(sorted(present))[:count].tolist())
+        present = self._roll.present(grid, self.least, self.method.introduced)
+        count = max(round(self.fraction * self.clients), self.least, 1)
+        drawn = np.random.default_rng([self.seed, server_round]).permutation(self.clients).tolist()
+        chosen = sorted([client for client in drawn if client in present][:count])
         self.history.rounds.append(current := Round(server_round, chosen))
         self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
         messages = [self._message(client, present[client], server_round, "train") for client in chosen]
@@ -99,10 +100,10 @@ class FederatedStrategy(Strategy):
         """Combines the answers that count."""
         current = self.history.rounds[-1]
         updates, losses = [], []
-        for reply in replies:
-            client = self._nodes[reply.metadata.src_node_id]
-            current.received += wire_bytes(reply)
+        for client, answers in self._roll.by_client(replies).items():
+            current.received += sum(map(wire_bytes, answers))
             try:
+                reply = _only(answers)
                 update = self._checked(client, reply, server_round)
             except FsclError as error:
                 current.left_out[client] = str(error)
@@ -111,9 +112,6 @@ class FederatedStrategy(Strategy):
             loss = reply.content.metric_records[METRICS].get("loss")
             if isinstance(loss, int | float) and np.isfinite(loss):
                 losses.append((loss, update.images))
-        answered = {update.client for update in updates} | current.left_out.keys()
-        current.left_out |= {c: "it did not answer in time" for c in current.chosen if c not in answered}
-        updates.sort(key=lambda update: update.client)
         current.answered = [update.client for update in updates]
         if len(updates) >= self.least:
             self.method.combine(server_round, updates)
@@ -138,17 +136,18 @@ class FederatedStrategy(Strategy):
             return
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
-        for client, node in sorted(self._present(grid).items()):
+        for client, node in self._roll.present(grid, self.least, self.method.introduced).items():
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
             yield self._message(client, node, server_round, "evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Notes how many images each client classified correctly."""
+        """Notes how many images each client classified correctly. It may be called for some clients at a time."""
         current = self.history.evaluations[-1]
-        for reply in sorted(replies, key=lambda reply: self._nodes[reply.metadata.src_node_id]):
-            client = self._nodes[reply.metadata.src_node_id]
-            if reply.has_error():
-                current.failed[client] = _reason(reply)
+        for client, answers in self._roll.by_client(replies).items():
+            try:
+                reply = _only(answers)
+            except FsclError as error:
+                current.failed[client] = str(error)
                 continue
             metrics = reply.content.metric_records.get(METRICS, MetricRecord())
             correct, images = metrics.get("correct"), metrics.get("num-examples")
@@ -199,8 +198,10 @@ class FederatedStrategy(Strategy):
             now = arrays(self.method.mean)
             replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
             now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
-            asked = list(self.configure_evaluate(number, now, nothing, grid))
-            tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout)) if asked else None
+            tested = None
+            evaluated = iter(self.configure_evaluate(number, now, nothing, grid))
+            while asked := list(islice(evaluated, EVALUATED_AT_ONCE)):
+                tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout))
             result.arrays = now
             if trained is not None:
                 result.train_metrics_clientapp[number] = trained
@@ -229,47 +230,6 @@ class FederatedStrategy(Strategy):
         self._kept_in = dict(state["kept_in"])
         self.history = History.of(state["history"])
 
-    def _present(self, grid: Grid) -> dict[int, int]:
-        """The connected clients: number -> node. For the first time it waits until all clients are there.
-
-        Raises:
-            FsclError: enough nodes are there, but they cannot be all clients.
-        """
-        is_first = not self._nodes
-        least = self.clients if is_first else min(self.least, self.clients)
-        while True:
-            nodes = list(grid.get_node_ids())
-            faults = self._introduce(grid, [node for node in nodes if node not in self._nodes])
-            present: dict[int, int] = {}
-            for node, number in self._nodes.items():
-                if node in nodes:
-                    if number in present:
-                        # one of them may be a client that was started again, so that the newer one counts
-                        faults.append(f"nodes {present[number]} and {node} both say that they are client {number}")
-                    present[number] = node
-            if is_first and len(nodes) >= self.clients > len(present):
-                raise FsclError(f"{len(present)} of {self.clients} clients are there: {'; '.join(faults)}")
-            if len(present) >= least:
-                for fault in set(faults) - self._warned:
-                    warnings.warn(fault, stacklevel=2)
-                self._warned |= set(faults)
-                return present
-            time.sleep(0.2)
-
-    def _introduce(self, grid: Grid, nodes: Iterable[int]) -> list[str]:
-        """Asks nodes which client they are, and returns what is wrong with some of the answers."""
-        asked = [Message(RecordDict(), node, "query") for node in nodes]
-        faults = []
-        for reply in grid.send_and_receive(asked, timeout=60) if asked else []:
-            try:
-                number, fingerprint = _introduction(reply)
-            except FsclError as error:
-                faults.append(str(error))
-                continue
-            self._nodes[reply.metadata.src_node_id] = number
-            self.method.introduced(number, fingerprint)
-        return faults
-
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
         content = request(
             self._sent[client],
@@ -278,7 +238,7 @@ class FederatedStrategy(Strategy):
             keeps=self.method.stays,
             kept_in=self._kept_in.get(client, 0),
         )
-        return Message(content, node, kind, group_id=str(round))
+        return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))
 
     def _checked(self, client: int, reply: Message, round: int) -> Update:
         """The update in a reply.
@@ -286,8 +246,6 @@ class FederatedStrategy(Strategy):
         Raises:
             FsclError: the reply cannot be right.
         """
-        if reply.has_error():
-            raise FsclError(f"it failed: {_reason(reply)}")
         wish = reply.content.config_records.get(WISH, ConfigRecord())
         if wish.get(LOST):
             self._kept_in.pop(client, None)
@@ -320,27 +278,14 @@ class FederatedStrategy(Strategy):
         return Update(client, parts, images, self._sent[client])
 
 
-def _reason(reply: Message) -> str:
-    """The last line of what a client that failed says."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return brief(lines[-1]) if lines else "no reason given"
-
-
-def _introduction(reply: Message) -> tuple[int, str]:
-    """The number with which a client introduces itself, and the fingerprint of its network.
+def _only(answers: Sequence[Message]) -> Message:
+    """The one answer of a client.
 
     Raises:
-        FsclError: it failed, or gives no number.
+        FsclError: there is none, there are several, or the client failed.
     """
-    if reply.has_error():
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} failed when it was asked which client it is: {_reason(reply)}"
-        )
-    wish = reply.content.config_records.get(WISH, ConfigRecord())
-    number = wish.get("client")
-    if not isinstance(number, int) or number < 0:
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} does not say which client it is; let its ClientApp answer queries with "
-            "fscl.federated.introduce(message, context)"
-        )
-    return number, str(wish.get("fingerprint", ""))
+    if len(answers) != 1:
+        raise FsclError(f"it answered {len(answers)} times" if answers else "it did not answer in time")
+    if answers[0].has_error():
+        raise FsclError(f"it failed: {reason_of(answers[0])}")
+    return answers[0]
