@@ -10,6 +10,7 @@ __all__ = ["CLIENT_CRASHED", "CLIENT_RAISED", "from_bytes", "give_id", "to_bytes
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
+LONGEST, DIGEST = 2**64 - 1, 64 * "f"  # names of nodes, and of messages, in a deployment
 
 
 def use_identity(node: int) -> None:
@@ -23,8 +24,16 @@ def give_id(message: Message, name: str) -> None:
 
 
 def wire_bytes(message: Message) -> int:
-    """Bytes of a message as protobuf: content, headers of its arrays, and metadata."""
-    return int(message_to_proto(message).ByteSize())
+    """Bytes of a message as protobuf: content, headers of its arrays, and metadata.
+
+    Its address counts with names as long as those in a deployment, so that all of Flower's engines have equal numbers.
+    """
+    proto = message_to_proto(message)
+    address = proto.metadata
+    address.run_id = address.src_node_id = address.dst_node_id = address.src_task_id = address.dst_task_id = LONGEST
+    address.message_id = DIGEST
+    address.reply_to_message_id = DIGEST if address.reply_to_message_id else ""
+    return int(proto.ByteSize())
 
 
 def to_bytes(message: Message) -> bytes:
