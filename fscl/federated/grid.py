@@ -7,7 +7,7 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fscl.federated.flower_private import CLIENT_RAISED, from_bytes, to_bytes, use_identity
+from fscl.federated.flower_private import CLIENT_RAISED, from_bytes, give_id, to_bytes, use_identity
 
 __all__ = ["LocalGrid"]
 
@@ -38,9 +38,9 @@ class LocalGrid(Grid):
         return [self._reply(message) for message in messages]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        replies = {str(next(self._numbers)): self._reply(message) for message in messages}
-        self._replies |= replies
-        return list(replies)
+        replies = [self._reply(message) for message in messages]
+        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in replies}
+        return [reply.metadata.reply_to_message_id for reply in replies]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(name) for name in message_ids if name in self._replies]
@@ -63,6 +63,7 @@ class LocalGrid(Grid):
         state = self._states.pop(client, None)
         config: UserConfig = {"partition-id": client, "num-partitions": self._clients}
         context = Context(0, node, config, RecordDict() if state is None else state, {})
+        give_id(message, f"message {next(self._numbers)}")
         message = from_bytes(to_bytes(message))
         try:
             reply = self._app(message, context)

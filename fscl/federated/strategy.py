@@ -1,12 +1,12 @@
 """The server's side on Flower: chooses clients, sends parts, checks what comes back, and goes on from any round."""
 
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
@@ -16,11 +16,13 @@ from fscl.federated.flower_private import wire_bytes
 from fscl.federated.history import Evaluation, History, Round
 from fscl.federated.messages import METRICS, SHORT, WISH, arrays, parts_in, request
 from fscl.federated.method import Method, Update
+from fscl.federated.roll import Roll, reason_of
 from fscl.text import brief
 
 __all__ = ["FederatedStrategy"]
 
 LOST = "lost"
+EVALUATED_AT_ONCE = 100  # clients; a message to a client holds parts of a network
 
 
 class FederatedStrategy(Strategy):
@@ -71,9 +73,7 @@ class FederatedStrategy(Strategy):
         self.round, self.last_round = 0, 0
         self.history = History()
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
-        self._nodes: dict[int, int] = {}  # number of the client at each of Flower's nodes
-        self._warned: set[str] = set()
-        self._asked: list[Message] = []  # Flower writes their identifiers into them when they are sent
+        self._roll = Roll(clients)
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._started = 0.0
 
@@ -84,15 +84,15 @@ class FederatedStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages to the clients of a round, in the order of their numbers."""
         self._started = time.perf_counter()
-        present = self._present(grid)
-        count = min(max(round(self.fraction * self.clients), self.least, 1), len(present))
-        numbers = np.random.default_rng([self.seed, server_round])
-        chosen = sorted(numbers.permutation(sorted(present))[:count].tolist())
+        present = self._roll.present(grid, self.least, self.method.introduced)
+        count = max(round(self.fraction * self.clients), self.least, 1)
+        drawn = np.random.default_rng([self.seed, server_round]).permutation(self.clients).tolist()
+        chosen = sorted([client for client in drawn if client in present][:count])
         self.history.rounds.append(current := Round(server_round, chosen))
         self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
-        self._asked = [self._message(client, present[client], server_round, "train") for client in chosen]
-        current.sent = sum(map(wire_bytes, self._asked))
-        return self._asked
+        messages = [self._message(client, present[client], server_round, "train") for client in chosen]
+        current.sent = sum(map(wire_bytes, messages))
+        return messages
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -100,12 +100,10 @@ class FederatedStrategy(Strategy):
         """Combines the answers that count."""
         current = self.history.rounds[-1]
         updates, losses = [], []
-        for reply in replies:
-            current.received += wire_bytes(reply)
-            client = self._client_of(reply)
-            if client not in self._sent:
-                continue
+        for client, answers in self._roll.by_client(replies).items():
+            current.received += sum(map(wire_bytes, answers))
             try:
+                reply = _only(answers)
                 update = self._checked(client, reply, server_round)
             except FsclError as error:
                 current.left_out[client] = str(error)
@@ -114,9 +112,6 @@ class FederatedStrategy(Strategy):
             loss = reply.content.metric_records[METRICS].get("loss")
             if isinstance(loss, int | float) and np.isfinite(loss):
                 losses.append((loss, update.images))
-        answered = {update.client for update in updates} | current.left_out.keys()
-        current.left_out |= {c: "it did not answer in time" for c in current.chosen if c not in answered}
-        updates.sort(key=lambda update: update.client)
         current.answered = [update.client for update in updates]
         if len(updates) >= self.least:
             self.method.combine(server_round, updates)
@@ -138,22 +133,21 @@ class FederatedStrategy(Strategy):
         """Messages to all clients, if this round is evaluated. A message of evaluation changes nothing at a client."""
         due = self.evaluate_every and (server_round % self.evaluate_every == 0 or server_round == self.last_round)
         if not due:
-            return []
+            return
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
-        self._asked = []
-        for client, node in sorted(self._present(grid).items()):
+        for client, node in self._roll.present(grid, self.least, self.method.introduced).items():
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
-            self._asked.append(self._message(client, node, server_round, "evaluate"))
-        return self._asked
+            yield self._message(client, node, server_round, "evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Notes how many images each client classified correctly."""
+        """Notes how many images each client classified correctly. It may be called for some clients at a time."""
         current = self.history.evaluations[-1]
-        answers = {client: reply for reply in replies if (client := self._client_of(reply)) is not None}
-        for client, reply in sorted(answers.items()):
-            if reply.has_error():
-                current.failed[client] = _reason(reply)
+        for client, answers in self._roll.by_client(replies).items():
+            try:
+                reply = _only(answers)
+            except FsclError as error:
+                current.failed[client] = str(error)
                 continue
             metrics = reply.content.metric_records.get(METRICS, MetricRecord())
             correct, images = metrics.get("correct"), metrics.get("num-examples")
@@ -204,8 +198,10 @@ class FederatedStrategy(Strategy):
             now = arrays(self.method.mean)
             replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
             now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
-            asked = list(self.configure_evaluate(number, now, nothing, grid))
-            tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout)) if asked else None
+            tested = None
+            evaluated = iter(self.configure_evaluate(number, now, nothing, grid))
+            while asked := list(islice(evaluated, EVALUATED_AT_ONCE)):
+                tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout))
             result.arrays = now
             if trained is not None:
                 result.train_metrics_clientapp[number] = trained
@@ -234,47 +230,6 @@ class FederatedStrategy(Strategy):
         self._kept_in = dict(state["kept_in"])
         self.history = History.of(state["history"])
 
-    def _present(self, grid: Grid) -> dict[int, int]:
-        """The connected clients: number -> node. For the first time it waits until all clients are there.
-
-        Raises:
-            FsclError: enough nodes are there, but they cannot be all clients.
-        """
-        is_first = not self._nodes
-        least = self.clients if is_first else min(self.least, self.clients)
-        while True:
-            nodes = list(grid.get_node_ids())
-            faults = self._introduce(grid, [node for node in nodes if node not in self._nodes])
-            present: dict[int, int] = {}
-            for node, number in self._nodes.items():
-                if node in nodes:
-                    if number in present:
-                        # one of them may be a client that was started again, so that the newer one counts
-                        faults.append(f"nodes {present[number]} and {node} both say that they are client {number}")
-                    present[number] = node
-            if is_first and len(nodes) >= self.clients > len(present):
-                raise FsclError(f"{len(present)} of {self.clients} clients are there: {'; '.join(faults)}")
-            if len(present) >= least:
-                for fault in set(faults) - self._warned:
-                    warnings.warn(fault, stacklevel=2)
-                self._warned |= set(faults)
-                return present
-            time.sleep(0.2)
-
-    def _introduce(self, grid: Grid, nodes: Iterable[int]) -> list[str]:
-        """Asks nodes which client they are, and returns what is wrong with some of the answers."""
-        asked = [Message(RecordDict(), node, "query") for node in nodes]
-        faults = []
-        for reply in grid.send_and_receive(asked, timeout=60) if asked else []:
-            try:
-                number, fingerprint = _introduction(reply)
-            except FsclError as error:
-                faults.append(str(error))
-                continue
-            self._nodes[reply.metadata.src_node_id] = number
-            self.method.introduced(number, fingerprint)
-        return faults
-
     def question(self, client: int, node: int) -> Message:
         """The message of evaluation to a client after the last finished round."""
         self._sent = {client: self.method.parts_for(client, self.round + 1)}
@@ -288,16 +243,7 @@ class FederatedStrategy(Strategy):
             keeps=self.method.stays,
             kept_in=self._kept_in.get(client, 0),
         )
-        return Message(content, node, kind, group_id=str(round))
-
-    def _client_of(self, reply: Message) -> int | None:
-        """The number of the client that a reply is about; None if it is unknown.
-
-        If a node is gone, the reply comes from Flower's SuperLink, and only the message that it replies to tells.
-        """
-        nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in self._asked}
-        message = reply.metadata.reply_to_message_id
-        return self._nodes.get(nodes[message] if message and message in nodes else reply.metadata.src_node_id)
+        return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))
 
     def _checked(self, client: int, reply: Message, round: int) -> Update:
         """The update in a reply.
@@ -305,8 +251,6 @@ class FederatedStrategy(Strategy):
         Raises:
             FsclError: the reply cannot be right.
         """
-        if reply.has_error():
-            raise FsclError(f"it failed: {_reason(reply)}")
         wish = reply.content.config_records.get(WISH, ConfigRecord())
         if wish.get(LOST):
             self._kept_in.pop(client, None)
@@ -339,27 +283,14 @@ class FederatedStrategy(Strategy):
         return Update(client, parts, images, self._sent[client])
 
 
-def _reason(reply: Message) -> str:
-    """The last line of what a client that failed says."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return brief(lines[-1]) if lines else "no reason given"
-
-
-def _introduction(reply: Message) -> tuple[int, str]:
-    """The number with which a client introduces itself, and the fingerprint of its network.
+def _only(answers: Sequence[Message]) -> Message:
+    """The one answer of a client.
 
     Raises:
-        FsclError: it failed, or gives no number.
+        FsclError: there is none, there are several, or the client failed.
     """
-    if reply.has_error():
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} failed when it was asked which client it is: {_reason(reply)}"
-        )
-    wish = reply.content.config_records.get(WISH, ConfigRecord())
-    number = wish.get("client")
-    if not isinstance(number, int) or number < 0:
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} does not say which client it is; let its ClientApp answer queries with "
-            "fscl.federated.introduce(message, context)"
-        )
-    return number, str(wish.get("fingerprint", ""))
+    if len(answers) != 1:
+        raise FsclError(f"it answered {len(answers)} times" if answers else "it did not answer in time")
+    if answers[0].has_error():
+        raise FsclError(f"it failed: {reason_of(answers[0])}")
+    return answers[0]
