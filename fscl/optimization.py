@@ -1,4 +1,4 @@
-"""The optimizer that a recipe names, and the schedule of its learning rate."""
+"""The optimizer that a recipe names, the schedule of its learning rate, and the precision of its products."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,9 +7,11 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
-from fscl.settings import Training
+from fscl.settings import Precision, Training
 
-__all__ = ["build_optimizer", "build_schedule"]
+__all__ = ["PRECISIONS", "build_optimizer", "build_schedule", "resolved_precision"]
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build_optimizer(
@@ -82,3 +84,18 @@ def build_schedule(
             max_momentum=high,
         )
     return CosineAnnealingLR(optimizer, steps) if training.schedule == "cosine" else None
+
+
+def resolved_precision(precision: Precision, device: torch.device) -> str:
+    """The precision of convolutions and matrix products on a device: ``float32``, ``bfloat16`` or ``float16``.
+
+    ``auto`` is bfloat16 if the processor multiplies in it, else float32.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "float32"
+    capabilities = (
+        torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    )
+    return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"

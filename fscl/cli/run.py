@@ -108,7 +108,7 @@ def run(
     recipe = load_any_benchmark(benchmark, trust)
     default: tuple[str, ...]
     if isinstance(recipe, FederationRecipe):
-        default = DEFAULT_METHODS
+        default: tuple[str, ...] = DEFAULT_METHODS
     else:
         scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
         default = DEFAULT_STRATEGIES if scenario == "task" else WITHOUT_LABELS
@@ -117,7 +117,7 @@ def run(
     names = [learner.name for learner in learners]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {repeated[0]!r}; give one of them another name in its file")
-    pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]
+    pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]  # type: ignore[type-var]
     if unknown := sorted(set(recipe.strategies) - set(names) - set(find_recipes("strategies"))):
         known = ", ".join(dict.fromkeys([*names, *find_recipes("strategies")]))
         raise FsclError(f"{benchmark}: unknown key 'strategies.{unknown[0]}'; known strategies: {known}")

@@ -5,9 +5,12 @@ from .client_app import client_app as client_app
 from .client_app import introduce as introduce
 from .client_parts import ClientParts as ClientParts
 from .grid import LocalGrid as LocalGrid
+from .groups import groups_of as groups_of
 from .method import Method as Method
 from .method import Update as Update
+from .methods.atom_clusters import AtomClusters as AtomClusters
 from .methods.atoms import Atoms as Atoms
+from .methods.cfl import CFL as CFL
 from .methods.ditto import Ditto as Ditto
 from .methods.fedavg import FedAvg as FedAvg
 from .methods.fedavg import FedAvgFineTuned as FedAvgFineTuned
@@ -15,5 +18,7 @@ from .methods.fedper import FedPer as FedPer
 from .methods.fedper import FedRep as FedRep
 from .methods.fedprox import FedProx as FedProx
 from .methods.local import Local as Local
+from .methods.pfedgraph import PFedGraph as PFedGraph
+from .methods.separate import SeparateAveraging as SeparateAveraging
 from .mixing import mixing_weights as mixing_weights
 from .strategy import FederatedStrategy as FederatedStrategy

@@ -17,7 +17,6 @@ from fscl.files import write_atomically
 __all__ = ["ClientParts", "LostError"]
 
 KEPT = "fscl.kept."  # begins the names of records in a context's state; the round follows
-ROUNDS = 2  # rounds that are kept: the server may have died before it had the last answer
 
 
 class LostError(FsclError):
@@ -106,18 +105,22 @@ class ClientParts:
         return Message(answer(parts, fingerprint, {"num-examples": num_examples, **metrics}), reply_to=message)
 
     def _keep(self, round: int, parts: Mapping[str, Tensor]) -> None:
+        # the server goes on from the last round if it dies before it has this answer; other rounds, also later ones,
+        # are of no use
+        needed = (round, self._wish["kept_in"])
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             tensors = dict(parts) or {"": torch.empty(0)}  # a file without tensors cannot be told from a torn one
             write_atomically(self._file(round), lambda temporary: save_file(tensors, temporary))
-            for file in sorted(self._folder.glob("round_*.safetensors"))[:-ROUNDS]:
-                file.unlink()
+            for file in self._folder.glob("round_*.safetensors"):
+                if file not in map(self._file, needed):
+                    file.unlink()
             return
         state = self._context.state
         state[f"{KEPT}{round}"] = ArrayRecord({name: Array(values.numpy()) for name, values in parts.items()})
-        rounds = sorted(int(name.removeprefix(KEPT)) for name in state if name.startswith(KEPT))
-        for old in rounds[:-ROUNDS]:
-            del state[f"{KEPT}{old}"]
+        for name in [name for name in state if name.startswith(KEPT)]:
+            if int(name.removeprefix(KEPT)) not in needed:
+                del state[name]
 
     def _load(self, round: int) -> dict[str, Tensor]:
         if self._folder is not None and self._file(round).is_file():

@@ -6,9 +6,11 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["CLIENT_RAISED", "from_bytes", "to_bytes", "use_identity", "wire_bytes"]
+__all__ = ["CLIENT_CRASHED", "CLIENT_RAISED", "from_bytes", "give_id", "to_bytes", "use_identity", "wire_bytes"]
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
+CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
+LONGEST, DIGEST = 2**64 - 1, 64 * "f"  # names of nodes, and of messages, in a deployment
 
 
 def use_identity(node: int) -> None:
@@ -16,9 +18,22 @@ def use_identity(node: int) -> None:
     TaskIdentity.run_id, TaskIdentity.task_id, TaskIdentity.node_id = 0, 0, node
 
 
+def give_id(message: Message, name: str) -> None:
+    """Names a message, as Flower's grids do when they send it. The reply refers to this name."""
+    message.metadata.__dict__["_message_id"] = name
+
+
 def wire_bytes(message: Message) -> int:
-    """Bytes of a message as protobuf: content, headers of its arrays, and metadata."""
-    return int(message_to_proto(message).ByteSize())
+    """Bytes of a message as protobuf: content, headers of its arrays, and metadata.
+
+    Its address counts with names as long as those in a deployment, so that all of Flower's engines have equal numbers.
+    """
+    proto = message_to_proto(message)
+    address = proto.metadata
+    address.run_id = address.src_node_id = address.dst_node_id = address.src_task_id = address.dst_task_id = LONGEST
+    address.message_id = DIGEST
+    address.reply_to_message_id = DIGEST if address.reply_to_message_id else ""
+    return int(proto.ByteSize())
 
 
 def to_bytes(message: Message) -> bytes:

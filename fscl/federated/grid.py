@@ -1,12 +1,13 @@
 """Flower's grid without Flower's processes: clients are called one after another in this process."""
 
 from collections.abc import Iterable
+from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fscl.federated.flower_private import CLIENT_RAISED, from_bytes, to_bytes, use_identity
+from fscl.federated.flower_private import CLIENT_RAISED, from_bytes, give_id, to_bytes, use_identity
 
 __all__ = ["LocalGrid"]
 
@@ -28,6 +29,7 @@ class LocalGrid(Grid):
         self._app, self._clients = app, clients
         self._states: dict[int, RecordDict] = {}
         self._replies: dict[str, Message] = {}
+        self._numbers = count()
 
     def get_node_ids(self) -> list[int]:
         return [SERVER + 1 + client for client in range(self._clients)]
@@ -36,9 +38,9 @@ class LocalGrid(Grid):
         return [self._reply(message) for message in messages]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        replies = {f"{len(self._replies) + i}": self._reply(message) for i, message in enumerate(messages)}
-        self._replies |= replies
-        return list(replies)
+        replies = [self._reply(message) for message in messages]
+        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in replies}
+        return [reply.metadata.reply_to_message_id for reply in replies]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._replies.pop(name) for name in message_ids if name in self._replies]
@@ -61,6 +63,7 @@ class LocalGrid(Grid):
         state = self._states.pop(client, None)
         config: UserConfig = {"partition-id": client, "num-partitions": self._clients}
         context = Context(0, node, config, RecordDict() if state is None else state, {})
+        give_id(message, f"message {next(self._numbers)}")
         message = from_bytes(to_bytes(message))
         try:
             reply = self._app(message, context)

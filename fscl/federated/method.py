@@ -2,11 +2,14 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from math import inf
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fscl.atoms.entries import fingerprint_of
 from fscl.atoms.packing import PARTS, Packing
 from fscl.errors import FsclError
 from fscl.federated.client import Client
@@ -39,19 +42,22 @@ class Method:
     """Base class of federated methods: the server sends parts of a network, clients train and return them.
 
     A network has the parts ``atoms``, ``normalisation``, ``head``, ``other`` and ``shared``, see
-    :class:`fscl.atoms.packing.Packing`. A method declares once which of them stay at the clients; the rest travels in
-    both directions. By itself this class sends the mean of what clients returned, weighted by their images.
+    :class:`fscl.atoms.packing.Packing`. A method declares in :attr:`stays` and :attr:`travels_until` what becomes of
+    each; what it does not name travels in both directions in every round. By itself this class sends the mean of what
+    clients returned, weighted by their images.
 
     One object lives at the server, from :meth:`begin` on. Each client makes one of its own, calls :meth:`train` and
     :meth:`prepare_answers`, and never sees another client's parts.
 
     Attributes:
         stays: the parts that each client keeps to itself.
+        travels_until: the last round in which a part travels. From then on it is frozen, and equal everywhere.
         packing, model: of the server's network, from :meth:`begin` on.
         mean: the server's packed parts.
     """
 
-    stays: ClassVar[tuple[str, ...]] = ("normalisation",)
+    stays: tuple[str, ...] = ("normalisation",)
+    travels_until: Mapping[str, int] = MappingProxyType({})
 
     packing: Packing
     model: nn.Module
@@ -78,7 +84,11 @@ class Method:
 
     def travels(self, round: int) -> tuple[str, ...]:
         """The parts that a client returns in a round, from 1. The server sends at least these."""
-        return tuple(part for part in PARTS if part in self.packing.entries and part not in self.stays)
+        return tuple(
+            part
+            for part in PARTS
+            if part in self.packing.entries and part not in self.stays and round <= self.travels_until.get(part, inf)
+        )
 
     def parts_for(self, client: int, round: int) -> dict[str, Tensor]:
         """The parts that the server sends to a client before a round. Calling it changes nothing."""
@@ -90,8 +100,9 @@ class Method:
 
     def fingerprint(self, round: int) -> str:
         """Tells the server's frozen part from others; empty if no part is frozen in this round."""
-        frozen = "shared" in self.packing.entries and "shared" not in (*self.travels(round), *self.stays)
-        return self.packing.fingerprint(self.model) if frozen else ""
+        if "shared" not in self.packing.entries or "shared" in (*self.travels(round), *self.stays):
+            return ""
+        return fingerprint_of(self.packing.entries_of({"shared": self.mean["shared"]}))
 
     def forget(self, client: int) -> None:
         """Notes that a client has lost what it kept, and begins anew."""

@@ -18,7 +18,8 @@ def mixing_weights(similarity: Tensor, images: Tensor, mix: str, *, nearest: int
         mix: ``mean``: by images, equal for all clients. ``nearest``: by images, over the most similar clients and the
             client itself. ``soft``: by images times ``exp(sharpness * similarity)``. ``graph``: the row ``w`` that
             minimises ``|w - p|^2 - sharpness * w . similarity / clients`` over all weights, with ``p`` the shares of
-            images; it is pFedGraph's program with the similarity of atoms in it.
+            images. It is pFedGraph's program with ``alpha = clients / sharpness``; with a constant ``alpha`` a
+            smaller share of the clients would have weight the more clients there are.
         nearest: clients that are mixed, the client itself included.
         sharpness: how strongly similarity counts.
 

@@ -1,12 +1,12 @@
 """The server's side on Flower: chooses clients, sends parts, checks what comes back, and goes on from any round."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import numpy as np
-import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import Tensor, nn
@@ -16,11 +16,13 @@ from fscl.federated.flower_private import wire_bytes
 from fscl.federated.history import Evaluation, History, Round
 from fscl.federated.messages import METRICS, SHORT, WISH, arrays, parts_in, request
 from fscl.federated.method import Method, Update
+from fscl.federated.roll import Roll, reason_of
 from fscl.text import brief
 
 __all__ = ["FederatedStrategy"]
 
 LOST = "lost"
+EVALUATED_AT_ONCE = 100  # clients; a message to a client holds parts of a network
 
 
 class FederatedStrategy(Strategy):
@@ -71,7 +73,7 @@ class FederatedStrategy(Strategy):
         self.round, self.last_round = 0, 0
         self.history = History()
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
-        self._nodes: dict[int, int] = {}  # number of the client at each of Flower's nodes
+        self._roll = Roll(clients)
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._started = 0.0
 
@@ -82,10 +84,10 @@ class FederatedStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages to the clients of a round, in the order of their numbers."""
         self._started = time.perf_counter()
-        present = self._present(grid)
-        count = min(max(round(self.fraction * self.clients), self.least, 1), len(present))
-        numbers = np.random.default_rng([self.seed, server_round])
-        chosen = sorted(numbers.permutation(sorted(present))[:count].tolist())
+        present = self._roll.present(grid, self.least, self.method.introduced)
+        count = max(round(self.fraction * self.clients), self.least, 1)
+        drawn = np.random.default_rng([self.seed, server_round]).permutation(self.clients).tolist()
+        chosen = sorted([client for client in drawn if client in present][:count])
         self.history.rounds.append(current := Round(server_round, chosen))
         self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
         messages = [self._message(client, present[client], server_round, "train") for client in chosen]
@@ -98,20 +100,18 @@ class FederatedStrategy(Strategy):
         """Combines the answers that count."""
         current = self.history.rounds[-1]
         updates, losses = [], []
-        for reply in replies:
-            client = self._nodes[reply.metadata.src_node_id]
-            current.received += wire_bytes(reply)
+        for client, answers in self._roll.by_client(replies).items():
+            current.received += sum(map(wire_bytes, answers))
             try:
+                reply = _only(answers)
                 update = self._checked(client, reply, server_round)
             except FsclError as error:
                 current.left_out[client] = str(error)
                 continue
             updates.append(update)
-            if "loss" in (metrics := reply.content.metric_records[METRICS]):
-                losses.append((float(metrics["loss"]), update.images))  # type: ignore[arg-type]
-        answered = {update.client for update in updates} | current.left_out.keys()
-        current.left_out |= {c: "it did not answer in time" for c in current.chosen if c not in answered}
-        updates.sort(key=lambda update: update.client)
+            loss = reply.content.metric_records[METRICS].get("loss")
+            if isinstance(loss, int | float) and np.isfinite(loss):
+                losses.append((loss, update.images))
         current.answered = [update.client for update in updates]
         if len(updates) >= self.least:
             self.method.combine(server_round, updates)
@@ -136,26 +136,30 @@ class FederatedStrategy(Strategy):
             return
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
-        for client, node in sorted(self._present(grid).items()):
+        for client, node in self._roll.present(grid, self.least, self.method.introduced).items():
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
             yield self._message(client, node, server_round, "evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
-        """Notes how many images each client classified correctly."""
+        """Notes how many images each client classified correctly. It may be called for some clients at a time."""
         current = self.history.evaluations[-1]
-        for reply in sorted(replies, key=lambda reply: self._nodes[reply.metadata.src_node_id]):
-            client = self._nodes[reply.metadata.src_node_id]
-            if reply.has_error():
-                current.failed[client] = _reason(reply)
+        for client, answers in self._roll.by_client(replies).items():
+            try:
+                reply = _only(answers)
+            except FsclError as error:
+                current.failed[client] = str(error)
                 continue
-            metrics = reply.content.metric_records[METRICS]
-            current.correct[client] = int(metrics["correct"])  # type: ignore[arg-type]
-            current.images[client] = int(metrics["num-examples"])  # type: ignore[arg-type]
+            metrics = reply.content.metric_records.get(METRICS, MetricRecord())
+            correct, images = metrics.get("correct"), metrics.get("num-examples")
+            if not isinstance(correct, int) or not isinstance(images, int) or not 0 <= correct <= images:
+                current.failed[client] = f"it says that {brief(correct)} of {brief(images)} images are correct"
+                continue
+            current.correct[client], current.images[client] = correct, images
         current.seconds = time.perf_counter() - self._started
-        if not current.images:
+        if not current.accuracy:
             return None
         return MetricRecord(
-            {"accuracy": float(np.mean(list(current.accuracy.values()))), "clients": len(current.images)}
+            {"accuracy": float(np.mean(list(current.accuracy.values()))), "clients": len(current.accuracy)}
         )
 
     def summary(self) -> None:
@@ -194,8 +198,10 @@ class FederatedStrategy(Strategy):
             now = arrays(self.method.mean)
             replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
             now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
-            asked = list(self.configure_evaluate(number, now, nothing, grid))
-            tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout)) if asked else None
+            tested = None
+            evaluated = iter(self.configure_evaluate(number, now, nothing, grid))
+            while asked := list(islice(evaluated, EVALUATED_AT_ONCE)):
+                tested = self.aggregate_evaluate(number, grid.send_and_receive(asked, timeout=timeout))
             result.arrays = now
             if trained is not None:
                 result.train_metrics_clientapp[number] = trained
@@ -224,21 +230,10 @@ class FederatedStrategy(Strategy):
         self._kept_in = dict(state["kept_in"])
         self.history = History.of(state["history"])
 
-    def _present(self, grid: Grid) -> dict[int, int]:
-        """The connected clients: number -> node. Waits until there are enough of them for the first time."""
-        while True:
-            nodes = list(grid.get_node_ids())
-            if len(nodes) >= (self.clients if not self._nodes else min(self.least, self.clients)):
-                break
-            time.sleep(0.2)
-        unknown = [node for node in nodes if node not in self._nodes]
-        asked = [Message(RecordDict(), node, "query") for node in unknown]
-        for reply in grid.send_and_receive(asked, timeout=60) if asked else []:
-            number, fingerprint = _introduction(reply)
-            self._nodes[reply.metadata.src_node_id] = number
-            self.method.introduced(number, fingerprint)
-        # a client that was started again has a new node, and the old one may still be listed: the newer one counts
-        return {number: node for node, number in self._nodes.items() if node in nodes}
+    def question(self, client: int, node: int) -> Message:
+        """The message of evaluation to a client after the last finished round."""
+        self._sent = {client: self.method.parts_for(client, self.round + 1)}
+        return self._message(client, node, self.round, "evaluate")
 
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
         content = request(
@@ -248,7 +243,7 @@ class FederatedStrategy(Strategy):
             keeps=self.method.stays,
             kept_in=self._kept_in.get(client, 0),
         )
-        return Message(content, node, kind, group_id=str(round))
+        return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))
 
     def _checked(self, client: int, reply: Message, round: int) -> Update:
         """The update in a reply.
@@ -256,8 +251,6 @@ class FederatedStrategy(Strategy):
         Raises:
             FsclError: the reply cannot be right.
         """
-        if reply.has_error():
-            raise FsclError(f"it failed: {_reason(reply)}")
         wish = reply.content.config_records.get(WISH, ConfigRecord())
         if wish.get(LOST):
             self._kept_in.pop(client, None)
@@ -269,6 +262,7 @@ class FederatedStrategy(Strategy):
             raise FsclError(
                 f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}"
             )
+        parts = {part: values.to(self._sent[client][part].dtype) for part, values in parts.items()}
         self.method.packing.check(parts)
         if (fingerprint := self.method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
             raise FsclError(
@@ -276,10 +270,11 @@ class FederatedStrategy(Strategy):
                 f"{fingerprint}: it has another network"
             )
         for part, values in parts.items():
-            values = parts[part] = values.to(self._sent[client][part].dtype)
-            length = float(self._sent[client][part].double().norm())
-            change = float((values.double() - self._sent[client][part].double()).norm())
-            if change > self.largest_change * max(length, torch.finfo(values.dtype).tiny):
+            sent = self._sent[client][part].double()
+            change = float((values.double() - sent).norm())
+            # a part of zeros, such as fresh biases, is measured by ones
+            length = float(sent.norm()) or float(np.sqrt(len(sent)))
+            if change > self.largest_change * length:
                 raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
         metrics = reply.content.metric_records.get(METRICS, MetricRecord())
         images = metrics.get("num-examples", 0)
@@ -288,22 +283,14 @@ class FederatedStrategy(Strategy):
         return Update(client, parts, images, self._sent[client])
 
 
-def _reason(reply: Message) -> str:
-    """The last line of what a client that failed says."""
-    return brief((reply.error.reason or "no reason given").strip().splitlines()[-1])
-
-
-def _introduction(reply: Message) -> tuple[int, str]:
-    """The number with which a client introduces itself, and the fingerprint of its network.
+def _only(answers: Sequence[Message]) -> Message:
+    """The one answer of a client.
 
     Raises:
-        FsclError: it gives no number.
+        FsclError: there is none, there are several, or the client failed.
     """
-    wish = reply.content.config_records.get(WISH, ConfigRecord()) if reply.has_content() else ConfigRecord()
-    number = wish.get("client")
-    if not isinstance(number, int) or number < 0:
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} does not say which client it is; let its ClientApp answer queries with "
-            "fscl.federated.introduce(message, context)"
-        )
-    return number, str(wish.get("fingerprint", ""))
+    if len(answers) != 1:
+        raise FsclError(f"it answered {len(answers)} times" if answers else "it did not answer in time")
+    if answers[0].has_error():
+        raise FsclError(f"it failed: {reason_of(answers[0])}")
+    return answers[0]

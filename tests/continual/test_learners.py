@@ -27,11 +27,11 @@ from fscl.continual.learner import (
 from fscl.continual.training.learner_state import Codec, plugin_state, strategy_state
 from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
-from fscl.runs.recipe import find_recipes, load_strategy
+from fscl.runs.recipe import load_strategy, names_of
 from fscl.runs.record import AT_ONCE
 from fscl.settings import Network, Training
 
-RECIPES = {name: load_strategy(name) for name in find_recipes("strategies")}
+RECIPES = {name: load_strategy(name) for name in names_of("strategies", federated=False)}
 EXPORTED = [kind for kind in vars(fscl.continual).values() if isinstance(kind, type)]
 BUILT_IN = [kind for kind in EXPORTED if issubclass(kind, PluginStrategy) and kind is not PluginStrategy]
 SMALL = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}

@@ -20,12 +20,12 @@ from fscl.report.page import write_report
 from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
 from fscl.runs.building import check_runnable, load_stream
-from fscl.runs.recipe import BenchmarkRecipe, find_recipes, load_benchmark, load_strategy, with_overrides
+from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, names_of, with_overrides
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
 
-BENCHMARKS = list(find_recipes("benchmarks"))
-STRATEGIES = list(find_recipes("strategies"))
+BENCHMARKS = names_of("benchmarks", federated=False)
+STRATEGIES = names_of("strategies", federated=False)
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),

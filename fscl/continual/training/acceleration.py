@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from fscl.continual.avalanche_private import skip_next_step, use_backward, use_own_backward
 from fscl.continual.training.memory_layout import Layout, channels_last
 from fscl.errors import FsclError
+from fscl.optimization import PRECISIONS, resolved_precision
 from fscl.settings import Precision, Training
 
 __all__ = ["Acceleration", "channels_last"]
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 RECIPE = Training()  # the settings of a recipe that gives none
 
 
@@ -67,9 +67,7 @@ class Acceleration(SupervisedPlugin):
 
     def resolved(self, device: torch.device) -> str:
         """The precision on a device: ``float32``, ``bfloat16`` or ``float16``."""
-        if self.precision != "auto":
-            return self.precision
-        return "bfloat16" if _multiplies_bfloat16(device) else "float32"
+        return resolved_precision(self.precision, device)
 
     def before_training_exp(self, strategy: Any, **kwargs: Any) -> None:
         self._prepare(strategy)
@@ -186,12 +184,3 @@ def _check_compiler(device: torch.device) -> None:
         raise FsclError(
             "torch.compile needs a C++ compiler on the CPU (g++, clang++ or cl); install one, or turn it off"
         )
-
-
-def _multiplies_bfloat16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = (
-        torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-    )
-    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

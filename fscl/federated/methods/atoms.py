@@ -10,7 +10,9 @@ from fscl.atoms import AtomBank, decompose
 from fscl.atoms.learning import freeze_coefficients
 from fscl.errors import FsclError
 from fscl.federated.client import Client
-from fscl.federated.method import Method, Update
+from fscl.federated.groups import groups_of
+from fscl.federated.method import Update
+from fscl.federated.methods.mixture import Mixture
 from fscl.federated.mixing import mixing_weights
 from fscl.similarity import similarity_matrix
 
@@ -19,7 +21,7 @@ __all__ = ["Atoms"]
 SHARED = "shared"
 
 
-class Atoms(Method):
+class Atoms(Mixture):
     """Clients share coefficients, and each has atoms of its own. After a few rounds only atoms travel.
 
     In the first rounds coefficients and atoms are averaged as in FedAvg. Then coefficients are frozen. A client that
@@ -47,6 +49,9 @@ class Atoms(Method):
         >>> method = Atoms(num_atoms=4, coefficient_rounds=0)
         >>> method.begin(method.prepare(nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 2))), clients=3)
         >>> {part: len(values) for part, values in method.parts_for(client=0, round=1).items()}
+        {'atoms': 36, 'other': 8, 'shared': 32}
+        >>> method.introduced(client=0, fingerprint=method.fingerprint(round=1))  # its network has the coefficients
+        >>> {part: len(values) for part, values in method.parts_for(client=0, round=1).items()}
         {'atoms': 36, 'other': 8}
     """
 
@@ -68,7 +73,8 @@ class Atoms(Method):
         mixing_weights(torch.ones(1, 1), torch.ones(1), mix, nearest=nearest)
         self.num_atoms, self.coefficient_rounds, self.lr = num_atoms, coefficient_rounds, lr
         self.mix, self.nearest, self.sharpness = mix, nearest, sharpness
-        self.stays = tuple(part for part in ("normalisation", "head") if part not in also)  # type: ignore[misc]
+        self.stays = tuple(part for part in ("normalisation", "head") if part not in also)
+        self.travels_until = {SHARED: coefficient_rounds}
 
     def prepare(self, model: nn.Module) -> nn.Module:
         model = decompose(model, self.num_atoms).model
@@ -81,34 +87,31 @@ class Atoms(Method):
     def begin(self, model: nn.Module, clients: int) -> None:
         super().begin(model, clients)
         self.holders: set[int] = set()  # clients that hold the frozen coefficients
-        self.latest: dict[int, Update] = {}
         self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms over its rounds
 
     def introduced(self, client: int, fingerprint: str) -> None:
-        if not self.coefficient_rounds and self.packing.fingerprint(self.model).startswith(fingerprint or " "):
+        if not self.coefficient_rounds and fingerprint and self.fingerprint(1).startswith(fingerprint):
             self.holders.add(client)
 
-    def travels(self, round: int) -> tuple[str, ...]:
-        parts = super().travels(round)
-        return parts if round <= self.coefficient_rounds else tuple(part for part in parts if part != SHARED)
+    def mixes(self, round: int) -> bool:
+        return round > self.coefficient_rounds
 
     def parts_for(self, client: int, round: int) -> dict[str, Tensor]:
         parts = super().parts_for(client, round)
-        if round > self.coefficient_rounds:
-            parts |= self._mixed(client)
-            if client not in self.holders:
-                parts[SHARED] = self.mean[SHARED]
+        if self.mixes(round) and client not in self.holders:
+            parts[SHARED] = self.mean[SHARED]
         return parts
 
     def combine(self, round: int, updates: Sequence[Update]) -> None:
         super().combine(round, updates)
-        if round > self.coefficient_rounds:
+        if self.mixes(round):
             for update in updates:
                 self.holders.add(update.client)
-                self.latest[update.client] = Update(update.client, update.parts, update.images)
                 self.changes[update.client] = update.change("atoms") + self.changes.get(update.client, 0)
         elif round == self.coefficient_rounds:
-            self._freeze()
+            self.packing.unpack(self.model, self.mean)
+            freeze_coefficients(self.model)
+            self.mean = self.packing.packed(self.model)
 
     def forget(self, client: int) -> None:
         super().forget(client)
@@ -120,10 +123,21 @@ class Atoms(Method):
         The mean over layers of the cosine. The atoms themselves would tell less: a client's atoms are near those that
         it received, whoever it is.
         """
-        layers = [self.packing.atoms(change) for change in self.changes.values()]
+        layers = [self.packing.atoms(self.changes[client]) for client in self.latest]
         return similarity_matrix(
             {name: torch.stack([changes[name] for changes in layers]) for name in layers[0]}, aggregate="mean"
         )
+
+    def weights(self) -> Tensor | None:
+        if self.mix == "mean":
+            return None
+        return mixing_weights(
+            self.similarity(), self.images(), self.mix, nearest=self.nearest, sharpness=self.sharpness
+        )
+
+    def groups(self, number: int | None = None) -> dict[int, int]:
+        """The group of each client that has sent atoms, from the similarity, see :func:`fscl.federated.groups_of`."""
+        return dict(zip(self.latest, groups_of(self.similarity(), number), strict=True)) if self.latest else {}
 
     def bank(self) -> AtomBank:
         """A bank with a task for each client that has sent atoms; what it did not send is the server's."""
@@ -136,32 +150,11 @@ class Atoms(Method):
         return bank
 
     def state_dict(self) -> dict[str, Any]:
-        latest = {client: {"parts": update.parts, "images": update.images} for client, update in self.latest.items()}
-        return super().state_dict() | {"holders": sorted(self.holders), "latest": latest, "changes": dict(self.changes)}
+        return super().state_dict() | {"holders": sorted(self.holders), "changes": dict(self.changes)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.holders, self.changes = set(state["holders"]), dict(state["changes"])
-        self.latest = {client: Update(client, **update) for client, update in state["latest"].items()}
-
-    def _freeze(self) -> None:
-        self.packing.unpack(self.model, self.mean)
-        freeze_coefficients(self.model)
-        self.mean = self.packing.packed(self.model)
-
-    def _mixed(self, client: int) -> dict[str, Tensor]:
-        """The travelling parts for one client, mixed by similarity; nothing if the mean will do."""
-        if self.mix == "mean" or client not in self.latest:
-            return {}
-        clients = list(self.latest)
-        images = torch.tensor([float(update.images) for update in self.latest.values()])
-        weights = mixing_weights(self.similarity(), images, self.mix, nearest=self.nearest, sharpness=self.sharpness)[
-            clients.index(client)
-        ]
-        return {
-            part: torch.einsum("c,cv->v", weights, torch.stack([u.parts[part] for u in self.latest.values()]))
-            for part in self.latest[client].parts
-        }
 
     # at a client
 

@@ -37,7 +37,7 @@ class LeftOut:
     seed: int
     what: str
     round: int
-    client: int
+    client: str
     reason: str
 
 
@@ -142,7 +142,7 @@ def _left_out(group: MethodRuns) -> list[LeftOut]:
         found += [
             LeftOut(group.label, run.seed, what, number, client, " ".join(reason.split()))
             for what, number, reasons in sorted([*trained, *tested], key=lambda part: part[1])
-            for client, reason in sorted(reasons.items())
+            for client, reason in reasons.items()
         ]
     return found
 

@@ -91,6 +91,7 @@ def build_clients(spec: RunSpec, folder: Path | None = None) -> Federation:
         test=_labelled(tested, split.test),
         augmented=ImageTransform(mean, std, augment.crop_padding, augment.flip),
         plain=ImageTransform(mean, std),
+        own_classes=recipe.federation.own_classes,
         seed=spec.seed,
         folder=folder,
     )
@@ -133,8 +134,7 @@ def build_method(spec: RunSpec) -> Method:
     kind = import_named(module, name, f"class {spec.strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise FsclError(
-            f"class = {spec.strategy.class_path!r} is no method of federations; a subclass of {FEDERATED}.Method would "
-            "do"
+            f"class = {spec.strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
         )
     try:
         return kind(**spec.strategy.args)
@@ -191,9 +191,9 @@ def check_federation(spec: RunSpec) -> None:
             raise FsclError(
                 f"{recipe._stranger}: {error}; if you trust the file, --trust lets it run any code"
             ) from error
-    if recipe.training.precision != "float32" or recipe.training.compile:
+    if recipe.training.precision == "float16" or recipe.training.compile:
         raise FsclError(
-            "clients train in float32 and without compilation; set training.precision=float32, compile=false"
+            "clients train in float32 or bfloat16, not compiled; set training.precision=auto, training.compile=false"
         )
     clients = build_clients(spec)
     images, _ = clients.test[0].load()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import numpy as np
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from fscl.runs.record import Array, Label, Part, Record, ShareRows, Words, array_field, check_shape
 from fscl.text import points
@@ -15,14 +15,7 @@ __all__ = ["ARRAYS", "Evaluated", "FederatedRecord", "RoundRecord"]
 ARRAYS = ("accuracy", "counts", "similarity")  # large, and checked as they are read
 MOST_IMAGES = 1e12
 
-
-def _of_key(key: object) -> object:
-    """JSON has the numbers of clients as texts where they are keys."""
-    return int(key) if isinstance(key, str) and key.isascii() and key.isdecimal() and len(key) < 10 else key
-
-
 Number = Annotated[int, Field(ge=0)]
-Reasons = dict[Annotated[Number, BeforeValidator(_of_key)], Words]
 Counts = Annotated[Array, *array_field(2, high=MOST_IMAGES)]
 Cosines = Annotated[Array, *array_field(2, low=-1.01, high=1.01)]  # rounding may pass 1
 
@@ -33,7 +26,7 @@ class RoundRecord(Part):
     number: Number
     chosen: list[Number]
     answered: list[Number]
-    left_out: Reasons = {}
+    left_out: dict[Label, Words] = {}
     sent: Number
     received: Number
     loss: float | None = None
@@ -53,7 +46,7 @@ class Evaluated(Part):
     round: Number
     seconds: Annotated[float, Field(ge=0)]
     groups: list[Annotated[int, Field(ge=-1)]] = []
-    failed: Reasons = {}
+    failed: dict[Label, Words] = {}
 
 
 class FederatedRecord(Record):

@@ -11,7 +11,7 @@ import numpy as np
 
 from fscl.errors import FsclError
 from fscl.federated import FederatedStrategy, LocalGrid, client_app
-from fscl.federated.history import History
+from fscl.federated.history import History, Round
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
 from fscl.runs.federation.building import build_clients, build_server, images_of, recipe_of, split_of
@@ -21,9 +21,10 @@ from fscl.runs.record import Resumed
 from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 
-__all__ = ["begin", "new_record", "train"]
+__all__ = ["KEPT", "SERVER", "begin", "new_record", "train"]
 
 BANK = "bank.safetensors"
+SERVER = "server.pt"  # the server of a finished run
 KEPT = "clients"  # folder of what stays at each client
 
 
@@ -82,7 +83,7 @@ def begin(
         record.resumed = [*record.resumed, Resumed(after=server.round, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run
-        for name in (CHECKPOINT, BANK):
+        for name in (CHECKPOINT, BANK, SERVER):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / KEPT, ignore_errors=True)
         remove_logs(folder)
@@ -108,8 +109,8 @@ def train(
         with written_together():
             if last and hasattr(server.method, "bank"):
                 server.method.bank().save(folder / BANK)
-            if not last:
-                write_checkpoint(folder / CHECKPOINT, record, server.state_dict())
+            if weights or not last:
+                write_checkpoint(folder / (SERVER if last else CHECKPOINT), record, server.state_dict())
             record.write(folder / "run.json")
         if log is not None:
             log(server.round, _logged(record), {})
@@ -127,7 +128,7 @@ def train(
 def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
     """Adds to the record what the server's history has more."""
     history: History = server.history
-    record.rounds = [*record.rounds, *(RoundRecord(**asdict(r)) for r in history.rounds[len(record.rounds) :])]
+    record.rounds = [*record.rounds, *map(_round, history.rounds[len(record.rounds) :])]
     for evaluation in history.evaluations[len(record.evaluated) :]:
         groups: dict[int, int] = getattr(server.method, "groups", dict)()
         row = np.full(record.clients, np.nan)
@@ -140,9 +141,18 @@ def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
                 round=evaluation.round,
                 seconds=evaluation.seconds,
                 groups=[groups.get(client, -1) for client in range(record.clients)] if groups else [],
-                failed=dict(evaluation.failed),
+                failed=_by_name(evaluation.failed),
             ),
         ]
+
+
+def _round(done: Round) -> RoundRecord:
+    return RoundRecord(**(asdict(done) | {"left_out": _by_name(done.left_out)}))
+
+
+def _by_name(reasons: dict[int, str]) -> dict[str, str]:
+    """With texts as keys, as JSON has them."""
+    return {str(client): reason for client, reason in reasons.items()}
 
 
 def _finish(record: FederatedRecord, server: FederatedStrategy) -> None:

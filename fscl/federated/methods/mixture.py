@@ -1,0 +1,73 @@
+"""Methods that send each client a mixture of all clients' parts."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fscl.federated.method import Method, Update
+
+__all__ = ["Mixture"]
+
+
+class Mixture(Method):
+    """Base class of methods that mix, for each client, the parts that all clients sent last.
+
+    A client that has not sent anything yet receives the mean.
+
+    Attributes:
+        latest: the last update of each client.
+    """
+
+    latest: dict[int, Update]
+
+    def mixes(self, round: int) -> bool:
+        """Whether what clients send in a round, from 1, is mixed later."""
+        return True
+
+    @abstractmethod
+    def similarity(self) -> Tensor:
+        """Similarity of the clients in :attr:`latest`, in their order: (n, n)."""
+
+    @abstractmethod
+    def weights(self) -> Tensor | None:
+        """For each client in :attr:`latest` the weights of all of them, in their order: (n, n), rows sum to 1.
+
+        None sends the mean of the last round to all clients.
+        """
+
+    def images(self) -> Tensor:
+        """Training images of the clients in :attr:`latest`, in their order."""
+        return torch.tensor([float(update.images) for update in self.latest.values()])
+
+    def begin(self, model: nn.Module, clients: int) -> None:
+        super().begin(model, clients)
+        self.latest = {}
+        self._rows: dict[int, Tensor] | None = None
+
+    def parts_for(self, client: int, round: int) -> dict[str, Tensor]:
+        parts = super().parts_for(client, round)
+        if self._rows is None:  # once for all clients of a round
+            weights = self.weights() if self.latest else None
+            self._rows = {} if weights is None else dict(zip(self.latest, weights, strict=True))
+        if client in self._rows:
+            row, updates = self._rows[client], self.latest.values()
+            parts |= {part: row @ torch.stack([u.parts[part] for u in updates]) for part in self.latest[client].parts}
+        return parts
+
+    def combine(self, round: int, updates: Sequence[Update]) -> None:
+        super().combine(round, updates)
+        if self.mixes(round):
+            self.latest |= {u.client: Update(u.client, u.parts, u.images) for u in updates}
+            self._rows = None
+
+    def state_dict(self) -> dict[str, Any]:
+        latest = {client: {"parts": update.parts, "images": update.images} for client, update in self.latest.items()}
+        return super().state_dict() | {"latest": latest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.latest = {client: Update(client, **update) for client, update in state["latest"].items()}
+        self._rows = None
