@@ -106,7 +106,6 @@ def run(
     cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
     recipe = load_any_benchmark(benchmark, trust)
-    default: tuple[str, ...]
     if isinstance(recipe, FederationRecipe):
         default: tuple[str, ...] = DEFAULT_METHODS
     else:
@@ -117,7 +116,7 @@ def run(
     names = [learner.name for learner in learners]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {repeated[0]!r}; give one of them another name in its file")
-    pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]  # type: ignore[type-var]
+    pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]
     if unknown := sorted(set(recipe.strategies) - set(names) - set(find_recipes("strategies"))):
         known = ", ".join(dict.fromkeys([*names, *find_recipes("strategies")]))
         raise FsclError(f"{benchmark}: unknown key 'strategies.{unknown[0]}'; known strategies: {known}")
