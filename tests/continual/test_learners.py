@@ -31,7 +31,11 @@ from fscl.runs.recipe import find_recipes, load_strategy
 from fscl.runs.record import AT_ONCE
 from fscl.settings import Network, Training
 
-RECIPES = {name: load_strategy(name) for name in find_recipes("strategies")}
+RECIPES = {
+    name: recipe
+    for name in find_recipes("strategies")
+    if not (recipe := load_strategy(name)).class_path.startswith("fscl.federated.")
+}
 EXPORTED = [kind for kind in vars(fscl.continual).values() if isinstance(kind, type)]
 BUILT_IN = [kind for kind in EXPORTED if issubclass(kind, PluginStrategy) and kind is not PluginStrategy]
 SMALL = {"widths": [8, 8], "pool_after": [0], "dropout": 0.1}

@@ -61,7 +61,7 @@ def test_messages_that_were_pushed_can_be_pulled_once_each_in_any_order(grid):
 @pytest.mark.parametrize("number", [None, -1, "one", 3], ids=str)
 def test_a_node_without_a_client_s_number_is_told_how_to_get_one(grid, number):
     class Context:
-        node_config = {} if number is None else {"partition-id": number}  # noqa: RUF012
+        node_config = {} if number is None else {"partition-id": number}
 
     with pytest.raises(FsclError, match=f"partition-id is {number!r}.*; start each node with --node-config"):
         number_of(Context, clients=3)

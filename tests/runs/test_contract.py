@@ -25,7 +25,9 @@ from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
 
 BENCHMARKS = list(find_recipes("benchmarks"))
-STRATEGIES = list(find_recipes("strategies"))
+STRATEGIES = [
+    name for name in find_recipes("strategies") if not load_strategy(name).class_path.startswith("fscl.federated.")
+]
 # what the data sets are known to hold: (channels, height, width), unless the recipe resizes them, and classes
 DATA = {
     "digits": ((1, 8, 8), 10),
