@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from fscl.errors import FsclError
 from fscl.federated.flower_private import wire_bytes
 from fscl.federated.history import Evaluation, History, Round
-from fscl.federated.messages import METRICS, SHORT, WISH, arrays, parts_in, request
+from fscl.federated.messages import METRICS, LostError, arrays, request
 from fscl.federated.method import Method, Update
-from fscl.text import brief
+from fscl.federated.replies import counts_in, introduction, update_in
 
 __all__ = ["FederatedStrategy"]
-
-LOST = "lost"
 
 
 class FederatedStrategy(Strategy):
@@ -99,32 +97,40 @@ class FederatedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combines the answers that count."""
         current = self.history.rounds[-1]
-        updates, losses = [], []
+        updates: list[Update] = []
+        loss_of: dict[int, float] = {}
         for reply in replies:
             current.received += wire_bytes(reply)
             client = self._client_of(reply)
             if client not in self._sent:
                 continue
             try:
-                update = self._checked(client, reply, server_round)
+                update = update_in(
+                    reply, client, self.method, server_round, self._sent[client], largest_change=self.largest_change
+                )
             except FsclError as error:
                 current.left_out[client] = str(error)
+                if isinstance(error, LostError):
+                    self._kept_in.pop(client, None)
+                    self.method.forget(client)
                 continue
             updates.append(update)
             loss = reply.content.metric_records[METRICS].get("loss")
             if isinstance(loss, int | float) and np.isfinite(loss):
-                losses.append((loss, update.images))
+                loss_of[client] = loss
         answered = {update.client for update in updates} | current.left_out.keys()
         current.left_out |= {c: "it did not answer in time" for c in current.chosen if c not in answered}
-        updates.sort(key=lambda update: update.client)
+        updates.sort(key=lambda update: update.client)  # answers come in any order, and sums depend on it
         current.answered = [update.client for update in updates]
         if len(updates) >= self.least:
             self.method.combine(server_round, updates)
         # an answer that was not combined counts, too: the client kept what belongs to it
         self._kept_in |= dict.fromkeys(current.answered, server_round)
-        if losses:
-            values, images = np.array(losses).T
-            current.loss = float(values @ images / images.sum())
+        if loss_of:
+            with_loss = [update for update in updates if update.client in loss_of]
+            current.loss = float(
+                np.average([loss_of[u.client] for u in with_loss], weights=[u.images for u in with_loss])
+            )
         self._sent = {}
         current.seconds = time.perf_counter() - self._started
         measured = MetricRecord({"clients": len(updates)})
@@ -151,15 +157,10 @@ class FederatedStrategy(Strategy):
         current = self.history.evaluations[-1]
         answers = {client: reply for reply in replies if (client := self._client_of(reply)) is not None}
         for client, reply in sorted(answers.items()):
-            if reply.has_error():
-                current.failed[client] = _reason(reply)
-                continue
-            metrics = reply.content.metric_records.get(METRICS, MetricRecord())
-            correct, images = metrics.get("correct"), metrics.get("num-examples")
-            if not isinstance(correct, int) or not isinstance(images, int) or not 0 <= correct <= images:
-                current.failed[client] = f"it says that {brief(correct)} of {brief(images)} images are correct"
-                continue
-            current.correct[client], current.images[client] = correct, images
+            try:
+                current.correct[client], current.images[client] = counts_in(reply)
+            except FsclError as error:
+                current.failed[client] = str(error)
         if not current.accuracy:
             return None
         return MetricRecord(
@@ -265,7 +266,7 @@ class FederatedStrategy(Strategy):
         faults = []
         for reply in grid.send_and_receive(asked, timeout=60) if asked else []:
             try:
-                number, fingerprint = _introduction(reply)
+                number, fingerprint = introduction(reply)
             except FsclError as error:
                 faults.append(str(error))
                 continue
@@ -291,68 +292,3 @@ class FederatedStrategy(Strategy):
         nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in self._asked}
         message = reply.metadata.reply_to_message_id
         return self._nodes.get(nodes[message] if message and message in nodes else reply.metadata.src_node_id)
-
-    def _checked(self, client: int, reply: Message, round: int) -> Update:
-        """The update in a reply.
-
-        Raises:
-            FsclError: the reply cannot be right.
-        """
-        if reply.has_error():
-            raise FsclError(f"it failed: {_reason(reply)}")
-        wish = reply.content.config_records.get(WISH, ConfigRecord())
-        if wish.get(LOST):
-            self._kept_in.pop(client, None)
-            self.method.forget(client)
-            raise FsclError("it had lost what it kept, and begins anew the next time")
-        parts = parts_in(reply.content)
-        expected = self.method.travels(round)
-        if sorted(parts) != sorted(expected):
-            raise FsclError(
-                f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}"
-            )
-        parts = {part: values.to(self._sent[client][part].dtype) for part, values in parts.items()}
-        self.method.packing.check(parts)
-        if (fingerprint := self.method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
-            raise FsclError(
-                f"its frozen coefficients have the fingerprint {brief(wish.get('fingerprint'))}, the server's have "
-                f"{fingerprint}: it has another network"
-            )
-        for part, values in parts.items():
-            sent = self._sent[client][part].double()
-            change = float((values.double() - sent).norm())
-            # a part of zeros, such as fresh biases, is measured by ones
-            length = float(sent.norm()) or float(np.sqrt(len(sent)))
-            if change > self.largest_change * length:
-                raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
-        metrics = reply.content.metric_records.get(METRICS, MetricRecord())
-        images = metrics.get("num-examples", 0)
-        if not isinstance(images, int) or images < 1:
-            raise FsclError(f"its num-examples is {brief(images)}; a number of at least 1 would do")
-        return Update(client, parts, images, self._sent[client])
-
-
-def _reason(reply: Message) -> str:
-    """The last line of what a client that failed says."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return brief(lines[-1]) if lines else "no reason given"
-
-
-def _introduction(reply: Message) -> tuple[int, str]:
-    """The number with which a client introduces itself, and the fingerprint of its network.
-
-    Raises:
-        FsclError: it failed, or gives no number.
-    """
-    if reply.has_error():
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} failed when it was asked which client it is: {_reason(reply)}"
-        )
-    wish = reply.content.config_records.get(WISH, ConfigRecord())
-    number = wish.get("client")
-    if not isinstance(number, int) or number < 0:
-        raise FsclError(
-            f"node {reply.metadata.src_node_id} does not say which client it is; let its ClientApp answer queries with "
-            "fscl.federated.introduce(message, context)"
-        )
-    return number, str(wish.get("fingerprint", ""))

@@ -1,0 +1,100 @@
+"""Reads what comes back from clients, and refuses what cannot be right."""
+
+import math
+from collections.abc import Mapping
+
+from flwr.app import ConfigRecord, Message, MetricRecord
+from torch import Tensor
+
+from fscl.errors import FsclError
+from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError, parts_in
+from fscl.federated.method import Method, Update
+from fscl.text import brief
+
+__all__ = ["counts_in", "introduction", "update_in"]
+
+
+def introduction(reply: Message) -> tuple[int, str]:
+    """The number with which a client introduces itself, and the fingerprint of its network.
+
+    Raises:
+        FsclError: it failed, or gives no number.
+    """
+    node = reply.metadata.src_node_id
+    if reply.has_error():
+        raise FsclError(f"node {node} failed when it was asked which client it is: {_reason(reply)}")
+    wish = reply.content.config_records.get(WISH, ConfigRecord())
+    number = wish.get("client")
+    if not isinstance(number, int) or number < 0:
+        raise FsclError(
+            f"node {node} does not say which client it is; let its ClientApp answer queries with "
+            "fscl.federated.introduce(message, context)"
+        )
+    return number, str(wish.get("fingerprint", ""))
+
+
+def update_in(
+    reply: Message, client: int, method: Method, round: int, sent: Mapping[str, Tensor], *, largest_change: float
+) -> Update:
+    """What a client returned after it trained.
+
+    Args:
+        reply: its reply.
+        client: its number.
+        method: tells what it should return in the round.
+        round: from 1.
+        sent: the parts that it had received.
+        largest_change: most that a part may move, in lengths of what was sent.
+
+    Raises:
+        LostError: the client has lost what it kept.
+        FsclError: the reply cannot be right.
+    """
+    if reply.has_error():
+        raise FsclError(f"it failed: {_reason(reply)}")
+    wish = reply.content.config_records.get(WISH, ConfigRecord())
+    if wish.get(LOST):
+        raise LostError("it had lost what it kept, and begins anew the next time")
+    parts = parts_in(reply.content)
+    expected = method.travels(round)
+    if sorted(parts) != sorted(expected):
+        raise FsclError(f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}")
+    parts = {part: values.to(sent[part].dtype) for part, values in parts.items()}
+    method.packing.check(parts)
+    if (fingerprint := method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
+        raise FsclError(
+            f"its frozen coefficients have the fingerprint {brief(wish.get('fingerprint'))}, the server's have "
+            f"{fingerprint}: it has another network"
+        )
+    for part, values in parts.items():
+        before = sent[part].double()
+        change = float((values.double() - before).norm())
+        # a part of zeros, such as fresh biases, is measured by ones
+        length = float(before.norm()) or math.sqrt(len(before))
+        if change > largest_change * length:
+            raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
+    images = reply.content.metric_records.get(METRICS, MetricRecord()).get("num-examples", 0)
+    if not isinstance(images, int) or images < 1:
+        raise FsclError(f"its num-examples is {brief(images)}; a number of at least 1 would do")
+    return Update(client, parts, images, dict(sent))
+
+
+def counts_in(reply: Message) -> tuple[int, int]:
+    """How many of its test images a client classified correctly, and how many there are.
+
+    Raises:
+        FsclError: it failed, or the numbers cannot be right.
+    """
+    if reply.has_error():
+        raise FsclError(_reason(reply))
+    metrics = reply.content.metric_records.get(METRICS, MetricRecord())
+    correct, images = metrics.get("correct"), metrics.get("num-examples")
+    if not isinstance(correct, int) or not isinstance(images, int) or not 0 <= correct <= images:
+        raise FsclError(f"it says that {brief(correct)} of {brief(images)} images are correct")
+    return correct, images
+
+
+def _reason(reply: Message) -> str:
+    """The last line of what a client that failed says."""
+    lines = (reply.error.reason or "").strip().splitlines()
+    return brief(lines[-1]) if lines else "no reason given"
