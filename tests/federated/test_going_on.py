@@ -34,6 +34,17 @@ def test_a_client_that_lost_what_it_kept_begins_anew(small, tmp_path, in_folder)
     assert server.history.rounds[3].answered == [0, 1, 2]
 
 
+def test_a_client_that_lost_the_frozen_coefficients_receives_them_again(small):
+    federation = small(lambda: Atoms(coefficient_rounds=1))
+    server = federation.server()
+    server.start(federation.grid, num_rounds=3)
+    del federation.grid._states[1]
+    server.start(federation.grid, num_rounds=6)
+    assert [list(r.left_out) for r in server.history.rounds] == [[], [], [], [1], [], []]
+    received = {(round, client) for round, client, brought, _ in federation.sent() if "shared" in brought and round > 1}
+    assert received == {(2, 0), (2, 1), (2, 2), (5, 1)}
+
+
 def test_files_of_an_earlier_federation_in_the_folder_do_no_harm(small, network, tmp_path, equal_parts):
     small(FedPer, folder=tmp_path, start=lambda: network(7)).run(5)
     again = small(FedPer, folder=tmp_path).run(3)
