@@ -14,8 +14,8 @@ from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.federated.client import Client, LabelledImages, seed_of
-from fscl.federated.client_parts import ClientParts, LostError
-from fscl.federated.messages import METRICS, SHORT, WISH
+from fscl.federated.client_parts import ClientParts
+from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError
 from fscl.federated.method import Method
 from fscl.settings import Training
 
@@ -110,7 +110,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
         try:
             client, parts = federation.client(message, context)
         except LostError:
-            return Message(RecordDict({WISH: ConfigRecord({"lost": True})}), reply_to=message)
+            return Message(RecordDict({WISH: ConfigRecord({LOST: True})}), reply_to=message)
         with _seeded(federation.seed, client.round, client.number, 0):
             loss = federation.method.train(client)
         parts.kept = client.kept

@@ -10,17 +10,12 @@ from torch import Tensor, nn
 
 from fscl.atoms.learning import train_only
 from fscl.atoms.packing import Packing
-from fscl.errors import FsclError
-from fscl.federated.messages import SHORT, answer, parts_in, requested
+from fscl.federated.messages import SHORT, LostError, answer, parts_in, requested
 from fscl.files import write_atomically
 
-__all__ = ["ClientParts", "LostError"]
+__all__ = ["ClientParts"]
 
 KEPT = "fscl.kept."  # begins the names of records in a context's state; the round follows
-
-
-class LostError(FsclError):
-    """The client no longer has what it kept in an earlier round."""
 
 
 class ClientParts:
@@ -98,7 +93,6 @@ class ClientParts:
         """
         wish = self._wish
         stay = {part for part in self.packing.entries if part in wish["keeps"] or part in self.received}
-        stay |= {part for part in self.kept if part in self.packing.entries}
         self._keep(wish["round"], self.kept | self.packing.packed(self.model, stay - set(wish["returns"])))
         fingerprint = self.packing.fingerprint(self.model)[:SHORT] if self.frozen_entries else ""
         parts = self.packing.packed(self.model, wish["returns"])

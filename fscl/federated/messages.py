@@ -10,10 +10,17 @@ from torch import Tensor
 
 from fscl.errors import FsclError
 
-__all__ = ["METRICS", "SHORT", "WISH", "answer", "arrays", "parts_in", "request", "requested"]
+__all__ = [
+    "LOST", "METRICS", "SHORT", "WISH", "LostError", "answer", "arrays", "parts_in", "request", "requested",
+]  # fmt: skip
 
 PARTS, WISH, METRICS = "fscl.parts", "fscl.wish", "metrics"  # records of a message
+LOST = "lost"  # in the record of wishes: the client has lost what it kept
 SHORT = 16  # hexadecimal digits of a fingerprint that travel
+
+
+class LostError(FsclError):
+    """A client no longer has what it kept in an earlier round."""
 
 
 def request(

@@ -9,9 +9,9 @@ from flwr.serverapp import Grid
 
 from fscl.errors import FsclError
 from fscl.federated.messages import WISH
-from fscl.text import brief
+from fscl.federated.replies import reason_of
 
-__all__ = ["Roll", "reason_of"]
+__all__ = ["Roll"]
 
 QUERY_SECONDS = 60.0  # that a node has to say which client it is; a deployment starts a process for each answer
 PAUSE = 0.2  # seconds between two looks for nodes
@@ -118,12 +118,6 @@ class Roll:
 
 
 SLOW = f"did not say within {QUERY_SECONDS:.0f} s which client it is; it is asked again"
-
-
-def reason_of(reply: Message) -> str:
-    """The last line of what a client that failed says."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return brief(lines[-1]) if lines else f"no reason given, error code {reply.error.code}"
 
 
 def _introduction(reply: Message, clients: int) -> tuple[int, str]:

@@ -230,14 +230,6 @@ def test_ditto_answers_with_its_own_network_and_a_client_that_was_never_chosen_w
     assert torch.equal(new.packing.pack(new.network, "head"), new.received["head"])
 
 
-@pytest.mark.parametrize("make", [FedAvgFineTuned, FedRep], ids=lambda make: make.__name__)
-def test_what_is_trained_before_an_answer_is_not_kept(small, make, equal_parts):
-    federation = small(make)
-    often, never = federation.run(3, evaluate_every=1), small(make).run(3)
-    assert len(often.history.evaluations) == 3
-    assert equal_parts(often.method.mean, never.method.mean)
-
-
 def test_fine_tuning_changes_the_answers(small):
     client = small(FedAvgFineTuned).client()
     before = client.probabilities()

@@ -35,7 +35,7 @@ def test_every_method_has_a_recipe():
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_makes_its_method_with_all_values_of_its_grid(name, network):
     recipe = RECIPES[name]
-    grid = [{key: value for key, value in zip(recipe.tune.args, values, strict=True)}
+    grid = [dict(zip(recipe.tune.args, values, strict=True))
             for values in product(*recipe.tune.args.values())]  # fmt: skip
     for settings in grid:
         method = class_of(recipe)(**recipe.args | settings)
@@ -43,7 +43,8 @@ def test_a_recipe_makes_its_method_with_all_values_of_its_grid(name, network):
         assert set(method.parts_for(0, 1)) >= set(method.travels(1))
         for key, value in settings.items():
             assert getattr(method, key) == value
-    assert recipe.title and recipe.description
+    assert recipe.title
+    assert recipe.description
     assert recipe.paper or recipe.bound == "lower"
     assert bool(recipe.args) == bool(recipe.tune.args)
 
