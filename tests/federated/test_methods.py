@@ -77,7 +77,7 @@ def test_a_round_trains_every_part_that_moves_and_no_other(small, make):
 @EACH
 def test_clients_learn(small, make):
     federation = small(lambda: made(make), clients=2, each=60, training={"epochs": 4})
-    (evaluation,) = federation.run(rounds=3, evaluate_every=3).history.evaluations
+    (evaluation,) = federation.run(rounds=2, evaluate_every=2).history.evaluations
     assert min(evaluation.accuracy.values()) > 0.5  # by chance 0.1
 
 
