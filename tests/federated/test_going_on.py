@@ -13,7 +13,6 @@ from fscl.federated import (
     Ditto,
     FedAvg,
     FedPer,
-    Local,
     PFedGraph,
 )
 
@@ -82,6 +81,27 @@ def test_the_order_in_which_answers_come_decides_nothing(small, make, equal_part
         assert equal_parts(first.method.parts_for(client, 3), second.method.parts_for(client, 3))
 
 
+def test_clients_rounds_and_tests_draw_different_numbers_that_no_other_client_changes(small):
+    drawn = []
+    for clients in (3, 2):
+        federation, numbers = small(FedAvg, clients=clients), {}
+        method = federation.federation.method
+        fit = method.train
+
+        def train(client, numbers=numbers, fit=fit):
+            numbers["train", client.round, client.number] = torch.rand(1).item()
+            return fit(client)
+
+        def prepare(client, numbers=numbers):
+            numbers["test", client.round, client.number] = torch.rand(1).item()
+
+        method.train, method.prepare_answers = train, prepare
+        federation.run(2, evaluate_every=1)
+        drawn.append(numbers)
+    assert len(set(drawn[0].values())) == len(drawn[0]) == 12
+    assert drawn[1].items() < drawn[0].items()
+
+
 def test_a_federation_leaves_the_numbers_of_others_alone(small):
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -96,7 +116,6 @@ RESUMED = {
     "fedper": FedPer,
     "ditto": Ditto,
     "pfedgraph": PFedGraph,
-    "local": Local,
     "atoms": lambda: Atoms(coefficient_rounds=2, mix="graph"),
 }
 
