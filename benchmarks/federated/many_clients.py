@@ -35,7 +35,9 @@ def measure(clients: int, method: str, data: str | None, folder: Path) -> dict[s
         f"federation.fraction={EACH_ROUND / clients}",
         "training.epochs=1",
     ]
-    spec = RunSpec(*with_overrides(load_any_benchmark("federated_fmnist"), load_strategy(method), settings), 0, data=data)
+    spec = RunSpec(
+        *with_overrides(load_any_benchmark("federated_fmnist"), load_strategy(method), settings), 0, data=data
+    )
     server, federation = build_server(spec), build_clients(spec, folder)
     server.evaluate_every = 0
     grid = LocalGrid(client_app(lambda context: federation), clients)
@@ -80,9 +82,14 @@ def main() -> None:
         for clients in CLIENTS:
             command = [sys.executable, "-m", "benchmarks.federated.many_clients", "--one", f"{clients},{method}"]
             command += ["--data", arguments.data] if arguments.data else []
-            row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+            row = json.loads(
+                subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
+            )
             rows.append(row)
-            seconds, memory = median(row["seconds"][1:]), median(row["resident_bytes"][1:])  # the first one starts libraries
+            seconds, memory = (
+                median(row["seconds"][1:]),
+                median(row["resident_bytes"][1:]),
+            )  # the first one starts libraries
             print(
                 f"{method:10} {clients:8} {seconds:16.2f} {human_bytes(memory):>10} {human_bytes(row['peak_bytes']):>10}",
                 flush=True,

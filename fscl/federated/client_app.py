@@ -62,7 +62,7 @@ class Federation:
         if self._start is None:
             self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
         self.network.load_state_dict(self._start)
-        parts = ClientParts(self.network, context, folder=folder)
+        parts = ClientParts(self.network, context, classes=self.classes_of(number), folder=folder)
         parts.receive(message)
         client = Client(
             number=number,
@@ -79,6 +79,11 @@ class Federation:
             kept=parts.kept,
         )
         return client, parts
+
+    def classes_of(self, number: int) -> list[int] | None:
+        """The classes of a client, if its network chooses among them alone."""
+        own = self.train[number]
+        return own.labels[own.chosen].unique().tolist() if self.own_classes else None
 
     def answering(self, message: Message, context: Context) -> Client:
         """The client that a message of evaluation is for, with the network that answers for it.
@@ -102,7 +107,9 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return introduce(message, context, load(context).network)
+        federation = load(context)
+        classes = federation.classes_of(number_of(context, len(federation.train)))
+        return introduce(message, context, federation.network, classes)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -125,16 +132,21 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     return app
 
 
-def introduce(message: Message, context: Context, model: nn.Module | None = None) -> Message:
+def introduce(
+    message: Message, context: Context, model: nn.Module | None = None, classes: Sequence[int] | None = None
+) -> Message:
     """Answers the query of :class:`~fscl.federated.FederatedStrategy`: which client is this?
 
     Args:
         message: the query.
         context: its ``node_config`` has the client's number, ``partition-id``.
         model: the network from which the client starts. If its coefficients are the server's, they need not be sent.
+        classes: numbers of the client's own classes, if only their rows of the head are to travel.
     """
     fingerprint = "" if model is None else Packing(model).fingerprint(model)[:SHORT]
     wish = ConfigRecord({"client": number_of(context), "fingerprint": fingerprint})
+    if classes is not None:
+        wish["classes"] = list(classes)
     return Message(RecordDict({WISH: wish}), reply_to=message)
 
 

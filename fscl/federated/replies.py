@@ -3,15 +3,19 @@
 import math
 from collections.abc import Mapping, Sequence
 
+import torch
 from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
 from fscl.errors import FsclError
 from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError, parts_in
 from fscl.federated.method import Method, Update
+from fscl.federated.wire import Wire
 from fscl.text import brief
 
 __all__ = ["counts_in", "reason_of", "update_in"]
+
+WHOLE = Wire()
 
 
 def update_in(
@@ -20,6 +24,7 @@ def update_in(
     method: Method,
     round: int,
     sent: Mapping[str, Tensor],
+    wire: Wire = WHOLE,
     *,
     largest_change: float,
 ) -> Update:
@@ -31,6 +36,7 @@ def update_in(
         method: tells what it should return in the round.
         round: from 1.
         sent: the parts that it had received.
+        wire: how they travel.
         largest_change: most that a part may move, in lengths of what was sent.
 
     Raises:
@@ -45,7 +51,11 @@ def update_in(
     expected = method.travels(round)
     if sorted(parts) != sorted(expected):
         raise FsclError(f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}")
-    parts = {part: values.to(sent[part].dtype) for part, values in parts.items()}
+    # what did not travel is as it was sent; a change of it is zero
+    base = {part: sent[part] if wire.bits == 32 else torch.zeros_like(sent[part]) for part in parts}
+    parts = wire.read(parts, base)
+    if wire.bits < 32:
+        parts = {part: sent[part] + change for part, change in parts.items()}
     method.packing.check(parts)
     if (fingerprint := method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
         raise FsclError(
@@ -62,7 +72,7 @@ def update_in(
     images = reply.content.metric_records.get(METRICS, MetricRecord()).get("num-examples", 0)
     if not isinstance(images, int) or images < 1:
         raise FsclError(f"its num-examples is {brief(images)}; a number of at least 1 would do")
-    return Update(client, parts, images, dict(sent))
+    return Update(client, parts, images, dict(sent), wire.rows)
 
 
 def counts_in(replies: Sequence[Message]) -> tuple[int, int]:

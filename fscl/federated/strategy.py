@@ -17,7 +17,8 @@ from fscl.federated.history import Evaluation, History, Round
 from fscl.federated.messages import METRICS, LostError, arrays, request
 from fscl.federated.method import Method, Update
 from fscl.federated.replies import counts_in, update_in
-from fscl.federated.roll import Roll
+from fscl.federated.roll import Introduction, Roll
+from fscl.federated.wire import Wire, decoded
 
 __all__ = ["FederatedStrategy"]
 
@@ -74,6 +75,7 @@ class FederatedStrategy(Strategy):
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
         self._roll = Roll(clients)
         self._sent: dict[int, dict[str, Tensor]] = {}
+        self._wires: dict[int, Wire] = {}
         self._started = 0.0
 
     # Flower calls these
@@ -83,12 +85,12 @@ class FederatedStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages to the clients of a round, in the order of their numbers."""
         self._started = time.perf_counter()
-        present = self._roll.present(grid, self.least, self.method.introduced)
+        present = self._roll.present(grid, self.least, self._introduced)
         count = max(round(self.fraction * self.clients), self.least, 1)
         drawn = np.random.default_rng([self.seed, server_round]).permutation(self.clients).tolist()
         chosen = sorted([client for client in drawn if client in present][:count])
         self.history.rounds.append(current := Round(server_round, chosen))
-        self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
+        self._sent = {}
         messages = [self._message(client, present[client], server_round, "train") for client in chosen]
         current.sent = sum(map(wire_bytes, messages))
         return messages
@@ -104,7 +106,13 @@ class FederatedStrategy(Strategy):
             current.received += sum(map(wire_bytes, answers))
             try:
                 update = update_in(
-                    answers, client, self.method, server_round, self._sent[client], largest_change=self.largest_change
+                    answers,
+                    client,
+                    self.method,
+                    server_round,
+                    self._sent[client],
+                    self._wires[client],
+                    largest_change=self.largest_change,
                 )
             except FsclError as error:
                 current.left_out[client] = str(error)
@@ -129,7 +137,7 @@ class FederatedStrategy(Strategy):
         measured = MetricRecord({"clients": len(updates)})
         if current.loss is not None:
             measured["loss"] = current.loss
-        return arrays(self.method.mean), measured
+        return arrays({part: values.numpy() for part, values in self.method.mean.items()}), measured
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -140,7 +148,7 @@ class FederatedStrategy(Strategy):
             return
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
-        for client, node in self._roll.present(grid, self.least, self.method.introduced).items():
+        for client, node in self._roll.present(grid, self.least, self._introduced).items():
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
             yield self._message(client, node, server_round, "evaluate")
 
@@ -192,7 +200,7 @@ class FederatedStrategy(Strategy):
         self.last_round = num_rounds
         while self.round < num_rounds:
             number = self.round + 1
-            now = arrays(self.method.mean)
+            now = arrays({part: values.numpy() for part, values in self.method.mean.items()})
             replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
             now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
             tested = None
@@ -229,15 +237,35 @@ class FederatedStrategy(Strategy):
 
     def question(self, client: int, node: int) -> Message:
         """The message of evaluation to a client after the last finished round."""
-        self._sent = {client: self.method.parts_for(client, self.round + 1)}
         return self._message(client, node, self.round, "evaluate")
 
+    def _introduced(self, introduction: Introduction) -> None:
+        """Notes what a client says of itself.
+
+        Raises:
+            FsclError: its classes are no rows of the head.
+        """
+        classes = introduction.classes
+        rows = None if classes is None else self.method.packing.rows(classes)
+        self._wires[introduction.client] = Wire(self.method.bits, rows)
+        self.method.introduced(introduction.client, introduction.fingerprint)
+
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
+        """A message to a client. What it will read from it is noted in ``_sent``, in training."""
+        wire = self._wires.setdefault(client, Wire(self.method.bits))
+        training = kind == "train"
+        # an evaluation sends what the next round would send
+        parts = self.method.parts_for(client, round if training else round + 1)
+        frozen = parts.keys() - set(self.method.travels(round))  # the same at all clients, to the bit
+        written = wire.write(parts, exact=frozen)
+        if training:
+            self._sent[client] = wire.read({part: decoded(values) for part, values in written.items()}, parts)
         content = request(
-            self._sent[client],
+            written,
             round=round,
-            returns=self.method.travels(round) if kind == "train" else (),
+            returns=self.method.travels(round) if training else (),
             keeps=self.method.stays,
             kept_in=self._kept_in.get(client, 0),
+            bits=wire.bits,
         )
         return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))

@@ -81,7 +81,7 @@ FAULTS = {
     ),
     "a value too few": (replaced("shared", lambda v: v[:-1]), r"shared has shape \(\d+,\); this network's has"),
     "another shape": (replaced("head", lambda v: v.reshape(2, -1)), r"head has shape \(2, \d+\)"),
-    "integers": (replaced("head", lambda v: v.astype(np.int64)), "part 'head' has type int64; floating-point"),
+    "integers": (replaced("head", lambda v: v.astype(np.int64)), "part 'head': it has type int64; floating-point"),
     "bytes that are no array": (
         replaced("head", lambda v: Array("float32", v.shape, "numpy.ndarray", b"not an array")),
         "part 'head' cannot be read",

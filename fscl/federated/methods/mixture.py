@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fscl.federated.method import Method, Update
+from fscl.federated.method import Method, Update, mixed
 
 __all__ = ["Mixture"]
 
@@ -56,11 +56,14 @@ class Mixture(Method):
     def combine(self, round: int, updates: Sequence[Update]) -> None:
         super().combine(round, updates)
         if self.mixes(round):
-            self.latest |= {u.client: Update(u.client, u.parts, u.images) for u in updates}
+            self.latest |= {u.client: Update(u.client, u.parts, u.images, rows=u.rows) for u in updates}
             self._mixed = None
 
     def state_dict(self) -> dict[str, Any]:
-        latest = {client: {"parts": update.parts, "images": update.images} for client, update in self.latest.items()}
+        latest = {
+            client: {"parts": update.parts, "images": update.images, "rows": update.rows}
+            for client, update in self.latest.items()
+        }
         return super().state_dict() | {"latest": latest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -73,5 +76,5 @@ class Mixture(Method):
         if weights is None:
             return {}
         updates = list(self.latest.values())
-        mixed = {part: weights @ torch.stack([update.parts[part] for update in updates]) for part in updates[0].parts}
-        return {client: {part: mixed[part][row] for part in mixed} for row, client in enumerate(self.latest)}
+        mixtures = {part: mixed(updates, part, weights) for part in updates[0].parts}
+        return {client: {part: rows[row] for part, rows in mixtures.items()} for row, client in enumerate(self.latest)}

@@ -15,6 +15,7 @@ from fscl.data.transforms import ImageTransform, channel_statistics
 from fscl.errors import FsclError
 from fscl.factories import NotTrustedError, check_network, import_named, in_words
 from fscl.federated import FederatedStrategy, Federation, LabelledImages, Method
+from fscl.federated.wire import BITS
 from fscl.networks import make_network
 from fscl.runs.recipe import FEDERATED, load_benchmark
 from fscl.runs.resume import line
@@ -137,9 +138,13 @@ def build_method(spec: RunSpec) -> Method:
             f"class = {spec.strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
         )
     try:
-        return kind(**spec.strategy.args)
+        method = kind(**{name: value for name, value in spec.strategy.args.items() if name != "bits"})
     except TypeError as error:
         raise FsclError(f"{spec.strategy.name}: {in_words(error)}") from error
+    method.bits = spec.strategy.args.get("bits", method.bits)  # an argument of all methods
+    if method.bits not in BITS:
+        raise FsclError(f"args.bits is {brief(method.bits)}; known: {', '.join(map(str, BITS))}")
+    return method
 
 
 def build_network(spec: RunSpec) -> nn.Module:
