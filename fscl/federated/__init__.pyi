@@ -17,6 +17,7 @@ from .methods.fedavg import FedAvgFineTuned as FedAvgFineTuned
 from .methods.fedper import FedPer as FedPer
 from .methods.fedper import FedRep as FedRep
 from .methods.fedprox import FedProx as FedProx
+from .methods.head_first import HeadFirst as HeadFirst
 from .methods.local import Local as Local
 from .methods.pfedgraph import PFedGraph as PFedGraph
 from .methods.separate import SeparateAveraging as SeparateAveraging

@@ -1,5 +1,6 @@
 """Flower's ClientApp for any method of fscl, over clients whose images are at hand."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ class Federation:
         train, test: the images of each client.
         augmented, plain: transforms of training and test images.
         own_classes: see :class:`~fscl.federated.client.Client`.
+        rounds: over which the learning rate falls to zero along a cosine; None keeps it.
         seed: decides batches, augmentation and dropout of every client in every round.
         folder: where clients keep what stays at them; None keeps it in Flower's contexts.
     """
@@ -45,6 +47,7 @@ class Federation:
     augmented: ImageTransform
     plain: ImageTransform
     own_classes: bool = False
+    rounds: int | None = None
     seed: int = 0
     folder: Path | None = None
 
@@ -69,7 +72,7 @@ class Federation:
             round=parts.round,
             network=self.network,
             packing=parts.packing,
-            training=self.training,
+            training=self.training_in(parts.round),
             train=self.train[number],
             test=self.test[number],
             augmented=self.augmented,
@@ -79,6 +82,13 @@ class Federation:
             kept=parts.kept,
         )
         return client, parts
+
+    def training_in(self, round: int) -> Training:
+        """How clients train in a round, from 1."""
+        if self.rounds is None:
+            return self.training
+        share = (1 + math.cos(math.pi * min(round - 1, self.rounds - 1) / self.rounds)) / 2
+        return self.training.model_copy(update={"lr": share * self.training.lr})
 
     def classes_of(self, number: int) -> list[int] | None:
         """The classes of a client, if its network chooses among them alone."""
