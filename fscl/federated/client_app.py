@@ -49,6 +49,13 @@ class Federation:
     def __post_init__(self) -> None:
         self._start: dict[str, Tensor] | None = None
 
+    def fresh_network(self) -> nn.Module:
+        """The network, with the values that all start from."""
+        if self._start is None:
+            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
+        self.network.load_state_dict(self._start)
+        return self.network
+
     def client(self, message: Message, context: Context) -> tuple[Client, ClientParts]:
         """The client that a message is for, with the network that it is to train or to answer with.
 
@@ -57,10 +64,7 @@ class Federation:
         """
         number = number_of(context, len(self.train))
         folder = None if self.folder is None else self.folder / f"client_{number:04}"
-        if self._start is None:
-            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
-        self.network.load_state_dict(self._start)
-        parts = ClientParts(self.network, context, folder=folder)
+        parts = ClientParts(self.fresh_network(), context, folder=folder)
         parts.receive(message)
         client = Client(
             number=number,
@@ -88,7 +92,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return introduce(message, context, load(context).network)
+        return introduce(message, context, load(context).fresh_network())
 
     @app.train()
     def train(message: Message, context: Context) -> Message:

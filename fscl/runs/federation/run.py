@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from fscl.errors import FsclError
-from fscl.federated import FederatedStrategy, LocalGrid, client_app
+from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app
 from fscl.federated.history import History, Round
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
 from fscl.runs.federation.building import build_clients, build_server, images_of, recipe_of, split_of
+from fscl.runs.federation.pool import ClientPool
 from fscl.runs.federation.record import Evaluated, FederatedRecord, RoundRecord
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.record import Resumed
@@ -33,8 +34,18 @@ class Work:
     def __init__(self, spec: RunSpec, folder: Path, server: FederatedStrategy, progress: Progress | None) -> None:
         self.server, self.progress = server, progress
         self.rounds = recipe_of(spec).federation.rounds
-        clients = build_clients(spec, folder / KEPT)
-        self.grid = LocalGrid(client_app(lambda context: clients), len(clients.train))
+        self.pool: ClientPool | None = None
+        self.grid: LocalGrid | PooledGrid
+        if spec.workers > 1:
+            self.pool = ClientPool(spec, folder / KEPT)
+            self.grid = PooledGrid(server.clients, self.pool)
+        else:
+            clients = build_clients(spec, folder / KEPT)
+            self.grid = LocalGrid(client_app(lambda context: clients), server.clients)
+
+    def close(self) -> None:
+        if self.pool is not None:
+            self.pool.close()
 
     @property
     def step(self) -> int:
@@ -119,7 +130,10 @@ def train(
 
     if work.progress is not None:
         work.progress(server.round, 0, 1)
-    server.start(work.grid, num_rounds=work.rounds, after_round=after_round)
+    try:
+        server.start(work.grid, num_rounds=work.rounds, after_round=after_round)
+    finally:
+        work.close()
     if not weights:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
 
