@@ -4,23 +4,25 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fscl.errors import FsclError
-from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app
+from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app, simulate
 from fscl.federated.history import History, Round
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
-from fscl.runs.federation.building import build_clients, build_server, images_of, recipe_of, split_of
-from fscl.runs.federation.pool import ClientPool
+from fscl.runs.federation.building import build_server, images_of, recipe_of, split_of
+from fscl.runs.federation.pool import ClientPool, Clients
 from fscl.runs.federation.record import Evaluated, FederatedRecord, RoundRecord
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.record import Resumed
 from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
+from fscl.runs.with_ray import import_ray
 
 __all__ = ["begin", "new_record", "train"]
 
@@ -29,23 +31,28 @@ KEPT = "clients"  # folder of what stays at each client
 
 
 class Work:
-    """A federation that is under way: its server, and the grid of its clients."""
+    """A federation that is under way: its server, and where its clients are."""
 
     def __init__(self, spec: RunSpec, folder: Path, server: FederatedStrategy, progress: Progress | None) -> None:
-        self.server, self.progress = server, progress
+        self.server, self.progress, self.spec = server, progress, spec
         self.rounds = recipe_of(spec).federation.rounds
-        self.pool: ClientPool | None = None
-        self.grid: LocalGrid | PooledGrid
-        if spec.workers > 1:
-            self.pool = ClientPool(spec, folder / KEPT)
-            self.grid = PooledGrid(server.clients, self.pool)
-        else:
-            clients = build_clients(spec, folder / KEPT)
-            self.grid = LocalGrid(client_app(lambda context: clients), server.clients)
+        self.clients = Clients(spec, folder / KEPT)
 
-    def close(self) -> None:
-        if self.pool is not None:
-            self.pool.close()
+    def start(self, after_round: Callable[[], object]) -> None:
+        """Does all rounds that are left."""
+        server, app = self.server, client_app(self.clients)
+        if self.spec.simulated:
+            import_ray()
+            start = partial(server.start, num_rounds=self.rounds, after_round=after_round)
+            simulate(start, app, server.clients, self.spec.workers)
+        elif self.spec.workers > 1:
+            pool = ClientPool(self.spec, self.clients.folder)
+            try:
+                server.start(PooledGrid(server.clients, pool), num_rounds=self.rounds, after_round=after_round)
+            finally:
+                pool.close()
+        else:
+            server.start(LocalGrid(app, server.clients), num_rounds=self.rounds, after_round=after_round)
 
     @property
     def step(self) -> int:
@@ -130,10 +137,7 @@ def train(
 
     if work.progress is not None:
         work.progress(server.round, 0, 1)
-    try:
-        server.start(work.grid, num_rounds=work.rounds, after_round=after_round)
-    finally:
-        work.close()
+    work.start(after_round)
     if not weights:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
 

@@ -119,8 +119,8 @@ def _prepared(
 ) -> list[RunSpec]:
     if engine is not None:
         return prepared(todo, here=False)
-    if jobs == 1 or len(todo) == 1:
-        if _is_federated(todo) and _cores() > 1:
+    if jobs == 1 or len(todo) == 1 or any(spec.simulated for spec in todo):
+        if _is_federated(todo) and _cores() > 1 and not any(spec.simulated for spec in todo):
             warm_up(FOR_FEDERATIONS)  # for the processes of clients
         return prepared(todo)
     warm_up(FOR_FEDERATIONS if _is_federated(todo) else FOR_STREAMS)
@@ -136,6 +136,8 @@ def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool)
     threads = max((spec.threads for spec in todo), default=1)
     if jobs is None and any(spec.device.startswith("cuda") for spec in todo):
         jobs = 1  # runs would share one GPU's memory
+    if any(spec.simulated for spec in todo):
+        jobs = 1  # each run starts a Ray cluster of its own
     jobs = max(1, min(jobs or _cores() // threads, len(todo)))
     spared = max(1, _cores() // (jobs * threads))  # where few runs are done, clients of a federation use other cores
     left: list[Item] = [

@@ -1,5 +1,6 @@
 """Every engine gives the numbers of the clients that are called one after another, bit for bit."""
 
+import importlib.util
 import os
 import signal
 import threading
@@ -112,3 +113,64 @@ def query(client: int) -> bytes:
 
     use_identity(1)
     return to_bytes(Message(RecordDict(), 2 + client, "query"))
+
+
+@pytest.mark.slow
+def test_flowers_simulation_gives_the_numbers_of_one_process_and_resumes(
+    expected: dict[str, Any], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")
+    spec = spec_of("atoms", "args.coefficient_rounds=1", workers=2, simulated=True)
+    path = os.environ.get("PYTHONPATH")
+    with pytest.raises(KeyboardInterrupt):
+        run_one(spec, tmp_path, progress=stop_after_two)
+    folder = run_one(spec, tmp_path)
+    assert numbers(folder) == expected
+    assert [again.after for again in load_run(folder / "run.json").resumed] == [2]
+    assert capfd.readouterr() == ("", "")
+    assert os.environ.get("PYTHONPATH") == path
+
+
+@pytest.mark.slow
+def test_a_client_that_raises_in_a_simulation_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")
+    from flwr.app import Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fscl.federated import simulate
+
+    app = ClientApp()
+
+    @app.query()
+    def fail(message: Message, context: Any) -> Message:
+        raise ValueError(f"client {context.node_config['partition-id']} fails")
+
+    errors: list[str] = []
+
+    def serve(grid: Any) -> None:
+        while len(nodes := list(grid.get_node_ids())) < 2:
+            time.sleep(0.05)
+        asked = [Message(RecordDict(), node, "query") for node in nodes]
+        errors.extend(reply.error.reason for reply in grid.send_and_receive(asked, timeout=60))
+        raise LookupError("the server fails")
+
+    with pytest.raises(LookupError, match="the server fails"):
+        simulate(serve, app, 2)
+    assert sorted(error.strip().splitlines()[-1].partition("client ")[2][:7] for error in errors) == [
+        "0 fails",
+        "1 fails",
+    ]
+
+
+def test_what_a_simulation_does_not_take_is_refused_at_once(fscl: Any) -> None:
+    for option, value in (("--address", "host:6379"), ("--gpus-per-run", "0.5"), ("--jobs", "2")):
+        ended = fscl("run", "federated_digits", "--engine", "ray", option, value)
+        assert ended.code == 2
+        assert f"{option} is {value}; " in ended.err
+
+
+def test_a_simulation_without_ray_says_what_to_install(fscl: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "ray" else find(name, *a))
+    ended = fscl("run", "federated_digits", "--engine", "ray")
+    assert (ended.code, ended.err.strip()) == (2, "error: --engine ray needs Ray; install fscl[ray]")
