@@ -23,5 +23,6 @@ from .methods.local import Local as Local
 from .methods.pfedgraph import PFedGraph as PFedGraph
 from .methods.separate import SeparateAveraging as SeparateAveraging
 from .mixing import mixing_weights as mixing_weights
+from .server_app import server_app as server_app
 from .simulation import simulate as simulate
 from .strategy import FederatedStrategy as FederatedStrategy

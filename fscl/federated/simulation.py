@@ -10,9 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp import Grid
 
 from fscl.federated.flower_private import use_identity
+from fscl.federated.server_app import server_app
 
 __all__ = ["simulate"]
 
@@ -33,9 +34,7 @@ def simulate(server: Callable[[Grid], object], app: ClientApp, clients: int, wor
     failures: list[BaseException] = []
     stopped = threading.Event()
     threads = torch.get_num_threads()  # Flower calls the server in a thread, and each thread has a number of its own
-    main = ServerApp()
 
-    @main.main()
     def serve(grid: Grid, context: Context) -> None:
         torch.set_num_threads(threads)
         try:
@@ -48,7 +47,7 @@ def simulate(server: Callable[[Grid], object], app: ClientApp, clients: int, wor
     }}  # fmt: skip
     with _quiet():
         try:
-            run_simulation(main, app, num_supernodes=clients, backend_config=resources)  # type: ignore[arg-type]
+            run_simulation(server_app(serve), app, num_supernodes=clients, backend_config=resources)  # type: ignore[arg-type]
         finally:
             stopped.set()  # an interrupt of this thread ends the server's, too
             use_identity(1)  # as a grid of this process left it

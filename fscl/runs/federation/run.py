@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,10 +26,24 @@ from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.with_ray import import_ray
 
-__all__ = ["begin", "new_record", "train"]
+__all__ = ["begin", "clients_on", "new_record", "train"]
 
 BANK = "bank.safetensors"
 KEPT = "clients"  # folder of what stays at each client
+
+
+# the grid of a deployment, and the seconds that a round waits for clients
+_elsewhere: ContextVar[tuple[Any, float] | None] = ContextVar("_elsewhere", default=None)
+
+
+@contextmanager
+def clients_on(grid: Any, timeout: float) -> Iterator[None]:
+    """Within the block the clients of a run are those of Flower's grid, in place of processes of this machine."""
+    token = _elsewhere.set((grid, timeout))
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
 
 
 class Work:
@@ -41,7 +57,11 @@ class Work:
     def start(self, after_round: Callable[[], object]) -> None:
         """Does all rounds that are left."""
         server, app = self.server, client_app(self.clients)
-        if self.spec.simulated:
+        elsewhere = _elsewhere.get()
+        if elsewhere is not None:
+            grid, timeout = elsewhere
+            server.start(grid, num_rounds=self.rounds, timeout=timeout, after_round=after_round)
+        elif self.spec.simulated:
             import_ray()
             start = partial(server.start, num_rounds=self.rounds, after_round=after_round)
             simulate(start, app, server.clients, self.spec.workers)
