@@ -1,10 +1,10 @@
 """A Flower app that runs the recipes of a federation on a deployment: a SuperLink, and a SuperNode for each client.
 
 A project of Flower needs no code for it, see ``examples/flower_recipe/pyproject.toml``. Its configuration names the
-recipes for server and clients: ``benchmark``, ``strategy``, ``seed``, ``data``, and ``settings``, which are changes such
-as ``training.epochs=2`` with ``;`` between them. For the server it also has ``out``, the output folder, and ``timeout``,
-the seconds that a round waits. A node's own configuration has ``partition-id``, and may have ``data`` and ``folder``,
-where the client keeps what stays at it.
+recipes for server and clients: ``benchmark``, ``strategy``, ``seed``, ``data`` and ``settings``. Settings are changes
+such as ``training.epochs=2``, with ``;`` between them. For the server it also has ``out``, the output folder, and
+``timeout``, the seconds that a round waits. A node's own configuration has ``partition-id``, and may have ``data`` and
+``folder``, where the client keeps what stays at it.
 """
 
 from collections.abc import Mapping
