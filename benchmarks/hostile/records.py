@@ -17,7 +17,8 @@ from benchmarks.hostile.trial import Trial
 from fscl.report.provenance import SETTINGS, memory_columns, provenance
 from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
-from fscl.report.table import COLUMNS, rich_table
+from fscl.report.table import COLUMNS
+from fscl.report.terminal import rich_table
 from fscl.runs.grid.progress import Grid
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.results import write_runs

@@ -228,7 +228,7 @@ class AtomConv2d(nn.Module):
         return tuple(_reverse_repeat_tuple(self.padding, 2))
 
     @torch.no_grad()
-    def fix_gauge(self) -> None:
+    def fix_gauge(self, scale: float | None = None) -> None:
         """Makes the coefficients orthogonal to one common scale without changing the filters.
 
         ``(coefficients @ inv(M), M @ atoms)`` is the same layer for every invertible M, so atoms can be compared only
@@ -236,21 +236,33 @@ class AtomConv2d(nn.Module):
         the coefficients had. Then the plain cosine of two atom sets *is* the cosine of their filters. If there are
         fewer filters than atoms, the surplus atoms and their coefficients become zero. A layer whose gauge is fixed
         already does not change by a bit.
+
+        Args:
+            scale: s, in place of the former size. With 1, a step of SGD on atoms moves filters as far as the same step
+                on free filters would, along what the coefficients span; otherwise s^2 times as far.
         """
         if self._gauge_is_fixed():
+            self._scale_to(scale)
             return
         flat, atoms = self.coefficients.flatten(0, 1).double(), self.atoms.flatten(1).double()
         unit = _unit(flat)
         flat = flat / unit
         q, r = torch.linalg.qr(flat)
-        scale = float(flat.norm()) / math.sqrt(q.shape[1]) or 1.0
+        size = float(flat.norm()) / math.sqrt(q.shape[1]) or 1.0
         # QR does not determine the signs; a positive diagonal makes the gauge unique, so all machines get the same
         signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
         new_coefficients, new_atoms = torch.zeros_like(flat), torch.zeros_like(atoms)
-        new_coefficients[:, : q.shape[1]] = q * signs * (scale * unit)
-        new_atoms[: q.shape[1]] = signs[:, None] * (r @ atoms) / scale
+        new_coefficients[:, : q.shape[1]] = q * signs * (size * unit)
+        new_atoms[: q.shape[1]] = signs[:, None] * (r @ atoms) / size
         self.coefficients.copy_(new_coefficients.view_as(self.coefficients))
         self.atoms.copy_(new_atoms.view_as(self.atoms))
+        self._scale_to(scale)
+
+    def _scale_to(self, scale: float | None) -> None:
+        size = float(self.coefficients.detach().double().flatten(0, 1).norm(dim=0).max())
+        if scale and size and abs(size / scale - 1) > 8 * torch.finfo(self.coefficients.dtype).eps:
+            self.coefficients.mul_(scale / size)
+            self.atoms.mul_(size / scale)
 
     def _gauge_is_fixed(self) -> bool:
         coefficients = self.coefficients.detach().double()

@@ -11,10 +11,14 @@ from fscl.errors import FsclError
 __all__ = ["check_finite", "freeze", "freeze_coefficients", "resettable", "train_only"]
 
 
-def freeze_coefficients(model: nn.Module) -> None:
+def freeze_coefficients(model: nn.Module, scale: float | None = None) -> None:
     """Fixes the gauge of every atom layer and stops training its coefficients; the function computed stays the same.
 
     :class:`fscl.AtomBank` calls it, and also freezes all else that tasks share.
+
+    Args:
+        model: a network with atom layers.
+        scale: see :meth:`fscl.atoms.AtomConv2d.fix_gauge`.
 
     Raises:
         FsclError: the model has no atom layers, a parameter is not finite, coefficients or atoms are computed from
@@ -48,7 +52,7 @@ def freeze_coefficients(model: nn.Module) -> None:
                     "each its own"
                 )
     for layer in layers.values():
-        layer.fix_gauge()
+        layer.fix_gauge(scale)
         freeze(layer.coefficients)
 
 

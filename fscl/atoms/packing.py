@@ -49,15 +49,16 @@ class Packing:
         entries: dict[str, list[str]] = {part: [] for part in PARTS}
         self._shapes: dict[str, torch.Size] = {}
         seen: set[int] = set()
+        types = set()
         for name, tensor in live_state(model).items():
             if tensor.is_floating_point() and id(tensor) not in seen:  # a tied parameter travels once
                 seen.add(id(tensor))
                 entries[kinds.get(name, "shared")].append(name)
                 self._shapes[name] = tensor.shape
+                types.add(str(tensor.dtype))
         self.entries = {part: tuple(names) for part, names in entries.items() if names}
-        types = {live_state(model)[name].dtype for name in self._shapes}
         if len(types) > 1:
-            raise FsclError(f"{type(model).__name__} has entries of several types ({', '.join(map(str, types))})")
+            raise FsclError(f"{type(model).__name__} has entries of several types ({', '.join(sorted(types))})")
 
     def size(self, part: str) -> int:
         """Number of values of a part."""

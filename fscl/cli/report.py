@@ -50,17 +50,18 @@ def show_report(shown: "Sequence[Record]", runs: "Sequence[Record]", out: Path, 
     Raises:
         FsclError: there is no run, or the report cannot be written.
     """
-    from fscl.report.federation.summary import federation_rows, federation_table
+    from fscl.report.federation.summary import federation_rows, group_federations
+    from fscl.report.federation.table import federation_table
     from fscl.report.page import write_report
     from fscl.report.summary import group_runs, summary_rows
-    from fscl.report.table import rich_table
     from fscl.report.tables import TABLES
+    from fscl.report.terminal import rich_table
     from fscl.runs.results import federations_of, streams_of
 
     if streams := streams_of(shown):
         output.table(lambda width: rich_table(summary_rows(group_runs(streams)), width=width))
     if federations := federations_of(shown):
-        output.table(lambda width: federation_table(federation_rows(federations), width=width))
+        output.table(lambda width: federation_table(federation_rows(group_federations(federations)), width=width))
     if unfinished := sum(not run.finished for run in shown):
         output.line(f"Not in the table: {_runs(unfinished)} that failed or did not finish; the report lists them.")
     try:
@@ -71,14 +72,12 @@ def show_report(shown: "Sequence[Record]", runs: "Sequence[Record]", out: Path, 
     if len(shown) < len(runs):
         output.line(f"The table shows the {_runs(len(shown))} of this command; the report has all {_runs(len(runs))}.")
     output.line(f"Report: {written.html}")
-    rows = []
-    for name, found in (("summary", streams), ("federations", federations)):
-        table = TABLES[name]
-        rows += [
-            {**dict(zip(table.columns, row, strict=True)), "error": run.error, "record": run.path}
-            for run in found
-            for row in table.rows_of(run)
-        ]
+    rows = [
+        {**dict(zip(table.columns, row, strict=True)), "error": run.error, "record": run.path}
+        for table in (TABLES["summary"], TABLES["federations"])
+        for run in shown
+        for row in table.rows([run])
+    ]
     output.json({"runs": rows, "report": vars(written)})
 
 

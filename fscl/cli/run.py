@@ -107,12 +107,11 @@ def run(
         check_choice("--log", name, Log)
     output = Output(quiet, as_json)
     recipe = load_any_benchmark(benchmark, trust)
-    federated = isinstance(recipe, FederationRecipe)
-    simulated = federated and engine == "ray"
+    simulated = isinstance(recipe, FederationRecipe) and engine == "ray"
     if simulated:
         _check_simulation(address, gpus_per_run, jobs)
     cluster = None if simulated else _engine(engine, address, gpus_per_run, log or [])
-    if federated:
+    if isinstance(recipe, FederationRecipe):
         default: tuple[str, ...] = DEFAULT_METHODS
     else:
         scenario = with_overrides(recipe, load_strategy("naive"), set_ or [])[0].split.scenario
@@ -122,7 +121,7 @@ def run(
     names = [learner.name for learner in learners]
     if repeated := [name for name in names if names.count(name) > 1]:
         raise FsclError(f"two strategies are named {repeated[0]!r}; give one of them another name in its file")
-    pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]  # type: ignore[type-var]
+    pairs = [with_overrides(recipe, learner, set_ or []) for learner in learners]
     if unknown := sorted(set(recipe.strategies) - set(names) - set(find_recipes("strategies"))):
         known = ", ".join(dict.fromkeys([*names, *find_recipes("strategies")]))
         raise FsclError(f"{benchmark}: unknown key 'strategies.{unknown[0]}'; known strategies: {known}")

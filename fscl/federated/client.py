@@ -13,7 +13,7 @@ from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.modes import evaluating
-from fscl.optimization import build_optimizer, build_schedule
+from fscl.optimization import PRECISIONS, build_optimizer, build_schedule, resolved_precision
 from fscl.settings import Training
 
 __all__ = ["Client", "LabelledImages"]
@@ -55,6 +55,8 @@ class Client:
         training: how it is trained; ``epochs`` are local epochs.
         train, test: its images.
         augmented, plain: transforms of training and test images.
+        own_classes: whether the network chooses among the classes of the client's training images alone, in training
+            and in answers.
         received: the parts that the server sent.
         kept: what it keeps to itself until its next round, by name. Replaced by the parts that a method keeps.
     """
@@ -68,6 +70,7 @@ class Client:
     test: LabelledImages
     augmented: ImageTransform
     plain: ImageTransform
+    own_classes: bool = False
     received: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
 
@@ -111,6 +114,8 @@ class Client:
         train_only(self.network, parameters)
         optimizer = build_optimizer(training, parameters, parameters[0].device)
         images, labels = self.train.load()
+        classes = self._classes()
+        targets = torch.searchsorted(classes, labels) if isinstance(classes, Tensor) else labels
         left_out = (training.batch_size - 1) * training.drop_last if len(images) >= training.batch_size else 0
         starts = range(0, len(images) - left_out, training.batch_size)
         schedule = build_schedule(training, optimizer, training.epochs * len(starts))
@@ -121,8 +126,8 @@ class Client:
             losses = []
             for start in starts:
                 batch = order[start : start + training.batch_size]
-                outputs = self.network(self._laid_out(self.augmented(images[batch])))
-                loss = F.cross_entropy(outputs, labels[batch], label_smoothing=training.label_smoothing)
+                outputs = self._outputs(self.augmented(images[batch]))[..., classes]
+                loss = F.cross_entropy(outputs, targets[batch], label_smoothing=training.label_smoothing)
                 losses.append(loss.detach())
                 for parameter, anchor in anchors:
                     loss = loss + pull / 2 * (parameter - anchor).square().sum()
@@ -138,16 +143,27 @@ class Client:
         """The network's probabilities of all classes for the client's test images, or for others: (images, classes)."""
         pixels, _ = (images or self.test).load()
         with evaluating(self.network):
-            batches = [self.network(self._laid_out(self.plain(part))) for part in pixels.split(EVALUATED_AT_ONCE)]
-        return torch.cat(batches).softmax(1)
+            outputs = torch.cat([self._outputs(self.plain(part)) for part in pixels.split(EVALUATED_AT_ONCE)])
+        probabilities = torch.zeros_like(outputs)
+        probabilities[:, self._classes()] = outputs[:, self._classes()].softmax(1)
+        return probabilities
 
     def correct(self) -> int:
         """How many of the client's test images the network classifies correctly."""
         _, labels = self.test.load()
         return int((self.probabilities().argmax(1) == labels).sum())
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=torch.channels_last) if self.training.channels_last else images
+    def _outputs(self, images: Tensor) -> Tensor:
+        """The network's outputs in float32, with the layout and the precision of the training."""
+        if self.training.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        precision = resolved_precision(self.training.precision, images.device)
+        with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
+            return self.network(images).float()
+
+    def _classes(self) -> Tensor | slice:
+        """The classes among which the network chooses, in increasing order."""
+        return self.train.labels[self.train.chosen].unique() if self.own_classes else slice(None)
 
     def _anchors(
         self, chosen: Mapping[str, nn.Parameter], towards: Mapping[str, Tensor]

@@ -32,6 +32,7 @@ class Federation:
         training: how clients train; ``epochs`` are local epochs.
         train, test: the images of each client.
         augmented, plain: transforms of training and test images.
+        own_classes: see :class:`~fscl.federated.client.Client`.
         seed: decides batches, augmentation and dropout of every client in every round.
         folder: where clients keep what stays at them; None keeps it in Flower's contexts.
     """
@@ -43,6 +44,7 @@ class Federation:
     test: Sequence[LabelledImages]
     augmented: ImageTransform
     plain: ImageTransform
+    own_classes: bool = False
     seed: int = 0
     folder: Path | None = None
 
@@ -76,10 +78,22 @@ class Federation:
             test=self.test[number],
             augmented=self.augmented,
             plain=self.plain,
+            own_classes=self.own_classes,
             received=parts.received,
             kept=parts.kept,
         )
         return client, parts
+
+    def answering(self, message: Message, context: Context) -> Client:
+        """The client that a message of evaluation is for, with the network that answers for it.
+
+        Raises:
+            LostError: the client has lost what it kept.
+        """
+        client, _ = self.client(message, context)
+        with _seeded(self.seed, client.round, client.number, 1):
+            self.method.prepare_answers(client)
+        return client
 
 
 def client_app(load: Callable[[Context], Federation]) -> ClientApp:
@@ -108,10 +122,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
-        federation = load(context)
-        client, _ = federation.client(message, context)
-        with _seeded(federation.seed, client.round, client.number, 1):
-            federation.method.prepare_answers(client)
+        client = load(context).answering(message, context)
         counts = MetricRecord({"correct": client.correct(), "num-examples": len(client.test)})
         return Message(RecordDict({METRICS: counts}), reply_to=message)
 

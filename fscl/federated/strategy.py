@@ -230,6 +230,11 @@ class FederatedStrategy(Strategy):
         self._kept_in = dict(state["kept_in"])
         self.history = History.of(state["history"])
 
+    def question(self, client: int, node: int) -> Message:
+        """The message of evaluation to a client after the last finished round."""
+        self._sent = {client: self.method.parts_for(client, self.round + 1)}
+        return self._message(client, node, self.round, "evaluate")
+
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
         content = request(
             self._sent[client],

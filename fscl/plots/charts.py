@@ -9,16 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any
 
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
-from numpy.typing import ArrayLike
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from fscl.plots.figures import (
     INK,
@@ -34,77 +31,12 @@ from fscl.plots.figures import (
     style,
 )
 
-__all__ = ["accuracy_over_time", "correlation_forest", "memory_against_accuracy"]
+__all__ = ["correlation_forest", "memory_against_accuracy"]
 
-MANY = 8  # curves have bands up to this number
-NAMED = 40  # all curves, or dots, are named up to this number
+NAMED = 40  # all dots are named up to this number
 FRONT = 12  # names shown if there are more dots than NAMED
 TALLEST = 24.0  # height of all rows of a forest, inches
 Answer = tuple[float, float, float, float]
-
-
-def accuracy_over_time(
-    curves: Mapping[str, ArrayLike],
-    *,
-    bounds: Collection[str] = (),
-    styles: Mapping[str, LearnerStyle] | None = None,
-    ax: Axes | None = None,
-) -> Axes:
-    """Mean accuracy on the tasks seen so far: a line for each learner, a band of one standard deviation over seeds.
-
-    More than 8 learners have no bands, because these would cover each other. Of more than 40 learners, the best is
-    named and others at equal distances in rank.
-
-    Args:
-        curves: accuracies (seeds, T) by label, fractions; entry t is the mean of ``R[t, :t+1]``.
-        bounds: labels that are bounds, not learners. Their lines are grey and dashed.
-        styles: style by label, so that a learner looks the same in several figures; by default those of
-            :func:`fscl.plots.figures.learner_styles`.
-        ax: where to draw; a new figure by default.
-    """
-    styles = styles or learner_styles(curves, bounds)
-    crowded = len(curves) > NAMED
-    with style():
-        axes = ax if ax is not None else new_axes((6.2, max(3.2, 0.9 + 0.2 * min(len(curves), NAMED))))
-        ends: list[tuple[float, str]] = []
-        longest = 1
-        thin: list[Any] = []  # curves of few points
-        for label, values in curves.items():
-            style_of = styles[label]
-            seeds = 100 * np.atleast_2d(np.asarray(values, dtype=np.float64))
-            x = np.arange(1, seeds.shape[1] + 1)
-            mean = seeds.mean(axis=0)
-            if crowded:
-                shown = [*some_of(len(x), 200), len(x) - 1]
-                thin.append(np.stack([x[shown], mean[shown]], 1))
-            else:
-                (line,) = axes.plot(
-                    x, mean, linestyle=style_of.line, color=style_of.colour, linewidth=1.6, markersize=3.6,
-                    markeredgewidth=0, marker=style_of.marker, markevery=max(1, len(x) // 50), label=label,
-                )  # fmt: skip
-                mark_learner(line, label)
-            if len(seeds) > 1 and len(curves) <= MANY:
-                spread = seeds.std(axis=0, ddof=1)
-                band = axes.fill_between(
-                    x, mean - spread, mean + spread, color=style_of.colour, alpha=0.16, linewidth=0
-                )
-                mark_learner(band, label)
-            ends.append((float(mean[-1]), label))
-            longest = max(longest, len(x))
-        if crowded:
-            colours = [styles[label].colour for label in curves]
-            axes.add_collection(LineCollection(thin, colors=colours, linewidths=0.6, alpha=0.5))
-            axes.autoscale_view()
-        axes.set_xlabel("tasks learned")
-        axes.set_ylabel("mean accuracy, tasks so far (%)")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlim(1 - 0.02 * longest, longest + 0.02 * longest)
-        quiet_grid(axes)
-        ranked = sorted(ends)
-        # the best learner, and others at equal distances in rank
-        named = [ranked[-1 - place] for place in some_of(len(ranked), NAMED)]
-        _name_ends(axes, [end for end in ends if end in named], longest, styles)
-    return axes
 
 
 def memory_against_accuracy(
@@ -117,8 +49,8 @@ def memory_against_accuracy(
     """Stored bytes (x) against final mean accuracy (y, a fraction), one dot for each learner.
 
     ``bounds`` are labels that are bounds, not learners; they are drawn hollow and grey. ``styles`` is as in
-    :func:`accuracy_over_time`. Of more than 40 learners, only those are named for which no other learner is as accurate
-    with as little memory.
+    :func:`fscl.plots.accuracy_over_time`. Of more than 40 learners, only those are named for which no other learner is
+    as accurate with as little memory.
     """
     from adjustText import adjust_text
 
@@ -239,36 +171,3 @@ def _two_lines(text: str) -> str:
         return text
     middle = min(spaces, key=lambda i: abs(i - len(text) / 2))
     return f"{text[:middle]}\n{text[middle + 1 :]}"
-
-
-def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, styles: Mapping[str, LearnerStyle]) -> None:
-    """Writes labels at the ends of lines, moved apart if they would overlap, but not above or below the axes."""
-    low, high = axes.get_ylim()
-    height = axes.get_window_extent().height * 72 / axes.figure.dpi
-    gap = 11.0 * (high - low) / height
-    ordered = sorted(ends)
-    places = [value for value, _ in ordered]
-    for _ in range(50):
-        for i in range(len(places) - 1):
-            overlap = gap - (places[i + 1] - places[i])
-            if overlap > 1e-9:
-                places[i] -= overlap / 2
-                places[i + 1] += overlap / 2
-    count = len(places)
-    for i in range(count):
-        places[i] = max(places[i], places[i - 1] + gap if i else low)
-    for i in reversed(range(count)):
-        places[i] = min(places[i], places[i + 1] - gap if i < count - 1 else high)
-    for (value, label), place in zip(ordered, places, strict=True):
-        # names have the ink of all texts: not every colour has the contrast that letters need
-        name = axes.annotate(
-            abbreviate(label, 30), (x, value), xytext=(1.09, place), textcoords=axes.get_yaxis_transform(),
-            va="center", fontsize=8, annotation_clip=False, color=INK,
-            arrowprops={
-                "arrowstyle": "-", "color": styles[label].colour, "linestyle": styles[label].line, "linewidth": 1.2,
-                "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
-            },
-        )  # fmt: skip
-        assert name.arrow_patch is not None
-        mark_learner(name, label)
-        mark_learner(name.arrow_patch, label)

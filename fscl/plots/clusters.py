@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike, NDArray
@@ -17,13 +20,14 @@ from scipy.cluster.hierarchy import leaves_list, linkage
 from scipy.spatial.distance import squareform
 
 from fscl.errors import FsclError, printable
-from fscl.plots.figures import INK, style
+from fscl.plots.figures import INK, INK_ON_COLOUR, style
 from fscl.plots.heatmaps import similarity_heatmap
 from fscl.text import decimals
 
 __all__ = ["clustered_heatmap", "short_names"]
 
 ORDERED = 300  # leaves are ordered optimally up to this number: the time grows with its cube
+STRIP = 0.17  # height of a strip of groups, inches
 SAME = 5e-7  # below this 1 - similarity two networks are copies, as atoms are stored in float32
 
 
@@ -32,6 +36,7 @@ def clustered_heatmap(
     names: Sequence[str],
     *,
     groups: Sequence[int] | None = None,
+    beside: Mapping[str, Sequence[int]] | None = None,
     limits: tuple[float, float] | None = None,
     label: str = "similarity",
 ) -> Figure:
@@ -45,6 +50,8 @@ def clustered_heatmap(
         similarity: (T, T).
         names: of the T tasks or networks.
         groups: a group number for each of them. Groups are outlined.
+        beside: further groups by title, a number for each of them, -1 if it has none. They are letters on a strip
+            between the tree and the heatmap.
         limits: the range of the colours; by default the range of values off the diagonal.
         label: of the colour bar.
 
@@ -68,7 +75,14 @@ def clustered_heatmap(
     assert isinstance(figure, Figure)  # not a SubFigure
     with style():
         axes.set(xlabel="", ylabel="")
-        _draw_tree(axes, figure, *_brackets(tree, order))
+        if max(map(len, short)) <= 3:  # there is room for such names without turning them
+            axes.set_xticks(
+                axes.get_xticks(), [text.get_text() for text in axes.get_xticklabels()], rotation=0, ha="center"
+            )
+        strips = [(title, [numbers[i] for i in order]) for title, numbers in (beside or {}).items()]
+        for row, (title, numbers) in enumerate(reversed(strips)):
+            _draw_strip(axes, figure, title, numbers, row)
+        _draw_tree(axes, figure, *_brackets(tree, order), above=len(strips) * STRIP)
         # one group, or a group for each name, would say nothing
         if groups is not None and 1 < len(set(groups)) < len(names):
             _outline(axes, [groups[i] for i in order])
@@ -137,10 +151,45 @@ def _brackets(tree: NDArray[np.float64], order: Sequence[int]) -> tuple[NDArray[
     return np.array(across), np.array(up)
 
 
-def _draw_tree(axes: Axes, figure: Figure, across: NDArray[np.float64], up: NDArray[np.float64]) -> None:
-    """Draws the tree above the heatmap. As an inset it keeps the width of the heatmap in every layout."""
-    inches = figure.get_size_inches()[1]
-    tree = axes.inset_axes((0, 1.01, 1, 0.75 / (0.7 * inches)), sharex=axes)
+def _draw_strip(axes: Axes, figure: Figure, title: str, numbers: Sequence[int], row: int) -> None:
+    """Draws the groups of the columns above the heatmap, as pale colours with letters; rows are counted upwards."""
+    inches = 0.7 * figure.get_size_inches()[1]
+    strip = axes.inset_axes((0, 1.01 + row * STRIP / inches, 1, 0.85 * STRIP / inches), sharex=axes)
+    colours = [to_rgb(colour) for colour in sns.color_palette("pastel")]
+    width = 0.7 * 72 * figure.get_size_inches()[0] / len(numbers)  # of a column, points
+    start = 0
+    for number, members in groupby(numbers):
+        count = len(list(members))
+        if number >= 0:
+            strip.add_patch(Rectangle((start, 0), count, 1, facecolor=colours[number % len(colours)], linewidth=0))
+            if count * width >= 6 * len(_letters(number)):  # else there is no room for it
+                at: dict[str, Any] = {"ha": "center", "va": "center", "color": INK_ON_COLOUR, "fontsize": 7}
+                strip.text(start + count / 2, 0.45, _letters(number), **at)
+        start += count
+    strip.set_ylim(0, 1)
+    strip.set_yticks([0.5], [title], fontsize=6.5)
+    strip.tick_params(axis="both", length=0, labelbottom=False)
+    strip.spines[:].set_visible(False)
+
+
+def _letters(number: int) -> str:
+    """A group's number as letters: A to Z, then AA.
+
+    >>> _letters(0), _letters(25), _letters(26)
+    ('A', 'Z', 'AA')
+    """
+    return (_letters(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+
+
+def _draw_tree(
+    axes: Axes, figure: Figure, across: NDArray[np.float64], up: NDArray[np.float64], above: float = 0.0
+) -> None:
+    """Draws the tree above the heatmap, and so many inches higher.
+
+    As an inset it keeps the width of the heatmap in every layout.
+    """
+    inches = 0.7 * figure.get_size_inches()[1]
+    tree = axes.inset_axes((0, 1.01 + above / inches, 1, 0.75 / inches), sharex=axes)
     joins = up.max(1).tolist()
     top, least = max(joins) or 1.0, min((y for y in joins if y > SAME), default=1.0)
     if top > 30 * least:

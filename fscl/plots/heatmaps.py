@@ -28,6 +28,8 @@ from fscl.plots.figures import (
 from fscl.text import decimals
 
 __all__ = [
+    "UNSEEN",
+    "CellText",
     "accuracy_heatmap",
     "similarity_by_layer",
     "similarity_heatmap",
@@ -222,19 +224,22 @@ def _heatmap(
             value = matrix[row, column]
             under = colours((value - limits[0]) / max(limits[1] - limits[0], 1e-12))
             text = f"{value:.0f}" if texts is None else texts[row][column]
-            colour = WHITE_ON_COLOUR if _luminance(under) < EVEN else INK_ON_COLOUR
-            axes.add_artist(_CellText(column + 0.5, row + 0.5, text, color=colour))
+            axes.add_artist(CellText(column + 0.5, row + 0.5, text, under))
         bar = axes.figure.colorbar(mesh, ax=axes, shrink=0.75, aspect=22, pad=0.03)
         _plain(bar, label)
     return axes
 
 
-class _CellText(Text):
-    """A number in a cell of width 1, made smaller where it would not fit. The width is known only when it is drawn."""
+class CellText(Text):
+    """A number in a cell of width 1, readable on the colour under it, and made smaller where it would not fit.
+
+    The width is known only when it is drawn.
+    """
 
     LARGEST = 8.0
 
-    def __init__(self, x: float, y: float, text: str, color: str) -> None:
+    def __init__(self, x: float, y: float, text: str, under: tuple[float, ...]) -> None:
+        color = WHITE_ON_COLOUR if _luminance(under) < EVEN else INK_ON_COLOUR
         super().__init__(x, y, text, ha="center", va="center", color=color, fontsize=self.LARGEST, clip_on=False)
         self.set_in_layout(False)
 

@@ -5,13 +5,33 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from fscl.report.prediction import Prediction
 from fscl.report.summary import SummaryRow
-from fscl.report.table import COLUMNS
+from fscl.report.table import COLUMNS, Column, OverSeeds
+from fscl.similarity.estimate import Estimate
 from fscl.text import signed
 
-__all__ = ["Answered", "Findings", "answer", "findings", "opening"]
+__all__ = ["Answered", "Findings", "accuracy_sentences", "answer", "findings", "opening", "tested_and_rivals"]
+
+
+class Labelled(Protocol):
+    @property
+    def label(self) -> str: ...
+
+
+class _Ranked(OverSeeds, Labelled, Protocol):
+    """A row of a summary that is compared with the best one."""
+
+    @property
+    def accuracy(self) -> Estimate | None: ...
+
+    @property
+    def p_value(self) -> float | None: ...
+
+
+Ranked = TypeVar("Ranked", bound=_Ranked)
 
 LEVEL = 0.05  # of p-values
 LISTED = 4  # learners are named up to this number
@@ -60,18 +80,24 @@ class Findings:
 def findings(rows: Sequence[SummaryRow], answers: Sequence[Prediction]) -> Findings:
     """The findings of one benchmark, from its summary (best accuracy first) and its answers over seeds."""
     learners = [row for row in rows if row.bound is None]
-    tested = [row for row in learners if row.p_value is not None and math.isfinite(row.p_value)]
+    tested, rivals = tested_and_rivals(learners)
     forgotten = {row: round(row.forgetting.mean, 12) for row in learners if row.forgetting is not None}
     low, high = (end(forgotten.values(), default=math.nan) for end in (min, max))
     return Findings(
         learners=len(learners),
         best=next(iter(learners), None),
-        rivals=tuple(row for row in tested if (row.p_value or 0) >= LEVEL),
-        tested=len(tested),
+        rivals=rivals,
+        tested=tested,
         least=tuple(row for row, value in forgotten.items() if value == low),
         most=tuple(row for row, value in forgotten.items() if value == high and high > low),
         answered=tuple(_answered(words, answers) for words in dict.fromkeys(a.words for a in answers if _defined(a))),
     )
+
+
+def tested_and_rivals(learners: Sequence[Ranked]) -> tuple[int, tuple[Ranked, ...]]:
+    """The number of learners with a p-value of being the best, and those that may be the best: p >= 0.05."""
+    tested = [row for row in learners if row.p_value is not None and math.isfinite(row.p_value)]
+    return len(tested), tuple(row for row in tested if (row.p_value or 0) >= LEVEL)
 
 
 def _defined(answer: Prediction) -> bool:
@@ -101,19 +127,34 @@ def _similarity(found: Findings) -> str:
 
 
 def _accuracy(found: Findings) -> str:
-    if found.best is None or found.best.accuracy is None:
+    return accuracy_sentences(found.learners, found.best, found.rivals, found.tested, COLUMNS["accuracy"], "learner")
+
+
+def accuracy_sentences(
+    count: int, best: Ranked | None, rivals: Sequence[Ranked], tested: int, accuracy: Column[Ranked], kind: str
+) -> str:
+    """Sentences on the most accurate learner, and on those that may be as accurate.
+
+    Args:
+        count: number of learners.
+        best: the best of them.
+        rivals: those that may be the best as well.
+        tested: number of others with a p-value.
+        accuracy: the column of the accuracy.
+        kind: the word for one of them.
+    """
+    if best is None or best.accuracy is None:
         return ""
-    accuracy = COLUMNS["accuracy"]
-    among = f"the most accurate of {found.learners} learners" if found.learners > 1 else "the only learner"
-    spread = f" {text}" if (text := accuracy.spread(found.best)) else ""
-    text = f"{found.best.label} is {among}: {accuracy.number(found.best)}{spread} % (n = {found.best.accuracy.n})."
-    if found.learners == 1:
+    among = f"the most accurate of {count} {kind}s" if count > 1 else f"the only {kind}"
+    spread = f" {text}" if (text := accuracy.spread(best)) else ""
+    text = f"{best.label} is {among}: {accuracy.number(best)}{spread} % (n = {best.accuracy.n})."
+    if count == 1:
         return text
-    if found.rivals:
-        be = "is" if len(found.rivals) == 1 else "are"
-        return f"{text} {_names(found.rivals, 'learners')} {be} not clearly worse (p ≥ {LEVEL})."
-    if found.tested == found.learners - 1:
-        return f"{text} Every other learner is worse (p < {LEVEL})."
+    if rivals:
+        be = "is" if len(rivals) == 1 else "are"
+        return f"{text} {_names(rivals, f'{kind}s')} {be} not clearly worse (p ≥ {LEVEL})."
+    if tested == count - 1:
+        return f"{text} Every other {kind} is worse (p < {LEVEL})."
     return text
 
 
@@ -148,7 +189,7 @@ def _share(related: Sequence[float], asked: int) -> str:
     return f"{share} (ρ {' to '.join(ends)})" if ends else share
 
 
-def _names(rows: Sequence[SummaryRow], kind: str) -> str:
+def _names(rows: Sequence[Labelled], kind: str) -> str:
     labels = [row.label for row in rows]
     if len(labels) > LISTED:
         return f"{len(labels)} {kind}"

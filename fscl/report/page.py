@@ -19,21 +19,21 @@ from fscl.errors import FsclError
 from fscl.files import remove_stale, write_text_atomically, written_together
 from fscl.plain import read_json
 from fscl.plots.figures import inline_svg, save_png
+from fscl.report.federation.section import FederationSection, build_federation
 from fscl.report.findings import answer, opening
 from fscl.report.provenance import SETTINGS
 from fscl.report.sections import Picture, Section, build_section, slugged
 from fscl.report.table import ANSWERS, ANSWERS_BY_SEED, COLUMNS
 from fscl.report.tables import TABLES
-from fscl.runs.record import RunRecord
-from fscl.runs.results import KEPT, runs_text, write_runs
+from fscl.runs.record import Record
+from fscl.runs.results import KEPT, federations_of, runs_text, streams_of, write_runs
 
 __all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]
 
 PACKAGE = Path(fscl.__file__).parent
-# what each file of a report with its results holds, in words
-TABLE_FILES = {f"{name}.csv": table.holds for name, table in TABLES.items()}
-FILES = {**TABLE_FILES, KEPT: "all of it, as fscl.load_runs and fscl report read it"}
+KEPT_HOLDS = "all of it, as fscl.load_runs and fscl report read it"
 SOURCES = (".py", ".j2", ".css", ".js")
+AnySection = Section | FederationSection
 DRAWN = ".drawn.json"  # what a report was drawn from, and hashes of its files
 
 
@@ -47,13 +47,13 @@ class ReportPaths:
     tables: tuple[Path, ...]
 
 
-def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | None = None) -> ReportPaths:
+def write_report(runs: Sequence[Record], folder: str | Path, title: str | None = None) -> ReportPaths:
     """Writes ``index.html`` (images inside, opens offline) and ``README.md`` with ``figures/*.png`` into ``folder``.
 
-    There is one section for each benchmark. The tables of ``fscl.report.tables`` are beside the pages as CSV. The
-    records of the runs are kept in ``runs.json``, so the report can be made again without the run folders. A report
-    that would not change is not written again. All files are written under temporary names and then renamed, so an
-    earlier report stays whole until the new one is complete.
+    There is one section for each benchmark. The tables of ``fscl.report.tables`` that concern the runs are beside the
+    pages as CSV. The records of the runs are kept in ``runs.json``, so the report can be made again without the run
+    folders. A report that would not change is not written again. All files are written under temporary names and then
+    renamed, so an earlier report stays whole until the new one is complete.
 
     Raises:
         FsclError: there is no run.
@@ -62,16 +62,16 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
         raise FsclError("no runs to report; give a folder that `fscl run --out` wrote")
     folder = Path(folder)
     html, markdown, kept = folder / "index.html", folder / "README.md", folder / KEPT
-    tables = tuple(folder / name for name in TABLE_FILES)
+    shown_tables = {f"{name}.csv": table for name, table in TABLES.items() if table.concerns(runs)}
+    tables = tuple(folder / name for name in shown_tables)
     stamp = _stamp(runs, title)
     if (figures := _drawn_figures(folder, stamp)) is not None:
         for place in (folder, folder / "figures"):
             remove_stale(place)
         return ReportPaths(html, markdown, figures, tables)
-    names = list(dict.fromkeys(run.stream for run in runs))
-    sections = [build_section(name, [run for run in runs if run.stream == name]) for name in names]
+    sections = [*_of_streams(runs), *_of_federations(runs)]
     heading = title or " and ".join(section.title for section in sections)
-    pictures = [picture for section in sections for picture in _pictures(section)]
+    pictures = [picture for section in sections for picture in section.pictures]
     slugs = _unique([picture.slug for picture in pictures])
     slug_of = {id(picture): slug for picture, slug in zip(pictures, slugs, strict=True)}
 
@@ -86,38 +86,43 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     def png(picture: Picture) -> str:
         return f"figures/{slug_of[id(picture)]}.png"
 
-    def anchor(item: Picture | Section, topic: str = "") -> str:
+    def anchor(item: Picture | AnySection, topic: str = "") -> str:
         """The id of an element of the page. The slug of a picture has no two hyphens in a row, and no underscore."""
         if isinstance(item, Picture):
             return slug_of[id(item)]
         return f"{anchors[id(item)]}--{topic}" if topic else f"{anchors[id(item)]}_"
 
-    def heatmap(section: Section, learner: str) -> str:
-        return next((anchor(picture) for picture in section.accuracy if picture.learner == learner), "")
+    def heatmap(section: AnySection, learner: str) -> str:
+        picture = section.picture_of(learner)
+        return anchor(picture) if picture else ""
 
     values = {
         "title": heading,
         "sections": sections,
+        "kinds": {section.kind for section in sections},
         "columns": tuple(COLUMNS.values()),
         "settings": SETTINGS,
         "answers": ANSWERS,
         "answers_by_seed": ANSWERS_BY_SEED,
         "opening": opening,
         "answer": answer,
-        "files": [*FILES.items(), *([("figures/", "the figures as PNG files")] if pictures else [])],
-        "tables": TABLE_FILES,
+        "files": [
+            *((name, table.holds) for name, table in shown_tables.items()),
+            (KEPT, KEPT_HOLDS),
+            *([("figures/", "the figures as PNG files")] if pictures else []),
+        ],
+        "tables": shown_tables,
         "svg": svg,
         "png": png,
         "anchor": anchor,
         "heatmap": heatmap,
-        "topics": _topics,
     }
     with written_together() as drafted:
         for picture, file in zip(pictures, files, strict=True):
             save_png(picture.figure, file)
         write_text_atomically(html, environment(html=True).get_template("report.html.j2").render(values))
         write_runs(runs, kept)
-        for table, file in zip(TABLES.values(), tables, strict=True):
+        for table, file in zip(shown_tables.values(), tables, strict=True):
             write_text_atomically(file, table.csv(runs))
         write_text_atomically(markdown, environment(html=False).get_template("report.md.j2").render(values))
         # last, and of what this process wrote: a report is drawn again if a crash, or a process that draws another
@@ -127,7 +132,7 @@ def write_report(runs: Sequence[RunRecord], folder: str | Path, title: str | Non
     return ReportPaths(html, markdown, tuple(files), tables)
 
 
-def _stamp(runs: Sequence[RunRecord], title: str | None) -> str:
+def _stamp(runs: Sequence[Record], title: str | None) -> str:
     """A hash of everything that decides what a report shows: runs, title, the code, and the versions of libraries."""
     digest = hashlib.sha256(f"{title}\n{runs_text(runs)}".encode())
     for package in ("matplotlib", "seaborn", "numpy", "scipy"):
@@ -177,20 +182,16 @@ def environment(html: bool, *more: BaseLoader) -> Environment:
     return templates
 
 
-def _topics(section: Section) -> list[tuple[str, str]]:
-    """The parts of a section that are not empty: the key and the heading of each."""
-    topics = (
-        ("summary", "Summary", True),
-        ("overview", "Accuracy over time", section.overview),
-        ("accuracy", "Accuracy, task by task", section.accuracy),
-        ("similarity", "Which tasks are alike", section.similarity),
-        ("answers", "Does similarity predict forgetting and transfer?", section.means),
-    )
-    return [(key, heading) for key, heading, content in topics if content]
+def _of_streams(runs: Sequence[Record]) -> list[AnySection]:
+    streams = streams_of(runs)
+    names = dict.fromkeys(run.stream for run in streams)
+    return [build_section(name, [run for run in streams if run.stream == name]) for name in names]
 
 
-def _pictures(section: Section) -> list[Picture]:
-    return [*section.overview, *section.accuracy, *section.similarity, *section.answers]
+def _of_federations(runs: Sequence[Record]) -> list[AnySection]:
+    federations = federations_of(runs)
+    names = dict.fromkeys(run.stream for run in federations)
+    return [build_federation(name, [run for run in federations if run.stream == name]) for name in names]
 
 
 def _unique(slugs: Sequence[str]) -> list[str]:

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
+from fscl.report.grouping import RunGroup
 from fscl.report.summary import StrategyRuns
 from fscl.report.table import Bytes, Column
-from fscl.runs.record import RunRecord
+from fscl.runs.record import Record, RunRecord
 from fscl.text import DASH, human_seconds
 
-__all__ = ["SETTINGS", "budget", "memory_columns", "provenance"]
+__all__ = [
+    "SETTINGS",
+    "budget",
+    "how_made",
+    "memory_columns",
+    "optimizer_words",
+    "provenance",
+    "runs_described",
+    "settings_columns",
+]
+
+R = TypeVar("R", bound=Record)
 
 
-def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> list[tuple[str, str]]:
+def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[RunGroup[RunRecord]]) -> list[tuple[str, str]]:
     """Terms and texts that describe all runs of a benchmark.
 
     Args:
@@ -24,17 +36,42 @@ def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[StrategyRu
         runs: all its runs. They are described if none is finished.
         groups: its finished runs by strategy.
     """
-    described = [run for group in groups for run in group.runs] or list(runs)
+    described = runs_described(runs, groups)
+    benchmark = f"{name}, {max(len(run.tasks) for run in described)} tasks"
+    return how_made([("Benchmark", benchmark)], described, groups, budget, "learners")
+
+
+def runs_described(runs: Sequence[R], groups: Sequence[RunGroup[R]]) -> list[R]:
+    """The finished runs, or all runs if none is finished."""
+    return [run for group in groups for run in group.runs] or list(runs)
+
+
+def how_made(
+    first: Sequence[tuple[str, str]],
+    described: Sequence[R],
+    groups: Sequence[RunGroup[R]],
+    budget: Callable[[R], str],
+    kind: str,
+) -> list[tuple[str, str]]:
+    """Terms and texts on how runs were made, without those that are empty.
+
+    Args:
+        first: terms and texts on the benchmark itself.
+        described: the runs.
+        groups: the finished runs by strategy.
+        budget: how long and how a run was trained, in words.
+        kind: the word for several strategies.
+    """
     count = len(described)
     seeds = sorted({run.seed for run in described})
     budgets = [budget(group.runs[0]) for group in groups] or [budget(described[0])]
     usual = max(dict.fromkeys(budgets), key=budgets.count)
-    usual += "; some learners have another budget, see below" * (len(set(budgets)) > 1)
+    usual += f"; some {kind} have another budget, see below" * (len(set(budgets)) > 1)
     versions = Counter(", ".join(f"{name} {version}" for name, version in run.versions.items()) for run in described)
     several = len(versions) > 1
     days = sorted({run.started[:10] for run in described if run.started})
     lines = [
-        ("Benchmark", f"{name}, {max(len(run.tasks) for run in described)} tasks"),
+        *first,
         ("Seeds", f"{', '.join(map(str, seeds))} (n = {len(seeds)})"),
         ("Network", _network(described[0])),
         ("Budget", usual),
@@ -42,7 +79,7 @@ def provenance(name: str, runs: Sequence[RunRecord], groups: Sequence[StrategyRu
         ("Machine", _machines(described, groups)),
         ("Versions", "; ".join(text + f" ({n} of {count} runs)" * several for text, n in sorted(versions.items()))),
         ("Begun", " to ".join(dict.fromkeys((days[0], days[-1]))) if days else ""),
-        ("Time", f"{human_seconds(sum(run.seconds.total for run in described))} in all, training and evaluation"),
+        ("Time", f"{human_seconds(sum(sum(run.step_seconds) for run in described))} in all, training and evaluation"),
     ]
     return [(term, text) for term, text in lines if text]
 
@@ -55,45 +92,59 @@ def budget(run: RunRecord, brief: bool = False) -> str:
     shown = (
         ("epochs", f"{{}} epochs {tasks}"),
         *[("epochs_next", "{} on each later one")] * first_differs,
-        ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
-        ("optimizer", "{}"),
-        ("schedule", "{}"),
-        ("lr", "learning rate {}"),
-        *[("lr_next", "{} from the second task on")] * (not run.at_once),
-        *[("momentum", "momentum {}")] * (training.get("optimizer") == "sgd"),
-        ("weight_decay", "weight decay {}"),
     )
     texts = [text.format(training[key]) for key, text in shown if training.get(key) is not None]
     if training.get("epochs") == 1:
         texts[0] = texts[0].replace("epochs", "epoch")
-    return ", ".join(texts[: 1 + first_differs] if brief else texts)
+    if not brief:
+        texts += optimizer_words(training, [("lr_next", "{} from the second task on")] * (not run.at_once))
+    return ", ".join(texts)
 
 
-def _network(run: RunRecord) -> str:
+def optimizer_words(training: Mapping[str, Any], after_lr: Sequence[tuple[str, str]] = ()) -> list[str]:
+    """The settings of a training in words, without its epochs. ``after_lr`` are keys and words after the rate's."""
+    shown = (
+        ("batch_size", "batches of {}" + (", the last one left out if smaller" if training.get("drop_last") else "")),
+        ("optimizer", "{}"),
+        ("schedule", "{}"),
+        ("lr", "learning rate {}"),
+        *after_lr,
+        *[("momentum", "momentum {}")] * (training.get("optimizer") == "sgd"),
+        ("weight_decay", "weight decay {}"),
+    )
+    return [text.format(training[key]) for key, text in shown if training.get(key) is not None]
+
+
+def _network(run: Record) -> str:
     model = run.benchmark.model
     return ", ".join([model.name, *_assigned(model.args)]).strip(", ")
 
 
-SETTINGS: tuple[Column[StrategyRuns], ...] = (
-    Column("Strategy", "", "", lambda group: group.label),
-    Column("Class", "", "", lambda group: group.runs[0].strategy.class_path or DASH),
-    Column("Settings", "", "", lambda group: ", ".join(_assigned(group.runs[0].strategy.args)) or DASH),
-    Column("Budget", "", "", lambda group: budget(group.runs[0])),
-    Column("Recipe", "", "", lambda group: group.recipe_hash[:12]),
-)
+def settings_columns(title: str, budget: Callable[[R], str]) -> tuple[Column[RunGroup[R]], ...]:
+    """The columns of the table of settings; ``title`` is the heading of the strategies' names."""
+    return (
+        Column(title, "", "", lambda group: group.label),
+        Column("Class", "", "", lambda group: group.runs[0].strategy.class_path or DASH),
+        Column("Settings", "", "", lambda group: ", ".join(_assigned(group.runs[0].strategy.args)) or DASH),
+        Column("Budget", "", "", lambda group: budget(group.runs[0])),
+        Column("Recipe", "", "", lambda group: group.recipe_hash[:12]),
+    )
+
+
+SETTINGS = settings_columns("Strategy", budget)
 
 
 def _assigned(arguments: Mapping[str, Any]) -> list[str]:
     return [f"{name} = {value}" for name, value in arguments.items()]
 
 
-def _tested(run: RunRecord) -> str:
+def _tested(run: Record) -> str:
     if run.validation:
         return f"{run.validation:.0%} of the training images, held out from training (validation)"
     return "the test images"
 
 
-def _machines(runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> str:
+def _machines(runs: Sequence[Record], groups: Sequence[RunGroup[R]]) -> str:
     """The machine of most runs, then each other machine with its learners: their times cannot be compared."""
     (usual, most), *other_machines = Counter(map(_machine, runs)).most_common()
     if not other_machines:
@@ -105,7 +156,7 @@ def _machines(runs: Sequence[RunRecord], groups: Sequence[StrategyRuns]) -> str:
     return "; ".join(texts) + ". Times on different machines cannot be compared."
 
 
-def _machine(run: RunRecord) -> str:
+def _machine(run: Record) -> str:
     threads = run.machine.get("threads")
     count = f"{threads} thread{'s' * (threads != 1)}" if threads else None
     parts = [run.machine.get("processor"), run.machine.get("device"), count, run.machine.get("precision")]

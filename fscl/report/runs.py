@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, TypeVar, overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fscl.errors import FsclError
+from fscl.report.federation.summary import federation_rows, group_federations
+from fscl.report.federation.table import FEDERATION_COLUMNS
 from fscl.report.prediction import whole_similarity
 from fscl.report.summary import group_runs, summary_rows
-from fscl.report.table import COLUMNS
+from fscl.report.table import COLUMNS, Column, OverSeeds
 from fscl.report.tables import TABLES
-from fscl.runs.record import RunRecord
-from fscl.runs.results import LeaveOut, read_runs, refuse, streams_of
+from fscl.runs.federation.record import FederatedRecord
+from fscl.runs.record import Record, RunRecord
+from fscl.runs.results import LeaveOut, federations_of, read_runs, refuse, streams_of
 from fscl.text import brief, html_table
 
 if TYPE_CHECKING:
@@ -23,12 +27,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Runs", "load_runs"]
 
+R = TypeVar("R", bound=OverSeeds)
+
 
 def load_runs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], leave_out: LeaveOut = refuse) -> Runs:
     """The results of all runs under some folders, unfinished runs included.
 
-    If a run is found twice, in its folder and in a report, the record with more tasks counts. If a run was made again
-    in its folder, the older record in a report is left out.
+    If a run is found twice, in its folder and in a report, the record with more tasks or rounds counts. If a run was
+    made again in its folder, the older record in a report is left out.
 
     Args:
         paths: one or several folders with runs at any depth, ``run.json`` files, folders of reports, or their
@@ -48,31 +54,31 @@ def load_runs(paths: str | os.PathLike[str] | Iterable[str | os.PathLike[str]], 
         fscl.errors.FsclError: nowhere: no such file or folder; give a folder that `fscl run --out` wrote
     """
     several = [paths] if isinstance(paths, (str, os.PathLike)) else paths
-    return Runs(streams_of(read_runs(map(Path, several), leave_out)))
+    return Runs(read_runs(map(Path, several), leave_out))
 
 
-class Runs(Sequence[RunRecord]):
-    """The results of some runs: a sequence of their records.
+class Runs(Sequence[Record]):
+    """The results of some runs, on streams of tasks and of federations: a sequence of their records.
 
-    A slice of it is a ``Runs``, too. A notebook shows it as the summary table of a report.
+    A slice of it is a ``Runs``, too. A notebook shows it as the summary tables of a report.
 
     Args:
         records: the records of the runs.
     """
 
-    def __init__(self, records: Iterable[RunRecord]) -> None:
+    def __init__(self, records: Iterable[Record]) -> None:
         self._records = tuple(records)
 
     def __len__(self) -> int:
         return len(self._records)
 
     @overload
-    def __getitem__(self, index: int) -> RunRecord: ...
+    def __getitem__(self, index: int) -> Record: ...
 
     @overload
     def __getitem__(self, index: slice) -> Runs: ...
 
-    def __getitem__(self, index: int | slice) -> RunRecord | Runs:
+    def __getitem__(self, index: int | slice) -> Record | Runs:
         return Runs(self._records[index]) if isinstance(index, slice) else self._records[index]
 
     def __repr__(self) -> str:
@@ -81,12 +87,16 @@ class Runs(Sequence[RunRecord]):
         return f"<{len(self)} runs, {finished} finished; {'; '.join(filter(None, names))}>"
 
     def _repr_html_(self) -> str:
-        columns = list(COLUMNS.values())
-        rows = ((row.benchmark, *(c.cell(row) for c in columns)) for row in summary_rows(group_runs(self)))
+        tables = []
         unfinished = len(self) - sum(run.finished for run in self)
         omitted = f" {unfinished} unfinished runs are not shown." if unfinished else ""
         caption = f"Mean ± sample standard deviation over seeds.{omitted}"
-        return html_table(caption, ["Benchmark", *(column.heading for column in columns)], rows)
+        if streams_of(self) or not len(self):
+            tables.append(_html(caption, COLUMNS.values(), summary_rows(group_runs(self))))
+        if federations_of(self):
+            rows = federation_rows(group_federations(self))
+            tables.append(_html(f"Federations. {caption}", FEDERATION_COLUMNS.values(), rows))
+        return "".join(tables)
 
     def filter(
         self,
@@ -121,7 +131,7 @@ class Runs(Sequence[RunRecord]):
                     runs = runs._with(name, {value}, of)
         return runs
 
-    def _with(self, name: str, values: set[object], of: Callable[[RunRecord], str | int]) -> Runs:
+    def _with(self, name: str, values: set[object], of: Callable[[Record], str | int]) -> Runs:
         known = dict.fromkeys(map(of, self))
         if unknown := [value for value in values if value not in known]:
             raise FsclError(f"no run has {name} {brief(unknown[0])}; there is {', '.join(map(str, known)) or 'no run'}")
@@ -131,11 +141,13 @@ class Runs(Sequence[RunRecord]):
         """One of the tables of results. A report has each of them as a CSV file. Undefined numbers are NaN.
 
         Accuracies and their differences are fractions. Runs that are not finished have the ``status`` ``running`` or
-        ``failed``; in the table ``summary`` their numbers are undefined.
+        ``failed``; in the tables ``summary`` and ``federations`` their numbers are undefined.
 
         Args:
-            table: ``accuracy``, with a row for each run, task learned and task tested; ``summary``, with a row for each
-                run; ``similarity``, with a row for each run and pair of tasks.
+            table: of runs on streams: ``accuracy``, with a row for each run, task learned and task tested; ``summary``,
+                with a row for each run; ``similarity``, with a row for each run and pair of tasks. Of federations:
+                ``federations``, with a row for each run; ``clients``, with a row for each run, evaluation and client;
+                ``rounds``, with a row for each run and round.
 
         Raises:
             FsclError: there is no such table.
@@ -149,24 +161,28 @@ class Runs(Sequence[RunRecord]):
     def similarity(
         self, strategy: str | None = None, seed: int | None = None, benchmark: str | None = None
     ) -> pd.DataFrame:
-        """The similarity of tasks by the atoms or filters of one strategy, a mean over the seeds of finished runs.
+        """The similarity of tasks or clients by the atoms or filters of one strategy: a mean over the seeds.
+
+        Only finished runs count. Clients of different seeds have different images. They are averaged if client i has
+        the same known group in all seeds.
 
         Args:
             strategy: the strategy; None if there is one.
             seed: the seed of one run; None for the mean over all seeds.
-            benchmark: the stream; None if there is one.
+            benchmark: the stream or federation; None if there is one.
 
         Returns:
-            (T, T), all layers together. Rows and columns have the names of the tasks, in the order of learning.
+            (T, T), all layers together. Rows and columns have the names of the tasks, in the order of learning; or
+            (clients, clients), NaN for a client of which the server has no atoms.
 
         Raises:
-            FsclError: no such run is finished and has a similarity; or the runs differ in benchmark, strategy, recipe
-                or tasks, so that their mean would mix them.
+            FsclError: no such run is finished and has a similarity; or the runs differ in benchmark, strategy, recipe,
+                tasks or clients, so that their mean would mix them.
         """
         import pandas as pd
 
         runs = self.filter(benchmark=benchmark, strategy=strategy, seed=seed)
-        similar = [(run, matrix) for run in runs if run.finished and (matrix := whole_similarity(run)) is not None]
+        similar = [(run, matrix) for run in runs if run.finished and (matrix := _similarity(run)) is not None]
         if not similar:
             raise FsclError(f"none of these runs is finished and has a similarity: {runs!r}")
         first = similar[0][0]
@@ -177,10 +193,16 @@ class Runs(Sequence[RunRecord]):
         ):
             if len(values := dict.fromkeys(of(run) for run, _ in similar)) > 1:
                 raise FsclError(f"the runs have several values of {name}: {', '.join(values)}; filter by one of them")
-        names = list(first.task_names)
-        for run, _ in similar:
-            if different := [pair for pair in zip(names, run.task_names, strict=True) if len(set(pair)) > 1]:
-                (ours, theirs), seeds = different[0], ", ".join(str(run.seed) for run, _ in similar)
+        names = _compared(first)
+        for run, _ in similar[1:]:
+            seeds = ", ".join(str(run.seed) for run, _ in similar)
+            if not (isinstance(run, RunRecord) or _groups(run) == _groups(first) != []):
+                raise FsclError(
+                    f"the clients of {run.strategy.name} have other images with seed {run.seed} than with seed "
+                    f"{first.seed}, and no known groups in common; give one seed of {seeds}"
+                )
+            if different := [pair for pair in zip(names, _compared(run), strict=True) if len(set(pair)) > 1]:
+                ours, theirs = different[0]
                 raise FsclError(
                     f"the seeds of {run.strategy.name} learned other tasks: where seed {first.seed} has {brief(ours)}, "
                     f"seed {run.seed} has {brief(theirs)}; give one seed of {seeds}"
@@ -188,5 +210,28 @@ class Runs(Sequence[RunRecord]):
         return pd.DataFrame(np.mean([matrix for _, matrix in similar], axis=0), index=names, columns=names)
 
 
-def _strategy(run: RunRecord) -> str:
+def _similarity(run: Record) -> NDArray[np.float64] | None:
+    if isinstance(run, FederatedRecord):
+        return run.similarity if len(run.similarity) else None
+    return whole_similarity(run) if isinstance(run, RunRecord) else None
+
+
+def _groups(run: Record) -> list[int]:
+    return run.groups if isinstance(run, FederatedRecord) else []
+
+
+def _compared(run: Record) -> list[str]:
+    """The names of the tasks or clients of a run."""
+    if isinstance(run, RunRecord):
+        return list(run.task_names)
+    return [f"client {client}" for client in range(run.clients)] if isinstance(run, FederatedRecord) else []
+
+
+def _html(caption: str, columns: Iterable[Column[R]], rows: Sequence[R]) -> str:
+    shown = list(columns)
+    cells = ((row.benchmark, *(column.cell(row) for column in shown)) for row in rows)
+    return html_table(caption, ["Benchmark", *(column.heading for column in shown)], cells)
+
+
+def _strategy(run: Record) -> str:
     return run.strategy.name

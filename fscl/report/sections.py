@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,6 +25,7 @@ from fscl.plots import (
 )
 from fscl.plots.figures import LearnerStyle, learner_styles
 from fscl.report.findings import Findings, findings
+from fscl.report.grouping import RunGroup
 from fscl.report.prediction import (
     Prediction,
     PredictionRow,
@@ -38,7 +40,7 @@ from fscl.report.table import Column
 from fscl.runs.record import RunRecord
 from fscl.text import signed
 
-__all__ = ["Picture", "Section", "build_section", "slugged"]
+__all__ = ["Picture", "Section", "build_section", "group_id", "picture", "slugged"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Picture:
 class Section:
     """Everything that a template shows for one benchmark."""
 
+    kind: ClassVar[str] = "stream"
+
     name: str
     title: str
     description: str
@@ -81,6 +85,26 @@ class Section:
     reference: str
     unfinished: list[str]
     findings: Findings
+
+    @property
+    def topics(self) -> list[tuple[str, str]]:
+        """The parts that are not empty: the key and the heading of each."""
+        topics = (
+            ("summary", "Summary", True),
+            ("overview", "Accuracy over time", self.overview),
+            ("accuracy", "Accuracy, task by task", self.accuracy),
+            ("similarity", "Which tasks are alike", self.similarity),
+            ("answers", "Does similarity predict forgetting and transfer?", self.means),
+        )
+        return [(key, heading) for key, heading, content in topics if content]
+
+    @property
+    def pictures(self) -> list[Picture]:
+        return [*self.overview, *self.accuracy, *self.similarity, *self.answers]
+
+    def picture_of(self, learner: str) -> Picture | None:
+        """The picture of one learner alone."""
+        return next((picture for picture in self.accuracy if picture.learner == learner), None)
 
 
 def build_section(name: str, runs: Sequence[RunRecord]) -> Section:
@@ -130,7 +154,7 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
             "or if tasks get harder. Bounds are grey and dashed."
         )
         axes = accuracy_over_time(curves, bounds=bounds, styles=styles)
-        pictures.append(_picture(f"{name}-over-time", axes, "Tasks seen so far", caption))
+        pictures.append(picture(f"{name}-over-time", axes, "Tasks seen so far", caption))
     points = {
         row.label: (row.bytes_in_all.mean, row.accuracy.mean) for row in rows if row.bytes_in_all and row.accuracy
     }
@@ -140,7 +164,7 @@ def _overview(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
             "accuracy. Up and to the left is better. Bounds are hollow."
         )
         axes = memory_against_accuracy(points, bounds=bounds, styles=styles)
-        pictures.append(_picture(f"{name}-memory", axes, "Accuracy and storage", caption))
+        pictures.append(picture(f"{name}-memory", axes, "Accuracy and storage", caption))
     return pictures
 
 
@@ -161,8 +185,8 @@ def _accuracy(name: str, groups: Sequence[StrategyRuns], rows: Sequence[SummaryR
         caption = f"Accuracy on each task (columns) after learning each task (rows); {seeds}."
         if not group.same_order:
             caption += " The other seeds learned other tasks."
-        slug = f"{name}-accuracy-{_id(group)}"
-        pictures.append(_picture(slug, axes, group.label, caption, learner=group.label))
+        slug = f"{name}-accuracy-{group_id(group)}"
+        pictures.append(picture(slug, axes, group.label, caption, learner=group.label))
     return pictures
 
 
@@ -187,8 +211,8 @@ def _similarity(name: str, groups: Sequence[StrategyRuns]) -> list[Picture]:
         if len(groups) > 1:
             title += f": {group.label}"
         if group is not groups[0]:
-            slug += f"-{_id(group)}"
-        pictures.append(_picture(slug, axes, title, caption))
+            slug += f"-{group_id(group)}"
+        pictures.append(picture(slug, axes, title, caption))
     return [*pictures, _by_layer(name, groups[0])]
 
 
@@ -289,13 +313,13 @@ def _styles(groups: Sequence[StrategyRuns]) -> dict[str, LearnerStyle]:
     return learner_styles([group.label for group in groups], [group.label for group in groups if group.bound])
 
 
-def _picture(slug: str, axes: Axes, title: str, caption: str, learner: str = "") -> Picture:
+def picture(slug: str, axes: Axes, title: str, caption: str, learner: str = "") -> Picture:
     figure = axes.figure
     assert isinstance(figure, Figure)
     return Picture(slugged(slug), figure, title, caption, learner)
 
 
-def _id(group: StrategyRuns) -> str:
+def group_id(group: RunGroup) -> str:
     return group.name if group.label.find(group.recipe_hash[:7]) < 0 else f"{group.name}-{group.recipe_hash[:7]}"
 
 

@@ -1,4 +1,4 @@
-"""Groups records of runs that may be averaged, and summarises each strategy over its seeds."""
+"""Summarises each strategy over the seeds of its runs on a stream."""
 
 from __future__ import annotations
 
@@ -7,28 +7,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fscl.errors import FsclError
+from fscl.report.grouping import RunGroup, grouped
 from fscl.report.measures import Measures, final_accuracy, measures
 from fscl.report.ranking import Difference, against_best
-from fscl.runs.record import RunRecord
+from fscl.runs.record import Record, RunRecord
+from fscl.runs.results import streams_of
 from fscl.similarity.estimate import Estimate, seed_interval
 
 __all__ = ["StrategyRuns", "SummaryRow", "group_runs", "summary_rows"]
 
 
-@dataclass(frozen=True, eq=False)
-class StrategyRuns:
-    """Finished runs that may be averaged: one stream, one strategy, one recipe hash, different seeds."""
-
-    benchmark: str
-    name: str
-    label: str
-    recipe_hash: str
-    runs: tuple[RunRecord, ...]
-
-    @property
-    def bound(self) -> str | None:
-        return self.runs[0].strategy.bound
+class StrategyRuns(RunGroup[RunRecord]):
+    """Finished runs of one strategy on one stream that may be averaged."""
 
     @property
     def square(self) -> bool:
@@ -76,36 +66,16 @@ class SummaryRow:
         return None if self.against_best is None else self.against_best.p_value
 
 
-def group_runs(runs: Iterable[RunRecord]) -> list[StrategyRuns]:
-    """Groups finished runs by stream, strategy and recipe hash.
+def group_runs(runs: Iterable[Record]) -> list[StrategyRuns]:
+    """Groups finished runs on streams by stream, strategy and recipe hash; see :func:`fscl.report.grouping.grouped`.
 
-    Within a stream the best mean final accuracy comes first; on a tie, the strategy that stores least. Runs of one
-    strategy with different recipes are different groups, with a short hash in their labels.
+    Within a stream the best mean final accuracy comes first; on a tie, the strategy that stores least. Federations are
+    left out.
 
     Raises:
-        FsclError: a group has the same seed twice. Counted twice, it would make the spread too small.
+        FsclError: a group has the same seed twice.
     """
-    groups: dict[tuple[str, str, str], dict[int, RunRecord]] = {}
-    for run in runs:
-        if not run.finished:
-            continue
-        group = groups.setdefault((run.stream, run.strategy.name, run.recipe_hash), {})
-        if run.seed in group:
-            raise FsclError(
-                f"seed {run.seed} of {run.strategy.name} on {run.benchmark.name} occurs twice: "
-                f"{group[run.seed].path} and {run.path}; give only one of them"
-            )
-        group[run.seed] = run
-    titles = {key: next(iter(by_seed.values())).strategy.title or key[1] for key, by_seed in groups.items()}
-    grouped = []
-    for (benchmark, name, recipe_hash), by_seed in groups.items():
-        title = titles[benchmark, name, recipe_hash]
-        if len({key[1] for key, other in titles.items() if key[0] == benchmark and other == title}) > 1:
-            title = f"{title} [{name}]"
-        variants = sum(key[:2] == (benchmark, name) for key in groups)
-        label = f"{title} ({recipe_hash[:7]})" if variants > 1 else title
-        grouped.append(StrategyRuns(benchmark, name, label, recipe_hash, tuple(by_seed[s] for s in sorted(by_seed))))
-    return sorted(grouped, key=_rank)
+    return sorted(grouped(streams_of(runs), StrategyRuns), key=_rank)
 
 
 def _rank(group: StrategyRuns) -> tuple[str, float, float, str, str]:

@@ -6,10 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Generic, TypeVar
-
-from rich import box
-from rich.table import Table
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from fscl.report.prediction import Prediction, PredictionRow
 from fscl.report.summary import SummaryRow
@@ -19,12 +16,36 @@ from fscl.text import DASH, human_bytes, human_seconds, interval, points, signed
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
 
-__all__ = ["ANSWERS", "ANSWERS_BY_SEED", "COLUMNS", "Column", "rich_table"]
+__all__ = [
+    "ANSWERS",
+    "ANSWERS_BY_SEED",
+    "COLUMNS",
+    "Amount",
+    "Bytes",
+    "Column",
+    "OverSeeds",
+    "PValue",
+    "PairedDifference",
+    "Points",
+    "PooledRho",
+    "SeedRow",
+    "seed_count",
+    "whole_minutes",
+]
 
-NARROW = 140  # terminals of fewer columns show spreads below their means, and one decimal
+
+class OverSeeds(Protocol):
+    """A row with means over the seeds of one strategy on one benchmark."""
+
+    @property
+    def benchmark(self) -> str: ...
+
+    @property
+    def seeds(self) -> Sequence[int]: ...
 
 
 Row = TypeVar("Row")
+SeedRow = TypeVar("SeedRow", bound=OverSeeds)
 
 
 @dataclass(frozen=True)
@@ -80,17 +101,17 @@ class Column(Generic[Row]):
 
 
 @dataclass(frozen=True)
-class Points(Column[SummaryRow]):
+class Points(Column[SeedRow]):
     """Accuracies in %, or their differences in points, with their standard deviation."""
 
-    value: Callable[[SummaryRow], Estimate | None]
+    value: Callable[[SeedRow], Estimate | None]
     sign: bool = False
 
-    def number(self, row: SummaryRow, places: int = 2) -> str:
+    def number(self, row: SeedRow, places: int = 2) -> str:
         value = self.value(row)
         return points(None if value is None else value.mean, places, self.sign)
 
-    def exact(self, row: SummaryRow) -> float | None:
+    def exact(self, row: SeedRow) -> float | None:
         value = self.value(row)
         return None if value is None else 100 * value.mean
 
@@ -98,29 +119,29 @@ class Points(Column[SummaryRow]):
     def exact_unit(self) -> str:
         return self.unit
 
-    def spread(self, row: SummaryRow) -> str:
+    def spread(self, row: SeedRow) -> str:
         value = self.value(row)
-        return "" if value is None else f"{self.variation(value)} {_seed_count(value, row)}".strip()
+        return "" if value is None else f"{self.variation(value)} {seed_count(value, row)}".strip()
 
     def variation(self, value: Estimate) -> str:
         return f"± {points(value.std)}" if value.n > 1 else ""
 
-    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+    def terminal_cell(self, row: SeedRow, narrow: bool) -> str:
         value = self.value(row)
         if not narrow or value is None:
             return self.cell(row)
         below = f"\n±{points(value.std, 1)}" if value.n > 1 else ""
-        return f"{self.number(row, 1)}{below} {_seed_count(value, row)}".rstrip()
+        return f"{self.number(row, 1)}{below} {seed_count(value, row)}".rstrip()
 
 
 @dataclass(frozen=True)
-class PairedDifference(Points):
+class PairedDifference(Points[SeedRow]):
     """A difference from the best learner in points, with its interval. A terminal has no room for the interval."""
 
     def variation(self, value: Estimate) -> str:
         return interval(100 * value.low, 100 * value.high)
 
-    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+    def terminal_cell(self, row: SeedRow, narrow: bool) -> str:
         return self.number(row, 1 if narrow else 2)
 
 
@@ -157,20 +178,20 @@ class Tau(Rho[Row]):
 
 
 @dataclass(frozen=True)
-class PooledRho(Column[Prediction]):
+class PooledRho(Column[Row]):
     """A mean correlation with its interval over seeds."""
 
-    value: Callable[[Prediction], PooledCorrelation]
+    value: Callable[[Row], PooledCorrelation]
 
-    def exact(self, row: Prediction) -> float | None:
+    def exact(self, row: Row) -> float | None:
         rho = self.value(row).statistic
         return rho if math.isfinite(rho) else None
 
-    def number(self, row: Prediction) -> str:
+    def number(self, row: Row) -> str:
         rho = self.exact(row)
         return "undefined" if rho is None else signed(rho)
 
-    def spread(self, row: Prediction) -> str:
+    def spread(self, row: Row) -> str:
         return interval(self.value(row).low, self.value(row).high)
 
 
@@ -199,15 +220,15 @@ class Bytes(Column[Row]):
 
 
 @dataclass(frozen=True)
-class Amount(Column[SummaryRow]):
+class Amount(Column[SeedRow]):
     """Bytes or seconds, in a unit that suits their size. If all seeds agree to the byte, there is no spread."""
 
-    value: Callable[[SummaryRow], Estimate | None]
+    value: Callable[[SeedRow], Estimate | None]
     measure: str
     write: Callable[[float], str]
     write_short: Callable[[float], str]
 
-    def exact(self, row: SummaryRow) -> float | None:
+    def exact(self, row: SeedRow) -> float | None:
         value = self.value(row)
         return None if value is None else value.mean
 
@@ -215,15 +236,15 @@ class Amount(Column[SummaryRow]):
     def exact_unit(self) -> str:
         return self.measure
 
-    def number(self, row: SummaryRow) -> str:
+    def number(self, row: SeedRow) -> str:
         value = self.value(row)
         return DASH if value is None else self.write(value.mean)
 
-    def spread(self, row: SummaryRow) -> str:
+    def spread(self, row: SeedRow) -> str:
         value = self.value(row)
         return f"± {self.write(value.std)}" if value is not None and value.std > 0 else ""
 
-    def terminal_cell(self, row: SummaryRow, narrow: bool) -> str:
+    def terminal_cell(self, row: SeedRow, narrow: bool) -> str:
         value = self.value(row)
         if value is None:
             return DASH
@@ -231,12 +252,12 @@ class Amount(Column[SummaryRow]):
         return self.write_short(value.mean) + spread
 
 
-def _seed_count(value: Estimate, row: SummaryRow) -> str:
+def seed_count(value: Estimate, row: OverSeeds) -> str:
     """The number of seeds, if some seeds lack the value: it must not look like a mean over all seeds."""
     return "" if value.n == len(row.seeds) else f"(n = {value.n})"
 
 
-_whole_minutes = partial(human_seconds, whole_minutes=True)
+whole_minutes = partial(human_seconds, whole_minutes=True)
 COLUMNS: dict[str, Column[SummaryRow]] = {
     "strategy": Column("Strategy", "", "Strategy", lambda row: row.label),
     "seeds": Column("Seeds", "", "n", lambda row: len(row.seeds)),
@@ -255,7 +276,7 @@ COLUMNS: dict[str, Column[SummaryRow]] = {
         "Stored in all", "", "in all", lambda row: row.bytes_in_all, "bytes", human_bytes, human_bytes
     ),
     "seconds": Amount(
-        "Training per run", "", "time", lambda row: row.train_seconds, "seconds", human_seconds, _whole_minutes
+        "Training per run", "", "time", lambda row: row.train_seconds, "seconds", human_seconds, whole_minutes
     ),
 }
 
@@ -284,43 +305,3 @@ ANSWERS_BY_SEED: tuple[Column[PredictionRow], ...] = (
     Column("Tasks", "", "", lambda row: row.n_tasks),
     Column("Note", "", "", lambda row: row.note),
 )
-
-
-LEGEND = {"against_best": "difference from the best learner", "p": "of being the best learner (paired t-tests)"}
-
-
-def rich_table(rows: Sequence[SummaryRow], title: str | None = None, width: int = 80) -> Table:
-    """The summary table for a terminal of 80 columns or more.
-
-    Rows of several benchmarks get a benchmark column. A narrow table shows spreads below their means, and one decimal.
-    """
-    several = len({row.benchmark for row in rows}) > 1
-    narrow = width < NARROW
-    columns = {name: column for name, column in COLUMNS.items() if not (narrow and name == "bytes_per_task")}
-    explained = {name: column for name, column in columns.items() if name not in ("strategy", "seeds")}
-    legend = "; ".join(f"{c.short}: {LEGEND.get(name, c.title.lower())}" for name, c in explained.items())
-    table = Table(
-        title=title,
-        box=box.SIMPLE_HEAD,
-        pad_edge=False,
-        collapse_padding=True,
-        padding=(0, 0 if narrow else 1),
-        header_style="bold",
-        caption=f"in % and points; mean ± sample standard deviation over n seeds; {legend}",
-        caption_justify="left",
-    )
-    if several:
-        table.add_column("Benchmark", no_wrap=True)
-    for position, column in enumerate(columns.values()):
-        table.add_column(
-            column.short,
-            justify="left" if position == 0 else "right",
-            no_wrap=position > 0,
-            min_width=11 if position == 0 else None,
-        )
-    for row in rows:
-        cells = [column.terminal_cell(row, narrow) for column in columns.values()]
-        # labels come from recipes, so their square brackets must not be read as markup
-        texts = [text.replace("[", r"\[") for text in ([row.benchmark] if several else []) + cells]
-        table.add_row(*texts)
-    return table

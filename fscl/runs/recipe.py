@@ -49,7 +49,7 @@ STRINGS = re.compile(r"""\"{3}(?:\\.|[^\\])*?\"{3}|'{3}.*?'{3}|"(?:\\.|[^"\\\n])
 LONG_KEY = re.compile(r"(?:\.[ \t]*[\w-]+[ \t]*){16}")
 
 R = TypeVar("R", bound=Recipe)
-B = TypeVar("B", BenchmarkRecipe, FederationRecipe)
+B = TypeVar("B", bound=BenchmarkRecipe | FederationRecipe)
 S = TypeVar("S", bound=Settings)
 
 

@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 
 from fscl.continual.stream import Stream, Task, TaskImages, assemble
 from fscl.continual.task_network import TaskNetwork, random_states_kept
@@ -16,8 +15,7 @@ from fscl.runs.building import build_trainer, check_trusted, find_device
 from fscl.runs.record import RunRecord
 from fscl.runs.results import find_task
 from fscl.runs.resume import line
-from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
-from fscl.runs.spec import RunSpec
+from fscl.runs.spec import RunSpec, spec_of_record
 from fscl.runs.weights import WEIGHTS, read_weights
 
 __all__ = ["load_network"]
@@ -69,17 +67,8 @@ def _spec(record: RunRecord, device: str) -> RunSpec:
     Raises:
         FsclError: with the record's recipes, this version of fscl would do another run.
     """
-    try:
-        benchmark = BenchmarkRecipe.model_validate(record.benchmark.model_dump(by_alias=True))
-        strategy = StrategyRecipe.model_validate(record.strategy.model_dump(by_alias=True))
-    except ValidationError as error:
-        raise FsclError(f"{record.path}: its recipe does not fit this fscl: {line(error)}") from error
-    recorded = RunSpec(benchmark, strategy, record.seed, validation=record.validation, first=record.first)
-    if recorded.hash != record.recipe_hash:
-        raise FsclError(
-            f"{record.path}: its recipes have hash {recorded.hash}, and the run had {record.recipe_hash}; it was "
-            "changed, or made by another fscl"
-        )
+    recorded = spec_of_record(record)
+    benchmark = recorded.benchmark
     # what has no use in evaluation, and does not fit a black image of each class
     training = benchmark.training.model_copy(update={"drop_last": False, "compile": False})
     return replace(recorded, benchmark=benchmark.model_copy(update={"training": training}), device=device)

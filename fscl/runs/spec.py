@@ -4,13 +4,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from fscl.choices import LOGS, Log
 from fscl.errors import FsclError
 from fscl.plain import name_fault
 from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe, recipe_hash
+from fscl.runs.record import Record
 from fscl.text import brief
 
-__all__ = ["Progress", "RunSpec"]
+__all__ = ["Progress", "RunSpec", "spec_of_record"]
 
 Progress = Callable[[int, int, int], None]  # called with the experience, the epoch and the number of epochs
 
@@ -70,3 +73,28 @@ class RunSpec:
         """The run's folder below an output folder."""
         strategy = out / self.benchmark.name / self.strategy.name
         return (strategy if self.first is None else strategy / f"trial_{self.hash}") / f"seed_{self.seed}"
+
+
+def spec_of_record(record: Record, data: str | None = None) -> RunSpec:
+    """The specification of a recorded run.
+
+    Raises:
+        FsclError: with the record's recipes, this version of fscl would do another run.
+    """
+    kind = FederationRecipe if record.benchmark.federation else BenchmarkRecipe
+    try:
+        # a record of the other kind has the other table as an empty default
+        content = record.benchmark.model_dump(by_alias=True, exclude_unset=True)
+        benchmark = kind.model_validate(content)
+        strategy = StrategyRecipe.model_validate(record.strategy.model_dump(by_alias=True))
+    except ValidationError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise FsclError(f"{record.path}: its recipe does not fit this fscl: {reason}") from error
+    first = getattr(record, "first", None)
+    spec = RunSpec(benchmark, strategy, record.seed, data=data, validation=record.validation, first=first)
+    if spec.hash != record.recipe_hash:
+        raise FsclError(
+            f"{record.path}: its recipes have hash {spec.hash}, and the run had {record.recipe_hash}; it was changed, "
+            "or made by another fscl"
+        )
+    return spec

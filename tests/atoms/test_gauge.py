@@ -201,3 +201,22 @@ def test_freeze_coefficients_keeps_outputs_and_stops_training_coefficients():
 def test_freeze_coefficients_refuses_a_network_without_atom_layers():
     with pytest.raises(FsclError, match=r"Sequential has no atom layers; call fscl\.decompose on it first"):
         freeze_coefficients(nn.Sequential(nn.Conv2d(1, 2, 3)))
+
+
+def test_a_unit_gauge_keeps_the_filters_and_makes_a_step_on_atoms_a_step_on_filters() -> None:
+    layer = AtomConv2d(3, 16, 3, num_atoms=9)
+    filters = layer.weight.detach().clone()
+    layer.fix_gauge(scale=1)
+    torch.testing.assert_close(layer.weight, filters)
+    torch.testing.assert_close(gram_matrix(layer.coefficients.detach()), torch.eye(9), atol=1e-5, rtol=0)
+    before = layer.coefficients.detach().clone(), layer.atoms.detach().clone()
+    layer.fix_gauge(scale=1)
+    assert torch.equal(layer.coefficients, before[0])
+    assert torch.equal(layer.atoms, before[1])
+    # the step of SGD on atoms is the step on filters, projected onto what the coefficients span
+    wanted = torch.randn_like(filters)
+    (layer.weight * wanted).sum().backward()
+    moved = torch.einsum("oim,mhw->oihw", layer.coefficients.detach(), layer.atoms.grad)
+    flat = layer.coefficients.detach().flatten(0, 1)
+    projected = (flat @ flat.T @ wanted.flatten(0, 1).flatten(1)).view_as(wanted)
+    torch.testing.assert_close(moved, projected, atol=1e-5, rtol=1e-4)

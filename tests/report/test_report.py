@@ -29,7 +29,8 @@ from fscl.report.prediction import correlation_with_time, predictions
 from fscl.report.runs import load_runs
 from fscl.report.sections import build_section
 from fscl.report.summary import SummaryRow, group_runs, summary_rows
-from fscl.report.table import COLUMNS, rich_table
+from fscl.report.table import COLUMNS
+from fscl.report.terminal import rich_table
 from fscl.runs.recipe import load_strategy
 from fscl.runs.record import Similarity
 from fscl.runs.results import KEPT

@@ -23,7 +23,9 @@ class CFL(FedAvg):
 
     Args:
         still: a cluster is divided if the length of its mean change is below this share of the longest change. The
-            share has no unit, so that it fits networks of any size; the paper compares both lengths with constants.
+            share has no unit, so that it fits networks of any size; the paper compares both lengths with constants. A
+            large share divides clusters by chance: on digits, three known groups were found with 0.2, and seven
+            clusters with 0.5.
         first_round: the first round after which a cluster may be divided.
 
     Attributes:
@@ -37,11 +39,11 @@ class CFL(FedAvg):
         privacy constraints. IEEE TNNLS 2021.
 
     Example:
-        >>> CFL(still=0.5).stays
+        >>> CFL(still=0.3).stays
         ('normalisation',)
     """
 
-    def __init__(self, still: float = 0.5, first_round: int = 5) -> None:
+    def __init__(self, still: float = 0.2, first_round: int = 5) -> None:
         if not 0 < still <= 1:
             raise FsclError(f"still is {still}; a share above 0 and up to 1 would do")
         if first_round < 1:

@@ -91,6 +91,7 @@ def build_clients(spec: RunSpec, folder: Path | None = None) -> Federation:
         test=_labelled(tested, split.test),
         augmented=ImageTransform(mean, std, augment.crop_padding, augment.flip),
         plain=ImageTransform(mean, std),
+        own_classes=recipe.federation.own_classes,
         seed=spec.seed,
         folder=folder,
     )
@@ -190,9 +191,9 @@ def check_federation(spec: RunSpec) -> None:
             raise FsclError(
                 f"{recipe._stranger}: {error}; if you trust the file, --trust lets it run any code"
             ) from error
-    if recipe.training.precision != "float32" or recipe.training.compile:
+    if recipe.training.precision == "float16" or recipe.training.compile:
         raise FsclError(
-            "clients train in float32 and without compilation; set training.precision=float32, compile=false"
+            "clients train in float32 or bfloat16, not compiled; set training.precision=auto, training.compile=false"
         )
     clients = build_clients(spec)
     images, _ = clients.test[0].load()

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from fscl.runs.record import Array, Label, Part, Record, ShareRows, Words, array_field, check_shape
+from fscl.text import points
 
 __all__ = ["ARRAYS", "Evaluated", "FederatedRecord", "RoundRecord"]
 
@@ -81,11 +82,16 @@ class FederatedRecord(Record):
     def _fits(self) -> FederatedRecord:
         """Checks that the shapes of arrays match the numbers of clients and evaluations."""
         clients = len(self.tested)
+        if not clients or len(self.counts) != clients:
+            raise ValueError(f"counts has {len(self.counts)} rows for {clients} clients; there must be a client")
         check_shape("counts", self.counts, (clients, len(self.classes)))
+        if len(self.accuracy) != len(self.evaluated):
+            raise ValueError(f"accuracy has {len(self.accuracy)} rows for {len(self.evaluated)} evaluations")
         check_shape("accuracy", self.accuracy, (len(self.evaluated), clients))
         check_shape("similarity", self.similarity, (clients, clients))
-        if self.groups and len(self.groups) != clients:
-            raise ValueError(f"groups has {len(self.groups)} numbers for {clients} clients")
+        for key, groups in [("groups", self.groups), *(("evaluated.groups", e.groups) for e in self.evaluated)]:
+            if groups and len(groups) != clients:
+                raise ValueError(f"{key} has {len(groups)} numbers for {clients} clients")
         if self.finished and not len(self.accuracy):
             raise ValueError("the run is finished but has no accuracies")
         return self
@@ -116,7 +122,8 @@ class FederatedRecord(Record):
         return float(sum(r.seconds for r in self.rounds))
 
     def __repr__(self) -> str:
-        accuracy = f", accuracy {100 * float(np.nanmean(self.accuracy[-1])):.1f} %" if self.finished else ""
+        last = self.accuracy[-1][np.isfinite(self.accuracy[-1])] if self.finished else np.empty(0)
+        accuracy = f", accuracy {points(float(last.mean()), 1)} %" if len(last) else ""
         return (
             f"FederatedRecord({self.stream}, {self.strategy.name}, seed {self.seed}: {self.status}, "
             f"{len(self.rounds)} rounds{accuracy})"

@@ -26,9 +26,10 @@ from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.with_ray import import_ray
 
-__all__ = ["begin", "clients_on", "new_record", "train"]
+__all__ = ["KEPT", "SERVER", "begin", "clients_on", "new_record", "train"]
 
 BANK = "bank.safetensors"
+SERVER = "server.pt"  # the server of a finished run
 KEPT = "clients"  # folder of what stays at each client
 
 
@@ -120,7 +121,7 @@ def begin(
         record.resumed = [*record.resumed, Resumed(after=server.round, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run
-        for name in (CHECKPOINT, BANK):
+        for name in (CHECKPOINT, BANK, SERVER):
             (folder / name).unlink(missing_ok=True)
         shutil.rmtree(folder / KEPT, ignore_errors=True)
         remove_logs(folder)
@@ -146,8 +147,8 @@ def train(
         with written_together():
             if last and hasattr(server.method, "bank"):
                 server.method.bank().save(folder / BANK)
-            if not last:
-                write_checkpoint(folder / CHECKPOINT, record, server.state_dict())
+            if weights or not last:
+                write_checkpoint(folder / (SERVER if last else CHECKPOINT), record, server.state_dict())
             record.write(folder / "run.json")
         if log is not None:
             log(server.round, _logged(record), {})

@@ -110,7 +110,7 @@ def test_the_recipes_network_fits_and_every_client_has_images(name: str) -> None
     assert min(map(len, split.test)) > 0
 
 
-def test_a_method_is_refused_on_a_stream_and_a_learner_in_a_federation(fscl) -> None:  # noqa: ANN001
+def test_a_method_is_refused_on_a_stream_and_a_learner_in_a_federation(fscl) -> None:
     ended = fscl("run", "split_digits", "-s", "atoms")
     assert ended.code == 2
     assert "atoms is a method of federations, for federated_" in ended.err

@@ -1,0 +1,1 @@
+"""Finished federations -> tables, figures, and their section of a page."""

@@ -1,0 +1,80 @@
+"""The network that answers for a client of a finished federation, to be used on new images."""
+
+from pathlib import Path
+
+import torch
+from flwr.app import Context, RecordDict
+from torch import Tensor, nn
+
+from fscl.data.transforms import ImageTransform
+from fscl.errors import FsclError
+from fscl.federated.flower_private import use_identity
+from fscl.runs.federation.building import build_clients, build_server
+from fscl.runs.federation.record import FederatedRecord
+from fscl.runs.federation.run import KEPT, SERVER
+from fscl.runs.resume import read_checkpoint
+from fscl.runs.spec import spec_of_record
+
+__all__ = ["ClientNetwork", "load_client"]
+
+
+class ClientNetwork(nn.Module):
+    """What a federation answers for images of one client. It answers in evaluation mode and records no gradients.
+
+    Attributes:
+        task: the number of the client.
+        classes: the name of each output.
+        image_shape: (C, H, W) of an image.
+        transform: what must be applied to uint8 images before they are passed.
+        network: the client's network.
+    """
+
+    def __init__(
+        self, client: int, network: nn.Module, classes: list[str], shape: tuple[int, ...], transform: ImageTransform
+    ) -> None:
+        super().__init__()
+        self.task, self.classes, self.image_shape, self.transform = client, classes, shape, transform
+        self.network = network
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        """The outputs of every class, (N, classes), for transformed images (N, C, H, W).
+
+        Raises:
+            FsclError: images of another shape.
+        """
+        if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
+            shape = "x".join(map(str, images.shape))
+            raise FsclError(f"images are {shape}; the network takes N x {' x '.join(map(str, self.image_shape))}")
+        return self.network(images)
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        """(N, classes), the softmax of the outputs for uint8 images (N, C, H, W) that are not transformed."""
+        return self(self.transform(images)).float().softmax(1)
+
+
+def load_client(record: FederatedRecord, folder: Path, client: int, data: str | None = None) -> ClientNetwork:
+    """The network that answers for a client. Methods that fine-tune before they answer do so now, on its images.
+
+    Args:
+        record, folder: of the finished run.
+        client: the number of the client, from 0.
+        data: the data folder, as for :class:`fscl.runs.spec.RunSpec`.
+
+    Raises:
+        FsclError: there is no such client, the run kept no weights, or its data is missing.
+    """
+    if not 0 <= client < record.clients:
+        raise FsclError(f"{folder}: no client {client}; there are clients 0 to {record.clients - 1}")
+    if not (folder / SERVER).is_file():
+        raise FsclError(f"{folder}: no {SERVER} in it; the run is unfinished, or was made with --no-weights")
+    spec = spec_of_record(record, data)
+    _, state = read_checkpoint(folder / SERVER, spec)
+    server, clients = build_server(spec), build_clients(spec, folder / KEPT)
+    server.load_state_dict(state)
+    use_identity(1)
+    context = Context(0, 2, {"partition-id": client}, RecordDict(), {})
+    network = clients.answering(server.question(client, node=2), context).network
+    shape = tuple(clients.test[0].images.shape[1:])
+    return ClientNetwork(client, network, list(record.classes), shape, clients.plain)
