@@ -54,6 +54,13 @@ class Federation:
     def __post_init__(self) -> None:
         self._start: dict[str, Tensor] | None = None
 
+    def fresh_network(self) -> nn.Module:
+        """The network, with the values that all start from."""
+        if self._start is None:
+            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
+        self.network.load_state_dict(self._start)
+        return self.network
+
     def client(self, message: Message, context: Context) -> tuple[Client, ClientParts]:
         """The client that a message is for, with the network that it is to train or to answer with.
 
@@ -62,10 +69,7 @@ class Federation:
         """
         number = number_of(context, len(self.train))
         folder = None if self.folder is None else self.folder / f"client_{number:04}"
-        if self._start is None:
-            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
-        self.network.load_state_dict(self._start)
-        parts = ClientParts(self.network, context, classes=self.classes_of(number), folder=folder)
+        parts = ClientParts(self.fresh_network(), context, classes=self.classes_of(number), folder=folder)
         parts.receive(message)
         client = Client(
             number=number,
@@ -119,7 +123,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     def query(message: Message, context: Context) -> Message:
         federation = load(context)
         classes = federation.classes_of(number_of(context, len(federation.train)))
-        return introduce(message, context, federation.network, classes)
+        return introduce(message, context, federation.fresh_network(), classes)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
