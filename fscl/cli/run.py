@@ -137,7 +137,7 @@ def run(
         "loader": loader,
         "simulated": simulated,
     }
-    kept: dict[str, Any] = {"simulated": simulated, "weights": weights, "log": tuple(dict.fromkeys(log or ()))}
+    kept: dict[str, Any] = {"weights": weights, "log": tuple(dict.fromkeys(log or ()))}
     specs = [RunSpec(b, s, seed, validation=validation, **kept, **where) for seed in chosen_seeds for b, s in pairs]
     with output.only_results():
         outcomes = sweep(specs, out, jobs, overwrite, output.progress, cluster, meanwhile=_import_report)
