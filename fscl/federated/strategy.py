@@ -146,6 +146,9 @@ class FederatedStrategy(Strategy):
         for client, answers in self._roll.by_client(replies).items():
             try:
                 reply = _only(answers)
+                if reply.has_error():
+                    raise FsclError(reason_of(reply))
+                self._check_kept(client, reply)
             except FsclError as error:
                 current.failed[client] = str(error)
                 continue
@@ -245,17 +248,23 @@ class FederatedStrategy(Strategy):
         )
         return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))
 
+    def _check_kept(self, client: int, reply: Message) -> None:
+        """Raises :class:`FsclError` if the client no longer has what it kept."""
+        if reply.content.config_records.get(WISH, ConfigRecord()).get(LOST):
+            self._kept_in.pop(client, None)
+            self.method.forget(client)
+            raise FsclError("it had lost what it kept, and begins anew the next time")
+
     def _checked(self, client: int, reply: Message, round: int) -> Update:
         """The update in a reply.
 
         Raises:
             FsclError: the reply cannot be right.
         """
+        if reply.has_error():
+            raise FsclError(f"it failed: {reason_of(reply)}")
+        self._check_kept(client, reply)
         wish = reply.content.config_records.get(WISH, ConfigRecord())
-        if wish.get(LOST):
-            self._kept_in.pop(client, None)
-            self.method.forget(client)
-            raise FsclError("it had lost what it kept, and begins anew the next time")
         parts = parts_in(reply.content)
         expected = self.method.travels(round)
         if sorted(parts) != sorted(expected):
@@ -287,10 +296,8 @@ def _only(answers: Sequence[Message]) -> Message:
     """The one answer of a client.
 
     Raises:
-        FsclError: there is none, there are several, or the client failed.
+        FsclError: there is none, or there are several.
     """
     if len(answers) != 1:
         raise FsclError(f"it answered {len(answers)} times" if answers else "it did not answer in time")
-    if answers[0].has_error():
-        raise FsclError(f"it failed: {reason_of(answers[0])}")
     return answers[0]
