@@ -1,9 +1,12 @@
+from .atom_strategy import AtomStrategy as AtomStrategy
 from .client import Client as Client
 from .client import LabelledImages as LabelledImages
 from .client_app import Federation as Federation
 from .client_app import client_app as client_app
 from .client_app import introduce as introduce
 from .client_parts import ClientParts as ClientParts
+from .client_parts import lost_parts_mod as lost_parts_mod
+from .client_parts import tested as tested
 from .grid import BytesApp as BytesApp
 from .grid import LocalGrid as LocalGrid
 from .grid import PooledGrid as PooledGrid

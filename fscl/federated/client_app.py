@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor, nn
 
@@ -15,8 +15,8 @@ from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.federated.client import Client, LabelledImages, seed_of
-from fscl.federated.client_parts import ClientParts
-from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError
+from fscl.federated.client_parts import ClientParts, lost_parts_mod, tested
+from fscl.federated.messages import SHORT, WISH
 from fscl.federated.method import Method
 from fscl.settings import Training
 
@@ -117,7 +117,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     Args:
         load: gives the federation. It is called for each message, so it should keep what it has made.
     """
-    app = ClientApp()
+    app = ClientApp(mods=[lost_parts_mod])
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
@@ -128,10 +128,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     @app.train()
     def train(message: Message, context: Context) -> Message:
         federation = load(context)
-        try:
-            client, parts = federation.client(message, context)
-        except LostError:
-            return Message(RecordDict({WISH: ConfigRecord({LOST: True})}), reply_to=message)
+        client, parts = federation.client(message, context)
         with _seeded(federation.seed, client.round, client.number, 0):
             loss = federation.method.train(client)
         parts.kept = client.kept
@@ -140,8 +137,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         client = load(context).answering(message, context)
-        counts = MetricRecord({"correct": client.correct(), "num-examples": len(client.test)})
-        return Message(RecordDict({METRICS: counts}), reply_to=message)
+        return tested(message, correct=client.correct(), num_examples=len(client.test))
 
     return app
 

@@ -1,21 +1,22 @@
 """A network at a Flower client: takes what the server sent, and packs what it asked for. The rest stays here."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fscl.atoms.learning import train_only
 from fscl.atoms.packing import Packing
-from fscl.federated.messages import SHORT, LostError, answer, parts_in, requested
+from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError, answer, parts_in, requested
 from fscl.federated.wire import Wire
 from fscl.files import write_atomically
 
-__all__ = ["ClientParts"]
+__all__ = ["ClientParts", "lost_parts_mod", "tested"]
 
+Call = Callable[[Message, Context], Message]
 KEPT = "fscl.kept."  # begins the names of records in a context's state; the round follows
 
 
@@ -53,12 +54,13 @@ class ClientParts:
         heads: Sequence[str] | None = None,
         own: Collection[str] = (),
         classes: Collection[int] | None = None,
-        folder: Path | None = None,
+        folder: str | Path | None = None,
     ) -> None:
         self.model, self.packing = model, Packing(model, heads, own)
         self.received: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
-        self._context, self._folder = context, folder
+        self._context = context
+        self._folder = None if folder is None else Path(folder)
         self._rows = None if classes is None else self.packing.rows(classes)
         self._wish: dict = {}
 
@@ -138,3 +140,20 @@ class ClientParts:
     def _file(self, round: int) -> Path:
         assert self._folder is not None
         return self._folder / f"round_{round:06}.safetensors"
+
+
+def lost_parts_mod(message: Message, context: Context, call_next: Call) -> Message:
+    """A mod of Flower for a ``ClientApp`` with :class:`ClientParts`: a client that lost what it kept begins anew.
+
+    Without it such a client, for example one that was started again without its folder, fails in every round.
+    """
+    try:
+        return call_next(message, context)
+    except LostError:
+        return Message(RecordDict({WISH: ConfigRecord({LOST: True})}), reply_to=message)
+
+
+def tested(message: Message, *, correct: int, num_examples: int) -> Message:
+    """The reply to a message of evaluation: how many of its own test images a client classifies correctly."""
+    counts = MetricRecord({"correct": correct, "num-examples": num_examples})
+    return Message(RecordDict({METRICS: counts}), reply_to=message)

@@ -28,13 +28,13 @@ class BytesApp:
     def __init__(self, app: ClientApp, clients: int) -> None:
         use_identity(SERVER)
         self._app, self._clients = app, clients
-        self._states: dict[int, RecordDict] = {}
+        self.states: dict[int, RecordDict] = {}
 
     def __call__(self, data: bytes) -> bytes:
         message = from_bytes(data)
         node = message.metadata.dst_node_id
         client = node - SERVER - 1
-        state = self._states.pop(client, None)
+        state = self.states.pop(client, None)
         config: UserConfig = {"partition-id": client, "num-partitions": self._clients}
         context = Context(0, node, config, RecordDict() if state is None else state, {})
         try:
@@ -42,34 +42,29 @@ class BytesApp:
         except Exception as error:  # as Flower does: the server decides what it means
             reply = Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
         if len(context.state):
-            self._states[client] = context.state
+            self.states[client] = context.state
         return to_bytes(reply)
 
 
-class _NearGrid(Grid):
-    """A grid of clients that answer at once."""
+class LocalGrid(Grid):
+    """Clients in this process, one after another. Messages are bytes between them, so that nothing else can pass.
 
-    def __init__(self, clients: int) -> None:
+    Args:
+        app, clients: as for :class:`BytesApp`.
+    """
+
+    def __init__(self, app: ClientApp, clients: int) -> None:
         use_identity(SERVER)
-        self._clients = clients
+        self._app, self._clients = BytesApp(app, clients), clients
+        self._states = self._app.states
         self._waiting: dict[str, Message] = {}
         self._numbers = count()
-
-    def _answers(self, messages: Sequence[bytes]) -> Sequence[bytes | str]:
-        raise NotImplementedError
 
     def get_node_ids(self) -> list[int]:
         return [SERVER + 1 + client for client in range(self._clients)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        sent = list(messages)
-        for message in sent:
-            give_id(message, f"message {next(self._numbers)}")
-        answers = self._answers([to_bytes(message) for message in sent])
-        return [
-            Message(Error(CLIENT_CRASHED, answer), reply_to=message) if isinstance(answer, str) else from_bytes(answer)
-            for message, answer in zip(sent, answers, strict=True)
-        ]
+        return [self._reply(message) for message in messages]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         replies = {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
@@ -91,23 +86,15 @@ class _NearGrid(Grid):
     def run(self) -> object:  # type: ignore[override]
         raise NotImplementedError("clients of this process belong to no run")
 
+    def _reply(self, message: Message) -> Message:
+        return from_bytes(self._app(self._named(message)))
 
-class LocalGrid(_NearGrid):
-    """Clients in this process, one after another. Messages are bytes between them, so that nothing else can pass.
-
-    Args:
-        app, clients: as for :class:`BytesApp`.
-    """
-
-    def __init__(self, app: ClientApp, clients: int) -> None:
-        super().__init__(clients)
-        self._app = BytesApp(app, clients)
-
-    def _answers(self, messages: Sequence[bytes]) -> Sequence[bytes]:
-        return [self._app(message) for message in messages]
+    def _named(self, message: Message) -> bytes:
+        give_id(message, f"message {next(self._numbers)}")
+        return to_bytes(message)
 
 
-class PooledGrid(_NearGrid):
+class PooledGrid(LocalGrid):
     """Clients in processes of this machine, several at a time.
 
     Args:
@@ -117,8 +104,13 @@ class PooledGrid(_NearGrid):
     """
 
     def __init__(self, clients: int, pool: Pool) -> None:
-        super().__init__(clients)
+        super().__init__(ClientApp(), clients)
         self._pool = pool
 
-    def _answers(self, messages: Sequence[bytes]) -> Sequence[bytes | str]:
-        return self._pool(messages)
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
+        sent = list(messages)
+        answers = self._pool([self._named(message) for message in sent])
+        return [
+            Message(Error(CLIENT_CRASHED, answer), reply_to=message) if isinstance(answer, str) else from_bytes(answer)
+            for message, answer in zip(sent, answers, strict=True)
+        ]

@@ -45,8 +45,6 @@ def update_in(
     """
     reply = _only(replies)
     wish = reply.content.config_records.get(WISH, ConfigRecord())
-    if wish.get(LOST):
-        raise LostError("it had lost what it kept, and begins anew the next time")
     parts = parts_in(reply.content)
     expected = method.travels(round)
     if sorted(parts) != sorted(expected):
@@ -79,6 +77,7 @@ def counts_in(replies: Sequence[Message]) -> tuple[int, int]:
     """How many of its test images a client classified correctly, and how many there are.
 
     Raises:
+        LostError: the client has lost what it kept.
         FsclError: it failed, or the numbers cannot be right.
     """
     reply = _only(replies)
@@ -99,10 +98,13 @@ def _only(replies: Sequence[Message]) -> Message:
     """The one reply of a client.
 
     Raises:
+        LostError: the client has lost what it kept.
         FsclError: there is none, there are several, or the client failed.
     """
     if len(replies) != 1:
         raise FsclError(f"it answered {len(replies)} times" if replies else "it did not answer in time")
     if replies[0].has_error():
         raise FsclError(f"it failed: {reason_of(replies[0])}")
+    if replies[0].content.config_records.get(WISH, ConfigRecord()).get(LOST):
+        raise LostError("it had lost what it kept, and begins anew the next time")
     return replies[0]

@@ -116,9 +116,7 @@ class FederatedStrategy(Strategy):
                 )
             except FsclError as error:
                 current.left_out[client] = str(error)
-                if isinstance(error, LostError):
-                    self._kept_in.pop(client, None)
-                    self.method.forget(client)
+                self._forget_if_lost(client, error)
                 continue
             updates.append(update)
             loss = answers[0].content.metric_records[METRICS].get("loss")
@@ -160,6 +158,7 @@ class FederatedStrategy(Strategy):
                 current.correct[client], current.images[client] = counts_in(answers)
             except FsclError as error:
                 current.failed[client] = str(error)
+                self._forget_if_lost(client, error)
         current.seconds = time.perf_counter() - self._started
         if not current.accuracy:
             return None
@@ -238,6 +237,11 @@ class FederatedStrategy(Strategy):
     def question(self, client: int, node: int) -> Message:
         """The message of evaluation to a client after the last finished round."""
         return self._message(client, node, self.round, "evaluate")
+
+    def _forget_if_lost(self, client: int, error: FsclError) -> None:
+        if isinstance(error, LostError):
+            self._kept_in.pop(client, None)
+            self.method.forget(client)
 
     def _introduced(self, introduction: Introduction) -> None:
         """Notes what a client says of itself.

@@ -1,0 +1,93 @@
+"""The strategy for a Flower project of one's own: clients share coefficients and exchange atoms."""
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fscl.atoms import AtomBank
+from fscl.errors import FsclError
+from fscl.federated.method import Update
+from fscl.federated.methods.atoms import SHARED, Atoms
+from fscl.federated.strategy import FederatedStrategy
+
+__all__ = ["AtomStrategy"]
+
+
+class AtomStrategy(FederatedStrategy):
+    """:class:`~fscl.federated.Atoms` as a Flower strategy, in the place of ``FedAvg``.
+
+    Args:
+        model: the network, built alike at the server and at all clients. It is decomposed into atoms if it was not.
+        clients: number of clients; the server waits until so many are connected.
+        bank: starts from the coefficients of this bank, which then never travel in training. Its tasks are the clients
+            of these numbers, known already: the server starts from the mean of their atoms, and may mix them.
+        images: training images of the bank's clients, in the order of its tasks, as weights; by default equal.
+        num_atoms, coefficient_rounds, also, mix, nearest, sharpness: as for :class:`~fscl.federated.Atoms`.
+        options: as for :class:`~fscl.federated.FederatedStrategy`.
+
+    Raises:
+        FsclError: an argument has an unknown value, or the bank does not fit.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.Linear(8, 2))
+        >>> strategy = AtomStrategy(net, clients=3, num_atoms=4, coefficient_rounds=2, mix="nearest", nearest=2)
+        >>> strategy.method.travels(round=2), strategy.method.travels(round=3)
+        (('atoms', 'other', 'shared'), ('atoms', 'other'))
+        >>> strategy.bank  # of the clients that have sent atoms
+        AtomBank(0 tasks, 1 layers, 0 bytes a task)
+    """
+
+    method: Atoms
+
+    def __init__(
+        self,
+        model: nn.Module,
+        clients: int = 2,
+        *,
+        bank: AtomBank | None = None,
+        images: Sequence[int] | None = None,
+        num_atoms: int = 9,
+        coefficient_rounds: int = 5,
+        also: Collection[str] = (),
+        mix: str = "mean",
+        nearest: int = 5,
+        sharpness: float = 5.0,
+        **options: Any,
+    ) -> None:
+        rounds = coefficient_rounds if bank is None else 0
+        method = Atoms(num_atoms, rounds, also, mix, nearest, sharpness)
+        if bank is None:
+            super().__init__(method, model, clients, **options)
+            return
+        if not len(bank) or not set(bank.tasks) <= set(range(clients)):
+            raise FsclError(
+                f"the bank has the tasks {bank.tasks}; numbers of clients, from 0 to {clients - 1}, would do"
+            )
+        if images is not None and len(images) != len(bank):
+            raise FsclError(f"images are given for {len(images)} clients; the bank has {len(bank)} tasks")
+        networks = {task: bank.network(model, task) for task in bank.tasks}
+        super().__init__(method, networks[bank.tasks[0]], clients, **options)
+        _know(method, networks, [1] * len(bank) if images is None else images)
+
+    @property
+    def bank(self) -> AtomBank:
+        """A bank with a task for each client that has sent atoms, or that the given bank knew."""
+        return self.method.bank()
+
+
+def _know(method: Atoms, networks: dict[int, nn.Module], images: Sequence[int]) -> None:
+    """Lets the method begin as if the clients of these numbers had sent their networks' parts."""
+    sent = {task: method.packing.packed(network, method.travels(1)) for task, network in networks.items()}
+    weights = torch.tensor([float(number) for number in images])
+
+    def mean(part: str) -> Tensor:
+        stacked = torch.stack([parts[part].double() for parts in sent.values()])
+        return ((weights / weights.sum()).double() @ stacked).to(method.mean[part].dtype)
+
+    method.mean |= {part: mean(part) for part in method.travels(1) if part != SHARED}
+    if len(networks) > 1:  # one client alone is the mean, and has no direction
+        for (task, parts), number in zip(sent.items(), images, strict=True):
+            method.latest[task] = Update(task, parts, int(number))
+            method.changes[task] = parts["atoms"] - method.mean["atoms"]
