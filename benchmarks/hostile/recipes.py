@@ -10,9 +10,9 @@ from typing import Any
 
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
-from fscl.runs.building import check_runnable, load_stream
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.spec import RunSpec
+from fscl.runs.stream.building import check_runnable, load_stream
 
 __all__ = [
     "BENCHMARK",

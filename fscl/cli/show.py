@@ -9,7 +9,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fscl.runs.federation.record import FederatedRecord
+    from fscl.runs.federated_record import FederatedRecord
     from fscl.runs.record import RunRecord
 
 __all__ = ["show"]

@@ -24,7 +24,7 @@ from fscl.errors import FsclError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fscl.runs.tune import Tuned
+    from fscl.runs.stream.tune import Tuned
 
 __all__ = ["tune"]
 
@@ -73,8 +73,8 @@ def tune(
     """
     from fscl.runs.grid.sweep import sweep
     from fscl.runs.recipe import find_recipe, load_benchmark, load_strategy
-    from fscl.runs.tune import Protocol, plan, record_of, tuned, write_record
-    from fscl.runs.tuned_recipe import changed_text, write_recipe
+    from fscl.runs.stream.tune import Protocol, plan, record_of, tuned, write_record
+    from fscl.runs.stream.tuned_recipe import changed_text, write_recipe
 
     for name, value in (("--trials", trials), ("--threads", threads), ("--jobs", 1 if jobs is None else jobs)):
         if value < 1:

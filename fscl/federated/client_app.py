@@ -16,6 +16,7 @@ from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.federated.client import Client, LabelledImages, seed_of
 from fscl.federated.client_parts import ClientParts, lost_parts_mod, tested
+from fscl.federated.flower_private import SERVER, use_identity
 from fscl.federated.messages import SHORT, WISH
 from fscl.federated.method import Method
 from fscl.settings import Training
@@ -86,6 +87,19 @@ class Federation:
             kept=parts.kept,
         )
         return client, parts
+
+    def network_of(self, number: int, ask: Callable[[int, int], Message]) -> nn.Module:
+        """The network with which a client would answer now.
+
+        Args:
+            number: of the client.
+            ask: gives the server's message of evaluation to a client at a node,
+                :meth:`~fscl.federated.FederatedStrategy.question`.
+        """
+        use_identity(SERVER)
+        node = SERVER + 1 + number
+        context = Context(0, node, {"partition-id": number}, RecordDict(), {})
+        return self.answering(ask(number, node), context).network
 
     def training_in(self, round: int) -> Training:
         """How clients train in a round, from 1."""

@@ -6,10 +6,20 @@ from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore.task_identity import TaskIdentity
 
-__all__ = ["CLIENT_CRASHED", "CLIENT_RAISED", "from_bytes", "give_id", "to_bytes", "use_identity", "wire_bytes"]
+__all__ = [
+    "CLIENT_CRASHED",
+    "CLIENT_RAISED",
+    "SERVER",
+    "from_bytes",
+    "give_id",
+    "to_bytes",
+    "use_identity",
+    "wire_bytes",
+]
 
 CLIENT_RAISED: int = ErrorCode.CLIENT_APP_RAISED_EXCEPTION
 CLIENT_CRASHED: int = ErrorCode.CLIENT_APP_CRASHED
+SERVER = 1  # Flower's node of the server
 LONGEST, DIGEST = 2**64 - 1, 64 * "f"  # names of nodes, and of messages, in a deployment
 
 

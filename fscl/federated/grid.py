@@ -7,11 +7,18 @@ from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fscl.federated.flower_private import CLIENT_CRASHED, CLIENT_RAISED, from_bytes, give_id, to_bytes, use_identity
+from fscl.federated.flower_private import (
+    CLIENT_CRASHED,
+    CLIENT_RAISED,
+    SERVER,
+    from_bytes,
+    give_id,
+    to_bytes,
+    use_identity,
+)
 
 __all__ = ["BytesApp", "LocalGrid", "PooledGrid"]
 
-SERVER = 1  # Flower's node of the server
 
 # Answers messages in their order, all as bytes. A text in place of an answer says why there is none.
 Pool = Callable[[Sequence[bytes]], Sequence[bytes | str]]

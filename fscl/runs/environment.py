@@ -1,4 +1,4 @@
-"""What a record says about the software and the machine of its run."""
+"""The device of a run, and what its record says about the software and the machine."""
 
 import functools
 import hashlib
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import fscl
+from fscl.errors import FsclError
 
-__all__ = ["machine", "processor", "versions"]
+__all__ = ["find_device", "machine", "processor", "versions"]
 
 PACKAGES = ("fscl", "torch", "torchvision", "avalanche-lib", "numpy")
 # folders and files of fscl that decide a run's numbers
@@ -61,3 +62,20 @@ def _device_name(device: str) -> str:
 
         return torch.cuda.get_device_name(device)
     return device
+
+
+def find_device(name: str, option: str = "device ") -> str:
+    """The device of this name. ``auto`` is a GPU if there is one, else the CPU. Imports PyTorch, but not Avalanche.
+
+    Raises:
+        FsclError: the device is not available; ``option`` names the argument in the message.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise FsclError(f"{option}{name}: not available here ({str(error).splitlines()[0]})") from error
+    return name

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.plain import check_plain, read_json
-from fscl.runs.federation.record import ARRAYS as FEDERATED_ARRAYS
-from fscl.runs.federation.record import FederatedRecord
+from fscl.runs.federated_record import ARRAYS as FEDERATED_ARRAYS
+from fscl.runs.federated_record import FederatedRecord
 from fscl.runs.record import ARRAYS, FORMAT, OtherFormatError, Record, RunRecord
 from fscl.text import brief
 

@@ -131,8 +131,8 @@ def _run(spec: RunSpec, folder: Path, overwrite: bool, progress: Progress | None
 
 def _kind(spec: RunSpec) -> Any:
     """The module that does this kind of run. Only the libraries that it needs are imported."""
-    kind = "federation.run" if isinstance(spec.benchmark, FederationRecipe) else "stream_run"
-    return importlib.import_module(f"fscl.runs.{kind}")
+    kind = "federation" if isinstance(spec.benchmark, FederationRecipe) else "stream"
+    return importlib.import_module(f"fscl.runs.{kind}.run")
 
 
 def _facts(spec: RunSpec) -> dict[str, Any]:

@@ -1,37 +1,40 @@
-"""The network that a finished run learned for a task, to be used on new images."""
+"""The network that a finished run learned for a task or for a client, to be used on new images."""
 
-import warnings
-from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from fscl.continual.stream import Stream, Task, TaskImages, assemble
-from fscl.continual.task_network import TaskNetwork, random_states_kept
-from fscl.continual.training.trainer import Trainer
-from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
-from fscl.runs.building import build_trainer, check_trusted, find_device
-from fscl.runs.record import RunRecord
-from fscl.runs.results import find_task
-from fscl.runs.resume import line
-from fscl.runs.spec import RunSpec, spec_of_record
-from fscl.runs.weights import WEIGHTS, read_weights
+from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.results import run_in
+
+if TYPE_CHECKING:
+    import torch
+
+    from fscl.continual.task_network import TaskNetwork
+    from fscl.runs.federation.serving import ClientNetwork
 
 __all__ = ["load_network"]
 
 
 def load_network(
-    run: str | Path, task: int | str | None = None, *, device: str | torch.device = "cpu", trust: bool = False
-) -> TaskNetwork:
-    """The network that a finished run learned for a task, of any learner, in evaluation mode.
+    run: str | Path,
+    task: int | str | None = None,
+    *,
+    device: "str | torch.device" = "cpu",
+    trust: bool = False,
+    data: str | None = None,
+) -> "TaskNetwork | ClientNetwork":
+    """The network that a finished run learned for a task, of any learner, in evaluation mode; or for a client.
 
     Args:
         run: the run's folder.
         task: the number or the name of a task, counted from 0. None if the run has one task, or one network for the
-            classes of all tasks (``split.scenario=class``, or ``domain`` with the same classes in every task).
-        device: where the network goes; ``auto`` is a GPU if there is one, else the CPU.
+            classes of all tasks (``split.scenario=class``, or ``domain`` with the same classes in every task). Of a
+            federation, the number of a client.
+        device: where the network goes; ``auto`` is a GPU if there is one, else the CPU. Networks of clients are on the
+            CPU.
         trust: whether a learner or a network that is neither of fscl nor of a known library may be imported.
+        data: of a federation, the data folder: its methods may train on a client's images before they answer.
 
     Raises:
         FsclError: the folder has no finished run or no weights, the task is unknown or missing, the device is not
@@ -44,44 +47,13 @@ def load_network(
         >>> network.probabilities(images)  # uint8 (N, 1, 8, 8)  # doctest: +SKIP
     """
     folder = Path(run)
-    record, number, classes = find_task(folder, task)
-    spec = _spec(record, find_device(str(device)))
-    if not trust:
-        for recipe in (spec.benchmark, spec.strategy):
-            recipe._stranger = str(folder / "run.json")
-    check_trusted(spec)
-    saved = read_weights(folder / WEIGHTS)
-    try:
-        with random_states_kept():
-            trainer: Trainer = build_trainer(spec, _placeholder(record, saved["image_shape"]), None)
-            trainer.load_served_state(saved["learner"])
-        return TaskNetwork(trainer, number, classes, ImageTransform.of_constants(saved["scale"], saved["shift"]))
-    except Exception as error:  # a learner of another version, or of a user, may raise anything
-        made = record.versions.get("fscl", "unknown")
-        raise FsclError(f"{folder}: made by fscl {made}, it cannot be built by this one: {line(error)}") from error
+    record = run_in(folder)
+    if isinstance(record, FederatedRecord):
+        from fscl.runs.federation.serving import load_client
 
+        if task is None or not str(task).isdecimal():
+            raise FsclError(f"{folder}: a federation; give the number of a client, 0 to {record.clients - 1}")
+        return load_client(record, folder, int(task), data)
+    from fscl.runs.stream.serving import load_task
 
-def _spec(record: RunRecord, device: str) -> RunSpec:
-    """The specification of a recorded run.
-
-    Raises:
-        FsclError: with the record's recipes, this version of fscl would do another run.
-    """
-    recorded = spec_of_record(record)
-    benchmark = recorded.benchmark
-    # what has no use in evaluation, and does not fit a black image of each class
-    training = benchmark.training.model_copy(update={"drop_last": False, "compile": False})
-    return replace(recorded, benchmark=benchmark.model_copy(update={"training": training}), device=device)
-
-
-def _placeholder(record: RunRecord, image_shape: tuple[int, int, int]) -> Stream:
-    """A stream with the tasks of the run, and a black image of each class, because images decide nothing any more."""
-    tasks = []
-    for part in record.tasks:
-        count = len(part.classes)
-        images = TaskImages(torch.zeros(count, *image_shape, dtype=torch.uint8), torch.arange(count))
-        tasks.append(Task(part.name, list(map(str, part.classes)), images, images))
-    scenario = record.benchmark.split.get("scenario", "task")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return assemble(tasks, tasks[0].train.images, scenario, 0, 0, False, 0.0)
+    return load_task(folder, task, device, trust)

@@ -18,7 +18,7 @@ from fscl.errors import FsclError
 __all__ = ["FOR_FEDERATIONS", "FOR_STREAMS", "Died", "StandingWorkers", "each_in_a_worker", "in_a_worker", "warm_up"]
 
 # otherwise each worker would import them: Avalanche takes about 8 s
-FOR_STREAMS = ["fscl.continual.repaired", "fscl.runs.run", "fscl.runs.stream_run", "sklearn.datasets"]
+FOR_STREAMS = ["fscl.continual.repaired", "fscl.runs.run", "fscl.runs.stream.run", "sklearn.datasets"]
 FOR_FEDERATIONS = ["fscl.runs.run", "fscl.runs.federation.run", "sklearn.datasets"]
 
 PATIENCE = 5.0  # seconds for a worker to end after its result

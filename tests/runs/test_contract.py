@@ -19,10 +19,10 @@ from fscl.errors import FsclError
 from fscl.report.page import write_report
 from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
-from fscl.runs.building import check_runnable, load_stream
 from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, names_of, with_overrides
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
+from fscl.runs.stream.building import check_runnable, load_stream
 
 BENCHMARKS = names_of("benchmarks", federated=False)
 STRATEGIES = names_of("strategies", federated=False)

@@ -15,10 +15,10 @@ from benchmarks.hostile import recipes, records
 from benchmarks.hostile.mutations import mutate_bytes, mutate_values
 from fscl.errors import FsclError
 from fscl.factories import check_network, network_factory
-from fscl.runs.building import check_trusted
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
+from fscl.runs.stream.building import check_trusted
 
 Fscl = Any  # the fixture, see conftest.py
 RANDOM = st.randoms(use_true_random=False)

@@ -170,7 +170,7 @@ def test_a_run_does_not_resume_on_changed_tasks(out: Path, tmp_path: Path) -> No
     """Tasks change, for example, if images of a new class are added to the data folder."""
     shutil.copytree(out, tmp_path / "runs")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fscl.runs.stream_run.load_stream", lambda _: _stream(seed=5))
+        patch.setattr("fscl.runs.stream.run.load_stream", lambda _: _stream(seed=5))
         with pytest.raises(FsclError, match=r"checkpoint.pt: its tasks differ from the tasks that the images now give"):
             run_one(make_spec(), tmp_path / "runs")
 

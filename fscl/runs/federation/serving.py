@@ -3,14 +3,12 @@
 from pathlib import Path
 
 import torch
-from flwr.app import Context, RecordDict
 from torch import Tensor, nn
 
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
-from fscl.federated.flower_private import use_identity
+from fscl.runs.federated_record import FederatedRecord
 from fscl.runs.federation.building import build_clients, build_server
-from fscl.runs.federation.record import FederatedRecord
 from fscl.runs.federation.run import KEPT, SERVER
 from fscl.runs.resume import read_checkpoint
 from fscl.runs.spec import spec_of_record
@@ -30,7 +28,12 @@ class ClientNetwork(nn.Module):
     """
 
     def __init__(
-        self, client: int, network: nn.Module, classes: list[str], shape: tuple[int, ...], transform: ImageTransform
+        self,
+        client: int,
+        network: nn.Module,
+        classes: list[str],
+        shape: tuple[int, int, int],
+        transform: ImageTransform,
     ) -> None:
         super().__init__()
         self.task, self.classes, self.image_shape, self.transform = client, classes, shape, transform
@@ -73,8 +76,6 @@ def load_client(record: FederatedRecord, folder: Path, client: int, data: str | 
     _, state = read_checkpoint(folder / SERVER, spec)
     server, clients = build_server(spec), build_clients(spec, folder / KEPT)
     server.load_state_dict(state)
-    use_identity(1)
-    context = Context(0, 2, {"partition-id": client}, RecordDict(), {})
-    network = clients.answering(server.question(client, node=2), context).network
-    shape = tuple(clients.test[0].images.shape[1:])
-    return ClientNetwork(client, network, list(record.classes), shape, clients.plain)
+    _, channels, height, width = clients.test[0].images.shape
+    network = clients.network_of(client, server.question)
+    return ClientNetwork(client, network, list(record.classes), (channels, height, width), clients.plain)

@@ -19,7 +19,7 @@ from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.runs.grid.sweep import Outcome, attempt
 from fscl.runs.spec import RunSpec
-from fscl.runs.weights import WEIGHTS
+from fscl.runs.stream.weights import WEIGHTS
 from fscl.runs.with_ray import import_ray
 
 __all__ = ["RayEngine", "refuse_logs"]

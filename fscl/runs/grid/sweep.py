@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from fscl.errors import FsclError
-from fscl.runs.building import find_device, prepared
+from fscl.runs.building import prepared
+from fscl.runs.environment import find_device
 from fscl.runs.grid.progress import LiveTable, record_stamp
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.schema import FederationRecipe

@@ -17,7 +17,7 @@ from fscl.runs.results import find_task
 from fscl.runs.run import run_one
 from fscl.runs.schema import BenchmarkRecipe, StrategyRecipe
 from fscl.runs.spec import RunSpec
-from fscl.runs.weights import read_weights, write_weights
+from fscl.runs.stream.weights import read_weights, write_weights
 
 SETTINGS = ["training.epochs=4", "model.args.widths=[8, 8]", "split.tasks=[['0', '1'], ['2', '3']]"]
 

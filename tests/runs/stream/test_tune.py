@@ -19,12 +19,12 @@ from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet
 from fscl.errors import FsclError
 from fscl.runs import tune as tuning
-from fscl.runs.building import load_stream
 from fscl.runs.recipe import load_benchmark, load_strategy, recipe_hash, with_overrides
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
-from fscl.runs.tune import Protocol, plan, tuned
-from fscl.runs.tuned_recipe import changed_text
+from fscl.runs.stream.building import load_stream
+from fscl.runs.stream.tune import Protocol, plan, tuned
+from fscl.runs.stream.tuned_recipe import changed_text
 
 BENCHMARK = """# Handwritten digits
 title = "Digits"

@@ -9,13 +9,13 @@ import numpy as np
 from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.files import written_together
-from fscl.runs.building import build_trainer, load_stream
 from fscl.runs.environment import machine, versions
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.record import Memory, Resumed, RunRecord, Seconds, Similarity, Task
 from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
-from fscl.runs.weights import WEIGHTS, save_networks
+from fscl.runs.stream.building import build_trainer, load_stream
+from fscl.runs.stream.weights import WEIGHTS, save_networks
 
 __all__ = ["begin", "new_record", "train"]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
-from fscl.runs.tune import Protocol, Tuned
+from fscl.runs.stream.tune import Protocol, Tuned
 
 __all__ = ["changed_text", "write_recipe"]
 

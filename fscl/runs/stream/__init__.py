@@ -1,0 +1,1 @@
+"""One run on a stream of tasks: its trainer built from recipes, its tasks, tuning, and what it learned."""
