@@ -61,6 +61,8 @@ def make_all(tasks: int) -> list[Figure]:
         similarity_by_layer(similarity(tasks, 5), [f"features.{i}" for i in range(5)], names(tasks)),
         scatter_correlation(*pairs, groups=seeds).figure,
         accuracy_over_time({"One": RNG.uniform(size=(3, tasks)), "Two": RNG.uniform(size=(1, tasks))}).figure,
+        accuracy_over_cost({"One": (np.arange(tasks), RNG.uniform(size=(3, tasks)))}, xlabel="MB", log=True).figure,
+        counts_heatmap(RNG.integers(5, size=(tasks, 3)), ["ant", "bee", "cat"]).figure,
         memory_against_accuracy({"One": (17600.0, 0.8), "Two": (0.0, 0.4)}, bounds=["Two"]).figure,
         correlation_forest(
             {"Question": {f"Learner {i}": {"way": (0.1 * i, -0.5, 0.9, 0.01)} for i in range(tasks % 9)}}
@@ -216,7 +218,9 @@ def draw_with(names: list[str]) -> None:
     made: list[Any] = [
         accuracy_heatmap(matrix, names).figure,
         similarity_heatmap(matrix, names, label=names[0]).figure,
-        clustered_heatmap(matrix, names),
+        clustered_heatmap(matrix, names, beside={names[0]: range(count)}),
+        counts_heatmap(matrix, names, label=names[0]).figure,
+        accuracy_over_cost({name: ([1, 2], RNG.uniform(size=(2, 2))) for name in names}, xlabel=names[0]).figure,
         similarity_by_layer(np.stack([matrix] * count), names, names),
         scatter_correlation(*pairs, groups=names, xlabel=names[0], ylabel=names[1]).figure,
         accuracy_over_time({name: RNG.uniform(size=(2, 3)) for name in names}).figure,
@@ -272,7 +276,11 @@ def thousand(kind: str) -> Figure:
         "accuracy": lambda: accuracy_heatmap(alike, names).figure,
         "similarity": lambda: similarity_heatmap(alike, names).figure,
         "clusters": lambda: clustered_heatmap(alike, names, groups=[i % 7 for i in range(count)]),
-        "chain": lambda: clustered_heatmap(alike, names),
+        "chain": lambda: clustered_heatmap(alike, names, beside={"known": [i % 70 for i in range(count)]}),
+        "counts": lambda: (
+            counts_heatmap(RNG.uniform(size=(count, count)), names, groups=[i % 7 for i in range(count)]).figure
+        ),
+        "cost": lambda: accuracy_over_cost({n: ([1, 2], RNG.uniform(size=(2, 2))) for n in names}, xlabel="x").figure,
         "layers": lambda: similarity_by_layer(np.broadcast_to(alike, (30, count, count)), names[:30], names),
         "many layers": lambda: similarity_by_layer(similarity(5, count), names, names[:5]),
         "scatter": lambda: scatter_correlation(*RNG.uniform(size=(2, count)), groups=names).figure,
@@ -291,6 +299,8 @@ def thousand(kind: str) -> Figure:
         "similarity",
         "clusters",
         "chain",
+        "counts",
+        "cost",
         "layers",
         "many layers",
         "scatter",
