@@ -25,6 +25,7 @@ from fscl.text import decimal, interval, signed, small_p
 __all__ = ["accuracy_pictures", "gain_pictures", "similarity_pictures", "split_picture"]
 
 Array = NDArray[np.float64]
+NAMED = 40  # clients that have their number on a heatmap's axis
 BANDS = (
     "Lines are means over seeds ({}). If there are only a few lines, bands show one sample standard deviation on "
     "either side. Bounds are grey and dashed."
@@ -122,7 +123,7 @@ def similarity_pictures(name: str, groups: Sequence[MethodRuns]) -> list[Picture
         first, label = runs[0], "cosine of changes of atoms, mean over layers"
         source = f"mean over {len(runs)} seeds" if len(runs) > 1 else f"seed {first.seed}"
         strips, agreement = _strips(runs, chosen)
-        figure = clustered_heatmap(matrix, names, beside=strips, label=label)
+        figure = clustered_heatmap(matrix, names, beside=strips, label=label, most_names=NAMED)
         left_out = first.clients - len(chosen)
         caption = (
             f"Cosine of the changes that clients made to the atoms of {group.label}, mean over layers; {len(chosen)} "
