@@ -53,8 +53,9 @@ def _clients(runs: Sequence[FederatedRecord]) -> str:
     images = [number for run in runs for number in run.counts.sum(1).astype(int).tolist()]
     held = [number for run in runs for number in np.count_nonzero(run.counts, axis=1).tolist()]
     tested = [number for run in runs for number in run.tested]
+    split = "; ".join(dict.fromkeys(map(_split, runs)))
     return (
-        f"{'; '.join(dict.fromkeys(map(_split, runs)))}; a client has {_range(held)} of {len(runs[0].classes)} classes, "
+        f"{split}; a client has {_range(held)} of {len(runs[0].classes)} classes, "
         f"{_range(images)} training and {_range(tested)} test images"
     )
 
