@@ -76,7 +76,7 @@ def fork_fscl(tmp_path: Path) -> Iterator[ForkFscl]:
     A fork of this process could not train: PyTorch's autograd does not survive a fork once it has used threads. The
     command runs in an empty folder without data, and prints to ``out-<its id>`` and ``err-<its id>`` there.
     """
-    from fscl.runs.grid import workers
+    from fscl.runs import workers
 
     processes = []
 

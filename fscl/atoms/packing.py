@@ -107,6 +107,28 @@ class Packing:
         """The atoms of each layer from the packed part ``atoms``: layer name -> (m, height, width)."""
         return {name.removesuffix(".atoms"): values for name, values in self.entries_of({"atoms": packed}).items()}
 
+    def rows(self, classes: Collection[int]) -> Tensor:
+        """Which values of the part ``head`` belong to some classes: (values), bool.
+
+        They are the rows, with these numbers, of all entries that have as many rows as the head's last entry. Other
+        entries belong to all classes.
+
+        Raises:
+            FsclError: a class is no row of the head, or there is none.
+        """
+        names = self._names("head")
+        outputs = self._shapes[names[-1]][0]
+        if not classes or not set(classes) <= set(range(outputs)):
+            raise FsclError(f"classes are {brief(sorted(classes))}; some of 0 to {outputs - 1} would do")
+        chosen = torch.zeros(outputs, dtype=torch.bool)
+        chosen[list(classes)] = True
+        parts = []
+        for name in names:
+            shape = self._shapes[name]
+            belongs = chosen if shape[0] == outputs else torch.ones(shape[0], dtype=torch.bool)
+            parts.append(belongs.view(-1, *[1] * (len(shape) - 1)).expand(shape).flatten())
+        return torch.cat(parts)
+
     def fingerprint(self, model: nn.Module) -> str:
         """SHA-256 of the part ``shared``. Atoms of two clients can be averaged and compared only if it is equal."""
         state = live_state(model)

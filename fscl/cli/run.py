@@ -64,7 +64,9 @@ def run(
         float, typer.Option(help="Test on this share of the training images instead of the test images.")
     ] = 0.0,
     loader: Annotated[str, choice(Place, "Where images are kept; off for Avalanche's own loader.")] = "auto",
-    engine: Annotated[str, choice(Engine, "local: this machine. ray: a Ray cluster.")] = "local",
+    engine: Annotated[
+        str, choice(Engine, "local: this machine. ray: a Ray cluster, or Flower's simulation.")
+    ] = "local",
     address: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="Ray cluster, HOST:PORT; by default RAY_ADDRESS, else a cluster on this machine."),
@@ -103,9 +105,12 @@ def run(
             raise FsclError(f"{name} is {value}; it must be at least 1")
     for name in log or ():
         check_choice("--log", name, Log)
-    cluster = _engine(engine, address, gpus_per_run, log or [])
     output = Output(quiet, as_json)
     recipe = load_any_benchmark(benchmark, trust)
+    simulated = isinstance(recipe, FederationRecipe) and engine == "ray"
+    if simulated:
+        _check_simulation(address, gpus_per_run, jobs)
+    cluster = None if simulated else _engine(engine, address, gpus_per_run, log or [])
     if isinstance(recipe, FederationRecipe):
         default: tuple[str, ...] = DEFAULT_METHODS
     else:
@@ -125,8 +130,14 @@ def run(
             check_writable(folder)
     place = ("cuda" if gpus_per_run else "cpu") if cluster and device == "auto" else device
     base = data_folder(data)
-    where: dict[str, Any] = {"data": base, "device": place, "threads": threads, "loader": loader}
-    kept: dict[str, Any] = {"weights": weights, "log": tuple(dict.fromkeys(log or ()))}
+    where: dict[str, Any] = {
+        "data": base,
+        "device": place,
+        "threads": threads,
+        "loader": loader,
+        "simulated": simulated,
+    }
+    kept: dict[str, Any] = {"simulated": simulated, "weights": weights, "log": tuple(dict.fromkeys(log or ()))}
     specs = [RunSpec(b, s, seed, validation=validation, **kept, **where) for seed in chosen_seeds for b, s in pairs]
     with output.only_results():
         outcomes = sweep(specs, out, jobs, overwrite, output.progress, cluster, meanwhile=_import_report)
@@ -214,6 +225,17 @@ def _engine(name: str, address: str | None, gpus_per_run: float, logs: list[str]
 
     refuse_logs(logs)
     return RayEngine(address, gpus_per_run)
+
+
+def _check_simulation(address: str | None, gpus_per_run: float, jobs: int | None) -> None:
+    from fscl.runs.with_ray import check_ray
+
+    check_ray()
+    for option, value in (("--address", address), ("--gpus-per-run", gpus_per_run)):
+        if value:
+            raise FsclError(f"{option} is {value}; a federation is simulated on this machine's cores; leave it out")
+    if (jobs or 1) > 1:
+        raise FsclError(f"--jobs is {jobs}; with --engine ray one federation is simulated at a time; leave it out")
 
 
 def _import_report() -> None:

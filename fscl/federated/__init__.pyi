@@ -4,7 +4,9 @@ from .client_app import Federation as Federation
 from .client_app import client_app as client_app
 from .client_app import introduce as introduce
 from .client_parts import ClientParts as ClientParts
+from .grid import BytesApp as BytesApp
 from .grid import LocalGrid as LocalGrid
+from .grid import PooledGrid as PooledGrid
 from .groups import groups_of as groups_of
 from .method import Method as Method
 from .method import Update as Update
@@ -17,8 +19,11 @@ from .methods.fedavg import FedAvgFineTuned as FedAvgFineTuned
 from .methods.fedper import FedPer as FedPer
 from .methods.fedper import FedRep as FedRep
 from .methods.fedprox import FedProx as FedProx
+from .methods.head_first import HeadFirst as HeadFirst
 from .methods.local import Local as Local
 from .methods.pfedgraph import PFedGraph as PFedGraph
 from .methods.separate import SeparateAveraging as SeparateAveraging
 from .mixing import mixing_weights as mixing_weights
+from .server_app import server_app as server_app
+from .simulation import simulate as simulate
 from .strategy import FederatedStrategy as FederatedStrategy

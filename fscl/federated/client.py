@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fscl.atoms.learning import train_only
+from fscl.atoms.ownership import NORMALISATION
 from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
@@ -86,7 +87,7 @@ class Client:
         """Trains parts of the network on the client's images, with a fresh optimizer.
 
         Args:
-            parts: the parts that are trained, all by default; the rest is frozen.
+            parts: the parts that are trained, all by default; the rest is frozen, statistics of normalisation included.
             epochs, lr: in place of those of ``training``.
             pull, towards: adds ``pull / 2`` times the squared distance of the trained parameters from these packed
                 parts to the loss.
@@ -120,6 +121,11 @@ class Client:
         starts = range(0, len(images) - left_out, training.batch_size)
         schedule = build_schedule(training, optimizer, training.epochs * len(starts))
         self.network.train()
+        if parts is not None and "normalisation" not in parts:
+            # the rest is trained on what it sees in answers, and statistics that are not trained do not change
+            for module in self.network.modules():
+                if isinstance(module, NORMALISATION):
+                    module.eval()
         losses: list[Tensor] = []
         for _ in range(training.epochs):
             order = torch.randperm(len(images))

@@ -1,5 +1,6 @@
 """Flower's ClientApp for any method of fscl, over clients whose images are at hand."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,8 @@ from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.federated.client import Client, LabelledImages, seed_of
-from fscl.federated.client_parts import ClientParts, LostError
-from fscl.federated.messages import METRICS, SHORT, WISH
+from fscl.federated.client_parts import ClientParts
+from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError
 from fscl.federated.method import Method
 from fscl.settings import Training
 
@@ -33,6 +34,7 @@ class Federation:
         train, test: the images of each client.
         augmented, plain: transforms of training and test images.
         own_classes: see :class:`~fscl.federated.client.Client`.
+        rounds: over which the learning rate falls to zero along a cosine; None keeps it.
         seed: decides batches, augmentation and dropout of every client in every round.
         folder: where clients keep what stays at them; None keeps it in Flower's contexts.
     """
@@ -45,11 +47,19 @@ class Federation:
     augmented: ImageTransform
     plain: ImageTransform
     own_classes: bool = False
+    rounds: int | None = None
     seed: int = 0
     folder: Path | None = None
 
     def __post_init__(self) -> None:
         self._start: dict[str, Tensor] | None = None
+
+    def fresh_network(self) -> nn.Module:
+        """The network, with the values that all start from."""
+        if self._start is None:
+            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
+        self.network.load_state_dict(self._start)
+        return self.network
 
     def client(self, message: Message, context: Context) -> tuple[Client, ClientParts]:
         """The client that a message is for, with the network that it is to train or to answer with.
@@ -59,17 +69,14 @@ class Federation:
         """
         number = number_of(context, len(self.train))
         folder = None if self.folder is None else self.folder / f"client_{number:04}"
-        if self._start is None:
-            self._start = {name: values.clone() for name, values in self.network.state_dict().items()}
-        self.network.load_state_dict(self._start)
-        parts = ClientParts(self.network, context, folder=folder)
+        parts = ClientParts(self.fresh_network(), context, classes=self.classes_of(number), folder=folder)
         parts.receive(message)
         client = Client(
             number=number,
             round=parts.round,
             network=self.network,
             packing=parts.packing,
-            training=self.training,
+            training=self.training_in(parts.round),
             train=self.train[number],
             test=self.test[number],
             augmented=self.augmented,
@@ -79,6 +86,18 @@ class Federation:
             kept=parts.kept,
         )
         return client, parts
+
+    def training_in(self, round: int) -> Training:
+        """How clients train in a round, from 1."""
+        if self.rounds is None:
+            return self.training
+        share = (1 + math.cos(math.pi * min(round - 1, self.rounds - 1) / self.rounds)) / 2
+        return self.training.model_copy(update={"lr": share * self.training.lr})
+
+    def classes_of(self, number: int) -> list[int] | None:
+        """The classes of a client, if its network chooses among them alone."""
+        own = self.train[number]
+        return own.labels[own.chosen].unique().tolist() if self.own_classes else None
 
     def answering(self, message: Message, context: Context) -> Client:
         """The client that a message of evaluation is for, with the network that answers for it.
@@ -102,7 +121,9 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return introduce(message, context, load(context).network)
+        federation = load(context)
+        classes = federation.classes_of(number_of(context, len(federation.train)))
+        return introduce(message, context, federation.fresh_network(), classes)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -110,7 +131,7 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
         try:
             client, parts = federation.client(message, context)
         except LostError:
-            return Message(RecordDict({WISH: ConfigRecord({"lost": True})}), reply_to=message)
+            return Message(RecordDict({WISH: ConfigRecord({LOST: True})}), reply_to=message)
         with _seeded(federation.seed, client.round, client.number, 0):
             loss = federation.method.train(client)
         parts.kept = client.kept
@@ -125,16 +146,21 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     return app
 
 
-def introduce(message: Message, context: Context, model: nn.Module | None = None) -> Message:
+def introduce(
+    message: Message, context: Context, model: nn.Module | None = None, classes: Sequence[int] | None = None
+) -> Message:
     """Answers the query of :class:`~fscl.federated.FederatedStrategy`: which client is this?
 
     Args:
         message: the query.
         context: its ``node_config`` has the client's number, ``partition-id``.
         model: the network from which the client starts. If its coefficients are the server's, they need not be sent.
+        classes: numbers of the client's own classes, if only their rows of the head are to travel.
     """
     fingerprint = "" if model is None else Packing(model).fingerprint(model)[:SHORT]
     wish = ConfigRecord({"client": number_of(context), "fingerprint": fingerprint})
+    if classes is not None:
+        wish["classes"] = list(classes)
     return Message(RecordDict({WISH: wish}), reply_to=message)
 
 

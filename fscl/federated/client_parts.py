@@ -10,17 +10,13 @@ from torch import Tensor, nn
 
 from fscl.atoms.learning import train_only
 from fscl.atoms.packing import Packing
-from fscl.errors import FsclError
-from fscl.federated.messages import SHORT, answer, parts_in, requested
+from fscl.federated.messages import SHORT, LostError, answer, parts_in, requested
+from fscl.federated.wire import Wire
 from fscl.files import write_atomically
 
-__all__ = ["ClientParts", "LostError"]
+__all__ = ["ClientParts"]
 
 KEPT = "fscl.kept."  # begins the names of records in a context's state; the round follows
-
-
-class LostError(FsclError):
-    """The client no longer has what it kept in an earlier round."""
 
 
 class ClientParts:
@@ -33,6 +29,8 @@ class ClientParts:
         model: the network, built alike at the server and at all clients, with equal values.
         context: Flower's context of the client.
         heads, own: as for :class:`fscl.AtomBank`.
+        classes: numbers of the client's own classes, if only their rows of the head travel. The client introduces
+            itself with the same classes, see :func:`fscl.federated.introduce`.
         folder: a folder in which to keep parts, in place of the context. They then outlive the client's process.
 
     Example:
@@ -54,12 +52,14 @@ class ClientParts:
         *,
         heads: Sequence[str] | None = None,
         own: Collection[str] = (),
+        classes: Collection[int] | None = None,
         folder: Path | None = None,
     ) -> None:
         self.model, self.packing = model, Packing(model, heads, own)
         self.received: dict[str, Tensor] = {}
         self.kept: dict[str, Tensor] = {}
         self._context, self._folder = context, folder
+        self._rows = None if classes is None else self.packing.rows(classes)
         self._wish: dict = {}
 
     def receive(self, message: Message) -> None:
@@ -70,10 +70,12 @@ class ClientParts:
             FsclError: a part does not fit the network, or is not finite.
         """
         self._wish = requested(message)
-        self.received = parts_in(message.content)
         self.kept = self._load(self._wish["kept_in"]) if self._wish["kept_in"] else {}
         mine = {part: values for part, values in self.kept.items() if part in self.packing.entries}
-        self.packing.unpack(self.model, mine | self.received)
+        self.packing.unpack(self.model, mine)
+        self._wire = Wire(self._wish["bits"], self._rows)
+        self.received = self._wire.read(parts_in(message.content), self.packing.packed(self.model))
+        self.packing.unpack(self.model, self.received)
         frozen = set(self.frozen_entries)
         train_only(self.model, [p for name, p in self.model.named_parameters() if name not in frozen])
 
@@ -98,11 +100,14 @@ class ClientParts:
         """
         wish = self._wish
         stay = {part for part in self.packing.entries if part in wish["keeps"] or part in self.received}
-        stay |= {part for part in self.kept if part in self.packing.entries}
         self._keep(wish["round"], self.kept | self.packing.packed(self.model, stay - set(wish["returns"])))
         fingerprint = self.packing.fingerprint(self.model)[:SHORT] if self.frozen_entries else ""
         parts = self.packing.packed(self.model, wish["returns"])
-        return Message(answer(parts, fingerprint, {"num-examples": num_examples, **metrics}), reply_to=message)
+        if wish["bits"] < 32:  # a change is small, and so is the error with which it travels
+            parts = {part: values - self.received[part] for part, values in parts.items()}
+        return Message(
+            answer(self._wire.write(parts), fingerprint, {"num-examples": num_examples, **metrics}), reply_to=message
+        )
 
     def _keep(self, round: int, parts: Mapping[str, Tensor]) -> None:
         # the server goes on from the last round if it dies before it has this answer; other rounds, also later ones,

@@ -1,23 +1,24 @@
-"""Flower's grid without Flower's processes: clients are called one after another in this process."""
+"""Flower's grid without Flower's processes: clients are called in this process, or by a pool of processes."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import count
 
 from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
-from fscl.federated.flower_private import CLIENT_RAISED, from_bytes, give_id, to_bytes, use_identity
+from fscl.federated.flower_private import CLIENT_CRASHED, CLIENT_RAISED, from_bytes, give_id, to_bytes, use_identity
 
-__all__ = ["LocalGrid"]
+__all__ = ["BytesApp", "LocalGrid", "PooledGrid"]
 
 SERVER = 1  # Flower's node of the server
 
+# Answers messages in their order, all as bytes. A text in place of an answer says why there is none.
+Pool = Callable[[Sequence[bytes]], Sequence[bytes | str]]
 
-class LocalGrid(Grid):
-    """Clients in this process. Messages are written and read as bytes, so that nothing else can pass.
 
-    A client that raises gives an error reply, as in a deployment.
+class BytesApp:
+    """A ClientApp over messages as bytes. A client that raises gives an error reply, as in a deployment.
 
     Args:
         app: the clients' app.
@@ -28,22 +29,55 @@ class LocalGrid(Grid):
         use_identity(SERVER)
         self._app, self._clients = app, clients
         self._states: dict[int, RecordDict] = {}
-        self._replies: dict[str, Message] = {}
+
+    def __call__(self, data: bytes) -> bytes:
+        message = from_bytes(data)
+        node = message.metadata.dst_node_id
+        client = node - SERVER - 1
+        state = self._states.pop(client, None)
+        config: UserConfig = {"partition-id": client, "num-partitions": self._clients}
+        context = Context(0, node, config, RecordDict() if state is None else state, {})
+        try:
+            reply = self._app(message, context)
+        except Exception as error:  # as Flower does: the server decides what it means
+            reply = Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+        if len(context.state):
+            self._states[client] = context.state
+        return to_bytes(reply)
+
+
+class _NearGrid(Grid):
+    """A grid of clients that answer at once."""
+
+    def __init__(self, clients: int) -> None:
+        use_identity(SERVER)
+        self._clients = clients
+        self._waiting: dict[str, Message] = {}
         self._numbers = count()
+
+    def _answers(self, messages: Sequence[bytes]) -> Sequence[bytes | str]:
+        raise NotImplementedError
 
     def get_node_ids(self) -> list[int]:
         return [SERVER + 1 + client for client in range(self._clients)]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> list[Message]:
-        return [self._reply(message) for message in messages]
+        sent = list(messages)
+        for message in sent:
+            give_id(message, f"message {next(self._numbers)}")
+        answers = self._answers([to_bytes(message) for message in sent])
+        return [
+            Message(Error(CLIENT_CRASHED, answer), reply_to=message) if isinstance(answer, str) else from_bytes(answer)
+            for message, answer in zip(sent, answers, strict=True)
+        ]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        replies = [self._reply(message) for message in messages]
-        self._replies |= {reply.metadata.reply_to_message_id: reply for reply in replies}
-        return [reply.metadata.reply_to_message_id for reply in replies]
+        replies = {reply.metadata.reply_to_message_id: reply for reply in self.send_and_receive(messages)}
+        self._waiting |= replies
+        return list(replies)
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        return [self._replies.pop(name) for name in message_ids if name in self._replies]
+        return [self._waiting.pop(name) for name in message_ids if name in self._waiting]
 
     def create_message(
         self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
@@ -57,18 +91,34 @@ class LocalGrid(Grid):
     def run(self) -> object:  # type: ignore[override]
         raise NotImplementedError("clients of this process belong to no run")
 
-    def _reply(self, message: Message) -> Message:
-        node = message.metadata.dst_node_id
-        client = node - SERVER - 1
-        state = self._states.pop(client, None)
-        config: UserConfig = {"partition-id": client, "num-partitions": self._clients}
-        context = Context(0, node, config, RecordDict() if state is None else state, {})
-        give_id(message, f"message {next(self._numbers)}")
-        message = from_bytes(to_bytes(message))
-        try:
-            reply = self._app(message, context)
-        except Exception as error:  # as Flower does: the server decides what it means
-            reply = Message(Error(CLIENT_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
-        if len(context.state):
-            self._states[client] = context.state
-        return from_bytes(to_bytes(reply))
+
+class LocalGrid(_NearGrid):
+    """Clients in this process, one after another. Messages are bytes between them, so that nothing else can pass.
+
+    Args:
+        app, clients: as for :class:`BytesApp`.
+    """
+
+    def __init__(self, app: ClientApp, clients: int) -> None:
+        super().__init__(clients)
+        self._app = BytesApp(app, clients)
+
+    def _answers(self, messages: Sequence[bytes]) -> Sequence[bytes]:
+        return [self._app(message) for message in messages]
+
+
+class PooledGrid(_NearGrid):
+    """Clients in processes of this machine, several at a time.
+
+    Args:
+        clients: number of clients.
+        pool: answers messages, each by a :class:`BytesApp` in some process. Clients must keep what they keep in a
+            folder, since each message of a client may come to another process.
+    """
+
+    def __init__(self, clients: int, pool: Pool) -> None:
+        super().__init__(clients)
+        self._pool = pool
+
+    def _answers(self, messages: Sequence[bytes]) -> Sequence[bytes | str]:
+        return self._pool(messages)

@@ -13,8 +13,9 @@ from fscl.atoms.entries import fingerprint_of
 from fscl.atoms.packing import PARTS, Packing
 from fscl.errors import FsclError
 from fscl.federated.client import Client
+from fscl.federated.wire import HEAD
 
-__all__ = ["Method", "Update", "weighted_mean"]
+__all__ = ["Method", "Update", "mixed", "weighted_mean"]
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,14 @@ class Update:
         parts: the parts that travel, packed.
         images: the number of images that it trained on.
         sent: the parts that it had received before, packed.
+        rows: (values of the head), which of them it sent; None if it sent all. The others are as they were sent to it.
     """
 
     client: int
     parts: dict[str, Tensor]
     images: int
     sent: dict[str, Tensor] = field(default_factory=dict)
+    rows: Tensor | None = None
 
     def change(self, part: str) -> Tensor:
         """By how much the client changed a part."""
@@ -52,12 +55,16 @@ class Method:
     Attributes:
         stays: the parts that each client keeps to itself.
         travels_until: the last round in which a part travels. From then on it is frozen, and equal everywhere.
+        bits: of a number that travels, 32, 16 or 8, see :class:`fscl.federated.wire.Wire`. A recipe sets it by
+            ``args.bits``.
         packing, model: of the server's network, from :meth:`begin` on.
         mean: the server's packed parts.
     """
 
     stays: tuple[str, ...] = ("normalisation",)
     travels_until: Mapping[str, int] = MappingProxyType({})
+
+    bits: int = 32
 
     packing: Packing
     model: nn.Module
@@ -138,9 +145,25 @@ def weighted_mean(updates: Sequence[Update]) -> dict[str, Tensor]:
     images = sum(update.images for update in updates)
     if not images:
         raise FsclError(f"{len(updates)} updates with {images} images have no mean")
-    return {
-        part: sum(
-            (update.parts[part].double() * (update.images / images) for update in updates), torch.zeros(len(values))
-        ).to(values.dtype)
-        for part, values in updates[0].parts.items()
-    }
+    weights = torch.tensor([[update.images / images for update in updates]], dtype=torch.float64)
+    return {part: mixed(updates, part, weights)[0].to(values.dtype) for part, values in updates[0].parts.items()}
+
+
+def mixed(updates: Sequence[Update], part: str, weights: Tensor) -> Tensor:
+    """Mixtures of a part of several clients. A row of a head is mixed over the clients that sent it.
+
+    Args:
+        updates: of n clients.
+        part: its name.
+        weights: (k, n).
+
+    Returns:
+        (k, values), of the type of the weights.
+    """
+    values = torch.stack([update.parts[part] for update in updates]).to(weights.dtype)
+    if part != HEAD or all(update.rows is None for update in updates):
+        return weights @ values
+    sent = torch.stack([torch.ones(values.shape[1], dtype=torch.bool) if u.rows is None else u.rows for u in updates])
+    weight = weights @ sent.to(weights.dtype)
+    # a row that none of them sent is as it was sent to them
+    return torch.where(weight > 0, weights @ (values * sent) / weight, weights @ values)

@@ -3,20 +3,31 @@
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fscl.errors import FsclError
 from fscl.federated.messages import WISH
+from fscl.federated.replies import reason_of
 from fscl.text import brief
 
-__all__ = ["Roll", "reason_of"]
+__all__ = ["Introduction", "Roll"]
 
 QUERY_SECONDS = 60.0  # that a node has to say which client it is; a deployment starts a process for each answer
 PAUSE = 0.2  # seconds between two looks for nodes
 
-Introduced = Callable[[int, str], object]  # called with the number of a client and the fingerprint of its network
+
+class Introduction(NamedTuple):
+    """What a client says of itself: its number, the fingerprint of its network, and its classes if they matter."""
+
+    client: int
+    fingerprint: str
+    classes: list[int] | None
+
+
+Introduced = Callable[[Introduction], object]
 
 
 class Roll:
@@ -107,27 +118,21 @@ class Roll:
             if node is None:
                 continue
             try:
-                number, fingerprint = _introduction(reply, self.clients)
+                introduction = _introduction(reply, self.clients)
+                introduced(introduction)
             except FsclError as error:
                 faults[node] = f"node {node} {error}"
                 continue
             faults.pop(node, None)
-            self._numbers[node] = number
-            introduced(number, fingerprint)
+            self._numbers[node] = introduction.client
         return faults
 
 
 SLOW = f"did not say within {QUERY_SECONDS:.0f} s which client it is; it is asked again"
 
 
-def reason_of(reply: Message) -> str:
-    """The last line of what a client that failed says."""
-    lines = (reply.error.reason or "").strip().splitlines()
-    return brief(lines[-1]) if lines else f"no reason given, error code {reply.error.code}"
-
-
-def _introduction(reply: Message, clients: int) -> tuple[int, str]:
-    """The number with which a client introduces itself, and the fingerprint of its network.
+def _introduction(reply: Message, clients: int) -> Introduction:
+    """What a client says of itself.
 
     Raises:
         FsclError: it failed, or gives no number of a client.
@@ -143,4 +148,7 @@ def _introduction(reply: Message, clients: int) -> tuple[int, str]:
         )
     if number >= clients:
         raise FsclError(f"says that it is client {number}, and there are {clients} clients, counted from 0")
-    return number, str(wish.get("fingerprint", ""))
+    classes = wish.get("classes")
+    if classes is not None and not (isinstance(classes, list) and all(isinstance(c, int) for c in classes)):
+        raise FsclError(f"says that its classes are {brief(classes)}; a list of numbers would do")
+    return Introduction(number, str(wish.get("fingerprint", "")), classes)  # type: ignore[arg-type]

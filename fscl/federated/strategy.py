@@ -1,7 +1,7 @@
 """The server's side on Flower: chooses clients, sends parts, checks what comes back, and goes on from any round."""
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from fscl.errors import FsclError
 from fscl.federated.flower_private import wire_bytes
 from fscl.federated.history import Evaluation, History, Round
-from fscl.federated.messages import METRICS, SHORT, WISH, arrays, parts_in, request
+from fscl.federated.messages import METRICS, LostError, arrays, request
 from fscl.federated.method import Method, Update
-from fscl.federated.roll import Roll, reason_of
-from fscl.text import brief
+from fscl.federated.replies import counts_in, update_in
+from fscl.federated.roll import Introduction, Roll
+from fscl.federated.wire import Wire, decoded
 
 __all__ = ["FederatedStrategy"]
 
-LOST = "lost"
 EVALUATED_AT_ONCE = 100  # clients; a message to a client holds parts of a network
 
 
@@ -75,6 +75,7 @@ class FederatedStrategy(Strategy):
         self._kept_in: dict[int, int] = {}  # the last round from which each client's answer counted
         self._roll = Roll(clients)
         self._sent: dict[int, dict[str, Tensor]] = {}
+        self._wires: dict[int, Wire] = {}
         self._started = 0.0
 
     # Flower calls these
@@ -84,12 +85,12 @@ class FederatedStrategy(Strategy):
     ) -> Iterable[Message]:
         """The messages to the clients of a round, in the order of their numbers."""
         self._started = time.perf_counter()
-        present = self._roll.present(grid, self.least, self.method.introduced)
+        present = self._roll.present(grid, self.least, self._introduced)
         count = max(round(self.fraction * self.clients), self.least, 1)
         drawn = np.random.default_rng([self.seed, server_round]).permutation(self.clients).tolist()
         chosen = sorted([client for client in drawn if client in present][:count])
         self.history.rounds.append(current := Round(server_round, chosen))
-        self._sent = {client: self.method.parts_for(client, server_round) for client in chosen}
+        self._sent = {}
         messages = [self._message(client, present[client], server_round, "train") for client in chosen]
         current.sent = sum(map(wire_bytes, messages))
         return messages
@@ -99,17 +100,28 @@ class FederatedStrategy(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Combines the answers that count."""
         current = self.history.rounds[-1]
-        updates, losses = [], []
+        updates: list[Update] = []
+        losses: list[tuple[float, int]] = []
         for client, answers in self._roll.by_client(replies).items():
             current.received += sum(map(wire_bytes, answers))
             try:
-                reply = _only(answers)
-                update = self._checked(client, reply, server_round)
+                update = update_in(
+                    answers,
+                    client,
+                    self.method,
+                    server_round,
+                    self._sent[client],
+                    self._wires[client],
+                    largest_change=self.largest_change,
+                )
             except FsclError as error:
                 current.left_out[client] = str(error)
+                if isinstance(error, LostError):
+                    self._kept_in.pop(client, None)
+                    self.method.forget(client)
                 continue
             updates.append(update)
-            loss = reply.content.metric_records[METRICS].get("loss")
+            loss = answers[0].content.metric_records[METRICS].get("loss")
             if isinstance(loss, int | float) and np.isfinite(loss):
                 losses.append((loss, update.images))
         current.answered = [update.client for update in updates]
@@ -125,7 +137,7 @@ class FederatedStrategy(Strategy):
         measured = MetricRecord({"clients": len(updates)})
         if current.loss is not None:
             measured["loss"] = current.loss
-        return arrays(self.method.mean), measured
+        return arrays({part: values.numpy() for part, values in self.method.mean.items()}), measured
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -136,7 +148,7 @@ class FederatedStrategy(Strategy):
             return
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
-        for client, node in self._roll.present(grid, self.least, self.method.introduced).items():
+        for client, node in self._roll.present(grid, self.least, self._introduced).items():
             self._sent = {client: self.method.parts_for(client, server_round + 1)}
             yield self._message(client, node, server_round, "evaluate")
 
@@ -145,16 +157,9 @@ class FederatedStrategy(Strategy):
         current = self.history.evaluations[-1]
         for client, answers in self._roll.by_client(replies).items():
             try:
-                reply = _only(answers)
+                current.correct[client], current.images[client] = counts_in(answers)
             except FsclError as error:
                 current.failed[client] = str(error)
-                continue
-            metrics = reply.content.metric_records.get(METRICS, MetricRecord())
-            correct, images = metrics.get("correct"), metrics.get("num-examples")
-            if not isinstance(correct, int) or not isinstance(images, int) or not 0 <= correct <= images:
-                current.failed[client] = f"it says that {brief(correct)} of {brief(images)} images are correct"
-                continue
-            current.correct[client], current.images[client] = correct, images
         current.seconds = time.perf_counter() - self._started
         if not current.accuracy:
             return None
@@ -195,7 +200,7 @@ class FederatedStrategy(Strategy):
         self.last_round = num_rounds
         while self.round < num_rounds:
             number = self.round + 1
-            now = arrays(self.method.mean)
+            now = arrays({part: values.numpy() for part, values in self.method.mean.items()})
             replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
             now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
             tested = None
@@ -232,65 +237,35 @@ class FederatedStrategy(Strategy):
 
     def question(self, client: int, node: int) -> Message:
         """The message of evaluation to a client after the last finished round."""
-        self._sent = {client: self.method.parts_for(client, self.round + 1)}
         return self._message(client, node, self.round, "evaluate")
 
-    def _message(self, client: int, node: int, round: int, kind: str) -> Message:
-        content = request(
-            self._sent[client],
-            round=round,
-            returns=self.method.travels(round) if kind == "train" else (),
-            keeps=self.method.stays,
-            kept_in=self._kept_in.get(client, 0),
-        )
-        return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))
-
-    def _checked(self, client: int, reply: Message, round: int) -> Update:
-        """The update in a reply.
+    def _introduced(self, introduction: Introduction) -> None:
+        """Notes what a client says of itself.
 
         Raises:
-            FsclError: the reply cannot be right.
+            FsclError: its classes are no rows of the head.
         """
-        wish = reply.content.config_records.get(WISH, ConfigRecord())
-        if wish.get(LOST):
-            self._kept_in.pop(client, None)
-            self.method.forget(client)
-            raise FsclError("it had lost what it kept, and begins anew the next time")
-        parts = parts_in(reply.content)
-        expected = self.method.travels(round)
-        if sorted(parts) != sorted(expected):
-            raise FsclError(
-                f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}"
-            )
-        parts = {part: values.to(self._sent[client][part].dtype) for part, values in parts.items()}
-        self.method.packing.check(parts)
-        if (fingerprint := self.method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
-            raise FsclError(
-                f"its frozen coefficients have the fingerprint {brief(wish.get('fingerprint'))}, the server's have "
-                f"{fingerprint}: it has another network"
-            )
-        for part, values in parts.items():
-            sent = self._sent[client][part].double()
-            change = float((values.double() - sent).norm())
-            # a part of zeros, such as fresh biases, is measured by ones
-            length = float(sent.norm()) or float(np.sqrt(len(sent)))
-            if change > self.largest_change * length:
-                raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
-        metrics = reply.content.metric_records.get(METRICS, MetricRecord())
-        images = metrics.get("num-examples", 0)
-        if not isinstance(images, int) or images < 1:
-            raise FsclError(f"its num-examples is {brief(images)}; a number of at least 1 would do")
-        return Update(client, parts, images, self._sent[client])
+        classes = introduction.classes
+        rows = None if classes is None else self.method.packing.rows(classes)
+        self._wires[introduction.client] = Wire(self.method.bits, rows)
+        self.method.introduced(introduction.client, introduction.fingerprint)
 
-
-def _only(answers: Sequence[Message]) -> Message:
-    """The one answer of a client.
-
-    Raises:
-        FsclError: there is none, there are several, or the client failed.
-    """
-    if len(answers) != 1:
-        raise FsclError(f"it answered {len(answers)} times" if answers else "it did not answer in time")
-    if answers[0].has_error():
-        raise FsclError(f"it failed: {reason_of(answers[0])}")
-    return answers[0]
+    def _message(self, client: int, node: int, round: int, kind: str) -> Message:
+        """A message to a client. What it will read from it is noted in ``_sent``, in training."""
+        wire = self._wires.setdefault(client, Wire(self.method.bits))
+        training = kind == "train"
+        # an evaluation sends what the next round would send
+        parts = self.method.parts_for(client, round if training else round + 1)
+        frozen = parts.keys() - set(self.method.travels(round))  # the same at all clients, to the bit
+        written = wire.write(parts, exact=frozen)
+        if training:
+            self._sent[client] = wire.read({part: decoded(values) for part, values in written.items()}, parts)
+        content = request(
+            written,
+            round=round,
+            returns=self.method.travels(round) if training else (),
+            keeps=self.method.stays,
+            kept_in=self._kept_in.get(client, 0),
+            bits=wire.bits,
+        )
+        return self._roll.sends(client, Message(content, node, kind, group_id=str(round)))

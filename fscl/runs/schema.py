@@ -185,6 +185,8 @@ class ClientsRecipe(Recipe):
     """Answers that a round needs. With fewer, the server keeps its parts and goes on."""
     evaluate_every: Annotated[int, Field(ge=1)] = 10
     """Rounds between two evaluations of all clients."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """The learning rate over the rounds: ``cosine`` falls to zero. Within a round it follows ``training.schedule``."""
     own_classes: bool = False
     """Whether a client's network chooses among the client's own classes alone, in training and in answers."""
     start: Text = ""

@@ -35,6 +35,8 @@ class RunSpec:
             its folder is named by its hash.
         weights: whether the finished run keeps what :func:`fscl.load_network` needs.
         log: where the run is logged while it trains, names of :data:`fscl.choices.Log`. Results do not depend on it.
+        workers: processes in which clients of a federation train at a time. Results do not depend on it.
+        simulated: whether these processes are those of Flower's simulation, on Ray. Results do not depend on it.
     """
 
     benchmark: BenchmarkRecipe | FederationRecipe
@@ -48,6 +50,8 @@ class RunSpec:
     first: int | None = None
     weights: bool = True
     log: tuple[Log, ...] = ()
+    workers: int = 1
+    simulated: bool = False
 
     def __post_init__(self) -> None:
         for log in self.log:

@@ -8,7 +8,8 @@ pytest.importorskip("flwr", reason="fscl.federated needs Flower")
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg as FlowerFedAvg
 
-from fscl.atoms import AtomConv2d
+from fscl.atoms import AtomConv2d, atom_layers
+from fscl.atoms.packing import Packing
 from fscl.errors import FsclError
 from fscl.federated import Atoms, FedAvg, FedProx, SeparateAveraging, Update
 from fscl.federated.flower_private import use_identity
@@ -132,8 +133,10 @@ def test_separate_averages_differ_from_averages_of_filters_if_both_factors_diffe
     assert difference > 0.1 * mean_filters(nets).norm()
 
 
-def test_separate_averaging_needs_atom_layers_and_fedavg_averages_the_filters_of_ordinary_ones(network):
+def test_separate_averaging_decomposes_a_network_and_fedavg_averages_its_filters(network):
     net = SeparateAveraging(num_atoms=9).prepare(network())
+    assert len(atom_layers(net)) == 2
+    assert set(Packing(net).entries) >= {"atoms", "shared"}
     images = torch.randn(3, 1, 8, 8)
     assert torch.allclose(net.eval()(images), network().eval()(images), atol=1e-5)
     method, nets = FedAvg(), [network(s) for s in range(3)]

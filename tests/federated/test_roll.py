@@ -57,7 +57,8 @@ class Disturbed(LocalGrid):
             transform,
             transform,
         )
-        super().__init__(client_app(lambda context: federation), CLIENTS)
+        self.app = client_app(lambda context: federation)
+        super().__init__(self.app, CLIENTS)
         self.disturb, self.most = disturb, 0
         self.names = {2 + c: 900 - 37 * c for c in range(CLIENTS)}
 
@@ -91,8 +92,7 @@ def run(grid: LocalGrid, rounds: int = 3, **options: Any) -> FederatedStrategy:
 
 
 def plain() -> LocalGrid:
-    grid = Disturbed()
-    return LocalGrid(grid._app, CLIENTS)
+    return LocalGrid(Disturbed().app, CLIENTS)
 
 
 def refusal(reply: Message, message_id: str | None = None) -> Message:

@@ -28,6 +28,9 @@ class Atoms(Mixture):
     lacks the frozen coefficients receives them once. From then on an update is the client's atoms: since filters are
     linear in the atoms, the average of atoms is the average of filters. Normalisation and head stay at each client.
 
+    Coefficients are frozen in the gauge of scale 1 (:func:`fscl.atoms.freeze_coefficients`): a learning rate that suits
+    filters then suits atoms.
+
     Args:
         num_atoms: atoms of each layer; for networks that have no atom layers yet.
         coefficient_rounds: rounds in which the coefficients travel, too; 0 keeps those of the network from the start.
@@ -79,7 +82,7 @@ class Atoms(Mixture):
     def prepare(self, model: nn.Module) -> nn.Module:
         model = decompose(model, self.num_atoms).model
         if not self.coefficient_rounds:
-            freeze_coefficients(model)
+            freeze_coefficients(model, scale=1)
         return model
 
     # at the server
@@ -110,7 +113,7 @@ class Atoms(Mixture):
                 self.changes[update.client] = update.change("atoms") + self.changes.get(update.client, 0)
         elif round == self.coefficient_rounds:
             self.packing.unpack(self.model, self.mean)
-            freeze_coefficients(self.model)
+            freeze_coefficients(self.model, scale=1)
             self.mean = self.packing.packed(self.model)
 
     def forget(self, client: int) -> None:

@@ -48,6 +48,7 @@ class CFL(FedAvg):
             raise FsclError(f"still is {still}; a share above 0 and up to 1 would do")
         if first_round < 1:
             raise FsclError(f"first_round is {first_round}; it must be at least 1")
+        super().__init__()
         self.still, self.first_round = still, first_round
 
     def begin(self, model: nn.Module, clients: int) -> None:

@@ -7,7 +7,10 @@ __all__ = ["FedAvg", "FedAvgFineTuned"]
 
 
 class FedAvg(Method):
-    """Averages the clients' networks. Normalisation stays at each client, as in FedBN.
+    """Averages the clients' networks.
+
+    Args:
+        normalisation: whether normalisation is averaged, too. By default it stays at each client, as in FedBN.
 
     References:
         McMahan et al. Communication-efficient learning of deep networks from decentralized data. AISTATS 2017;
@@ -18,6 +21,9 @@ class FedAvg(Method):
         ('normalisation',)
     """
 
+    def __init__(self, normalisation: bool = False) -> None:
+        self.stays = () if normalisation else ("normalisation",)
+
 
 class FedAvgFineTuned(FedAvg):
     """FedAvg whose network each client trains on its own images before it answers. The result is not kept.
@@ -25,13 +31,15 @@ class FedAvgFineTuned(FedAvg):
     Args:
         epochs: epochs of fine-tuning; by default the local epochs of a round.
         lr: its learning rate; by default that of a round.
+        normalisation: as for :class:`FedAvg`.
 
     References:
         Collins, Hassani, Mokhtari, Shakkottai. FedAvg with fine tuning: local updates lead to representation learning.
         NeurIPS 2022.
     """
 
-    def __init__(self, epochs: int | None = None, lr: float | None = None) -> None:
+    def __init__(self, epochs: int | None = None, lr: float | None = None, normalisation: bool = False) -> None:
+        super().__init__(normalisation)
         self.epochs, self.lr = epochs, lr
 
     def prepare_answers(self, client: Client) -> None:

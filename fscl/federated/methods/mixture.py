@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fscl.federated.method import Method, Update
+from fscl.federated.method import Method, Update, mixed
 
 __all__ = ["Mixture"]
 
@@ -45,29 +45,36 @@ class Mixture(Method):
     def begin(self, model: nn.Module, clients: int) -> None:
         super().begin(model, clients)
         self.latest = {}
-        self._rows: dict[int, Tensor] | None = None
+        self._mixed: dict[int, dict[str, Tensor]] | None = None
 
     def parts_for(self, client: int, round: int) -> dict[str, Tensor]:
         parts = super().parts_for(client, round)
-        if self._rows is None:  # once for all clients of a round
-            weights = self.weights() if self.latest else None
-            self._rows = {} if weights is None else dict(zip(self.latest, weights, strict=True))
-        if client in self._rows:
-            row, updates = self._rows[client], self.latest.values()
-            parts |= {part: row @ torch.stack([u.parts[part] for u in updates]) for part in self.latest[client].parts}
-        return parts
+        if self._mixed is None:  # once for all clients of a round
+            self._mixed = self._mixtures()
+        return parts | self._mixed.get(client, {})
 
     def combine(self, round: int, updates: Sequence[Update]) -> None:
         super().combine(round, updates)
         if self.mixes(round):
-            self.latest |= {u.client: Update(u.client, u.parts, u.images) for u in updates}
-            self._rows = None
+            self.latest |= {u.client: Update(u.client, u.parts, u.images, rows=u.rows) for u in updates}
+            self._mixed = None
 
     def state_dict(self) -> dict[str, Any]:
-        latest = {client: {"parts": update.parts, "images": update.images} for client, update in self.latest.items()}
+        latest = {
+            client: {"parts": update.parts, "images": update.images, "rows": update.rows}
+            for client, update in self.latest.items()
+        }
         return super().state_dict() | {"latest": latest}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.latest = {client: Update(client, **update) for client, update in state["latest"].items()}
-        self._rows = None
+        self._mixed = None
+
+    def _mixtures(self) -> dict[int, dict[str, Tensor]]:
+        weights = self.weights() if self.latest else None
+        if weights is None:
+            return {}
+        updates = list(self.latest.values())
+        mixtures = {part: mixed(updates, part, weights) for part in updates[0].parts}
+        return {client: {part: rows[row] for part, rows in mixtures.items()} for row, client in enumerate(self.latest)}

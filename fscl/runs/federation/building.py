@@ -14,7 +14,8 @@ from fscl.data.images import ImageSet
 from fscl.data.transforms import ImageTransform, channel_statistics
 from fscl.errors import FsclError
 from fscl.factories import NotTrustedError, check_network, import_named, in_words
-from fscl.federated import FederatedStrategy, Federation, LabelledImages, Method
+from fscl.federated import FederatedStrategy, Federation, HeadFirst, LabelledImages, Method
+from fscl.federated.wire import BITS
 from fscl.networks import make_network
 from fscl.runs.recipe import FEDERATED, load_benchmark
 from fscl.runs.resume import line
@@ -23,6 +24,9 @@ from fscl.runs.spec import RunSpec
 from fscl.text import brief
 
 __all__ = ["build_clients", "build_server", "check_federation", "images_of", "split_of"]
+
+
+OF_ALL_METHODS = ("bits", "head_rounds")  # arguments that every method takes
 
 
 def recipe_of(spec: RunSpec) -> FederationRecipe:
@@ -92,6 +96,7 @@ def build_clients(spec: RunSpec, folder: Path | None = None) -> Federation:
         augmented=ImageTransform(mean, std, augment.crop_padding, augment.flip),
         plain=ImageTransform(mean, std),
         own_classes=recipe.federation.own_classes,
+        rounds=recipe.federation.rounds if recipe.federation.schedule == "cosine" else None,
         seed=spec.seed,
         folder=folder,
     )
@@ -137,9 +142,17 @@ def build_method(spec: RunSpec) -> Method:
             f"class = {spec.strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
         )
     try:
-        return kind(**spec.strategy.args)
+        own = {name: value for name, value in spec.strategy.args.items() if name not in OF_ALL_METHODS}
+        method = kind(**own)
     except TypeError as error:
         raise FsclError(f"{spec.strategy.name}: {in_words(error)}") from error
+    method.bits = spec.strategy.args.get("bits", method.bits)
+    if method.bits not in BITS:
+        raise FsclError(f"args.bits is {brief(method.bits)}; known: {', '.join(map(str, BITS))}")
+    rounds = spec.strategy.args.get("head_rounds", 0)
+    if type(rounds) is not int or rounds < 0:
+        raise FsclError(f"args.head_rounds is {brief(rounds)}; a number of rounds would do")
+    return HeadFirst(method, rounds) if rounds else method
 
 
 def build_network(spec: RunSpec) -> nn.Module:

@@ -2,40 +2,78 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fscl.errors import FsclError
-from fscl.federated import FederatedStrategy, LocalGrid, client_app
+from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app, simulate
 from fscl.federated.history import History, Round
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
-from fscl.runs.federation.building import build_clients, build_server, images_of, recipe_of, split_of
+from fscl.runs.federation.building import build_server, images_of, recipe_of, split_of
+from fscl.runs.federation.pool import ClientPool, Clients
 from fscl.runs.federation.record import Evaluated, FederatedRecord, RoundRecord
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.record import Resumed
 from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
+from fscl.runs.with_ray import import_ray
 
-__all__ = ["KEPT", "SERVER", "begin", "new_record", "train"]
+__all__ = ["KEPT", "SERVER", "begin", "clients_on", "new_record", "train"]
 
 BANK = "bank.safetensors"
 SERVER = "server.pt"  # the server of a finished run
 KEPT = "clients"  # folder of what stays at each client
 
 
+# the grid of a deployment, and the seconds that a round waits for clients
+_elsewhere: ContextVar[tuple[Any, float] | None] = ContextVar("_elsewhere", default=None)
+
+
+@contextmanager
+def clients_on(grid: Any, timeout: float) -> Iterator[None]:
+    """Within the block the clients of a run are those of Flower's grid, in place of processes of this machine."""
+    token = _elsewhere.set((grid, timeout))
+    try:
+        yield
+    finally:
+        _elsewhere.reset(token)
+
+
 class Work:
-    """A federation that is under way: its server, and the grid of its clients."""
+    """A federation that is under way: its server, and where its clients are."""
 
     def __init__(self, spec: RunSpec, folder: Path, server: FederatedStrategy, progress: Progress | None) -> None:
-        self.server, self.progress = server, progress
+        self.server, self.progress, self.spec = server, progress, spec
         self.rounds = recipe_of(spec).federation.rounds
-        clients = build_clients(spec, folder / KEPT)
-        self.grid = LocalGrid(client_app(lambda context: clients), len(clients.train))
+        self.clients = Clients(spec, folder / KEPT)
+
+    def start(self, after_round: Callable[[], object]) -> None:
+        """Does all rounds that are left."""
+        server, app = self.server, client_app(self.clients)
+        elsewhere = _elsewhere.get()
+        if elsewhere is not None:
+            grid, timeout = elsewhere
+            server.start(grid, num_rounds=self.rounds, timeout=timeout, after_round=after_round)
+        elif self.spec.simulated:
+            import_ray()
+            start = partial(server.start, num_rounds=self.rounds, after_round=after_round)
+            simulate(start, app, server.clients, self.spec.workers)
+        elif self.spec.workers > 1:
+            pool = ClientPool(self.spec, self.clients.folder)
+            try:
+                server.start(PooledGrid(server.clients, pool), num_rounds=self.rounds, after_round=after_round)
+            finally:
+                pool.close()
+        else:
+            server.start(LocalGrid(app, server.clients), num_rounds=self.rounds, after_round=after_round)
 
     @property
     def step(self) -> int:
@@ -120,7 +158,7 @@ def train(
 
     if work.progress is not None:
         work.progress(server.round, 0, 1)
-    server.start(work.grid, num_rounds=work.rounds, after_round=after_round)
+    work.start(after_round)
     if not weights:
         shutil.rmtree(folder / KEPT, ignore_errors=True)
 

@@ -5,7 +5,6 @@ sends its files to the driver after every task.
 """
 
 import contextlib
-import os
 import shutil
 import socket
 import tempfile
@@ -21,6 +20,7 @@ from fscl.files import write_atomically
 from fscl.runs.grid.sweep import Outcome, attempt
 from fscl.runs.spec import RunSpec
 from fscl.runs.weights import WEIGHTS
+from fscl.runs.with_ray import import_ray
 
 __all__ = ["RayEngine", "refuse_logs"]
 
@@ -72,7 +72,7 @@ class RayEngine:
         """
         for spec in todo:
             refuse_logs(spec.log)
-        ray = _ray()
+        ray = import_ray()
         if not todo:
             return
         connects = not ray.is_initialized()
@@ -211,16 +211,3 @@ class _Keeper:
 
 def _put(content: bytes, path: Path) -> None:
     path.write_bytes(content)
-
-
-def _ray() -> Any:
-    # Under `uv run`, Ray would send the current folder to every machine and make an environment for each worker,
-    # although fscl is installed there.
-    os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    try:
-        import ray
-        import ray.exceptions
-        import ray.util.scheduling_strategies
-    except ImportError as error:
-        raise FsclError("--engine ray needs Ray; install fscl[ray]") from error
-    return ray

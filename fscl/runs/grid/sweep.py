@@ -6,7 +6,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,10 @@ from rich.console import Console
 from fscl.errors import FsclError
 from fscl.runs.building import find_device, prepared
 from fscl.runs.grid.progress import LiveTable, record_stamp
-from fscl.runs.grid.workers import FOR_FEDERATIONS, FOR_STREAMS, Died, each_in_a_worker, in_a_worker, warm_up
 from fscl.runs.run import BusyError, is_finished, run_one
 from fscl.runs.schema import FederationRecipe
 from fscl.runs.spec import RunSpec
+from fscl.runs.workers import FOR_FEDERATIONS, FOR_STREAMS, Died, each_in_a_worker, in_a_worker, warm_up
 
 __all__ = ["Engine", "Outcome", "attempt", "sweep"]
 
@@ -119,7 +119,9 @@ def _prepared(
 ) -> list[RunSpec]:
     if engine is not None:
         return prepared(todo, here=False)
-    if jobs == 1 or len(todo) == 1:
+    if jobs == 1 or len(todo) == 1 or any(spec.simulated for spec in todo):
+        if _is_federated(todo) and _cores() > 1 and not any(spec.simulated for spec in todo):
+            warm_up(FOR_FEDERATIONS)  # for the processes of clients
         return prepared(todo)
     warm_up(FOR_FEDERATIONS if _is_federated(todo) else FOR_STREAMS)
     meanwhile()
@@ -134,8 +136,13 @@ def _here(todo: Sequence[RunSpec], out: Path, jobs: int | None, overwrite: bool)
     threads = max((spec.threads for spec in todo), default=1)
     if jobs is None and any(spec.device.startswith("cuda") for spec in todo):
         jobs = 1  # runs would share one GPU's memory
+    if any(spec.simulated for spec in todo):
+        jobs = 1  # each run starts a Ray cluster of its own
     jobs = max(1, min(jobs or _cores() // threads, len(todo)))
-    left: list[Item] = [(spec, record_stamp(spec.folder(out)) if overwrite else None) for spec in todo]
+    spared = max(1, _cores() // (jobs * threads))  # where few runs are done, clients of a federation use other cores
+    left: list[Item] = [
+        (replace(spec, workers=spared), record_stamp(spec.folder(out)) if overwrite else None) for spec in todo
+    ]
     while left:
         busy = []
         for item, ended in _in_turn(left, out) if jobs == 1 else _at_once(left, out, jobs):

@@ -11,11 +11,11 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from fscl.errors import FsclError
 
-__all__ = ["FOR_FEDERATIONS", "FOR_STREAMS", "Died", "each_in_a_worker", "in_a_worker", "warm_up"]
+__all__ = ["FOR_FEDERATIONS", "FOR_STREAMS", "Died", "StandingWorkers", "each_in_a_worker", "in_a_worker", "warm_up"]
 
 # otherwise each worker would import them: Avalanche takes about 8 s
 FOR_STREAMS = ["fscl.continual.repaired", "fscl.runs.run", "fscl.runs.stream_run", "sklearn.datasets"]
@@ -71,12 +71,7 @@ def each_in_a_worker(
         while waiting or running:
             while waiting and len(running) < jobs:
                 item = waiting.pop()
-                receiver, sender = _context().Pipe(duplex=False)
-                # the server's environment is that of its start
-                worker = _context().Process(target=_work, args=(sender, do, item, dict(os.environ)))
-                with _without_main_module():
-                    worker.start()
-                sender.close()
+                worker, receiver = _started(_work, do, item)
                 running.append((worker, receiver, item))
             # of the pipe a child of the worker may have a copy, so its end does not tell the end of the worker
             ready = wait([end for worker, receiver, _ in running for end in (receiver, worker.sentinel)])
@@ -113,18 +108,99 @@ def _answer(call: tuple[Callable[[Item], Result], Item]) -> tuple[Result] | str:
         return str(error)
 
 
+class StandingWorkers(Generic[Item, Result]):
+    """Workers that stay: each makes a function once, and calls it with one item after another.
+
+    A worker that dies is replaced. If this process is killed, the workers end by themselves.
+
+    Args:
+        make: a function at the top level of a module. ``make(argument)`` is the function that is called.
+        argument: must be picklable.
+        number: workers; they start when they are needed.
+    """
+
+    def __init__(self, make: Callable[[Any], Callable[[Item], Result]], argument: Any, number: int) -> None:
+        self._make, self._argument, self._number = make, argument, number
+        self._idle: list[tuple[Any, Connection]] = []
+
+    def __call__(self, items: Sequence[Item]) -> list[Result | Died]:
+        """The results for all items, in their order; :class:`Died` for an item whose worker ended without a result."""
+        results: list[Any] = [None] * len(items)
+        waiting = list(reversed(range(len(items))))
+        busy: list[tuple[Any, Connection, int]] = []
+        try:
+            while waiting or busy:
+                while waiting and len(busy) < self._number:
+                    busy.append((*self._give(items[waiting[-1]]), waiting.pop()))
+                ready = wait([signal for worker, end, _ in busy for signal in (end, worker.sentinel)])
+                for entry in [entry for entry in busy if {entry[1], entry[0].sentinel} & {*ready}]:
+                    busy.remove(entry)
+                    worker, end, index = entry
+                    if (answer := _received(end)) is None:
+                        results[index] = _result(worker, end)
+                    else:
+                        results[index] = answer[0]
+                        self._idle.append((worker, end))
+        finally:
+            self._end(busy)
+        return results
+
+    def _give(self, item: Item) -> tuple[Any, Connection]:
+        """A worker that has been given an item."""
+        while self._idle:
+            worker, end = self._idle.pop()
+            try:
+                end.send(item)
+            except OSError:  # it died while it had nothing to do
+                self._end([(worker, end, 0)])
+            else:
+                return worker, end
+        worker, end = _started(_stand, self._make, self._argument, daemon=True)  # at the latest, ends with this process
+        with contextlib.suppress(OSError):  # it died, which its sentinel tells
+            end.send(item)
+        return worker, end
+
+    def close(self) -> None:
+        """Ends all workers."""
+        self._end([(worker, end, 0) for worker, end in self._idle])
+        self._idle = []
+
+    def _end(self, workers: Sequence[tuple[Any, Connection, int]]) -> None:
+        for worker, _, _ in workers:
+            worker.kill()
+        for worker, end, _ in workers:
+            worker.join()
+            end.close()
+
+
+def _started(work: Callable[..., None], *arguments: Any, daemon: bool = False) -> tuple[Any, Connection]:
+    """A worker that does ``work(connection, environment, *arguments)``, and this process's end of the connection."""
+    here, there = _context().Pipe()
+    # the server's environment is that of its start
+    worker = _context().Process(target=work, args=(there, dict(os.environ), *arguments), daemon=daemon)
+    with _without_main_module():
+        worker.start()
+    there.close()
+    return worker, here
+
+
 def _result(worker: Any, receiver: Connection) -> Any:
     """What a worker sent, or that it died. A worker that goes on after its result, because of a thread, is killed."""
-    try:
-        with receiver:
-            result = receiver.recv() if receiver.poll() else None
-    except EOFError:
-        result = None
+    with receiver:
+        result = _received(receiver)
     worker.join(PATIENCE)
     if worker.is_alive():
         worker.kill()
         worker.join()
     return Died(worker.exitcode) if result is None else result[0]
+
+
+def _received(end: Connection) -> Any:
+    """What is to be read, a tuple of one result; None if there is nothing."""
+    try:
+        return end.recv() if end.poll() else None
+    except (EOFError, OSError):
+        return None
 
 
 def _context() -> Any:
@@ -153,13 +229,25 @@ def _without_main_module() -> Iterator[None]:
         sys.modules["__main__"] = main
 
 
-def _work(sender: Connection, do: Callable[[Any], Any], item: Any, environment: dict[str, str]) -> None:
+def _work(sender: Connection, environment: dict[str, str], do: Callable[[Any], Any], item: Any) -> None:
+    _begin(environment)
+    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes of a terminal; the parent reports it
+        sender.send((do(item),))
+
+
+def _stand(end: Connection, environment: dict[str, str], make: Callable[[Any], Any], argument: Any) -> None:
+    _begin(environment)
+    with contextlib.suppress(KeyboardInterrupt, EOFError):
+        do = make(argument)
+        while True:
+            end.send((do(end.recv()),))
+
+
+def _begin(environment: dict[str, str]) -> None:
     gc.freeze()  # what the server imported is never collected, and looking through it would take time in every run
     os.environ.clear()
     os.environ.update(environment)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C reaches all processes of a terminal; the parent reports it
-        sender.send((do(item),))
 
 
 def _end_with_parent() -> None:
