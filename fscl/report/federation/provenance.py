@@ -92,7 +92,7 @@ TRAVEL: tuple[Column[MethodRuns], ...] = (
     Column("Travels", "in the last round", "", lambda group: _parts(group.runs[0], group.runs[0].travels)),
     Bytes(
         "Values that travel",
-        "one way",
+        "one way, 32 bits",
         "",
         lambda group: float(sum(group.runs[0].sizes.get(part, 0) for part in group.runs[0].travels)),
     ),
