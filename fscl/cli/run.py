@@ -130,8 +130,14 @@ def run(
             check_writable(folder)
     place = ("cuda" if gpus_per_run else "cpu") if cluster and device == "auto" else device
     base = data_folder(data)
-    where: dict[str, Any] = {"data": base, "device": place, "threads": threads, "loader": loader}
-    kept: dict[str, Any] = {"simulated": simulated, "weights": weights, "log": tuple(dict.fromkeys(log or ()))}
+    where: dict[str, Any] = {
+        "data": base,
+        "device": place,
+        "threads": threads,
+        "loader": loader,
+        "simulated": simulated,
+    }
+    kept: dict[str, Any] = {"weights": weights, "log": tuple(dict.fromkeys(log or ()))}
     specs = [RunSpec(b, s, seed, validation=validation, **kept, **where) for seed in chosen_seeds for b, s in pairs]
     with output.only_results():
         outcomes = sweep(specs, out, jobs, overwrite, output.progress, cluster, meanwhile=_import_report)
