@@ -98,7 +98,8 @@ def _of_federation(record: "FederatedRecord", status: str) -> "tuple[Facts, Tabl
         *((column.heading, column.number(group)) for group in groups for column in TRAVEL[1:]),
     ]
     if left_out := sum(len(r.left_out) for r in record.rounds):
-        facts.append(("Left out", f"{left_out} answers of clients; the report has the reasons"))
+        answers = "1 answer of a client" if left_out == 1 else f"{left_out} answers of clients"
+        facts.append(("Left out", f"{answers}; the report has the reasons"))
     clients = Table("client", "group", "classes", box=None)
     for heading in ("images", "tested on", f"after round {record.evaluated[-1].round}" if record.evaluated else "last"):
         clients.add_column(heading, justify="right")

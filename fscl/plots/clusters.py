@@ -21,7 +21,7 @@ from scipy.spatial.distance import squareform
 
 from fscl.errors import FsclError, printable
 from fscl.plots.figures import INK, INK_ON_COLOUR, style
-from fscl.plots.heatmaps import similarity_heatmap
+from fscl.plots.heatmaps import NAMED, similarity_heatmap
 from fscl.text import decimals
 
 __all__ = ["clustered_heatmap", "short_names"]
@@ -39,6 +39,7 @@ def clustered_heatmap(
     beside: Mapping[str, Sequence[int]] | None = None,
     limits: tuple[float, float] | None = None,
     label: str = "similarity",
+    most_names: int = NAMED,
 ) -> Figure:
     """A heatmap of similarities (T, T), ordered by clustering, with the tree of the clusters on top.
 
@@ -54,6 +55,7 @@ def clustered_heatmap(
             between the tree and the heatmap.
         limits: the range of the colours; by default the range of values off the diagonal.
         label: of the colour bar.
+        most_names: as for :func:`fscl.plots.similarity_heatmap`.
 
     Raises:
         FsclError: there are fewer than two names, the shape does not fit, or values are not finite.
@@ -70,7 +72,7 @@ def clustered_heatmap(
     order = leaves_list(tree).tolist()
     short = short_names(names)
     shown = matrix[np.ix_(order, order)]
-    axes = similarity_heatmap(shown, [short[i] for i in order], limits=limits, label=label)
+    axes = similarity_heatmap(shown, [short[i] for i in order], limits=limits, label=label, most_names=most_names)
     figure = axes.figure
     assert isinstance(figure, Figure)  # not a SubFigure
     with style():

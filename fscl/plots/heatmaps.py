@@ -106,16 +106,20 @@ def similarity_heatmap(
     *,
     limits: tuple[float, float] | None = None,
     label: str = "similarity",
+    most_names: int = NAMED,
     ax: Axes | None = None,
 ) -> Axes:
-    """A heatmap of task-to-task similarity (T, T). The diagonal is grey; the colours span the off-diagonal values."""
+    """A heatmap of task-to-task similarity (T, T). The diagonal is grey; the colours span the off-diagonal values.
+
+    Of more than ``most_names`` tasks some are named, at equal distances. The figure grows with the names.
+    """
     matrix = _square(similarity, names)
     hidden = np.eye(len(matrix), dtype=bool) | np.isnan(matrix)
     limits = limits or similarity_limits(matrix)
     places = decimals(limits[1] - limits[0], most=6 if len(matrix) <= 5 else 4)  # as many as fit into a cell
     annotated = matrix[:ANNOTATE_UP_TO, :ANNOTATE_UP_TO] if len(matrix) <= ANNOTATE_UP_TO else matrix[:0]
     texts = [[_written(value, places) for value in row] for row in annotated.tolist()]
-    axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax)
+    axes = _heatmap(matrix, hidden, names, _colours("flare", DIAGONAL), limits, label, texts, ax, most_names)
     axes.set_xlabel("task")
     axes.set_ylabel("task")
     return axes
@@ -204,17 +208,18 @@ def _heatmap(
     label: str,
     texts: Sequence[Sequence[str]] | None,
     ax: Axes | None,
+    most_names: int = NAMED,
 ) -> Axes:
     count = len(matrix)
     with style():
-        side = max(3.9, 2.3 + 0.2 * count) if count <= 16 else max(5.6, 2.2 + 0.14 * min(count, NAMED))
+        side = max(3.9, 2.3 + 0.2 * count) if count <= 16 else max(5.6, 2.2 + 0.14 * min(count, most_names))
         axes = ax if ax is not None else new_axes((side + 0.5, side))
         shown = np.ma.masked_array(matrix, hidden)
         mesh = axes.pcolormesh(shown, cmap=colours, vmin=limits[0], vmax=limits[1], rasterized=True)
         axes.set(xlim=(0, count), ylim=(count, 0), aspect="equal")
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        places = some_of(count, NAMED)
+        places = some_of(count, most_names)
         short = [abbreviate(names[place]) for place in places]
         font: Any = {"fontsize": 8.0 if count <= 12 else 6.5, "parse_math": False}
         centres = [place + 0.5 for place in places]

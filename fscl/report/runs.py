@@ -161,7 +161,7 @@ class Runs(Sequence[Record]):
     def similarity(
         self, strategy: str | None = None, seed: int | None = None, benchmark: str | None = None
     ) -> pd.DataFrame:
-        """The similarity of tasks or clients by the atoms or filters of one strategy: a mean over the seeds.
+        """The similarity of the tasks or clients of one strategy: a mean over the seeds.
 
         Only finished runs count. Clients of different seeds have different images. They are averaged if client i has
         the same known group in all seeds.
@@ -173,7 +173,7 @@ class Runs(Sequence[Record]):
 
         Returns:
             (T, T), all layers together. Rows and columns have the names of the tasks, in the order of learning; or
-            (clients, clients), NaN for a client of which the server has no atoms.
+            (clients, clients), NaN for a client of which the server has nothing to compare.
 
         Raises:
             FsclError: no such run is finished and has a similarity; or the runs differ in benchmark, strategy, recipe,

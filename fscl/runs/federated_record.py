@@ -63,7 +63,7 @@ class FederatedRecord(Record):
         sizes: bytes of each part of the network.
         stays: the parts that stay at clients.
         travels: the parts that travel in the last round.
-        similarity: of the clients by their atoms at the end; no rows if there are no atoms.
+        similarity: of the clients at the end, by what they changed; no rows if the method does not compare them.
     """
 
     classes: list[Label]

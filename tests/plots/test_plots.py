@@ -23,8 +23,10 @@ from PIL import Image
 from fscl.errors import FsclError
 from fscl.plots import (
     accuracy_heatmap,
+    accuracy_over_cost,
     accuracy_over_time,
     correlation_forest,
+    counts_heatmap,
     figures,
     memory_against_accuracy,
     scatter_correlation,
@@ -59,6 +61,8 @@ def make_all(tasks: int) -> list[Figure]:
         similarity_by_layer(similarity(tasks, 5), [f"features.{i}" for i in range(5)], names(tasks)),
         scatter_correlation(*pairs, groups=seeds).figure,
         accuracy_over_time({"One": RNG.uniform(size=(3, tasks)), "Two": RNG.uniform(size=(1, tasks))}).figure,
+        accuracy_over_cost({"One": (np.arange(tasks), RNG.uniform(size=(3, tasks)))}, xlabel="MB", log=True).figure,
+        counts_heatmap(RNG.integers(5, size=(tasks, 3)), ["ant", "bee", "cat"]).figure,
         memory_against_accuracy({"One": (17600.0, 0.8), "Two": (0.0, 0.4)}, bounds=["Two"]).figure,
         correlation_forest(
             {"Question": {f"Learner {i}": {"way": (0.1 * i, -0.5, 0.9, 0.01)} for i in range(tasks % 9)}}
@@ -214,7 +218,9 @@ def draw_with(names: list[str]) -> None:
     made: list[Any] = [
         accuracy_heatmap(matrix, names).figure,
         similarity_heatmap(matrix, names, label=names[0]).figure,
-        clustered_heatmap(matrix, names),
+        clustered_heatmap(matrix, names, beside={names[0]: range(count)}),
+        counts_heatmap(matrix, names, label=names[0]).figure,
+        accuracy_over_cost({name: ([1, 2], RNG.uniform(size=(2, 2))) for name in names}, xlabel=names[0]).figure,
         similarity_by_layer(np.stack([matrix] * count), names, names),
         scatter_correlation(*pairs, groups=names, xlabel=names[0], ylabel=names[1]).figure,
         accuracy_over_time({name: RNG.uniform(size=(2, 3)) for name in names}).figure,
@@ -270,7 +276,11 @@ def thousand(kind: str) -> Figure:
         "accuracy": lambda: accuracy_heatmap(alike, names).figure,
         "similarity": lambda: similarity_heatmap(alike, names).figure,
         "clusters": lambda: clustered_heatmap(alike, names, groups=[i % 7 for i in range(count)]),
-        "chain": lambda: clustered_heatmap(alike, names),
+        "chain": lambda: clustered_heatmap(alike, names, beside={"known": [i % 70 for i in range(count)]}),
+        "counts": lambda: (
+            counts_heatmap(RNG.uniform(size=(count, count)), names, groups=[i % 7 for i in range(count)]).figure
+        ),
+        "cost": lambda: accuracy_over_cost({n: ([1, 2], RNG.uniform(size=(2, 2))) for n in names}, xlabel="x").figure,
         "layers": lambda: similarity_by_layer(np.broadcast_to(alike, (30, count, count)), names[:30], names),
         "many layers": lambda: similarity_by_layer(similarity(5, count), names, names[:5]),
         "scatter": lambda: scatter_correlation(*RNG.uniform(size=(2, count)), groups=names).figure,
@@ -289,6 +299,8 @@ def thousand(kind: str) -> Figure:
         "similarity",
         "clusters",
         "chain",
+        "counts",
+        "cost",
         "layers",
         "many layers",
         "scatter",
@@ -432,6 +444,49 @@ def test_the_tree_of_a_clustered_heatmap_shows_joins_at_any_scale() -> None:
 def test_groups_of_one_are_not_outlined() -> None:
     assert not clustered_heatmap(similarity(4)[0], "abcd", groups=[1, 2, 3, 4]).axes[0].patches
     assert len(clustered_heatmap(similarity(4)[0], "abcd", groups=[1, 2, 2, 4]).axes[0].patches) >= 3
+
+
+def test_strips_beside_a_clustered_heatmap_have_the_groups_in_its_order() -> None:
+    groups = [0, 1, 0, 1, 0, 1]
+    alike = np.where(np.equal.outer(groups, groups), 0.9, 0.1) + 0.1 * np.eye(6)
+    figure = clustered_heatmap(alike, "abcdef", beside={"known": groups, "found": [27, -1, 27, -1, 27, -1]})
+    axes = figure.axes[0]
+    strips = {strip.get_yticklabels()[0].get_text(): strip for strip in axes.child_axes if strip.patches}
+    assert sorted(text.get_text() for text in strips["known"].texts) == ["A", "B"], "a letter for each run of a group"
+    assert [text.get_text() for text in strips["found"].texts] == ["AB"], "a client without a group has none"
+    order = ["abcdef".index(text.get_text()) for text in axes.get_xticklabels()]
+    for patch, text in zip(strips["known"].patches, strips["known"].texts, strict=True):
+        members = order[int(patch.get_x()) : int(patch.get_x() + patch.get_width())]
+        assert {"AB"[groups[member]] for member in members} == {text.get_text()}
+
+
+def test_accuracy_over_cost_has_means_over_seeds_and_gaps_where_nothing_is_known() -> None:
+    curves = {
+        "One": ([0.0, 1.0, 10.0], [[0.1, 0.2, 0.4], [0.1, 0.4, 0.8]]),
+        "Two": ([1.0, 2.0, 4.0], [[0.9, np.nan, 0.7]]),
+        "None": ([0.0], [[0.5]]),
+    }
+    axes = accuracy_over_cost(curves, xlabel="megabytes", log=True)
+    one, two = axes.lines
+    assert one.get_xdata().tolist() == [1.0, 10.0], "a logarithmic axis has no 0"
+    assert one.get_ydata().tolist() == pytest.approx([30.0, 60.0])
+    assert np.isnan(two.get_ydata()).tolist() == [False, True, False]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["Two", "One"], "the most accurate first"
+    assert axes.get_xscale() == "log"
+    assert len(accuracy_over_cost(curves, xlabel="round").lines) == 3
+
+
+def test_counts_are_sorted_by_group_and_none_is_grey() -> None:
+    axes = counts_heatmap([[3, 0], [0, 5], [4, 0]], ["ant", "bee"], groups=[0, 1, 0])
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["0", "2", "1"]
+    assert [line.get_xdata()[0] for line in axes.lines] == [2], "a line between the groups"
+    shown = np.ma.masked_array(axes.collections[0].get_array()).reshape(2, 3)
+    assert shown.filled(-1).tolist() == [[3, 4, -1], [-1, -1, 5]]
+    for counts, classes, says in (([[1, 2]], ["ant"], "shape"), ([[1]], ["ant"], "1 groups for 1|2 groups for 1")):
+        with pytest.raises(FsclError, match=says):
+            counts_heatmap(counts, classes, groups=[0, 1])
+    many = counts_heatmap(np.ones((300, 200)), [f"class {i}" for i in range(200)])
+    assert len(many.get_xticks()) <= 60
 
 
 def test_clustered_heatmap_refuses_matrices_that_cannot_be_clustered() -> None:

@@ -248,7 +248,7 @@ def test_the_permutation_test_of_the_gain_has_the_p_of_all_permutations(federati
     [
         ({"seed": 1}, "no finished run of Local has seed 0"),
         ({"counts": [[1, 1, 1, 1]] * 8}, "with seed 0 the clients of Local have other images"),
-        ({"accuracy": np.full((2, 8), np.nan)}, "seed 0: 0 clients with atoms; at least 4 are needed"),
+        ({"accuracy": np.full((2, 8), np.nan)}, "seed 0: 0 clients can be compared; at least 4 are needed"),
     ],
 )
 def test_a_gain_that_cannot_be_known_is_undefined_and_says_why(
@@ -283,8 +283,8 @@ def test_a_report_without_similarity_has_no_part_on_it(federation: Make, tmp_pat
     few = np.full((8, 8), np.nan)
     few[:2, :2] = 1
     _, markdown = pages(tmp_path, federation(similarity=few))
-    assert "6 clients are left out: the server has no atoms of theirs" in markdown
-    assert "2 clients with atoms; at least 4 are needed" in markdown
+    assert "6 clients are left out: the server has nothing of theirs to compare" in markdown
+    assert "2 clients can be compared; at least 4 are needed" in markdown
 
 
 def test_html_and_markdown_show_the_same_numbers(federation: Make, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from fscl.files import write_text_atomically
 from fscl.plots.figures import inline_svg
 from fscl.report.page import write_report
 from fscl.report.runs import load_runs
+from fscl.runs.results import read_record
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs Playwright's Python package")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -78,18 +79,54 @@ def numbers(texts: list[str]) -> list[float]:
     return [float(text.replace("−", "-").replace("+", "")) for text in texts if text != "–"]
 
 
-def test_only_scroll_areas_are_wider_than_the_screen(opened: Any) -> None:
+def check_width(page: Any) -> None:
+    """Nothing but scroll areas is wider than the screen."""
     for width, scheme in itertools.product((WIDE, PHONE), ("light", "dark")):
-        opened.set_viewport_size({"width": width, "height": 900})
-        opened.emulate_media(color_scheme=scheme)
-        outside = opened.evaluate(
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        outside = page.evaluate(
             """() => [...document.querySelectorAll("body *")].filter(element =>
                 !element.closest(".scroll > *, details:not([open]), script")
                 && element.getBoundingClientRect().right > innerWidth + 1
             ).map(element => element.outerHTML.slice(0, 80))"""
         )
         assert outside == [], (width, scheme)
-        assert opened.evaluate("document.documentElement.scrollWidth <= innerWidth"), (width, scheme)
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (width, scheme)
+
+
+def check_links(page: Any) -> None:
+    """Each link within the page leads somewhere."""
+    dead = page.evaluate(
+        """() => [...document.querySelectorAll('a[href^="#"]')].map(link => link.getAttribute("href")).filter(
+            href => !document.getElementById(href.slice(1)))"""
+    )
+    assert dead == []
+
+
+def test_only_scroll_areas_are_wider_than_the_screen(opened: Any) -> None:
+    check_width(opened)
+
+
+def test_the_page_of_a_federation_fits_sorts_and_leads_to_its_heatmaps(
+    browser: Any, federation: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fscl.report.page.save_png", lambda figure, file: write_text_atomically(file, "not drawn"))
+    data = [federation(method, seed) for method in ("atoms", "fedavg", "local") for seed in range(2)]
+    file = write_report([read_record("made up", one) for one in data], tmp_path).html
+    page = browser.new_page(viewport={"width": WIDE, "height": 900})
+    page.goto(file.as_uri())
+    check_width(page)
+    check_links(page)
+    link = page.get_by_role("rowheader", name="Atoms").first.get_by_role("link").get_attribute("href")
+    assert page.locator(f"{link} svg").count() == 1
+    page.get_by_role("columnheader", name="Sent in all").get_by_role("button").click()
+    exact = page.evaluate(
+        """() => [...document.querySelector("table.sortable").tBodies[0].rows].map(row => row.cells[7].title)"""
+    )
+    assert exact == ["4000 bytes"] * 3
+    drawn = page.evaluate("[...new Set([...document.querySelectorAll('[data-learner]')].map(e => e.dataset.learner))]")
+    assert sorted(drawn) == ["Atoms", "Fedavg", "Local"]
+    page.close()
 
 
 def test_letters_of_figures_can_be_read_on_a_phone_and_names_of_learners_stay_in_view(opened: Any) -> None:
@@ -212,11 +249,7 @@ def test_the_learner_under_the_pointer_or_with_the_focus_stands_out(opened: Any)
 
 
 def test_a_learner_leads_to_its_heatmap_and_contents_to_every_part(opened: Any) -> None:
-    dead = opened.evaluate(
-        """() => [...document.querySelectorAll('a[href^="#"]')].map(link => link.getAttribute("href")).filter(
-            href => !document.getElementById(href.slice(1)))"""
-    )
-    assert dead == []
+    check_links(opened)
     folded = opened.locator("details figure").first  # of the fifth learner
     assert not folded.is_visible()
     opened.locator(f"a[href='#{folded.get_attribute('id')}']").first.click()

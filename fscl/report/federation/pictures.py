@@ -16,7 +16,7 @@ from fscl.plots import (
 )
 from fscl.plots.figures import LearnerStyle
 from fscl.report.federation.measures import bytes_sent, mean_accuracies, rand_index, worst_tenths
-from fscl.report.federation.relations import LABELS, Relation, clients_with_atoms
+from fscl.report.federation.relations import LABELS, Relation, clients_compared
 from fscl.report.federation.summary import MethodRuns
 from fscl.report.sections import Picture, group_id, picture, slugged
 from fscl.runs.federated_record import FederatedRecord
@@ -25,6 +25,7 @@ from fscl.text import decimal, interval, signed, small_p
 __all__ = ["accuracy_pictures", "gain_pictures", "similarity_pictures", "split_picture"]
 
 Array = NDArray[np.float64]
+NAMED = 40  # clients that have their number on a heatmap's axis
 BANDS = (
     "Lines are means over seeds ({}). If there are only a few lines, bands show one sample standard deviation on "
     "either side. Bounds are grey and dashed."
@@ -108,29 +109,32 @@ def split_picture(name: str, runs: Sequence[FederatedRecord]) -> list[Picture]:
 
 
 def similarity_pictures(name: str, groups: Sequence[MethodRuns]) -> list[Picture]:
-    """A clustered heatmap of the clients' similarity for each method with atoms."""
+    """A clustered heatmap of the clients' similarity for each method that compares them."""
     pictures = []
     for group in groups:
         runs = [run for run in group.runs if len(run.similarity)]
         runs = runs if group.same_groups else runs[:1]
-        chosen = clients_with_atoms(runs)
+        chosen = clients_compared(runs)
         if len(chosen) < 2:
             continue
         matrix = np.mean([run.similarity[np.ix_(chosen, chosen)] for run in runs], axis=0)
         names = [str(client) for client in chosen]
         low, high = similarity_limits(matrix)
-        first, label = runs[0], "cosine of changes of atoms, mean over layers"
+        first = runs[0]
+        # what is compared, and over what it is a mean
+        changes, over = ("atoms", "mean over layers") if group.has_atoms else ("networks", "all layers together")
+        label = f"cosine of changes of {changes}, {over}"
         source = f"mean over {len(runs)} seeds" if len(runs) > 1 else f"seed {first.seed}"
         strips, agreement = _strips(runs, chosen)
-        figure = clustered_heatmap(matrix, names, beside=strips, label=label)
+        figure = clustered_heatmap(matrix, names, beside=strips, label=label, most_names=NAMED)
         left_out = first.clients - len(chosen)
         caption = (
-            f"Cosine of the changes that clients made to the atoms of {group.label}, mean over layers; {len(chosen)} "
+            f"{group.label}: cosine of the changes that clients made to their {changes}, {over}; {len(chosen)} "
             f"clients, {source}. No data is used. Clients are ordered by clustering; the tree shows at which mean "
             f"similarity clusters join. Colours span {decimal(low)} to {decimal(high)}.{agreement}"
         )
         if left_out:
-            caption += f" {left_out} clients are left out: the server has no atoms of theirs."
+            caption += f" {left_out} clients are left out: the server has nothing of theirs to compare."
         slug = slugged(f"{name}-clients-{group_id(group)}")
         pictures.append(Picture(slug, figure, group.label, caption, learner=group.label))
     return pictures
@@ -185,10 +189,13 @@ def gain_pictures(name: str, answers: Sequence[Relation], styles: Mapping[str, L
         of_labels = words == LABELS
         dots = {row.label: (row.dots[0], row.dots[1] * (1 if of_labels else 100), row.dots[2]) for row in rows}
         if of_labels:
-            xlabel, ylabel = "similarity of labels (cosine of images by class)", "similarity of atoms"
-            shown = "A dot is a pair of clients: the cosine of their numbers of images by class, and of their atoms."
+            xlabel, ylabel = "similarity of labels (cosine of images by class)", "similarity of clients"
+            shown = (
+                "A dot is a pair of clients: the cosine of their numbers of images by class, and their similarity by "
+                "the changes of atoms, or of networks that have none."
+            )
         else:
-            xlabel, ylabel = "mean similarity of atoms with other clients", "gain over training alone (points)"
+            xlabel, ylabel = "mean similarity with other clients", "gain over training alone (points)"
             shown = (
                 "A dot is a client: its mean similarity with the other clients, and its final accuracy less its "
                 "accuracy when it trains alone, with the same seed and images."

@@ -30,7 +30,7 @@ def federated_provenance(
     first = described[0]
     facts = [
         ("Federation", f"{name}, {first.clients} client{'s' * (first.clients != 1)}"),
-        ("Clients", "; ".join(dict.fromkeys(map(_clients, described)))),
+        ("Clients", _clients(described)),
     ]
     return how_made(facts, described, groups, federated_budget, "methods")
 
@@ -40,8 +40,7 @@ def federated_budget(run: FederatedRecord) -> str:
     federation, training = run.benchmark.federation, run.benchmark.training
     rounds = f"{run.steps_in_all} round{'s' * (run.steps_in_all != 1)}"
     if run.rounds:
-        asked = sorted({len(r.chosen) for r in run.rounds})
-        rounds += f" with {_range(asked)} of {run.clients} clients"
+        rounds += f" with {_range([len(r.chosen) for r in run.rounds])} of {run.clients} clients"
     epochs = training.get("epochs")
     parts = [rounds, f"{epochs} local epoch{'s' * (epochs != 1)} a round" if epochs is not None else ""]
     if every := federation.get("evaluate_every"):
@@ -49,25 +48,31 @@ def federated_budget(run: FederatedRecord) -> str:
     return ", ".join(part for part in (*parts, *optimizer_words(training)) if part)
 
 
-def _clients(run: FederatedRecord) -> str:
-    """How images are divided among the clients."""
+def _clients(runs: Sequence[FederatedRecord]) -> str:
+    """How images are divided among the clients, over all seeds."""
+    images = [number for run in runs for number in run.counts.sum(1).astype(int).tolist()]
+    held = [number for run in runs for number in np.count_nonzero(run.counts, axis=1).tolist()]
+    tested = [number for run in runs for number in run.tested]
+    split = "; ".join(dict.fromkeys(map(_split, runs)))
+    return (
+        f"{split}; a client has {_range(held)} of {len(runs[0].classes)} classes, "
+        f"{_range(images)} training and {_range(tested)} test images"
+    )
+
+
+def _split(run: FederatedRecord) -> str:
     federation = run.benchmark.federation
-    images, tested = (sorted(numbers) for numbers in (run.counts.sum(1).astype(int).tolist(), run.tested))
     if run.groups:
-        split = f"{len(set(run.groups))} groups with the same classes"
-    elif federation.get("dirichlet") is not None:
-        split = f"classes by Dirichlet's distribution with concentration {federation['dirichlet']}"
-    elif federation.get("classes_per_client") is not None:
-        split = f"{federation['classes_per_client']} classes a client"
-    else:
-        split = "split in an unknown way"
-    held = np.count_nonzero(run.counts, axis=1).tolist()
-    classes = f"{_range(sorted(held))} of {len(run.classes)} classes each"
-    return f"{split}, {classes}, {_range(images)} training and {_range(tested)} test images each"
+        return f"{len(set(run.groups))} groups of clients, each with its own classes"
+    if federation.get("dirichlet") is not None:
+        return f"classes by Dirichlet's distribution with concentration {federation['dirichlet']}"
+    if federation.get("classes_per_client") is not None:
+        return f"{federation['classes_per_client']} classes a client"
+    return "split in an unknown way"
 
 
-def _range(ordered: Sequence[int]) -> str:
-    ends = dict.fromkeys((ordered[0], ordered[-1]))
+def _range(numbers: Sequence[int]) -> str:
+    ends = dict.fromkeys((min(numbers), max(numbers)))
     return " to ".join(f"{end:,}" for end in ends)
 
 
@@ -87,7 +92,7 @@ TRAVEL: tuple[Column[MethodRuns], ...] = (
     Column("Travels", "in the last round", "", lambda group: _parts(group.runs[0], group.runs[0].travels)),
     Bytes(
         "Values that travel",
-        "one way",
+        "one way, 32 bits",
         "",
         lambda group: float(sum(group.runs[0].sizes.get(part, 0) for part in group.runs[0].travels)),
     ),

@@ -1,4 +1,4 @@
-"""Does the similarity of clients by their atoms go with what they have in common, and with what they gain?"""
+"""Does the similarity of clients go with what they have in common, and with what they gain?"""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from fscl.runs.federated_record import FederatedRecord
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation
 
-__all__ = ["LABELS", "RELATIONS", "Relation", "alone_of", "clients_with_atoms", "label_similarity", "relations"]
+__all__ = ["LABELS", "RELATIONS", "Relation", "alone_of", "clients_compared", "label_similarity", "relations"]
 
 Array = NDArray[np.float64]
-LABELS = "Atom similarity and similarity of labels"
-GAIN = "Mean atom similarity and gain over training alone"
+LABELS = "Similarity of clients and of their labels"
+GAIN = "Mean similarity with other clients and gain over training alone"
 LEAST = 4  # clients; fewer have too few permutations
 RESAMPLES = 9999
 
@@ -63,10 +63,10 @@ RELATIONS: tuple[Column[Relation], ...] = (
 
 
 def relations(groups: Sequence[MethodRuns]) -> list[Relation]:
-    """The answers to both questions for the methods of one federation whose clients have atoms."""
+    """The answers to both questions for the methods of one federation that compare clients."""
     alone = alone_of(groups)
-    with_atoms = [group for group in groups if any(len(run.similarity) for run in group.runs)]
-    rows = [_labels(group) for group in with_atoms] + [_gain(group, alone) for group in with_atoms]
+    compared = [group for group in groups if any(len(run.similarity) for run in group.runs)]
+    rows = [_labels(group) for group in compared] + [_gain(group, alone) for group in compared]
     if not rows:
         return []
     from fscl.similarity.correlation import holm
@@ -79,7 +79,7 @@ def alone_of(groups: Sequence[MethodRuns]) -> MethodRuns | None:
     return next((group for group in groups if group.alone), None)
 
 
-def clients_with_atoms(runs: Sequence[FederatedRecord]) -> NDArray[np.intp]:
+def clients_compared(runs: Sequence[FederatedRecord]) -> NDArray[np.intp]:
     """The clients whose similarity with one another is known at the end of all runs that kept a similarity."""
     matrices = [run.similarity for run in runs if len(run.similarity)]
     if not matrices:
@@ -101,7 +101,7 @@ def label_similarity(counts: Array) -> Array:
 
 def _labels(group: MethodRuns) -> Relation:
     runs = [run for run in group.runs if len(run.similarity)]
-    chosen = clients_with_atoms(runs)
+    chosen = clients_compared(runs)
     note = "" if len(runs) == len(group.runs) else "some seeds kept no similarity"
     if len(chosen) < LEAST:
         return _undefined(LABELS, group, len(chosen), _too_few(len(chosen)))
@@ -110,7 +110,10 @@ def _labels(group: MethodRuns) -> Relation:
     square = np.ix_(chosen, chosen)
     pairs = [(label_similarity(run.counts)[square], run.similarity[square]) for run in runs]
     rho = pooled_mantel(
-        pairs, pairs="lower", same_tasks=group.same_groups, names=("similarity of labels", "atom similarity")
+        pairs,
+        pairs="lower",
+        same_tasks=group.same_groups,
+        names=("the similarity of labels", "the similarity of clients"),
     )
     lower = np.tril_indices(len(chosen), -1)
     x, y = (np.concatenate([pair[place][lower] for pair in pairs]) for place in (0, 1))
@@ -154,7 +157,7 @@ def _gain(group: MethodRuns, alone: MethodRuns | None) -> Relation:
 
 def _similarity_and_gain(run: FederatedRecord, baseline: FederatedRecord) -> tuple[Array, Array]:
     """Each client's mean similarity with other clients, and its final accuracy less that of training alone."""
-    chosen = clients_with_atoms([run])
+    chosen = clients_compared([run])
     matrix = run.similarity[np.ix_(chosen, chosen)]
     others = (matrix.sum(1) - np.diag(matrix)) / max(len(chosen) - 1, 1)
     gain = run.accuracy[-1][chosen] - baseline.accuracy[-1][chosen]
@@ -192,7 +195,7 @@ def _pooled(pairs: Sequence[tuple[Array, Array]], same_clients: bool) -> PooledC
 
 
 def _too_few(clients: int) -> str:
-    return f"{clients} client{'s' * (clients != 1)} with atoms; at least {LEAST} are needed"
+    return f"{clients} client{'s' * (clients != 1)} can be compared; at least {LEAST} are needed"
 
 
 def _undefined(words: str, group: MethodRuns, clients: int, note: str) -> Relation:

@@ -104,7 +104,7 @@ LEGEND = {
     "client_spread": "standard deviation over clients",
     "bytes_in_all": "both ways, with headers",
     "bytes_per_client_round": "sent for a client in the last round",
-    "reached": "sent until as accurate as the best method without atoms at its end",
+    "reached": "sent until as accurate as the best method at its end (one without atoms, if there is one)",
     "rand_index": "groups found, adjusted Rand index",
 }
 
