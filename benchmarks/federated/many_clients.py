@@ -1,9 +1,10 @@
 """Memory and seconds a round of federations of up to a thousand clients, of which twenty train in a round.
 
-As a program it prints a table, and with ``-o`` writes the numbers as JSON. Each federation runs in a process of its own.
+As a program it prints a table, and with ``-o`` writes the numbers as JSON. Each federation has a process of its own.
 """
 
 import argparse
+import itertools
 import json
 import resource
 import subprocess
@@ -53,7 +54,7 @@ def measure(clients: int, method: str, data: str | None, folder: Path) -> dict[s
         "clients": clients,
         "method": method,
         "each_round": EACH_ROUND,
-        "seconds": [b - a for a, b in zip(began, began[1:], strict=False)],
+        "seconds": [b - a for a, b in itertools.pairwise(began)],
         "resident_bytes": resident,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
@@ -82,18 +83,13 @@ def main() -> None:
         for clients in CLIENTS:
             command = [sys.executable, "-m", "benchmarks.federated.many_clients", "--one", f"{clients},{method}"]
             command += ["--data", arguments.data] if arguments.data else []
-            row = json.loads(
-                subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1]
-            )
+            printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            row = json.loads(printed.splitlines()[-1])
             rows.append(row)
-            seconds, memory = (
-                median(row["seconds"][1:]),
-                median(row["resident_bytes"][1:]),
-            )  # the first one starts libraries
-            print(
-                f"{method:10} {clients:8} {seconds:16.2f} {human_bytes(memory):>10} {human_bytes(row['peak_bytes']):>10}",
-                flush=True,
-            )
+            # the first round starts libraries
+            seconds, memory = median(row["seconds"][1:]), human_bytes(median(row["resident_bytes"][1:]))
+            peak = human_bytes(row["peak_bytes"])
+            print(f"{method:10} {clients:8} {seconds:16.2f} {memory:>10} {peak:>10}", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -242,8 +242,7 @@ class AtomConv2d(nn.Module):
                 on free filters would, along what the coefficients span; otherwise s^2 times as far.
         """
         if self._gauge_is_fixed():
-            self._scale_to(scale)
-            return
+            return self._scale_to(scale)
         flat, atoms = self.coefficients.flatten(0, 1).double(), self.atoms.flatten(1).double()
         unit = _unit(flat)
         flat = flat / unit

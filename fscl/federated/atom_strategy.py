@@ -67,6 +67,7 @@ class AtomStrategy(FederatedStrategy):
             )
         if images is not None and len(images) != len(bank):
             raise FsclError(f"images are given for {len(images)} clients; the bank has {len(bank)} tasks")
+        method.scale = None  # so that the bank's coefficients stay the same to the bit
         networks = {task: bank.network(model, task) for task in bank.tasks}
         super().__init__(method, networks[bank.tasks[0]], clients, **options)
         _know(method, networks, [1] * len(bank) if images is None else images)

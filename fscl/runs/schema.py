@@ -139,25 +139,20 @@ class Override(Recipe):
     """Changed arguments of the learner."""
 
 
-class _Benchmark(Recipe):
-    """What streams and federations have in common."""
+class BenchmarkRecipe(Recipe):
+    """A stream as data: images, their split into tasks, network and training budget."""
 
     name: Name = ""
     """Name of the folder of its runs; by default the name of the file."""
     title: Text = ""
     description: Text = ""
     data: DataRecipe
+    split: SplitRecipe
     augment: AugmentRecipe = AugmentRecipe()
     model: Network = Network()
     training: Training = Training()
     strategies: dict[Name, Override] = {}
     """Changes by the name of the strategy."""
-
-
-class BenchmarkRecipe(_Benchmark):
-    """A stream as data: images, their split into tasks, network and training budget."""
-
-    split: SplitRecipe
 
 
 class ClientsRecipe(Recipe):
@@ -202,10 +197,20 @@ class ClientsRecipe(Recipe):
         return self
 
 
-class FederationRecipe(_Benchmark):
+class FederationRecipe(Recipe):
     """A federation as data: images, their split among clients, network, and the training of a client in a round."""
 
+    name: Name = ""
+    """Name of the folder of its runs; by default the name of the file."""
+    title: Text = ""
+    description: Text = ""
+    data: DataRecipe
     federation: ClientsRecipe
+    augment: AugmentRecipe = AugmentRecipe()
+    model: Network = Network()
+    training: Training = Training()
+    strategies: dict[Name, Override] = {}
+    """Changes by the name of the strategy."""
 
 
 class TuneRecipe(Recipe):

@@ -122,7 +122,7 @@ def test_a_lost_client_is_named_although_the_reply_is_the_superlinks() -> None:
     assert [r.left_out for r in found.rounds] == [{}, {1: "it failed: 'Node Unavailable'"}, {}]
     assert found.rounds[1].answered == [0, 2, 3]
     assert found.rounds[2].answered == [0, 1, 2, 3]
-    assert found.evaluations[1].failed == {1: "'Node Unavailable'"}
+    assert found.evaluations[1].failed == {1: "it failed: 'Node Unavailable'"}
     assert sorted(found.evaluations[1].accuracy) == [0, 2, 3]
 
 

@@ -58,6 +58,8 @@ class Atoms(Mixture):
         {'atoms': 36, 'other': 8}
     """
 
+    scale: float | None = 1  # of the gauge; None keeps that of the network
+
     def __init__(
         self,
         num_atoms: int = 9,
@@ -82,7 +84,7 @@ class Atoms(Mixture):
     def prepare(self, model: nn.Module) -> nn.Module:
         model = decompose(model, self.num_atoms).model
         if not self.coefficient_rounds:
-            freeze_coefficients(model, scale=1)
+            freeze_coefficients(model, self.scale)
         return model
 
     # at the server
@@ -113,7 +115,7 @@ class Atoms(Mixture):
                 self.changes[update.client] = update.change("atoms") + self.changes.get(update.client, 0)
         elif round == self.coefficient_rounds:
             self.packing.unpack(self.model, self.mean)
-            freeze_coefficients(self.model, scale=1)
+            freeze_coefficients(self.model, self.scale)
             self.mean = self.packing.packed(self.model)
 
     def forget(self, client: int) -> None:

@@ -84,7 +84,7 @@ def test_flower_runs_the_project_with_the_numbers_of_one_process(
 
 def network_with_frozen_coefficients(project: SimpleNamespace) -> torch.nn.Module:
     net = project.task.make_network()
-    freeze_coefficients(net)
+    freeze_coefficients(net, scale=1)
     return net
 
 

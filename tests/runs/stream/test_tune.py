@@ -18,10 +18,10 @@ from fscl.continual.training.trainer import Trainer
 from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet
 from fscl.errors import FsclError
-from fscl.runs import tune as tuning
 from fscl.runs.recipe import load_benchmark, load_strategy, recipe_hash, with_overrides
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
+from fscl.runs.stream import tune as tuning
 from fscl.runs.stream.building import load_stream
 from fscl.runs.stream.tune import Protocol, plan, tuned
 from fscl.runs.stream.tuned_recipe import changed_text
