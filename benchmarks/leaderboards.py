@@ -34,7 +34,7 @@ from fscl.report.provenance import budget
 from fscl.report.runs import Runs, load_runs
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
 from fscl.report.table import ANSWERS, COLUMNS
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 from fscl.text import DASH, human_seconds, interval, signed, small_p
 
 ROOT = Path(__file__).resolve().parent.parent

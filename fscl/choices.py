@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-__all__ = ["AGGREGATES", "LOGS", "METRICS", "SPANS", "Aggregate", "Engine", "Log", "Metric", "Place"]
+__all__ = ["AGGREGATES", "LOGS", "METRICS", "MIXES", "SPANS", "Aggregate", "Engine", "Log", "Metric", "Mix", "Place"]
 
 Metric = Literal["cosine", "filter", "grassmann", "projection"]
 """How two atom sets of a layer are compared, see :func:`fscl.similarity_matrix`."""
@@ -15,7 +15,11 @@ Engine = Literal["local", "ray"]
 Log = Literal["tensorboard", "csv", "wandb"]
 """Where a run is logged while it trains, see :mod:`fscl.runs.logs`."""
 
+Mix = Literal["mean", "nearest", "soft", "graph"]
+"""How atoms of clients are mixed, see :func:`fscl.federated.mixing_weights`."""
+
 METRICS: tuple[str, ...] = get_args(Metric)
 SPANS = ("grassmann", "projection")  # the metrics that compare the spans of atoms
 AGGREGATES: tuple[str, ...] = get_args(Aggregate)
 LOGS: tuple[str, ...] = get_args(Log)
+MIXES: tuple[str, ...] = get_args(Mix)

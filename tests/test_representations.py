@@ -15,7 +15,7 @@ from fscl.continual.learner import Learner
 from fscl.continual.stream import Task, TaskImages
 from fscl.continual.training.trainer import Trainer
 from fscl.data import ImageSet
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 from fscl.runs.results import read_record
 from fscl.settings import Network, Training
 from fscl.similarity import atoms_of_filters

@@ -11,7 +11,7 @@ from fscl.cli.output import Output
 from fscl.errors import FsclError
 
 if TYPE_CHECKING:
-    from fscl.runs.record import Record
+    from fscl.runs.records.record import Record
 
 __all__ = ["read_records", "report", "show_report"]
 

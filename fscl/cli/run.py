@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from fscl.runs.grid.sweep import Engine as RunsEngine
     from fscl.runs.grid.sweep import Outcome
     from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe
-    from fscl.runs.record import Record
+    from fscl.runs.records.record import Record
 
 __all__ = ["run"]
 

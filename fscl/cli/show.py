@@ -9,8 +9,8 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from fscl.runs.federated_record import FederatedRecord
-    from fscl.runs.record import RunRecord
+    from fscl.runs.records.federated import FederatedRecord
+    from fscl.runs.records.record import RunRecord
 
 __all__ = ["show"]
 

@@ -7,9 +7,11 @@ from .client_app import introduce as introduce
 from .client_parts import ClientParts as ClientParts
 from .client_parts import lost_parts_mod as lost_parts_mod
 from .client_parts import tested as tested
-from .grid import BytesApp as BytesApp
-from .grid import LocalGrid as LocalGrid
-from .grid import PooledGrid as PooledGrid
+from .engines.grid import BytesApp as BytesApp
+from .engines.grid import LocalGrid as LocalGrid
+from .engines.grid import PooledGrid as PooledGrid
+from .engines.server_app import server_app as server_app
+from .engines.simulation import simulate as simulate
 from .groups import groups_of as groups_of
 from .method import Method as Method
 from .method import Update as Update
@@ -27,6 +29,4 @@ from .methods.local import Local as Local
 from .methods.pfedgraph import PFedGraph as PFedGraph
 from .methods.separate import SeparateAveraging as SeparateAveraging
 from .mixing import mixing_weights as mixing_weights
-from .server_app import server_app as server_app
-from .simulation import simulate as simulate
 from .strategy import FederatedStrategy as FederatedStrategy

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from fscl.choices import MIXES
 from fscl.errors import FsclError
-from fscl.federated.choices import MIXES
 
 __all__ = ["mixing_weights", "onto_simplex"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fscl.errors import FsclError
-from fscl.runs.record import Record
+from fscl.runs.records.record import Record
 
 __all__ = ["RunGroup", "grouped"]
 

@@ -16,7 +16,7 @@ from fscl.accuracy import (
     learning_accuracy,
 )
 from fscl.errors import FsclError
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 
 __all__ = ["Measures", "final_accuracy", "measures"]
 

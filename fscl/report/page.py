@@ -25,7 +25,7 @@ from fscl.report.provenance import SETTINGS
 from fscl.report.sections import Picture, Section, build_section, slugged
 from fscl.report.table import ANSWERS, ANSWERS_BY_SEED, COLUMNS
 from fscl.report.tables import TABLES
-from fscl.runs.record import Record
+from fscl.runs.records.record import Record
 from fscl.runs.results import KEPT, federations_of, runs_text, streams_of, write_runs
 
 __all__ = ["ReportPaths", "environment", "escape_markdown", "write_report"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fscl.accuracy import drop_matrix, forgetting_matrix
 from fscl.errors import FsclError
 from fscl.report.summary import StrategyRuns
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 from fscl.similarity.aggregates import aggregate_layers
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from fscl.report.grouping import RunGroup
 from fscl.report.summary import StrategyRuns
 from fscl.report.table import Bytes, Column
-from fscl.runs.record import Record, RunRecord
+from fscl.runs.records.record import Record, RunRecord
 from fscl.text import DASH, human_seconds
 
 __all__ = [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from fscl.runs.record import Record
+from fscl.runs.records.record import Record
 from fscl.text import spreadsheet_text
 
 __all__ = ["RUN", "ResultsTable", "Row", "of_run"]

@@ -17,8 +17,8 @@ from fscl.report.prediction import whole_similarity
 from fscl.report.summary import group_runs, summary_rows
 from fscl.report.table import COLUMNS, Column, OverSeeds
 from fscl.report.tables import TABLES
-from fscl.runs.federated_record import FederatedRecord
-from fscl.runs.record import Record, RunRecord
+from fscl.runs.records.federated import FederatedRecord
+from fscl.runs.records.record import Record, RunRecord
 from fscl.runs.results import LeaveOut, federations_of, read_runs, refuse, streams_of
 from fscl.text import brief, html_table
 

@@ -37,7 +37,7 @@ from fscl.report.prediction import (
 from fscl.report.provenance import memory_columns, provenance
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
 from fscl.report.table import Column
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 from fscl.text import signed
 
 __all__ = ["Picture", "Section", "build_section", "group_id", "picture", "slugged"]

@@ -10,7 +10,7 @@ import numpy as np
 from fscl.report.grouping import RunGroup, grouped
 from fscl.report.measures import Measures, final_accuracy, measures
 from fscl.report.ranking import Difference, against_best
-from fscl.runs.record import Record, RunRecord
+from fscl.runs.records.record import Record, RunRecord
 from fscl.runs.results import streams_of
 from fscl.similarity.estimate import Estimate, seed_interval
 

@@ -12,7 +12,7 @@ from fscl.report.federation.tables import FEDERATION_TABLES
 from fscl.report.measures import Measures, measures
 from fscl.report.prediction import whole_similarity
 from fscl.report.results_table import RUN, ResultsTable, Row, of_run
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 
 __all__ = ["TABLES"]
 

@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.plain import check_plain, read_json
-from fscl.runs.federated_record import ARRAYS as FEDERATED_ARRAYS
-from fscl.runs.federated_record import FederatedRecord
-from fscl.runs.record import ARRAYS, FORMAT, OtherFormatError, Record, RunRecord
+from fscl.runs.records.federated import ARRAYS as FEDERATED_ARRAYS
+from fscl.runs.records.federated import FederatedRecord
+from fscl.runs.records.record import ARRAYS, FORMAT, OtherFormatError, Record, RunRecord
 from fscl.text import brief
 
 __all__ = [

@@ -8,7 +8,7 @@ from typing import Any
 
 from fscl.errors import FsclError
 from fscl.files import write_atomically
-from fscl.runs.record import Record
+from fscl.runs.records.record import Record
 from fscl.runs.results import read_record
 from fscl.runs.spec import RunSpec
 

@@ -12,8 +12,8 @@ from filelock import FileLock, Timeout
 from fscl.errors import FsclError
 from fscl.runs.environment import versions
 from fscl.runs.logs import opened_logs
-from fscl.runs.record import FORMAT, LONGEST_ERROR, OtherFormatError, Record
-from fscl.runs.record_parts import Benchmark, Strategy
+from fscl.runs.records.parts import Benchmark, Strategy
+from fscl.runs.records.record import FORMAT, LONGEST_ERROR, OtherFormatError, Record
 from fscl.runs.results import load_run
 from fscl.runs.resume import ANEW, CHECKPOINT, line, read_checkpoint
 from fscl.runs.schema import FederationRecipe

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fscl.errors import FsclError
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 from fscl.runs.results import run_in
 
 if TYPE_CHECKING:

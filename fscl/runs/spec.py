@@ -10,7 +10,7 @@ from fscl.choices import LOGS, Log
 from fscl.errors import FsclError
 from fscl.plain import name_fault
 from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe, recipe_hash
-from fscl.runs.record import Record
+from fscl.runs.records.record import Record
 from fscl.text import brief
 
 __all__ = ["Progress", "RunSpec", "spec_of_record"]

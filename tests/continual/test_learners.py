@@ -28,7 +28,7 @@ from fscl.continual.training.learner_state import Codec, plugin_state, strategy_
 from fscl.continual.training.trainer import Trainer
 from fscl.errors import FsclError
 from fscl.runs.recipe import load_strategy, names_of
-from fscl.runs.record import AT_ONCE
+from fscl.runs.records.record import AT_ONCE
 from fscl.settings import Network, Training
 
 RECIPES = {name: load_strategy(name) for name in names_of("strategies", federated=False)}

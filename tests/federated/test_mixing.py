@@ -5,8 +5,8 @@ from scipy.optimize import minimize
 
 pytest.importorskip("flwr", reason="fscl.federated needs Flower")
 
+from fscl.choices import MIXES
 from fscl.errors import FsclError
-from fscl.federated.choices import MIXES
 from fscl.federated.mixing import mixing_weights, onto_simplex
 
 SIMILARITY = torch.tensor(np.corrcoef(np.random.default_rng(0).normal(size=(6, 9)))).float()

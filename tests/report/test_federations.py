@@ -27,8 +27,8 @@ from fscl.report.federation.summary import FederationRow, federation_rows, group
 from fscl.report.federation.table import FEDERATION_COLUMNS, federation_table
 from fscl.report.page import escape_markdown, write_report
 from fscl.report.runs import Runs
-from fscl.runs.federated_record import FederatedRecord
-from fscl.runs.record import RunRecord
+from fscl.runs.records.federated import FederatedRecord
+from fscl.runs.records.record import RunRecord
 from fscl.runs.results import read_record
 
 Make = Callable[..., dict[str, Any]]

@@ -32,7 +32,7 @@ from fscl.report.summary import SummaryRow, group_runs, summary_rows
 from fscl.report.table import COLUMNS
 from fscl.report.terminal import rich_table
 from fscl.runs.recipe import load_strategy
-from fscl.runs.record_parts import Similarity
+from fscl.runs.records.parts import Similarity
 from fscl.runs.results import KEPT
 
 NASTY = "<script>alert('x')</script>|a*b & \"c\""

@@ -10,8 +10,8 @@ import pytest
 from fscl.errors import FsclError
 from fscl.report.runs import load_runs
 from fscl.runs.recipe import load_benchmark, load_strategy
-from fscl.runs.record import RunRecord
-from fscl.runs.record_parts import Benchmark, Strategy
+from fscl.runs.records.parts import Benchmark, Strategy
+from fscl.runs.records.record import RunRecord
 from fscl.runs.results import load_run, read_record, write_runs
 
 ROOT = Path(__file__).resolve().parents[2]

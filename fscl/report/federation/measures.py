@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 
 __all__ = [
     "FederatedMeasures",

@@ -19,7 +19,7 @@ from fscl.report.federation.measures import bytes_sent, mean_accuracies, rand_in
 from fscl.report.federation.relations import LABELS, Relation, clients_compared
 from fscl.report.federation.summary import MethodRuns
 from fscl.report.sections import Picture, group_id, picture, slugged
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 from fscl.text import decimal, interval, signed, small_p
 
 __all__ = ["accuracy_pictures", "gain_pictures", "similarity_pictures", "split_picture"]

@@ -10,7 +10,7 @@ from fscl.report.federation.summary import MethodRuns
 from fscl.report.grouping import RunGroup
 from fscl.report.provenance import how_made, optimizer_words, runs_described, settings_columns
 from fscl.report.table import Bytes, Column
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 from fscl.text import DASH, human_bytes
 
 __all__ = ["METHOD_SETTINGS", "TRAVEL", "federated_budget", "federated_provenance"]

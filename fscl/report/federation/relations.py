@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fscl.report.federation.summary import MethodRuns
 from fscl.report.table import Column, PooledRho, PValue
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 
 if TYPE_CHECKING:
     from fscl.similarity.pooled import PooledCorrelation

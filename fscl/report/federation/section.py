@@ -21,7 +21,7 @@ from fscl.report.federation.table import FEDERATION_COLUMNS
 from fscl.report.findings import accuracy_sentences, tested_and_rivals
 from fscl.report.sections import Picture
 from fscl.report.table import Column
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 from fscl.text import human_bytes
 
 __all__ = ["FederationSection", "LeftOut", "build_federation"]

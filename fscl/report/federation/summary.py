@@ -15,8 +15,8 @@ from fscl.report.federation.measures import (
 )
 from fscl.report.grouping import RunGroup, grouped
 from fscl.report.ranking import Difference, against_best
-from fscl.runs.federated_record import FederatedRecord
-from fscl.runs.record import Record
+from fscl.runs.records.federated import FederatedRecord
+from fscl.runs.records.record import Record
 from fscl.runs.results import federations_of
 from fscl.similarity.estimate import Estimate, seed_interval
 

@@ -8,7 +8,7 @@ from dataclasses import astuple, fields
 
 from fscl.report.federation.measures import FederatedMeasures, federated_measures
 from fscl.report.results_table import RUN, ResultsTable, Row, of_run
-from fscl.runs.federated_record import FederatedRecord
+from fscl.runs.records.federated import FederatedRecord
 
 __all__ = ["FEDERATION_TABLES"]
 

@@ -17,11 +17,11 @@ from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app,
 from fscl.federated.history import History, Round
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
-from fscl.runs.federated_record import Evaluated, FederatedRecord, RoundRecord
 from fscl.runs.federation.building import build_server, images_of, recipe_of, split_of
 from fscl.runs.federation.pool import ClientPool, Clients
 from fscl.runs.logs import Logged, remove_logs
-from fscl.runs.record_parts import Resumed
+from fscl.runs.records.federated import Evaluated, FederatedRecord, RoundRecord
+from fscl.runs.records.parts import Resumed
 from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.with_ray import import_ray

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
-from fscl.runs.federated_record import FederatedRecord
 from fscl.runs.federation.building import build_clients, build_server
 from fscl.runs.federation.run import KEPT, SERVER
+from fscl.runs.records.federated import FederatedRecord
 from fscl.runs.resume import read_checkpoint
 from fscl.runs.spec import spec_of_record
 

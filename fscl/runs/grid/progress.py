@@ -19,7 +19,7 @@ from rich.table import Table
 
 from fscl.errors import FsclError
 from fscl.plain import read_json
-from fscl.runs.record import Record
+from fscl.runs.records.record import Record
 from fscl.runs.results import load_run
 from fscl.runs.spec import RunSpec
 from fscl.text import clock, points

@@ -11,8 +11,8 @@ from fscl.errors import FsclError
 from fscl.files import written_together
 from fscl.runs.environment import machine, versions
 from fscl.runs.logs import Logged, remove_logs
-from fscl.runs.record import RunRecord
-from fscl.runs.record_parts import Memory, Resumed, Seconds, Similarity, Task
+from fscl.runs.records.parts import Memory, Resumed, Seconds, Similarity, Task
+from fscl.runs.records.record import RunRecord
 from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.stream.building import build_trainer, load_stream

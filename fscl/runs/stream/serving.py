@@ -12,7 +12,7 @@ from fscl.continual.training.trainer import Trainer
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.runs.environment import find_device
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 from fscl.runs.results import find_task
 from fscl.runs.resume import line
 from fscl.runs.spec import RunSpec, spec_of_record

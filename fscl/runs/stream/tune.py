@@ -11,7 +11,7 @@ from typing import Any
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.runs.recipe import BenchmarkRecipe, StrategyRecipe, with_overrides
-from fscl.runs.record import RunRecord
+from fscl.runs.records.record import RunRecord
 from fscl.runs.results import load_stream_run
 from fscl.runs.schema import Override
 from fscl.runs.spec import RunSpec

@@ -7,8 +7,8 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field, model_validator
 
-from fscl.runs.record import Record
-from fscl.runs.record_parts import Array, Label, Part, ShareRows, Words, array_field, check_shape
+from fscl.runs.records.parts import Array, Label, Part, ShareRows, Words, array_field, check_shape
+from fscl.runs.records.record import Record
 from fscl.text import points
 
 __all__ = ["ARRAYS", "Evaluated", "FederatedRecord", "RoundRecord"]

@@ -12,8 +12,8 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fscl.federated.engines.server_app import server_app
 from fscl.federated.flower_private import use_identity
-from fscl.federated.server_app import server_app
 
 __all__ = ["simulate"]
 

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
-from fscl.runs.record_parts import (
+from fscl.runs.records.parts import (
     Benchmark,
     Label,
     Memory,
