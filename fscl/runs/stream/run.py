@@ -13,10 +13,10 @@ from fscl.runs.environment import machine, versions
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.records.parts import Memory, Resumed, Seconds, Similarity, Task
 from fscl.runs.records.record import RunRecord
-from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
+from fscl.runs.resume import CHECKPOINT, WEIGHTS, line, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.stream.building import build_trainer, load_stream
-from fscl.runs.stream.weights import WEIGHTS, save_networks
+from fscl.runs.stream.weights import save_networks
 
 __all__ = ["begin", "new_record", "train"]
 

@@ -19,9 +19,8 @@ from fscl.errors import FsclError
 if TYPE_CHECKING:
     from fscl.continual.training.trainer import Trainer
 
-__all__ = ["WEIGHTS", "read_weights", "save_networks", "write_weights"]
+__all__ = ["read_weights", "save_networks", "write_weights"]
 
-WEIGHTS = "weights.safetensors"  # file in the folder of a finished run
 FORMAT = 1
 KIND = "fscl.weights"
 

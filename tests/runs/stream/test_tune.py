@@ -270,7 +270,7 @@ def test_on_a_tie_the_own_settings_are_chosen_else_the_first_of_the_grid(
         )
         for t in trials
     }
-    monkeypatch.setattr(tuning, "load_run", results.__getitem__)
+    monkeypatch.setattr(tuning, "load_stream_run", results.__getitem__)
     assert tuned(strategy, trials, tmp_path).best.settings == {"training.lr_next": 0.05}
     results[trials[0].spec.folder(tmp_path) / "run.json"].accuracy[-1] = 0.4
     assert trials[0].own
