@@ -18,11 +18,12 @@ Fscl = Callable[..., Any]  # the fixture, see conftest.py
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 GROUPS = [0, 1, 2] * 4
+ROUNDS = "federation.rounds=20"
 
 
 def finished(method: str, seed: int = 0, **changes: Any) -> Path:
     """A finished run of federated_digits, which ``fscl run`` does not do again."""
-    pair = with_overrides(load_any_benchmark("federated_digits"), load_strategy(method))
+    pair = with_overrides(load_any_benchmark("federated_digits"), load_strategy(method), [ROUNDS])
     spec = RunSpec(*pair, seed)
     file = spec.folder(Path("runs")) / "run.json"
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_fscl_run_prints_the_table_of_federations_and_writes_their_report(fscl: Fscl) -> None:
     for method in ("atoms", "fedavg"):
         finished(method)
-    ended = fscl("run", "federated_digits", "-s", "atoms", "-s", "fedavg", "--seeds", 1)
+    ended = fscl("run", "federated_digits", "-s", "atoms", "-s", "fedavg", "--seeds", 1, "--set", ROUNDS)
     assert (ended.code, ended.err) == (0, "")
     (line,) = [line for line in ended.out.splitlines() if "FedAvg" in line]
     assert line.split()[1:3] == ["1", "50.0"]
