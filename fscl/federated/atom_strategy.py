@@ -3,13 +3,12 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fscl.atoms import AtomBank
 from fscl.errors import FsclError
-from fscl.federated.method import Update
-from fscl.federated.methods.atoms import SHARED, Atoms
+from fscl.federated.method import Update, weighted_mean
+from fscl.federated.methods.atoms import Atoms
 from fscl.federated.strategy import FederatedStrategy
 
 __all__ = ["AtomStrategy"]
@@ -80,15 +79,12 @@ class AtomStrategy(FederatedStrategy):
 
 def _know(method: Atoms, networks: dict[int, nn.Module], images: Sequence[int]) -> None:
     """Lets the method begin as if the clients of these numbers had sent their networks' parts."""
-    sent = {task: method.packing.packed(network, method.travels(1)) for task, network in networks.items()}
-    weights = torch.tensor([float(number) for number in images])
-
-    def mean(part: str) -> Tensor:
-        stacked = torch.stack([parts[part].double() for parts in sent.values()])
-        return ((weights / weights.sum()).double() @ stacked).to(method.mean[part].dtype)
-
-    method.mean |= {part: mean(part) for part in method.travels(1) if part != SHARED}
-    if len(networks) > 1:  # one client alone is the mean, and has no direction
-        for (task, parts), number in zip(sent.items(), images, strict=True):
-            method.latest[task] = Update(task, parts, int(number))
-            method.changes[task] = parts["atoms"] - method.mean["atoms"]
+    known = [
+        Update(task, method.packing.packed(network, method.travels(1)), int(number))
+        for (task, network), number in zip(networks.items(), images, strict=True)
+    ]
+    method.mean |= weighted_mean(known)
+    if len(known) > 1:  # one client alone is the mean, and has no direction
+        for update in known:
+            method.latest[update.client] = update
+            method.changes[update.client] = update.parts["atoms"] - method.mean["atoms"]

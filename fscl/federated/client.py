@@ -56,8 +56,7 @@ class Client:
         training: how it is trained; ``epochs`` are local epochs.
         train, test: its images.
         augmented, plain: transforms of training and test images.
-        own_classes: whether the network chooses among the classes of the client's training images alone, in training
-            and in answers.
+        classes: among which the network chooses, in increasing order, in training and in answers; None: among all.
         received: the parts that the server sent.
         kept: what it keeps to itself until its next round, by name. Replaced by the parts that a method keeps.
     """
@@ -71,7 +70,7 @@ class Client:
     test: LabelledImages
     augmented: ImageTransform
     plain: ImageTransform
-    own_classes: bool = False
+    classes: list[int] | None = None
     received: dict[str, Tensor] = field(default_factory=dict)
     kept: dict[str, Tensor] = field(default_factory=dict)
 
@@ -115,8 +114,7 @@ class Client:
         train_only(self.network, parameters)
         optimizer = build_optimizer(training, parameters, parameters[0].device)
         images, labels = self.train.load()
-        classes = self._classes()
-        targets = torch.searchsorted(classes, labels) if isinstance(classes, Tensor) else labels
+        targets = labels if self.classes is None else torch.searchsorted(torch.tensor(self.classes), labels)
         left_out = (training.batch_size - 1) * training.drop_last if len(images) >= training.batch_size else 0
         starts = range(0, len(images) - left_out, training.batch_size)
         schedule = build_schedule(training, optimizer, training.epochs * len(starts))
@@ -132,7 +130,7 @@ class Client:
             losses = []
             for start in starts:
                 batch = order[start : start + training.batch_size]
-                outputs = self._outputs(self.augmented(images[batch]))[..., classes]
+                outputs = self._outputs(self.augmented(images[batch]))[..., self._columns]
                 loss = F.cross_entropy(outputs, targets[batch], label_smoothing=training.label_smoothing)
                 losses.append(loss.detach())
                 for parameter, anchor in anchors:
@@ -151,7 +149,7 @@ class Client:
         with evaluating(self.network):
             outputs = torch.cat([self._outputs(self.plain(part)) for part in pixels.split(EVALUATED_AT_ONCE)])
         probabilities = torch.zeros_like(outputs)
-        probabilities[:, self._classes()] = outputs[:, self._classes()].softmax(1)
+        probabilities[:, self._columns] = outputs[:, self._columns].softmax(1)
         return probabilities
 
     def correct(self) -> int:
@@ -167,9 +165,9 @@ class Client:
         with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
             return self.network(images).float()
 
-    def _classes(self) -> Tensor | slice:
-        """The classes among which the network chooses, in increasing order."""
-        return self.train.labels[self.train.chosen].unique() if self.own_classes else slice(None)
+    @property
+    def _columns(self) -> list[int] | slice:
+        return slice(None) if self.classes is None else self.classes
 
     def _anchors(
         self, chosen: Mapping[str, nn.Parameter], towards: Mapping[str, Tensor]

@@ -34,7 +34,7 @@ class Federation:
         training: how clients train; ``epochs`` are local epochs.
         train, test: the images of each client.
         augmented, plain: transforms of training and test images.
-        own_classes: see :class:`~fscl.federated.client.Client`.
+        own_classes: whether the network of a client chooses among the classes of its training images alone.
         rounds: over which the learning rate falls to zero along a cosine; None keeps it.
         seed: decides batches, augmentation and dropout of every client in every round.
         folder: where clients keep what stays at them; None keeps it in Flower's contexts.
@@ -70,7 +70,8 @@ class Federation:
         """
         number = number_of(context, len(self.train))
         folder = None if self.folder is None else self.folder / f"client_{number:04}"
-        parts = ClientParts(self.fresh_network(), context, classes=self.classes_of(number), folder=folder)
+        classes = self.classes_of(number)
+        parts = ClientParts(self.fresh_network(), context, classes=classes, folder=folder)
         parts.receive(message)
         client = Client(
             number=number,
@@ -82,7 +83,7 @@ class Federation:
             test=self.test[number],
             augmented=self.augmented,
             plain=self.plain,
-            own_classes=self.own_classes,
+            classes=classes,
             received=parts.received,
             kept=parts.kept,
         )

@@ -1,31 +1,30 @@
 """Reads what comes back from clients, and refuses what cannot be right."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from flwr.app import ConfigRecord, Message, MetricRecord
 from torch import Tensor
 
+from fscl.atoms.packing import Packing
 from fscl.errors import FsclError
-from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError, parts_in
-from fscl.federated.method import Method, Update
+from fscl.federated.messages import LOST, METRICS, WISH, LostError, parts_in
+from fscl.federated.method import Update
 from fscl.federated.wire import Wire
 from fscl.text import brief
 
 __all__ = ["counts_in", "reason_of", "update_in"]
 
-WHOLE = Wire()
-
 
 def update_in(
     replies: Sequence[Message],
     client: int,
-    method: Method,
-    round: int,
+    packing: Packing,
+    expected: Collection[str],
+    fingerprint: str,
     sent: Mapping[str, Tensor],
-    wire: Wire = WHOLE,
-    *,
+    wire: Wire,
     largest_change: float,
 ) -> Update:
     """What a client returned after it trained.
@@ -33,8 +32,9 @@ def update_in(
     Args:
         replies: its replies, of which there should be one.
         client: its number.
-        method: tells what it should return in the round.
-        round: from 1.
+        packing: of the server's network.
+        expected: the parts that it should return.
+        fingerprint: of the frozen part, as it travels; empty if nothing is frozen.
         sent: the parts that it had received.
         wire: how they travel.
         largest_change: most that a part may move, in lengths of what was sent.
@@ -46,7 +46,6 @@ def update_in(
     reply = _only(replies)
     wish = reply.content.config_records.get(WISH, ConfigRecord())
     parts = parts_in(reply.content)
-    expected = method.travels(round)
     if sorted(parts) != sorted(expected):
         raise FsclError(f"it sent the parts {', '.join(parts) or 'none'}; expected: {', '.join(expected) or 'none'}")
     # what did not travel is as it was sent; a change of it is zero
@@ -54,8 +53,8 @@ def update_in(
     parts = wire.read(parts, base)
     if wire.bits < 32:
         parts = {part: sent[part] + change for part, change in parts.items()}
-    method.packing.check(parts)
-    if (fingerprint := method.fingerprint(round)[:SHORT]) and wish.get("fingerprint") != fingerprint:
+    packing.check(parts)
+    if fingerprint and wish.get("fingerprint") != fingerprint:
         raise FsclError(
             f"its frozen coefficients have the fingerprint {brief(wish.get('fingerprint'))}, the server's have "
             f"{fingerprint}: it has another network"

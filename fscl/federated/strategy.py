@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fscl.errors import FsclError
 from fscl.federated.flower_private import wire_bytes
 from fscl.federated.history import Evaluation, History, Round
-from fscl.federated.messages import METRICS, LostError, arrays, request
+from fscl.federated.messages import METRICS, SHORT, LostError, arrays, request
 from fscl.federated.method import Method, Update
 from fscl.federated.replies import counts_in, update_in
 from fscl.federated.roll import Introduction, Roll
@@ -102,17 +102,19 @@ class FederatedStrategy(Strategy):
         current = self.history.rounds[-1]
         updates: list[Update] = []
         losses: list[tuple[float, int]] = []
+        fingerprint = self.method.fingerprint(server_round)[:SHORT]  # once: it reads all that is frozen
         for client, answers in self._roll.by_client(replies).items():
             current.received += sum(map(wire_bytes, answers))
             try:
                 update = update_in(
                     answers,
                     client,
-                    self.method,
-                    server_round,
+                    self.method.packing,
+                    self.method.travels(server_round),
+                    fingerprint,
                     self._sent[client],
                     self._wires[client],
-                    largest_change=self.largest_change,
+                    self.largest_change,
                 )
             except FsclError as error:
                 current.left_out[client] = str(error)
@@ -135,7 +137,7 @@ class FederatedStrategy(Strategy):
         measured = MetricRecord({"clients": len(updates)})
         if current.loss is not None:
             measured["loss"] = current.loss
-        return arrays({part: values.numpy() for part, values in self.method.mean.items()}), measured
+        return self._mean(), measured
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -147,7 +149,6 @@ class FederatedStrategy(Strategy):
         self._started = time.perf_counter()
         self.history.evaluations.append(Evaluation(server_round))
         for client, node in self._roll.present(grid, self.least, self._introduced).items():
-            self._sent = {client: self.method.parts_for(client, server_round + 1)}
             yield self._message(client, node, server_round, "evaluate")
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
@@ -196,10 +197,9 @@ class FederatedStrategy(Strategy):
             if value is not None:
                 raise FsclError(f"{name} is not used by {type(self).__name__}; leave it out")
         result, nothing = Result(), ConfigRecord()
-        self.last_round = num_rounds
+        self.last_round, now = num_rounds, self._mean()
         while self.round < num_rounds:
             number = self.round + 1
-            now = arrays({part: values.numpy() for part, values in self.method.mean.items()})
             replies = grid.send_and_receive(self.configure_train(number, now, nothing, grid), timeout=timeout)
             now, trained = self.aggregate_train(number, replies)  # type: ignore[assignment]
             tested = None
@@ -237,6 +237,10 @@ class FederatedStrategy(Strategy):
     def question(self, client: int, node: int) -> Message:
         """The message of evaluation to a client after the last finished round."""
         return self._message(client, node, self.round, "evaluate")
+
+    def _mean(self) -> ArrayRecord:
+        """The server's parts, as Flower's callers expect them."""
+        return arrays({part: values.numpy() for part, values in self.method.mean.items()})
 
     def _forget_if_lost(self, client: int, error: FsclError) -> None:
         if isinstance(error, LostError):

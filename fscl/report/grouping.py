@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from fscl.errors import FsclError
 from fscl.runs.records.record import Record
+from fscl.similarity.estimate import Estimate, seed_interval
 
-__all__ = ["RunGroup", "grouped"]
+__all__ = ["RunGroup", "grouped", "over_seeds"]
 
 R = TypeVar("R", bound=Record)
 G = TypeVar("G", bound="RunGroup")
+M = TypeVar("M")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +34,16 @@ class RunGroup(Generic[R]):
     @property
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.seed for run in self.runs)
+
+
+def over_seeds(measured: Sequence[M], number: Callable[[M], float | None]) -> Estimate | None:
+    """A number over seeds, from what was measured in each; seeds in which it is undefined are left out.
+
+    Returns:
+        None if it is undefined in all seeds.
+    """
+    values = [value for value in map(number, measured) if value is not None]
+    return seed_interval(values) if values else None
 
 
 def grouped(runs: Iterable[R], make: Callable[[str, str, str, str, tuple[R, ...]], G]) -> list[G]:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from fscl.report.grouping import RunGroup, grouped
-from fscl.report.measures import Measures, final_accuracy, measures
+from fscl.report.grouping import RunGroup, grouped, over_seeds
+from fscl.report.measures import final_accuracy, measures
 from fscl.report.ranking import Difference, against_best
 from fscl.runs.records.record import Record, RunRecord
 from fscl.runs.results import streams_of
-from fscl.similarity.estimate import Estimate, seed_interval
+from fscl.similarity.estimate import Estimate
 
 __all__ = ["StrategyRuns", "SummaryRow", "group_runs", "summary_rows"]
 
@@ -97,27 +98,22 @@ def summary_rows(groups: Sequence[StrategyRuns]) -> list[SummaryRow]:
 
 
 def _row(group: StrategyRuns, difference: Difference | None) -> SummaryRow:
-    measured = [measures(run) for run in group.runs]
-
-    def over_seeds(number: Callable[[Measures], float | None]) -> Estimate | None:
-        values = [value for value in map(number, measured) if value is not None]
-        return seed_interval(values) if values else None
-
+    mean = partial(over_seeds, [measures(run) for run in group.runs])
     return SummaryRow(
         benchmark=group.benchmark,
         strategy=group.name,
         label=group.label,
         recipe_hash=group.recipe_hash,
-        seeds=tuple(run.seed for run in group.runs),
+        seeds=group.seeds,
         bound=group.bound,
         against_best=difference,
-        accuracy=over_seeds(lambda run: run.accuracy),
-        incremental_accuracy=over_seeds(lambda run: run.incremental_accuracy),
-        learning_accuracy=over_seeds(lambda run: run.learning_accuracy),
-        backward_transfer=over_seeds(lambda run: run.backward_transfer),
-        forgetting=over_seeds(lambda run: run.forgetting),
-        forward_transfer=over_seeds(lambda run: run.forward_transfer),
-        bytes_per_task=over_seeds(lambda run: run.bytes_per_task),
-        bytes_in_all=over_seeds(lambda run: run.bytes_in_all),
-        train_seconds=over_seeds(lambda run: run.train_seconds),
+        accuracy=mean(lambda run: run.accuracy),
+        incremental_accuracy=mean(lambda run: run.incremental_accuracy),
+        learning_accuracy=mean(lambda run: run.learning_accuracy),
+        backward_transfer=mean(lambda run: run.backward_transfer),
+        forgetting=mean(lambda run: run.forgetting),
+        forward_transfer=mean(lambda run: run.forward_transfer),
+        bytes_per_task=mean(lambda run: run.bytes_per_task),
+        bytes_in_all=mean(lambda run: run.bytes_in_all),
+        train_seconds=mean(lambda run: run.train_seconds),
     )

@@ -12,7 +12,7 @@ from fscl.runs.records.record import Record
 from fscl.runs.results import read_record
 from fscl.runs.spec import RunSpec
 
-__all__ = ["CHECKPOINT", "WEIGHTS", "line", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "WEIGHTS", "line", "load_into", "read_checkpoint", "write_checkpoint"]
 
 WEIGHTS = "weights.safetensors"  # file in the folder of a finished run
 CHECKPOINT = "checkpoint.pt"  # file in a run's folder while it is unfinished
@@ -87,6 +87,27 @@ def read_checkpoint(path: Path, spec: RunSpec) -> tuple[Record, dict[str, Any]]:
             f"{spec.hash}, seed {spec.seed}); move it to the folder of that run, or {ANEW}"
         )
     return record, state
+
+
+def load_into(target: Any, state: dict[str, Any], folder: Path, of: str) -> None:
+    """Loads the state of a checkpoint into what goes on from it.
+
+    Args:
+        target: has a method ``load_state_dict``.
+        state: what :func:`read_checkpoint` returned.
+        folder: the run's folder.
+        of: what the state must fit, in a word.
+
+    Raises:
+        FsclError: it does not fit.
+    """
+    try:
+        target.load_state_dict(state)
+    except Exception as error:  # another version of a learner or method, or of torch, may raise anything
+        raise FsclError(
+            f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its {of} ({line(error)}); go on "
+            "with the versions in the run.json beside it"
+        ) from error
 
 
 def line(error: BaseException) -> str:

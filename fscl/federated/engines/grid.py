@@ -17,7 +17,7 @@ from fscl.federated.flower_private import (
     use_identity,
 )
 
-__all__ = ["BytesApp", "LocalGrid", "PooledGrid"]
+__all__ = ["BytesApp", "LocalGrid", "PooledGrid", "RunGrid"]
 
 
 # Answers messages in their order, all as bytes. A text in place of an answer says why there is none.
@@ -53,7 +53,19 @@ class BytesApp:
         return to_bytes(reply)
 
 
-class LocalGrid(Grid):
+class RunGrid(Grid):
+    """What grids of one run have in common."""
+
+    def create_message(
+        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
+    ) -> Message:
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def set_run(self, run: object) -> None:
+        """There is one run only, and it is set."""
+
+
+class LocalGrid(RunGrid):
     """Clients in this process, one after another. Messages are bytes between them, so that nothing else can pass.
 
     Args:
@@ -80,14 +92,6 @@ class LocalGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         return [self._waiting.pop(name) for name in message_ids if name in self._waiting]
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: object) -> None:
-        """There is one run only."""
 
     @property
     def run(self) -> object:  # type: ignore[override]

@@ -8,12 +8,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
+from fscl.federated.engines.grid import RunGrid
 from fscl.federated.engines.server_app import server_app
-from fscl.federated.flower_private import use_identity
+from fscl.federated.flower_private import SERVER, use_identity
 
 __all__ = ["simulate"]
 
@@ -50,12 +51,12 @@ def simulate(server: Callable[[Grid], object], app: ClientApp, clients: int, wor
             run_simulation(server_app(serve), app, num_supernodes=clients, backend_config=resources)  # type: ignore[arg-type]
         finally:
             stopped.set()  # an interrupt of this thread ends the server's, too
-            use_identity(1)  # as a grid of this process left it
+            use_identity(SERVER)  # as a grid of this process left it
     if failures:
         raise failures[0]
 
 
-class _StoppableGrid(Grid):
+class _StoppableGrid(RunGrid):
     """A grid whose waiting for replies ends when the simulation does."""
 
     def __init__(self, grid: Grid, stopped: threading.Event) -> None:
@@ -81,14 +82,6 @@ class _StoppableGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         return self._grid.pull_messages(message_ids)
-
-    def create_message(
-        self, content: RecordDict, message_type: str, dst_node_id: int, group_id: str, ttl: float | None = None
-    ) -> Message:
-        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
-
-    def set_run(self, run: object) -> None:
-        """Flower has set it."""
 
     @property
     def run(self) -> object:  # type: ignore[override]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from fscl.report.federation.measures import (
-    FederatedMeasures,
     bytes_to_reach,
     federated_measures,
     final_accuracy,
 )
-from fscl.report.grouping import RunGroup, grouped
+from fscl.report.grouping import RunGroup, grouped, over_seeds
 from fscl.report.ranking import Difference, against_best
 from fscl.runs.records.federated import FederatedRecord
 from fscl.runs.records.record import Record
@@ -135,12 +135,7 @@ def federation_rows(groups: Sequence[MethodRuns]) -> list[FederationRow]:
 
 
 def _row(group: MethodRuns, difference: Difference | None, reference: MethodRuns | None) -> FederationRow:
-    measured = [federated_measures(run) for run in group.runs]
-
-    def over_seeds(number: Callable[[FederatedMeasures], float | None]) -> Estimate | None:
-        values = [value for value in map(number, measured) if value is not None]
-        return seed_interval(values) if values else None
-
+    mean = partial(over_seeds, [federated_measures(run) for run in group.runs])
     return FederationRow(
         benchmark=group.benchmark,
         strategy=group.name,
@@ -148,15 +143,15 @@ def _row(group: MethodRuns, difference: Difference | None, reference: MethodRuns
         recipe_hash=group.recipe_hash,
         seeds=group.seeds,
         bound=group.bound,
-        accuracy=over_seeds(lambda run: run.accuracy),
+        accuracy=mean(lambda run: run.accuracy),
         against_best=difference,
-        worst_tenth=over_seeds(lambda run: run.worst_tenth),
-        client_spread=over_seeds(lambda run: run.client_spread),
-        bytes_in_all=over_seeds(lambda run: run.bytes_in_all),
-        bytes_per_client_round=over_seeds(lambda run: run.bytes_per_client_round),
+        worst_tenth=mean(lambda run: run.worst_tenth),
+        client_spread=mean(lambda run: run.client_spread),
+        bytes_in_all=mean(lambda run: run.bytes_in_all),
+        bytes_per_client_round=mean(lambda run: run.bytes_per_client_round),
         reached=_reached(group, reference),
-        rand_index=over_seeds(lambda run: run.rand_index),
-        train_seconds=over_seeds(lambda run: run.train_seconds),
+        rand_index=mean(lambda run: run.rand_index),
+        train_seconds=mean(lambda run: run.train_seconds),
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from fscl.errors import FsclError
 from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app, simulate
 from fscl.federated.history import History, Round
 from fscl.files import written_together
@@ -22,7 +21,7 @@ from fscl.runs.federation.pool import ClientPool, Clients
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.records.federated import Evaluated, FederatedRecord, RoundRecord
 from fscl.runs.records.parts import Resumed
-from fscl.runs.resume import CHECKPOINT, line, write_checkpoint
+from fscl.runs.resume import CHECKPOINT, load_into, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.with_ray import import_ray
 
@@ -111,13 +110,7 @@ def begin(
         record.sizes = {part: 4 * packing.size(part) for part in packing.entries}
         record.stays = [part for part in packing.entries if part in method.stays]
     else:
-        try:
-            server.load_state_dict(state)
-        except Exception as error:  # another version of a method may raise anything
-            raise FsclError(
-                f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its method ({line(error)}); go "
-                "on with the versions in the run.json beside it"
-            ) from error
+        load_into(server, state, folder, "method")
         record.resumed = [*record.resumed, Resumed(after=server.round, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run

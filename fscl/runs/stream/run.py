@@ -13,7 +13,7 @@ from fscl.runs.environment import machine, versions
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.records.parts import Memory, Resumed, Seconds, Similarity, Task
 from fscl.runs.records.record import RunRecord
-from fscl.runs.resume import CHECKPOINT, WEIGHTS, line, write_checkpoint
+from fscl.runs.resume import CHECKPOINT, WEIGHTS, load_into, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.stream.building import build_trainer, load_stream
 from fscl.runs.stream.weights import save_networks
@@ -57,13 +57,7 @@ def begin(
         record.machine = here
         record.untrained = np.array(trainer.untrained())
     else:
-        try:
-            trainer.load_state_dict(state)
-        except Exception as error:  # another version of a learner, or of torch, may raise anything
-            raise FsclError(
-                f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its learner ({line(error)}); "
-                "go on with the versions in the run.json beside it"
-            ) from error
+        load_into(trainer, state, folder, "learner")
         record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run; they are deleted only now, after the new record is on disk
