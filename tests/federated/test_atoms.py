@@ -117,12 +117,12 @@ def test_a_client_that_forgot_receives_the_coefficients_again(network):
     assert "shared" not in method.parts_for(0, 3)
 
 
-def test_similarity_is_the_mean_cosine_of_the_changes_of_each_layer(network):
+def test_similarity_is_the_mean_cosine_of_the_changes_of_each_layer_of_which_later_ones_count_less(network):
     method = after(begun(network), 1)
     changes = torch.zeros(3, method.packing.size("atoms"))
-    for round in (2, 3):
+    for number, round in enumerate((2, 3), start=1):
         updates = answers(method, round)
-        changes += torch.stack([update.parts["atoms"] - update.sent["atoms"] for update in updates])
+        changes += torch.stack([update.parts["atoms"] - update.sent["atoms"] for update in updates]) / number
         method.combine(round, updates)
     sizes = [a.numel() for a in method.packing.atoms(changes[0]).values()]
     assert len(sizes) == 2

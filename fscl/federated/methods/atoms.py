@@ -92,7 +92,8 @@ class Atoms(Mixture):
     def begin(self, model: nn.Module, clients: int) -> None:
         super().begin(model, clients)
         self.holders: set[int] = set()  # clients that hold the frozen coefficients
-        self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms over its rounds
+        self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms, each divided by its number
+        self.trained: dict[int, int] = {}  # how many changes that are
 
     def introduced(self, client: int, fingerprint: str) -> None:
         if not self.coefficient_rounds and fingerprint and self.fingerprint(1).startswith(fingerprint):
@@ -112,7 +113,9 @@ class Atoms(Mixture):
         if self.mixes(round):
             for update in updates:
                 self.holders.add(update.client)
-                self.changes[update.client] = update.change("atoms") + self.changes.get(update.client, 0)
+                # once the atoms that a client receives suit it, its changes are mostly noise: later ones count less
+                number = self.trained[update.client] = self.trained.get(update.client, 0) + 1
+                self.changes[update.client] = update.change("atoms") / number + self.changes.get(update.client, 0)
         elif round == self.coefficient_rounds:
             self.packing.unpack(self.model, self.mean)
             freeze_coefficients(self.model, self.scale)
@@ -125,8 +128,8 @@ class Atoms(Mixture):
     def similarity(self) -> Tensor:
         """Similarity of the clients in :attr:`latest`, in their order, by their changes of atoms: (n, n).
 
-        The mean over layers of the cosine. The atoms themselves would tell less: a client's atoms are near those that
-        it received, whoever it is.
+        The mean over layers of the cosine. A client's k-th change counts 1 / k. The atoms themselves would tell less: a
+        client's atoms are near those that it received, whoever it is.
         """
         layers = [self.packing.atoms(self.changes[client]) for client in self.latest]
         return similarity_matrix(
@@ -155,11 +158,13 @@ class Atoms(Mixture):
         return bank
 
     def state_dict(self) -> dict[str, Any]:
-        return super().state_dict() | {"holders": sorted(self.holders), "changes": dict(self.changes)}
+        kept = {"holders": sorted(self.holders), "changes": dict(self.changes), "trained": dict(self.trained)}
+        return super().state_dict() | kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
         self.holders, self.changes = set(state["holders"]), dict(state["changes"])
+        self.trained = dict(state["trained"])
 
     # at a client
 
