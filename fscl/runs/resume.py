@@ -12,9 +12,8 @@ from fscl.runs.records.record import Record
 from fscl.runs.results import read_record
 from fscl.runs.spec import RunSpec
 
-__all__ = ["CHECKPOINT", "WEIGHTS", "line", "load_into", "read_checkpoint", "write_checkpoint"]
+__all__ = ["CHECKPOINT", "line", "load_into", "read_checkpoint", "write_checkpoint"]
 
-WEIGHTS = "weights.safetensors"  # file in the folder of a finished run
 CHECKPOINT = "checkpoint.pt"  # file in a run's folder while it is unfinished
 FORMAT = 2  # raise it whenever the layout of a checkpoint changes
 # The comment at the end of the zip archive: this mark and the checksum, in hexadecimal, of all bytes before it.

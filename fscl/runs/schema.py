@@ -185,7 +185,11 @@ class ClientsRecipe(Recipe):
     own_classes: bool = False
     """Whether a client's network chooses among the client's own classes alone, in training and in answers."""
     start: Text = ""
-    """A checkpoint of the network from which all methods start; by default it is freshly initialised."""
+    """The network from which all methods start: a checkpoint, or the folder of a finished run on a stream. By default
+    it is freshly initialised."""
+    start_digest: Text = ""
+    """The first 16 hexadecimal digits of the SHA-256 of the start's file. A run's record names it; another file is then
+    refused."""
 
     @model_validator(mode="after")
     def _one_way(self) -> "ClientsRecipe":

@@ -1,5 +1,6 @@
 """The specification of one run: a stream, a learner, a seed, and where it runs."""
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,9 @@ from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe, 
 from fscl.runs.records.record import Record
 from fscl.text import brief
 
-__all__ = ["Progress", "RunSpec", "spec_of_record"]
+__all__ = ["WEIGHTS", "Progress", "RunSpec", "digest_of_start", "file_of_start", "spec_of_record"]
+
+WEIGHTS = "weights.safetensors"  # the networks of a finished run on a stream
 
 Progress = Callable[[int, int, int], None]  # called with the experience, the epoch and the number of epochs
 
@@ -62,6 +65,8 @@ class RunSpec:
                 raise FsclError(
                     f"a run cannot be kept in a folder {brief(name)}: {fault}; give the recipe another name"
                 )
+        if isinstance(self.benchmark, FederationRecipe) and self.benchmark.federation.start:
+            object.__setattr__(self, "benchmark", _with_digest(self.benchmark))
 
     @property
     def hash(self) -> str:
@@ -73,6 +78,38 @@ class RunSpec:
         """The run's folder below an output folder."""
         strategy = out / self.benchmark.name / self.strategy.name
         return (strategy if self.first is None else strategy / f"trial_{self.hash}") / f"seed_{self.seed}"
+
+
+def file_of_start(start: str) -> Path:
+    """The file with the weights from which a federation starts: a checkpoint, or that of a finished run on a stream.
+
+    Raises:
+        FsclError: there is no such file.
+    """
+    path = Path(start)
+    file = path / WEIGHTS if path.is_dir() else path
+    if not file.is_file():
+        raise FsclError(
+            f"federation.start = {brief(start)}: there is no file {brief(str(file))}; a checkpoint or the folder of a "
+            "finished run would do, such as that of fscl run pretrain_tinyimagenet32 -s naive --seeds 1"
+        )
+    return file
+
+
+def digest_of_start(start: str) -> str:
+    """What ``federation.start_digest`` says of this start."""
+    return hashlib.sha256(file_of_start(start).read_bytes()).hexdigest()[:16]
+
+
+def _with_digest(benchmark: FederationRecipe) -> FederationRecipe:
+    """The recipe with the digest of its start, so that runs from another start have another hash."""
+    federation = benchmark.federation
+    if federation.start_digest:
+        return benchmark
+    digest = digest_of_start(federation.start)
+    named = benchmark.model_copy(update={"federation": federation.model_copy(update={"start_digest": digest})})
+    named._stranger = benchmark._stranger
+    return named
 
 
 def spec_of_record(record: Record, data: str | None = None) -> RunSpec:

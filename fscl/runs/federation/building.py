@@ -20,7 +20,7 @@ from fscl.networks import make_network
 from fscl.runs.recipe import FEDERATED, load_benchmark
 from fscl.runs.resume import line
 from fscl.runs.schema import ClientsRecipe, FederationRecipe
-from fscl.runs.spec import RunSpec
+from fscl.runs.spec import WEIGHTS, RunSpec, digest_of_start, file_of_start
 from fscl.text import brief
 
 __all__ = ["build_clients", "build_server", "check_federation", "images_of", "split_of"]
@@ -171,21 +171,34 @@ def build_network(spec: RunSpec) -> nn.Module:
     finally:
         torch.random.set_rng_state(state)
     if recipe.federation.start:
-        _put_start(network, recipe.federation.start)
+        _put_start(network, recipe.federation)
     return network
 
 
-def _put_start(network: nn.Module, path: str) -> None:
-    """Puts the weights of a checkpoint into a network. A head of other classes stays as it is."""
+def _put_start(network: nn.Module, federation: ClientsRecipe) -> None:
+    """Puts the weights of the start into a network. A head of other classes stays as it is."""
     from fscl.compare.checkpoints.reading import read_checkpoint
+    from fscl.runs.stream.weights import read_weights
 
-    saved: dict[str, Tensor] = read_checkpoint(Path(path))
+    file, digest = file_of_start(federation.start), digest_of_start(federation.start)
+    if digest != federation.start_digest:
+        raise FsclError(
+            f"{file}: its digest is {digest}, and that of the start of this run is {federation.start_digest}; put back "
+            "the file, or remove the run's folder"
+        )
+    saved: dict[str, Tensor]
+    if file.name == WEIGHTS and Path(federation.start).is_dir():
+        # Avalanche's networks with a head for each task keep the network itself under this name
+        saved = {name.removeprefix("model."): values for name, values in read_weights(file)["learner"]["model"].items()}
+    else:
+        saved = read_checkpoint(file)
     own = network.state_dict()
     fits = {name: values for name, values in saved.items() if name in own and own[name].shape == values.shape}
     missing = [name for name, parameter in network.named_parameters() if name not in fits and parameter.ndim == 4]
     if missing:
         raise FsclError(
-            f"federation.start = {path}: it has no filters {missing[0]} of shape {tuple(own[missing[0]].shape)}"
+            f"federation.start = {federation.start}: it has no filters {missing[0]} of shape "
+            f"{tuple(own[missing[0]].shape)}"
         )
     network.load_state_dict(fits, strict=False)
 

@@ -18,8 +18,7 @@ from typing import Any
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 from fscl.runs.grid.sweep import Outcome, attempt
-from fscl.runs.resume import WEIGHTS
-from fscl.runs.spec import RunSpec
+from fscl.runs.spec import WEIGHTS, RunSpec
 from fscl.runs.with_ray import import_ray
 
 __all__ = ["RayEngine", "refuse_logs"]

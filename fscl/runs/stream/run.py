@@ -13,8 +13,8 @@ from fscl.runs.environment import machine, versions
 from fscl.runs.logs import Logged, remove_logs
 from fscl.runs.records.parts import Memory, Resumed, Seconds, Similarity, Task
 from fscl.runs.records.record import RunRecord
-from fscl.runs.resume import CHECKPOINT, WEIGHTS, load_into, write_checkpoint
-from fscl.runs.spec import Progress, RunSpec
+from fscl.runs.resume import CHECKPOINT, load_into, write_checkpoint
+from fscl.runs.spec import WEIGHTS, Progress, RunSpec
 from fscl.runs.stream.building import build_trainer, load_stream
 from fscl.runs.stream.weights import save_networks
 

@@ -14,8 +14,8 @@ from fscl.errors import FsclError
 from fscl.runs.environment import find_device
 from fscl.runs.records.record import RunRecord
 from fscl.runs.results import find_task
-from fscl.runs.resume import WEIGHTS, line
-from fscl.runs.spec import RunSpec, spec_of_record
+from fscl.runs.resume import line
+from fscl.runs.spec import WEIGHTS, RunSpec, spec_of_record
 from fscl.runs.stream.building import build_trainer, check_trusted
 from fscl.runs.stream.weights import read_weights
 

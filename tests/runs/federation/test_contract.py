@@ -12,6 +12,7 @@ pytest.importorskip("flwr", reason="needs the extra fscl[federated]")
 
 from fscl.data.images import ImageSet
 from fscl.errors import FsclError
+from fscl.networks import make_network
 from fscl.report.page import write_report
 from fscl.report.runs import load_runs
 from fscl.runs.recipe import load_any_benchmark, load_strategy, names_of, with_overrides
@@ -59,8 +60,18 @@ def _noise(name: str) -> tuple[ImageSet, ImageSet]:
     return ImageSet(images, labels, classes), ImageSet(images[: 2 * len(classes)], labels[: 2 * len(classes)], classes)
 
 
-def spec_of(federation: str, method: str, *settings: str) -> RunSpec:
-    return RunSpec(*with_overrides(load_any_benchmark(federation), load_strategy(method), [*SMALL, *settings]), 0)
+@pytest.fixture
+def start(tmp_path: Path) -> str:
+    """A checkpoint of the network that federations of 32x32 images have, with a head of other classes."""
+    recipe = load_any_benchmark("federated_cifar100")
+    torch.save(make_network(recipe.model.name, (3, 32, 32), 7, recipe.model.args).state_dict(), tmp_path / "start.pt")
+    return str(tmp_path / "start.pt")
+
+
+def spec_of(federation: str, method: str, *settings: str, start: str = "") -> RunSpec:
+    recipe = load_any_benchmark(federation)
+    begins = [f"federation.start={start}"] if recipe.federation.start else []
+    return RunSpec(*with_overrides(recipe, load_strategy(method), [*SMALL, *begins, *settings]), 0)
 
 
 def stop_after_one(rounds: int, *_: int) -> None:
@@ -93,16 +104,16 @@ def test_a_method_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FEDERATIONS)
-def test_a_federation_is_learned_and_resumed(name: str, tmp_path: Path) -> None:
+def test_a_federation_is_learned_and_resumed(name: str, tmp_path: Path, start: str) -> None:
     small = ["federation.clients=4", "federation.fraction=0.5", "federation.most_images=10"]
-    check_contract(spec_of(name, "atoms", *small, "args.coefficient_rounds=1"), tmp_path)
+    check_contract(spec_of(name, "atoms", *small, "args.coefficient_rounds=1", start=start), tmp_path)
 
 
 @pytest.mark.parametrize("name", FEDERATIONS)
-def test_the_recipes_network_fits_and_every_client_has_images(name: str) -> None:
+def test_the_recipes_network_fits_and_every_client_has_images(name: str, start: str) -> None:
     from fscl.runs.federation.building import check_federation, split_of
 
-    spec = spec_of(name, "atoms")
+    spec = spec_of(name, "atoms", start=start)
     spec = replace(spec, validation=0.2) if name == "federated_digits" else spec
     check_federation(spec)
     split = split_of(spec)
