@@ -19,11 +19,11 @@ from fscl.federated.wire import BITS
 from fscl.networks import make_network
 from fscl.runs.recipe import FEDERATED, load_benchmark
 from fscl.runs.resume import line
-from fscl.runs.schema import ClientsRecipe, FederationRecipe
+from fscl.runs.schema import ClientsRecipe, FederationRecipe, StrategyRecipe
 from fscl.runs.spec import WEIGHTS, RunSpec, digest_of_start, file_of_start
 from fscl.text import brief
 
-__all__ = ["build_clients", "build_server", "check_federation", "images_of", "split_of"]
+__all__ = ["build_clients", "build_method", "build_server", "check_federation", "images_of", "split_of"]
 
 
 OF_ALL_METHODS = ("bits", "head_rounds")  # arguments that every method takes
@@ -85,7 +85,7 @@ def build_clients(spec: RunSpec, folder: Path | None = None) -> Federation:
     split = split_of(spec)
     mean, std = channel_statistics(train.images)
     augment = recipe.augment
-    method = build_method(spec)
+    method = build_method(spec.strategy)
     tested = train if spec.validation else test
     return Federation(
         method=method,
@@ -114,7 +114,7 @@ def build_server(spec: RunSpec) -> FederatedStrategy:
     """
     clients = recipe_of(spec).federation
     return FederatedStrategy(
-        build_method(spec),
+        build_method(spec.strategy),
         build_network(spec),
         clients.clients,
         fraction=clients.fraction,
@@ -124,32 +124,32 @@ def build_server(spec: RunSpec) -> FederatedStrategy:
     )
 
 
-def build_method(spec: RunSpec) -> Method:
-    """The method that a strategy's recipe names.
+def build_method(strategy: StrategyRecipe) -> Method:
+    """The method that a recipe names.
 
     Raises:
         FsclError: the class is unknown, is no method, or does not take the arguments.
     """
-    module, _, name = spec.strategy.class_path.rpartition(".")
-    if spec.strategy._stranger and module != FEDERATED and not module.startswith(f"{FEDERATED}."):
+    module, _, name = strategy.class_path.rpartition(".")
+    if strategy._stranger and module != FEDERATED and not module.startswith(f"{FEDERATED}."):
         raise FsclError(
-            f"{spec.strategy._stranger}: class = {spec.strategy.class_path!r}: a recipe may name methods of "
+            f"{strategy._stranger}: class = {strategy.class_path!r}: a recipe may name methods of "
             f"{FEDERATED}; if you trust the file, --trust lets it run any code"
         )
-    kind = import_named(module, name, f"class {spec.strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
+    kind = import_named(module, name, f"class {strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise FsclError(
-            f"class = {spec.strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
+            f"class = {strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
         )
     try:
-        own = {name: value for name, value in spec.strategy.args.items() if name not in OF_ALL_METHODS}
+        own = {name: value for name, value in strategy.args.items() if name not in OF_ALL_METHODS}
         method = kind(**own)
     except TypeError as error:
-        raise FsclError(f"{spec.strategy.name}: {in_words(error)}") from error
-    method.bits = spec.strategy.args.get("bits", method.bits)
+        raise FsclError(f"{strategy.name}: {in_words(error)}") from error
+    method.bits = strategy.args.get("bits", method.bits)
     if method.bits not in BITS:
         raise FsclError(f"args.bits is {brief(method.bits)}; known: {', '.join(map(str, BITS))}")
-    rounds = spec.strategy.args.get("head_rounds", 0)
+    rounds = strategy.args.get("head_rounds", 0)
     if type(rounds) is not int or rounds < 0:
         raise FsclError(f"args.head_rounds is {brief(rounds)}; a number of rounds would do")
     return HeadFirst(method, rounds) if rounds else method

@@ -62,14 +62,16 @@ def test_what_the_file_holds_decides_the_hash_and_its_place_does_not(checkpoint,
     assert starting_from(moved).hash == first.hash
     saved(checkpoint, classes=7, seed=6)
     assert starting_from(checkpoint).hash != first.hash
-    with pytest.raises(FsclError, match=r"start\.pt: its digest is \w{16}, and that of the start of this run is \w{16}"):
+    with pytest.raises(
+        FsclError, match=r"start\.pt: its digest is \w{16}, and that of the start of this run is \w{16}"
+    ):
         build_network(first)
 
 
 def test_a_start_that_is_not_there_or_does_not_fit_is_refused(checkpoint, tmp_path):
-    with pytest.raises(FsclError, match="federation.start = .*none.pt.*: there is no file"):
+    with pytest.raises(FsclError, match=r"federation.start = .*none\.pt.*: there is no file"):
         starting_from(tmp_path / "none.pt")
-    with pytest.raises(FsclError, match="there is no file .*weights.safetensors"):
+    with pytest.raises(FsclError, match=r"there is no file .*weights\.safetensors"):
         starting_from(tmp_path)
     torch.save({"other.weight": torch.zeros(3, 2)}, checkpoint)
     with pytest.raises(FsclError, match=r"it has no filters features.0.weight of shape \(8, 1, 3, 3\)"):
