@@ -23,6 +23,9 @@ from typing import Any
 
 from scipy.stats import kendalltau
 
+from benchmarks.federated import page as federation
+from fscl.report.federation.provenance import federated_budget
+from fscl.report.federation.summary import group_federations
 from fscl.report.page import escape_markdown
 from fscl.report.prediction import (
     Prediction,
@@ -34,6 +37,7 @@ from fscl.report.provenance import budget
 from fscl.report.runs import Runs, load_runs
 from fscl.report.summary import StrategyRuns, SummaryRow, group_runs, summary_rows
 from fscl.report.table import ANSWERS, COLUMNS
+from fscl.runs.records.federated import FederatedRecord
 from fscl.runs.records.record import RunRecord
 from fscl.text import DASH, human_seconds, interval, signed, small_p
 
@@ -41,6 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 FROM_PAGES = "../../reports"  # path of the reports, seen from docs/results/
 BENCHMARKS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")
+FEDERATIONS = ("federated_cifar100_pretrained", "federated_fmnist")
 MAIN = BENCHMARKS[0]  # the README shows some of its rows, and papers report accuracies on it
 LEVEL = 0.05  # of significance
 # columns of the summary table
@@ -68,27 +73,36 @@ def runs_of(benchmark: str) -> Runs:
 
 
 @cache
-def groups_of(benchmark: str) -> list[StrategyRuns]:
-    return group_runs(runs_of(benchmark))
+def groups_of(benchmark: str) -> list[Any]:
+    runs = runs_of(benchmark)
+    return group_federations(runs) if isinstance(runs[0], FederatedRecord) else group_runs(runs)
 
 
 def leaderboard(benchmark: str) -> str:
-    """The page of a benchmark: the table of its runs, the commands that repeat them, the similarity of its tasks."""
+    """The page of a benchmark: the table of its runs, the commands that repeat them, and its main picture."""
     runs = runs_of(benchmark)
     recipe, machines = runs[0].benchmark, Counter(run.machine["processor"] for run in runs)
     processor = " or ".join(f"an {name}" for name, _ in machines.most_common())
+    federated = isinstance(runs[0], FederatedRecord)
+    kind, learner = ("Federation", "method") if federated else ("Stream", "learner")
+    if federated:
+        head, rows = federation.table(groups_of(benchmark))
+        pictures = federation.pictures(benchmark, recipe.title, FROM_PAGES)
+    else:
+        head, rows = _headings(SHOWN), [_cells(row, SHOWN) for row in summary_rows(groups_of(benchmark))]
+        pictures = _heatmap(benchmark, runs)
     lines = [
         f"# {recipe.title}",
         "",
-        f"- **Stream**: {recipe.description}",
-        f"- **Budget** of most learners: {_usual_budget(groups_of(benchmark))}",
+        f"- **{kind}**: {recipe.description}",
+        f"- **Budget** of most {learner}s: {_usual_budget(benchmark)}",
         f"- **Settings**: {_tuned(benchmark)}",
         f"- **Machine**: {runs[0].machine['threads']} thread of {processor}",
-        f"- **Time**: {human_seconds(sum(run.seconds.total for run in runs))} for all runs, added up",
-        f"- **More**: the [report]({FROM_PAGES}/{benchmark}/README.md) has each learner's settings and budget, "
-        "transfer, curves and every seed",
+        f"- **Time**: {human_seconds(sum(map(_seconds, runs)))} for all runs, added up",
+        f"- **More**: the [report]({FROM_PAGES}/{benchmark}/README.md) has each {learner}'s settings and budget, "
+        f"{'bytes by part' if federated else 'transfer'}, curves and every seed",
         "",
-        *_table(_headings(SHOWN), [_cells(row, SHOWN) for row in summary_rows(groups_of(benchmark))], texts=1),
+        *_table(head, rows, texts=1),
         "",
         "## Commands",
         "",
@@ -96,9 +110,7 @@ def leaderboard(benchmark: str) -> str:
         *_commands(benchmark, runs),
         "```",
         "",
-        "## Which tasks are alike",
-        "",
-        *_heatmap(benchmark, runs),
+        *pictures,
     ]
     return "\n".join(lines)
 
@@ -178,7 +190,8 @@ def _heatmap(benchmark: str, runs: list[RunRecord]) -> list[str]:
             f"{_with_time(group)}."
         )
     file = f"{FROM_PAGES}/{benchmark}/figures/{picture.replace('_', '-')}.png"
-    return [f"![Task-to-task similarity on {runs[0].benchmark.title}]({file})", "", text]
+    picture = f"![Task-to-task similarity on {runs[0].benchmark.title}]({file})"
+    return ["## Which tasks are alike", "", picture, "", text]
 
 
 def _with_time(group: StrategyRuns) -> str:
@@ -279,14 +292,19 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> li
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _usual_budget(groups: Sequence[StrategyRuns]) -> str:
+def _seconds(run: Any) -> float:
+    return run.train_seconds if isinstance(run, FederatedRecord) else run.seconds.total
+
+
+def _usual_budget(benchmark: str) -> str:
     """The budget that most learners had."""
-    budgets = [budget(group.runs[0], brief=True) for group in groups]
+    firsts = [group.runs[0] for group in groups_of(benchmark)]
+    budgets = [federated_budget(run) if isinstance(run, FederatedRecord) else budget(run, brief=True) for run in firsts]
     return max(dict.fromkeys(budgets), key=budgets.count)
 
 
 PARTS: dict[str, Callable[[], str]] = {
-    **{benchmark: partial(leaderboard, benchmark) for benchmark in BENCHMARKS},
+    **{benchmark: partial(leaderboard, benchmark) for benchmark in (*BENCHMARKS, *FEDERATIONS)},
     "leaderboards": headline,
     "literature": literature,
     "question": question,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.leaderboards import BENCHMARKS, MARKED, PARTS, ROOT, pages, question_by_learner, quoted
+from benchmarks.leaderboards import BENCHMARKS, FEDERATIONS, MARKED, PARTS, ROOT, pages, question_by_learner, quoted
 from fscl.report.page import escape_markdown
 from fscl.report.runs import load_runs
 from fscl.report.summary import group_runs, summary_rows
@@ -48,13 +48,13 @@ def test_each_generated_part_is_on_one_page() -> None:
     assert sorted(mark for _, mark in SHOWN) == sorted(PARTS)
 
 
-@pytest.mark.parametrize("benchmark", BENCHMARKS)
+@pytest.mark.parametrize("benchmark", [*BENCHMARKS, *FEDERATIONS])
 def test_every_benchmark_with_runs_has_a_page(benchmark: str) -> None:
     assert (RESULTS / f"{benchmark}.md", benchmark) in SHOWN
 
 
 def test_every_report_with_runs_is_on_a_results_page() -> None:
-    assert {file.parent.name for file in (ROOT / "reports").glob("*/runs.json")} == set(BENCHMARKS)
+    assert {file.parent.name for file in (ROOT / "reports").glob("*/runs.json")} == {*BENCHMARKS, *FEDERATIONS}
 
 
 def test_the_index_of_results_lists_every_page() -> None:

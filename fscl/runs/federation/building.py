@@ -138,9 +138,7 @@ def build_method(strategy: StrategyRecipe) -> Method:
         )
     kind = import_named(module, name, f"class {strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
     if not (isinstance(kind, type) and issubclass(kind, Method)):
-        raise FsclError(
-            f"class = {strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do"
-        )
+        raise FsclError(f"class = {strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do")
     try:
         own = {name: value for name, value in strategy.args.items() if name not in OF_ALL_METHODS}
         method = kind(**own)
