@@ -7,7 +7,7 @@ from benchmarks.federated.ensembles.cost import RATIOS
 from benchmarks.federated.ensembles.picking import BY_ATOMS, DRAWS, PICKINGS
 from benchmarks.federated.ensembles.summary import Difference, Outcome, difference, finding, outcomes
 from benchmarks.similarity.formats import seconds, times
-from fscl.text import DASH, interval, points
+from fscl.text import DASH, decimal, interval, points
 
 __all__ = ["page"]
 
@@ -56,7 +56,7 @@ def _answers(by_atoms: dict[str, dict[str, Outcome]]) -> list[str]:
     for title, outcome in by_atoms.items():
         gains = {name: points(outcome[name].gain, sign=True) for name in ("random", "atoms", "all")}
         share = outcome["atoms"].share
-        of_all = "no gain to share" if share is None else f"atoms have {100 * share:.0f} % of it"
+        of_all = "no gain to share" if share is None else f"atoms have {decimal(100 * share, 0)} % of it"
         sentences.append(
             f"- {title}: members by atoms gain {gains['atoms']} points over the client's own network, random members "
             f"{gains['random']}, all clients {gains['all']} ({of_all}). "
@@ -113,7 +113,7 @@ def _without_atoms(by_method: dict[str, list[dict[str, Any]]], found: dict[str, 
 
 def _row(title: str, name: str, outcome: Outcome) -> list[str]:
     accuracy, worst = outcome.accuracy, outcome.worst_tenth
-    share = None if outcome.share is None or name == "base" else f"{100 * outcome.share:.0f} %"
+    share = None if outcome.share is None or name == "base" else f"{decimal(100 * outcome.share, 0)} %"
     return [
         title,
         PICKINGS[name],
