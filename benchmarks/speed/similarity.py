@@ -47,7 +47,7 @@ def measure(quick: bool = False) -> dict[str, Any]:
     atoms = {row["networks"]: row["seconds"]["median"] for row in rows if row["method"] == "atoms"}
     measured = _rivals(quick)
     for n in (20, 100):
-        features = _row("feature_extraction", n, _scaled(forward["one"], n), forward["flops"] * n, "formula")
+        features = _row("feature_extraction", n, scaled(forward["one"], n), forward["flops"] * n, "formula")
         features |= {"extrapolated": True, "measured_on": forward["measured_on"]}
         rows.append(features)
         for rival in measured[n]:
@@ -70,11 +70,11 @@ def _row(method: str, n: int, seconds: Quartiles, flops: float, how: str) -> dic
     return row | {"flops_how": how, "extrapolated": False, "measured_on": "all", "with_features": None}
 
 
-def _scaled(seconds: Quartiles, factor: float) -> Quartiles:
+def scaled(seconds: Quartiles, factor: float) -> Quartiles:
     return Quartiles(seconds.median * factor, seconds.low * factor, seconds.high * factor, seconds.n)
 
 
-def _flops(call: Callable[[], object]) -> float:
+def counted_flops(call: Callable[[], object]) -> float:
     with FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops())
@@ -92,7 +92,7 @@ def _atoms(n: int, quick: bool) -> list[dict[str, Any]]:
     calls: dict[str, Callable[[], object]] = {"atoms": lambda: similarity_matrix(stacks), "matrix_products": products}
     rounds = {20: 1000, 100: 500, 1000: 30}.get(n, 2 if quick else 9)
     seconds = alternately(calls, rounds, warmup=5 if n <= 1000 else 0 if quick else 1, budget=3 if quick else 40)
-    rows = [_row(name, n, quartiles(seconds[name]), _flops(call), "counted") for name, call in calls.items()]
+    rows = [_row(name, n, quartiles(seconds[name]), counted_flops(call), "counted") for name, call in calls.items()]
     against = ratio(seconds["atoms"], seconds["matrix_products"])
     rows[0]["times_matrix_products"] = {"median": against.median, "low": against.low, "high": against.high}
     rows[0]["working_bytes"] = {"float64_copy_of_atoms": sum(8 * s.numel() for s in stacks), "result": 4 * n * n}
@@ -115,7 +115,7 @@ def _rivals(quick: bool) -> dict[int, list[dict[str, Any]]]:
         compare(2, 2 * FEATURES)  # the first call starts the libraries and is not timed
         rounds = 1 if quick and method == "svcca" else 3
         seconds = alternately({"one": partial(compare, 1), "k": partial(compare, k)}, rounds, warmup=0)
-        flops = {name: _flops(partial(compare, networks)) for name, networks in (("one", 1), ("k", k))}
+        flops = {name: counted_flops(partial(compare, networks)) for name, networks in (("one", 1), ("k", k))}
         for n, rows_of_n in rows.items():
             scaled = n != k
             times = [_all_pairs(*round_, k, n) for round_ in zip(seconds["one"], seconds["k"], strict=True)]
@@ -151,7 +151,7 @@ def _forward(quick: bool) -> dict[str, Any]:
     seconds = quartiles(alternately({"forward": passes}, rounds=3 if quick else 9)["forward"])
     share = SAMPLES / len(images)
     where = f"measured on {len(images)} of the {SAMPLES} images through one network, scaled"
-    return {"one": _scaled(seconds, share), "flops": _flops(passes) * share, "measured_on": where}
+    return {"one": scaled(seconds, share), "flops": counted_flops(passes) * share, "measured_on": where}
 
 
 def main() -> None:

@@ -143,11 +143,18 @@ class Client:
         return float(torch.stack(losses).mean())
 
     @torch.no_grad()
-    def probabilities(self, images: LabelledImages | None = None) -> Tensor:
-        """The network's probabilities of all classes for the client's test images, or for others: (images, classes)."""
+    def outputs(self, images: LabelledImages | None = None) -> Tensor:
+        """The network's outputs of all classes for the client's test images, or for others: float32 (images, classes).
+
+        It answers in evaluation mode, with the layout and the precision of the training.
+        """
         pixels, _ = (images or self.test).load()
         with evaluating(self.network):
-            outputs = torch.cat([self._outputs(self.plain(part)) for part in pixels.split(EVALUATED_AT_ONCE)])
+            return torch.cat([self._outputs(self.plain(part)) for part in pixels.split(EVALUATED_AT_ONCE)])
+
+    def probabilities(self, images: LabelledImages | None = None) -> Tensor:
+        """The network's probabilities of all classes for the client's test images, or for others: (images, classes)."""
+        outputs = self.outputs(images)
         probabilities = torch.zeros_like(outputs)
         probabilities[:, self._columns] = outputs[:, self._columns].softmax(1)
         return probabilities

@@ -89,18 +89,18 @@ class Federation:
         )
         return client, parts
 
-    def network_of(self, number: int, ask: Callable[[int, int], Message]) -> nn.Module:
-        """The network with which a client would answer now.
+    def answering_now(self, number: int, ask: Callable[[int, int, list[int] | None], Message]) -> Client:
+        """A client as it would answer now. All clients use one network: the next call changes its values.
 
         Args:
             number: of the client.
-            ask: gives the server's message of evaluation to a client at a node,
+            ask: gives the server's message of evaluation to a client at a node, with the client's own classes,
                 :meth:`~fscl.federated.FederatedStrategy.question`.
         """
         use_identity(SERVER)
         node = SERVER + 1 + number
         context = Context(0, node, {"partition-id": number}, RecordDict(), {})
-        return self.answering(ask(number, node), context).network
+        return self.answering(ask(number, node, self.classes_of(number)), context)
 
     def training_in(self, round: int) -> Training:
         """How clients train in a round, from 1."""

@@ -234,8 +234,15 @@ class FederatedStrategy(Strategy):
         self._kept_in = dict(state["kept_in"])
         self.history = History.of(state["history"])
 
-    def question(self, client: int, node: int) -> Message:
-        """The message of evaluation to a client after the last finished round."""
+    def question(self, client: int, node: int, classes: list[int] | None = None) -> Message:
+        """The message of evaluation to a client after the last finished round.
+
+        Args:
+            client: its number.
+            node: where it is.
+            classes: with which it introduces itself, see :func:`introduce`: it may not have done so yet.
+        """
+        self._introduced(Introduction(client, "", classes))
         return self._message(client, node, self.round, "evaluate")
 
     def _mean(self) -> ArrayRecord:

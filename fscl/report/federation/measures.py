@@ -18,6 +18,7 @@ __all__ = [
     "final_accuracy",
     "mean_accuracies",
     "rand_index",
+    "worst_tenth",
     "worst_tenths",
 ]
 
@@ -77,8 +78,17 @@ def mean_accuracies(run: FederatedRecord) -> Array:
 
 def worst_tenths(run: FederatedRecord) -> Array:
     """The mean accuracy of the worst tenth of the clients that were tested, for each evaluation; NaN if none was."""
-    tested = [np.sort(_tested(row)) for row in run.accuracy]
-    return np.array([_mean(row[: max(1, len(row) // 10)]) for row in tested])
+    return np.array([worst_tenth(row) for row in run.accuracy])
+
+
+def worst_tenth(accuracies: Array) -> float:
+    """The mean accuracy of the worst tenth of the clients that were tested, rounded down, but of at least one.
+
+    >>> worst_tenth(np.array([0.5, np.nan, 0.25]))
+    0.25
+    """
+    tested = np.sort(_tested(accuracies))
+    return _mean(tested[: max(1, len(tested) // 10)])
 
 
 def bytes_sent(run: FederatedRecord) -> Array:

@@ -7,13 +7,14 @@ from torch import Tensor, nn
 
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
+from fscl.federated import FederatedStrategy, Federation
 from fscl.runs.federation.building import build_clients, build_server
 from fscl.runs.federation.run import KEPT, SERVER
 from fscl.runs.records.federated import FederatedRecord
 from fscl.runs.resume import read_checkpoint
 from fscl.runs.spec import spec_of_record
 
-__all__ = ["ClientNetwork", "load_client"]
+__all__ = ["ClientNetwork", "load_client", "open_federation"]
 
 
 class ClientNetwork(nn.Module):
@@ -70,12 +71,29 @@ def load_client(record: FederatedRecord, folder: Path, client: int, data: str | 
     """
     if not 0 <= client < record.clients:
         raise FsclError(f"{folder}: no client {client}; there are clients 0 to {record.clients - 1}")
+    server, clients = open_federation(record, folder, data)
+    _, channels, height, width = clients.test[0].images.shape
+    network = clients.answering_now(client, server.question).network
+    return ClientNetwork(client, network, list(record.classes), (channels, height, width), clients.plain)
+
+
+def open_federation(
+    record: FederatedRecord, folder: Path, data: str | None = None
+) -> tuple[FederatedStrategy, Federation]:
+    """The server and the clients of a finished federation, as they were after its last round.
+
+    ``clients.answering_now(client, server.question)`` is a client with the network that answers for it.
+
+    Args:
+        record, folder, data: as for :func:`load_client`.
+
+    Raises:
+        FsclError: the run kept no weights, or its data is missing.
+    """
     if not (folder / SERVER).is_file():
         raise FsclError(f"{folder}: no {SERVER} in it; the run is unfinished, or was made with --no-weights")
     spec = spec_of_record(record, data)
     _, state = read_checkpoint(folder / SERVER, spec)
     server, clients = build_server(spec), build_clients(spec, folder / KEPT)
     server.load_state_dict(state)
-    _, channels, height, width = clients.test[0].images.shape
-    network = clients.network_of(client, server.question)
-    return ClientNetwork(client, network, list(record.classes), (channels, height, width), clients.plain)
+    return server, clients
