@@ -112,7 +112,9 @@ def test_a_node_that_does_not_say_who_it_is_is_named(small):
         return Message(RecordDict(), reply_to=message)
 
     federation.grid._reply = silent
-    with pytest.raises(FsclError, match="0 of 3 clients are there: node 2 does not say which client it is; let its"):
+    with pytest.raises(
+        FsclError, match="0 of 3 clients are there: node 2, like 3 and 4, does not say which client it is; let"
+    ):
         federation.run(1)
 
 
