@@ -21,10 +21,11 @@ NAMED = 5  # nodes with one fault that are named, and different faults in one er
 
 
 class Introduction(NamedTuple):
-    """What a client says of itself: its number, the fingerprint of its network, and its classes if they matter."""
+    """What a client says of itself: its number, its network's fingerprint, its training images, classes that matter."""
 
     client: int
     fingerprint: str
+    images: int
     classes: list[int] | None
 
 
@@ -163,7 +164,7 @@ def _introduction(reply: Message, clients: int) -> Introduction:
     """What a client says of itself.
 
     Raises:
-        FsclError: it failed, or gives no number of a client.
+        FsclError: it failed, or gives no number of a client or of images.
     """
     if reply.has_error():
         raise FsclError(f"failed when it was asked which client it is: {reason_of(reply)}")
@@ -172,11 +173,14 @@ def _introduction(reply: Message, clients: int) -> Introduction:
     if not isinstance(number, int) or number < 0:
         raise FsclError(
             "does not say which client it is; let its ClientApp answer queries with "
-            "fscl.federated.introduce(message, context)"
+            "fscl.federated.introduce(message, context, num_examples=...)"
         )
     if number >= clients:
         raise FsclError(f"says that it is client {number}, and there are {clients} clients, counted from 0")
+    images = wish.get("num-examples")
+    if type(images) is not int or images < 1:
+        raise FsclError(f"says that it has {brief(images)} training images; a number of at least 1 would do")
     classes = wish.get("classes")
     if classes is not None and not (isinstance(classes, list) and all(isinstance(c, int) for c in classes)):
         raise FsclError(f"says that its classes are {brief(classes)}; a list of numbers would do")
-    return Introduction(number, str(wish.get("fingerprint", "")), classes)  # type: ignore[arg-type]
+    return Introduction(number, str(wish.get("fingerprint", "")), images, classes)  # type: ignore[arg-type]

@@ -241,7 +241,7 @@ def test_an_evaluation_holds_messages_for_few_clients_at_once(monkeypatch: pytes
     monkeypatch.setattr(strategy_module, "EVALUATED_AT_ONCE", 2)
     grid = Disturbed(lambda *a: a[-1])
     strategy = server(fraction=0.5)
-    strategy._roll.present(grid, 1, lambda *_: None)  # asks all nodes at once
+    strategy._roll.present(grid, 1, strategy._introduced)  # asks all nodes at once
     grid.most = 0
     strategy.start(grid, num_rounds=1)
     assert grid.most == 2

@@ -221,6 +221,7 @@ def test_the_bytes_of_a_round_are_those_of_its_messages(small):
         ({"fraction": 1.5}, "fraction is 1.5"),
         ({"clients": 0}, "clients is 0; it must be at least 1"),
         ({"least": 0}, "least is 0; it must be at least 1"),
+        ({"most_images": 0}, "most_images is 0; it must be at least 1"),
         ({"evaluate_every": -1}, "evaluate_every is -1; it must be at least 0"),
     ],
 )

@@ -124,6 +124,7 @@ def build_server(spec: RunSpec) -> FederatedStrategy:
         fraction=clients.fraction,
         least=clients.least,
         evaluate_every=clients.evaluate_every,
+        most_images=clients.most_images,
         seed=spec.seed,
     )
 
