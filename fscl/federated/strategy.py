@@ -161,14 +161,17 @@ class FederatedStrategy(Strategy):
         if not due:
             return
         self._started = time.perf_counter()
-        self.history.evaluations.append(Evaluation(server_round))
+        self.history.evaluations.append(current := Evaluation(server_round))
         for client, node in self._roll.present(grid, self.least, self._introduced).items():
-            yield self._message(client, node, server_round, "evaluate")
+            message = self._message(client, node, server_round, "evaluate")
+            current.sent += wire_bytes(message)
+            yield message
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Notes how many images each client classified correctly. It may be called for some clients at a time."""
         current = self.history.evaluations[-1]
         for client, answers in self._roll.by_client(replies).items():
+            current.received += sum(map(wire_bytes, answers))
             try:
                 current.correct[client], current.images[client] = counts_in(answers)
             except FsclError as error:

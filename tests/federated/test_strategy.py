@@ -20,6 +20,7 @@ from fscl.federated import (
     FederatedStrategy,
     FedRep,
 )
+from fscl.federated.flower_private import wire_bytes
 from fscl.federated.messages import METRICS
 
 
@@ -212,6 +213,17 @@ def test_the_bytes_of_a_round_are_those_of_its_messages(small):
     values = sum(federation.client().packing.size(part) for part in ("head", "other", "shared"))
     for counted in (current.sent, current.received):
         assert 3 * 4 * values < counted < 3 * (4 * values + 3 * 150 + 450)
+
+
+def test_the_bytes_of_an_evaluation_are_those_of_its_messages_and_count_apart(small):
+    federation = small(FedAvg, clients=4)
+    history = federation.run(2, fraction=0.5, evaluate_every=2).history
+    for kind, counted in (("train", history.rounds), ("evaluate", history.evaluations)):
+        passed = [(message, reply) for its_kind, _, message, reply in federation.passed if its_kind == kind]
+        assert len(passed) == 4  # two rounds of two clients, and a test of all
+        sent, received = (sum(map(wire_bytes, side)) for side in zip(*passed, strict=True))
+        assert (sum(c.sent for c in counted), sum(c.received for c in counted)) == (sent, received)
+    assert history.evaluations[0].received < 4 * 600 < history.evaluations[0].sent
 
 
 @pytest.mark.parametrize(

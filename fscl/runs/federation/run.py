@@ -170,6 +170,8 @@ def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
             *record.evaluated,
             Evaluated(
                 round=evaluation.round,
+                sent=evaluation.sent,
+                received=evaluation.received,
                 seconds=evaluation.seconds,
                 groups=[groups.get(client, -1) for client in range(record.clients)] if groups else [],
                 failed=_by_name(evaluation.failed),
