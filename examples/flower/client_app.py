@@ -18,7 +18,8 @@ def received(message: Message, context: Context) -> ClientParts:
 
 @app.query()
 def say_who(message: Message, context: Context) -> Message:
-    return introduce(message, context, make_network())
+    (images, _), _ = load_images(context.node_config["partition-id"], context.node_config["num-partitions"])
+    return introduce(message, context, make_network(), num_examples=len(images))
 
 
 @app.train()

@@ -8,7 +8,8 @@ from torch import nn
 from fscl.atoms import AtomBank
 from fscl.errors import FsclError
 from fscl.federated.method import Update, weighted_mean
-from fscl.federated.methods.atoms import Atoms
+from fscl.federated.methods.atoms import COEFFICIENT_ROUNDS, NUM_ATOMS, Atoms
+from fscl.federated.mixing import NEAREST, SHARPNESS
 from fscl.federated.strategy import FederatedStrategy
 
 __all__ = ["AtomStrategy"]
@@ -47,12 +48,12 @@ class AtomStrategy(FederatedStrategy):
         *,
         bank: AtomBank | None = None,
         images: Sequence[int] | None = None,
-        num_atoms: int = 9,
-        coefficient_rounds: int = 5,
+        num_atoms: int = NUM_ATOMS,
+        coefficient_rounds: int = COEFFICIENT_ROUNDS,
         also: Collection[str] = (),
         mix: str = "mean",
-        nearest: int = 5,
-        sharpness: float = 5.0,
+        nearest: int = NEAREST,
+        sharpness: float = SHARPNESS,
         **options: Any,
     ) -> None:
         rounds = coefficient_rounds if bank is None else 0

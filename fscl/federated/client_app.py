@@ -137,8 +137,9 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
     @app.query()
     def query(message: Message, context: Context) -> Message:
         federation = load(context)
-        classes = federation.classes_of(number_of(context, len(federation.train)))
-        return introduce(message, context, federation.fresh_network(), classes)
+        number = number_of(context, len(federation.train))
+        images, classes = len(federation.train[number]), federation.classes_of(number)
+        return introduce(message, context, federation.fresh_network(), num_examples=images, classes=classes)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
@@ -158,7 +159,12 @@ def client_app(load: Callable[[Context], Federation]) -> ClientApp:
 
 
 def introduce(
-    message: Message, context: Context, model: nn.Module | None = None, classes: Sequence[int] | None = None
+    message: Message,
+    context: Context,
+    model: nn.Module | None = None,
+    *,
+    num_examples: int,
+    classes: Sequence[int] | None = None,
 ) -> Message:
     """Answers the query of :class:`~fscl.federated.FederatedStrategy`: which client is this?
 
@@ -166,10 +172,11 @@ def introduce(
         message: the query.
         context: its ``node_config`` has the client's number, ``partition-id``.
         model: the network from which the client starts. If its coefficients are the server's, they need not be sent.
+        num_examples: the number of the client's training images. No answer of the client may claim more.
         classes: numbers of the client's own classes, if only their rows of the head are to travel.
     """
     fingerprint = "" if model is None else Packing(model).fingerprint(model)[:SHORT]
-    wish = ConfigRecord({"client": number_of(context), "fingerprint": fingerprint})
+    wish = ConfigRecord({"client": number_of(context), "fingerprint": fingerprint, "num-examples": num_examples})
     if classes is not None:
         wish["classes"] = list(classes)
     return Message(RecordDict({WISH: wish}), reply_to=message)

@@ -38,6 +38,7 @@ class Evaluation:
         round: the number of the round.
         correct, images: by client, the images classified correctly and all images tested.
         failed: why the other clients were not tested.
+        sent, received: bytes from the server to clients and back, with Flower's headers.
         seconds: that the evaluation took.
     """
 
@@ -45,6 +46,8 @@ class Evaluation:
     correct: dict[int, int] = field(default_factory=dict)
     images: dict[int, int] = field(default_factory=dict)
     failed: dict[int, str] = field(default_factory=dict)
+    sent: int = 0
+    received: int = 0
     seconds: float = 0.0
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fscl.atoms.bank import AtomBank
 from fscl.atoms.entries import fingerprint_of
 from fscl.atoms.packing import PARTS, Packing
 from fscl.errors import FsclError
@@ -113,6 +114,26 @@ class Method:
 
     def forget(self, client: int) -> None:
         """Notes that a client has lost what it kept, and begins anew."""
+
+    # what a method knows of its clients; by default it knows nothing
+
+    def groups(self) -> dict[int, int]:
+        """The group that the method finds for each client, as far as it knows one; empty if it looks for none."""
+        return {}
+
+    def compared(self) -> list[int]:
+        """The clients that the method compares, in the order of :meth:`similarity`; none by default."""
+        return []
+
+    def similarity(self) -> Tensor:
+        """Similarity of the clients that are :meth:`compared`: (n, n), 1 on the diagonal."""
+        return torch.empty(0, 0)
+
+    def bank(self) -> AtomBank | None:
+        """A bank with a task for each client that has sent atoms; None if the method has no atoms for each client."""
+        return None
+
+    # to go on later
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors and plain values from which :meth:`load_state_dict` goes on after a round."""

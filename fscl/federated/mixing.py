@@ -6,10 +6,16 @@ from torch import Tensor
 from fscl.choices import MIXES
 from fscl.errors import FsclError
 
-__all__ = ["mixing_weights", "onto_simplex"]
+__all__ = ["NEAREST", "SHARPNESS", "mixing_weights", "onto_simplex"]
+
+# defaults wherever parts are mixed
+NEAREST = 5
+SHARPNESS = 5.0
 
 
-def mixing_weights(similarity: Tensor, images: Tensor, mix: str, *, nearest: int = 5, sharpness: float = 5.0) -> Tensor:
+def mixing_weights(
+    similarity: Tensor, images: Tensor, mix: str, *, nearest: int = NEAREST, sharpness: float = SHARPNESS
+) -> Tensor:
     """The weights with which atoms of all clients are mixed for each client: (clients, clients), rows sum to 1.
 
     Args:

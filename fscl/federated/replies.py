@@ -26,6 +26,7 @@ def update_in(
     sent: Mapping[str, Tensor],
     wire: Wire,
     largest_change: float,
+    most_images: int,
 ) -> Update:
     """What a client returned after it trained.
 
@@ -38,6 +39,7 @@ def update_in(
         sent: the parts that it had received.
         wire: how they travel.
         largest_change: most that a part may move, in lengths of what was sent.
+        most_images: the number of images that the client gave when it introduced itself.
 
     Raises:
         LostError: the client has lost what it kept.
@@ -67,8 +69,8 @@ def update_in(
         if change > largest_change * length:
             raise FsclError(f"its {part} moved by {change:.3g}, {change / length:.3g} times the length of {part}")
     images = reply.content.metric_records.get(METRICS, MetricRecord()).get("num-examples", 0)
-    if not isinstance(images, int) or images < 1:
-        raise FsclError(f"its num-examples is {brief(images)}; a number of at least 1 would do")
+    if type(images) is not int or not 1 <= images <= most_images:
+        raise FsclError(f"its num-examples is {brief(images)}; 1 to {most_images}, its images as it said, would do")
     return Update(client, parts, images, dict(sent), wire.rows)
 
 

@@ -29,8 +29,13 @@ class FederatedStrategy(Strategy):
     """A Flower strategy for any method of fscl. Answers that cannot be right are left out by name; the round goes on.
 
     An answer is left out if the client failed or did not answer in time; if a part is missing, unknown, not finite or
-    of another shape; if its frozen coefficients are not the server's; or if a part moved more than ``largest_change``
-    times the length of what was sent.
+    of another shape; if its frozen coefficients are not the server's; if a part moved more than ``largest_change``
+    times the length of what was sent; or if it claims more training images than its client did when it introduced
+    itself. The number of images is a client's weight in a mean.
+
+    This protects from faults, and ``most_images`` bounds the weight of a client. It does not protect from a client that
+    claims up to this number whatever it has, that takes part under several numbers, or that returns wrong parts of a
+    believable length.
 
     Args:
         method: what is sent and how it is combined.
@@ -40,6 +45,8 @@ class FederatedStrategy(Strategy):
         least: answers that a round needs. With fewer, the server keeps its parts and goes on.
         evaluate_every: rounds between two evaluations of all clients; the last round is always evaluated. 0: never.
         largest_change: see above.
+        most_images: training images that a client may have; one that claims more is refused. None: no bound, and one
+            client may outweigh all others.
         seed: decides which clients train in which round.
 
     Attributes:
@@ -60,15 +67,20 @@ class FederatedStrategy(Strategy):
         least: int = 1,
         evaluate_every: int = 1,
         largest_change: float = 100.0,
+        most_images: int | None = None,
         seed: int = 0,
     ) -> None:
         if not 0 < fraction <= 1:
             raise FsclError(f"fraction is {fraction}; a share above 0 and up to 1 would do")
-        for name, value, low in (("clients", clients, 1), ("least", least, 1), ("evaluate_every", evaluate_every, 0)):
-            if value < low:
+        for name, value, low in (
+            ("clients", clients, 1), ("least", least, 1), ("evaluate_every", evaluate_every, 0),
+            ("most_images", most_images, 1),
+        ):  # fmt: skip
+            if value is not None and value < low:
                 raise FsclError(f"{name} is {value}; it must be at least {low}")
         self.method, self.clients, self.fraction, self.least = method, clients, fraction, least
         self.evaluate_every, self.largest_change, self.seed = evaluate_every, largest_change, seed
+        self.most_images = most_images
         method.begin(method.prepare(model), clients)
         self.round, self.last_round = 0, 0
         self.history = History()
@@ -76,6 +88,7 @@ class FederatedStrategy(Strategy):
         self._roll = Roll(clients)
         self._sent: dict[int, dict[str, Tensor]] = {}
         self._wires: dict[int, Wire] = {}
+        self._images: dict[int, int] = {}  # of each client, as it said when it introduced itself
         self._started = 0.0
 
     # Flower calls these
@@ -115,6 +128,7 @@ class FederatedStrategy(Strategy):
                     self._sent[client],
                     self._wires[client],
                     self.largest_change,
+                    self._images[client],
                 )
             except FsclError as error:
                 current.left_out[client] = str(error)
@@ -147,14 +161,17 @@ class FederatedStrategy(Strategy):
         if not due:
             return
         self._started = time.perf_counter()
-        self.history.evaluations.append(Evaluation(server_round))
+        self.history.evaluations.append(current := Evaluation(server_round))
         for client, node in self._roll.present(grid, self.least, self._introduced).items():
-            yield self._message(client, node, server_round, "evaluate")
+            message = self._message(client, node, server_round, "evaluate")
+            current.sent += wire_bytes(message)
+            yield message
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Notes how many images each client classified correctly. It may be called for some clients at a time."""
         current = self.history.evaluations[-1]
         for client, answers in self._roll.by_client(replies).items():
+            current.received += sum(map(wire_bytes, answers))
             try:
                 current.correct[client], current.images[client] = counts_in(answers)
             except FsclError as error:
@@ -258,11 +275,14 @@ class FederatedStrategy(Strategy):
         """Notes what a client says of itself.
 
         Raises:
-            FsclError: its classes are no rows of the head.
+            FsclError: it claims too many images, or its classes are no rows of the head.
         """
-        classes = introduction.classes
+        images, classes = introduction.images, introduction.classes
+        if self.most_images is not None and images > self.most_images:
+            raise FsclError(f"says that it has {images} training images; most_images is {self.most_images}")
         rows = None if classes is None else self.method.packing.rows(classes)
         self._wires[introduction.client] = Wire(self.method.bits, rows)
+        self._images[introduction.client] = images
         self.method.introduced(introduction.client, introduction.fingerprint)
 
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:

@@ -33,7 +33,7 @@ def load_network(
             federation, the number of a client.
         device: where the network goes; ``auto`` is a GPU if there is one, else the CPU. Networks of clients are on the
             CPU.
-        trust: whether a learner or a network that is neither of fscl nor of a known library may be imported.
+        trust: whether a learner, a method or a network that is neither of fscl nor of a known library may be imported.
         data: of a federation, the data folder: its methods may train on a client's images before they answer.
 
     Raises:
@@ -53,7 +53,7 @@ def load_network(
 
         if task is None or not str(task).isdecimal():
             raise FsclError(f"{folder}: a federation; give the number of a client, 0 to {record.clients - 1}")
-        return load_client(record, folder, int(task), data)
+        return load_client(record, folder, int(task), trust, data)
     from fscl.runs.stream.serving import load_task
 
     return load_task(folder, task, device, trust)

@@ -112,8 +112,14 @@ def _with_digest(benchmark: FederationRecipe) -> FederationRecipe:
     return named
 
 
-def spec_of_record(record: Record, data: str | None = None) -> RunSpec:
+def spec_of_record(record: Record, trust: bool, data: str | None = None) -> RunSpec:
     """The specification of a recorded run.
+
+    Args:
+        record: the record.
+        trust: whether its recipes may name a network or a class of any module, see
+            :func:`fscl.runs.recipe.load_benchmark`.
+        data: the data folder; None for the default.
 
     Raises:
         FsclError: with the record's recipes, this version of fscl would do another run.
@@ -127,6 +133,8 @@ def spec_of_record(record: Record, data: str | None = None) -> RunSpec:
     except ValidationError as error:
         reason = " ".join(str(error).split())[:200]
         raise FsclError(f"{record.path}: its recipe does not fit this fscl: {reason}") from error
+    for recipe in (benchmark, strategy):
+        recipe._stranger = "" if trust else str(record.path)
     first = getattr(record, "first", None)
     spec = RunSpec(benchmark, strategy, record.seed, data=data, validation=record.validation, first=first)
     if spec.hash != record.recipe_hash:

@@ -44,7 +44,9 @@ def finished(method: str, seed: int = 0, **changes: Any) -> Path:
             {"number": number, "chosen": [0, 1], "answered": [0, 1], "sent": 700, "received": 300, "seconds": 1.0}
             for number in range(1, 21)
         ],
-        "evaluated": [{"round": 20, "seconds": 1.0, "groups": GROUPS if method == "atoms" else []}],
+        "evaluated": [
+            {"round": 20, "sent": 90, "received": 10, "seconds": 1.0, "groups": GROUPS if method == "atoms" else []}
+        ],
         "accuracy": [accuracy.tolist()],
         "sizes": {"atoms": 400, "head": 320, "shared": 4000} if method == "atoms" else {"head": 320, "shared": 4000},
         "stays": ["head"],

@@ -69,9 +69,10 @@ def test_a_node_without_a_client_s_number_is_told_how_to_get_one(grid, number):
 
 def test_a_client_introduces_itself_with_its_number_and_its_network(network):
     app = ClientApp()
-    app.query()(lambda message, context: introduce(message, context, network()))
+    app.query()(lambda message, context: introduce(message, context, network(), num_examples=7))
     grid = LocalGrid(app, 2)
     wishes = [reply.content.config_records["fscl.wish"] for reply in grid.send_and_receive(asked(grid, 2, 3))]
     assert [wish["client"] for wish in wishes] == [0, 1]
+    assert [wish["num-examples"] for wish in wishes] == [7, 7]
     assert wishes[0]["fingerprint"] == wishes[1]["fingerprint"]
     assert len(str(wishes[0]["fingerprint"])) == 16

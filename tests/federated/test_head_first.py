@@ -29,6 +29,8 @@ def test_afterwards_the_method_goes_on_as_if_it_began(small) -> None:
     assert "shared" not in travelled[3]
     assert sorted(server.method.bank().tasks) == [0, 1, 2]
     assert set(server.method.groups()) == {0, 1, 2}
+    assert server.method.compared() == [0, 1, 2]
+    assert torch.equal(server.method.similarity(), server.method.method.similarity())
 
 
 def test_it_goes_on_from_any_round(small, equal_parts) -> None:

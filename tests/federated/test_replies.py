@@ -89,7 +89,9 @@ FAULTS = {
     "a huge step": (replaced("shared", lambda v: v + 1e6), "its shared moved by .*e.0., .* times the length of shared"),
     "unknown parts": (renamed, "it sent the parts body, head; expected: head, other, shared"),
     "no parts": (without_parts, "it sent the parts none; expected"),
-    "no images": (with_images(0), "num-examples is 0; a number of at least 1"),
+    "no images": (with_images(0), "num-examples is 0; 1 to 21, its images as it said"),
+    "an image more than it said": (with_images(22), "num-examples is 22; 1 to 21, its images as it said"),
+    "images without number": (with_images(2**62), "num-examples is 4611686018427387904; 1 to 21"),
     "a negative number of images": (with_images(-5), "num-examples is -5"),
     "half an image": (with_images(2.5), "num-examples is 2.5"),
     "several numbers of images": (with_images([3, 4]), r"num-examples is \[3, 4\]"),
@@ -113,6 +115,59 @@ def test_an_answer_that_cannot_be_right_is_left_out_by_name_and_the_client_comes
     without = small(FedAvg)
     without.tampered[2, 1] = lambda reply: None
     assert equal_parts(without.run(3).method.mean, server.method.mean)
+
+
+def test_fewer_images_than_a_client_said_are_its_weight(small):
+    """A client may train on a part of its images in a round."""
+    federation = small(FedAvg, clients=2)
+    federation.tampered[1, 1] = with_images(5)
+    server = federation.run(1)
+    assert server.history.rounds[0].answered == [0, 1]
+    first, second = (parts["head"].double() for _, _, _, parts in federation.sent())
+    assert torch.allclose(server.method.mean["head"].double(), (20 * first + 5 * second) / 25, atol=1e-6)
+
+
+def claiming(federation, client, images):
+    """Lets a client claim so many training images when it introduces itself."""
+    reply = federation.grid._reply
+
+    def claim(message):
+        answer = reply(message)
+        if message.metadata.message_type == "query" and message.metadata.dst_node_id == 2 + client:
+            wish = answer.content[WISH]
+            del wish["num-examples"]
+            answer.content[WISH] = ConfigRecord(dict(wish) | ({} if images is None else {"num-examples": images}))
+        return answer
+
+    federation.grid._reply = claim
+
+
+@pytest.mark.parametrize("images", [None, 0, -3, 2.5, True, "many"], ids=str)
+def test_a_client_that_does_not_say_how_many_images_it_has_is_refused_by_name(small, images):
+    federation = small(FedAvg)
+    claiming(federation, 1, images)
+    with pytest.raises(
+        FsclError, match=f"2 of 3 clients are there: node 3 says that it has {images!r} training images"
+    ):
+        federation.run(1)
+
+
+def test_a_client_that_claims_more_than_the_bound_is_refused_by_name(small):
+    assert small(FedAvg).run(1, most_images=22).history.rounds[0].answered == [0, 1, 2]
+    federation = small(FedAvg)
+    claiming(federation, 1, 10**9)
+    with pytest.raises(FsclError, match="node 3 says that it has 1000000000 training images; most_images is 22"):
+        federation.run(1, most_images=22)
+
+
+def test_without_a_bound_a_client_may_outweigh_all_others(small):
+    """The default, as the docstring says: what a client says of its images is believed."""
+    federation = small(FedAvg)
+    claiming(federation, 1, 10**9)
+    federation.tampered[1, 1] = with_images(10**9)
+    server = federation.run(1)
+    (own,) = (parts["head"] for _, client, _, parts in federation.sent() if client == 1)
+    assert torch.allclose(server.method.mean["head"], own, atol=1e-5)
 
 
 def test_a_client_that_raises_is_left_out_with_the_reason_and_comes_back(small):

@@ -1,6 +1,7 @@
 """Answers are told by the messages that they answer: no order, no name of a node, and no dead node changes a number."""
 
 import os
+import warnings
 
 os.environ["FLWR_TELEMETRY_ENABLED"] = "0"
 
@@ -15,6 +16,7 @@ from torch import nn
 pytest.importorskip("flwr", reason="needs the extra fscl[federated]")
 
 from flwr.app import Error, Message, RecordDict
+from flwr.clientapp import ClientApp
 
 from fscl.data.datasets import load_images
 from fscl.data.transforms import ImageTransform
@@ -22,6 +24,7 @@ from fscl.errors import FsclError
 from fscl.federated import Atoms, FederatedStrategy, Federation, LabelledImages, LocalGrid, client_app
 from fscl.federated import strategy as strategy_module
 from fscl.federated.flower_private import to_bytes, wire_bytes
+from fscl.federated.roll import Roll
 from fscl.settings import Training
 
 CLIENTS = 4
@@ -185,12 +188,60 @@ def test_a_client_of_an_impossible_number_is_refused_by_name() -> None:
         run(Disturbed(disturb))
 
 
+class Failing(LocalGrid):
+    """A grid of nodes from 2 on, each of which fails with its reason."""
+
+    def __init__(self, reasons: list[str]) -> None:
+        super().__init__(ClientApp(), len(reasons))
+        self.reasons = reasons
+
+    def _reply(self, message: Message) -> Message:
+        self._named(message)
+        return Message(Error(1, self.reasons[message.metadata.dst_node_id - 2]), reply_to=message)
+
+
+def present(reasons: list[str], clients: int = 22) -> str:
+    with pytest.raises(FsclError) as caught:
+        Roll(clients).present(Failing(reasons), 1, lambda *_: None)
+    return str(caught.value)
+
+
+def test_a_fault_of_many_nodes_is_said_once_with_the_nodes() -> None:
+    failed = "failed when it was asked which client it is:"
+    assert present(["no images"] * 22) == (
+        f"0 of 22 clients are there: node 2, like 3, 4, 5, 6 and 17 more, {failed} 'no images'"
+    )
+    assert present(["no images", "no disk", "no images"], 3) == (
+        f"0 of 3 clients are there: node 2, like 4, {failed} 'no images'; node 3 {failed} 'no disk'"
+    )
+
+
+def test_of_many_different_faults_some_are_said_and_the_others_counted() -> None:
+    said = present([f"no disk {number}" for number in range(22)])
+    assert said.count("no disk") == 5
+    assert said.endswith("; 17 more faults")
+
+
+def test_each_late_node_is_warned_of_once() -> None:
+    late = [2, 3]
+    grid = Disturbed(lambda kind, round, client, replies: [] if client in late else replies)
+    roll = Roll(2)
+    for expected in (["node 789, like 826,"], [], ["node 999"]):
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            roll.present(grid, 1, lambda *_: None)
+        assert [str(warning.message).split(" did not say")[0] for warning in warned] == expected
+        if not expected:  # the node of client 1 is started again, and is late, too
+            late.append(1)
+            grid.names[3] = 999
+
+
 def test_an_evaluation_holds_messages_for_few_clients_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     expected = run(plain(), rounds=1, fraction=0.5).history.evaluations[0]
     monkeypatch.setattr(strategy_module, "EVALUATED_AT_ONCE", 2)
     grid = Disturbed(lambda *a: a[-1])
     strategy = server(fraction=0.5)
-    strategy._roll.present(grid, 1, lambda *_: None)  # asks all nodes at once
+    strategy._roll.present(grid, 1, strategy._introduced)  # asks all nodes at once
     grid.most = 0
     strategy.start(grid, num_rounds=1)
     assert grid.most == 2

@@ -20,6 +20,7 @@ from fscl.federated import (
     FederatedStrategy,
     FedRep,
 )
+from fscl.federated.flower_private import wire_bytes
 from fscl.federated.messages import METRICS
 
 
@@ -112,7 +113,9 @@ def test_a_node_that_does_not_say_who_it_is_is_named(small):
         return Message(RecordDict(), reply_to=message)
 
     federation.grid._reply = silent
-    with pytest.raises(FsclError, match="0 of 3 clients are there: node 2 does not say which client it is; let its"):
+    with pytest.raises(
+        FsclError, match="0 of 3 clients are there: node 2, like 3 and 4, does not say which client it is; let"
+    ):
         federation.run(1)
 
 
@@ -212,6 +215,17 @@ def test_the_bytes_of_a_round_are_those_of_its_messages(small):
         assert 3 * 4 * values < counted < 3 * (4 * values + 3 * 150 + 450)
 
 
+def test_the_bytes_of_an_evaluation_are_those_of_its_messages_and_count_apart(small):
+    federation = small(FedAvg, clients=4)
+    history = federation.run(2, fraction=0.5, evaluate_every=2).history
+    for kind, counted in (("train", history.rounds), ("evaluate", history.evaluations)):
+        passed = [(message, reply) for its_kind, _, message, reply in federation.passed if its_kind == kind]
+        assert len(passed) == 4  # two rounds of two clients, and a test of all
+        sent, received = (sum(map(wire_bytes, side)) for side in zip(*passed, strict=True))
+        assert (sum(c.sent for c in counted), sum(c.received for c in counted)) == (sent, received)
+    assert history.evaluations[0].received < 4 * 600 < history.evaluations[0].sent
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -219,6 +233,7 @@ def test_the_bytes_of_a_round_are_those_of_its_messages(small):
         ({"fraction": 1.5}, "fraction is 1.5"),
         ({"clients": 0}, "clients is 0; it must be at least 1"),
         ({"least": 0}, "least is 0; it must be at least 1"),
+        ({"most_images": 0}, "most_images is 0; it must be at least 1"),
         ({"evaluate_every": -1}, "evaluate_every is -1; it must be at least 0"),
     ],
 )

@@ -49,7 +49,10 @@ def federation_data(method: str = "atoms", seed: int = 0, /, **changes: Any) -> 
             for number in range(1, 5)
         ],
         "evaluated": [
-            {"round": number, "seconds": 0.5, "groups": groups if has_atoms else []} for number in (2, 4)
+            {
+                "round": number, "sent": 80, "received": 20, "seconds": 0.5, "groups": groups if has_atoms else [],
+            }
+            for number in (2, 4)
         ],
         "accuracy": rng.integers(4, 12, (2, clients)) / 12,
         "sizes": SIZES if has_atoms else {"head": 320, "shared": 4000},

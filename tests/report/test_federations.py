@@ -43,6 +43,11 @@ def run_of(data: dict[str, Any]) -> FederatedRecord:
     return record
 
 
+def after(number: int, **changes: Any) -> dict[str, Any]:
+    """The evaluation after a round."""
+    return {"round": number, "sent": 80, "received": 20, "seconds": 0.5, **changes}
+
+
 def rows_of(*data: dict[str, Any]) -> dict[str, FederationRow]:
     return {row.strategy: row for row in federation_rows(group_federations(map(run_of, data)))}
 
@@ -115,7 +120,7 @@ def test_the_worst_tenth_is_rounded_down_but_has_a_client(federation: Make, clie
     accuracy = np.random.default_rng(0).permutation(clients)[None] / clients
     data = federation(
         counts=[[1, 1, 1, 1]] * clients, tested=[1] * clients, groups=[], similarity=[], accuracy=accuracy,
-        evaluated=[{"round": 4, "seconds": 0.0}],
+        evaluated=[after(4)],
     )  # fmt: skip
     assert worst_tenths(run_of(data)).tolist() == pytest.approx([sum(range(worst)) / worst / clients])
 
@@ -125,7 +130,7 @@ def test_bytes_to_an_accuracy_are_those_of_the_first_evaluation_that_finds_it(fe
     rounds = [{**r, "sent": 10 * r["number"], "received": r["number"]} for r in federation()["rounds"]]
     data = federation(
         rounds=rounds, accuracy=np.array([[mean] * 8 for mean in means]),
-        evaluated=[{"round": number, "seconds": 0.0} for number in range(1, 5)],
+        evaluated=[after(number) for number in range(1, 5)],
     )  # fmt: skip
     run = run_of(data)
     assert [bytes_to_reach(run, mean) for mean in (0.1, 0.25, 0.26, 0.75, 0.76)] == [11, 11, 33, 33, None]
@@ -167,7 +172,7 @@ def test_methods_are_asked_to_match_the_best_method_without_atoms_on_the_same_se
 def test_the_rand_index_is_that_of_the_groups_found_at_the_end(federation: Make) -> None:
     known = [0, 1] * 4
     first, last = [0] * 8, [1, 0, 1, 0, 1, 1, 1, 0]
-    found = [{"round": n, "seconds": 0.0, "groups": groups} for n, groups in ((2, first), (4, last))]
+    found = [after(n, groups=groups) for n, groups in ((2, first), (4, last))]
     assert federated_measures(run_of(federation())).rand_index == 1
     index = federated_measures(run_of(federation(evaluated=found))).rand_index
     assert index == pytest.approx(adjusted_rand_score(known, last))
@@ -186,7 +191,7 @@ def test_clients_that_were_not_tested_are_left_out_and_none_is_no_number(federat
     assert some.worst_tenth == 0.25
     accuracy[1] = np.nan
     failed = dict.fromkeys(range(8), "it failed")
-    evaluated = [{"round": 2, "seconds": 0.5}, {"round": 4, "seconds": 0.5, "failed": failed}]
+    evaluated = [after(2), after(4, failed=failed)]
     data = federation(accuracy=accuracy, evaluated=evaluated)
     none = federated_measures(run_of(data))
     assert (none.accuracy, none.worst_tenth, none.client_spread) == (None, None, None)
@@ -321,6 +326,24 @@ def test_texts_of_records_are_escaped(federation: Make, tmp_path: Path) -> None:
     assert "<script>" in console.export_text()
 
 
+def test_bytes_of_evaluation_are_counted_apart_and_said_once(federation: Make, tmp_path: Path) -> None:
+    more = [after(2, sent=3_000_000, received=500_000), after(4)]
+    data = [federation(), federation("atoms", 1, evaluated=more), federation("fedavg")]
+    measures = [federated_measures(run_of(run)) for run in data]
+    assert [measure.evaluation_bytes for measure in measures] == [200, 3_500_100, 200]
+    assert [measure.bytes_in_all for measure in measures] == [4000] * 3
+    for page in pages(tmp_path, *data):
+        assert page.count("Evaluation sent another 200 B to 3.5 MB a run, which is not counted above.") == 1
+    assert "another 200 B a run" in pages(tmp_path / "equal", data[0])[1]
+    assert "Evaluation sent" not in pages(tmp_path / "none", federation(status="failed"))[1]
+    assert Runs(map(run_of, data)).to_dataframe("federations")["evaluation_bytes"].tolist() == [200, 3_500_100, 200]
+
+
+def test_an_evaluation_without_its_bytes_is_refused(federation: Make) -> None:
+    with pytest.raises(FsclError, match=r"key 'evaluated\.0\.sent' is missing"):
+        run_of(federation(evaluated=[{"round": n, "received": 1, "seconds": 0.5} for n in (2, 4)]))
+
+
 def test_answers_that_were_left_out_are_listed_with_their_reasons(federation: Make, tmp_path: Path) -> None:
     rounds = federation()["rounds"]
     rounds[1] = {**rounds[1], "left_out": {3: "it failed: no luck"}, "answered": [0, 1, 2]}
@@ -436,7 +459,7 @@ def test_a_record_whose_lists_do_not_fit_its_clients_is_refused(federation: Make
         ({"counts": []}, "counts has 0 rows for 8 clients"),
         ({"groups": [0]}, "groups has 1 numbers for 8 clients"),
         ({"evaluated": federation()["evaluated"][:1]}, "accuracy has 2 rows for 1 evaluations"),
-        ({"evaluated": [{"round": n, "seconds": 0, "groups": [1]} for n in (2, 4)]}, "evaluated.groups has 1 numbers"),
+        ({"evaluated": [after(n, groups=[1]) for n in (2, 4)]}, "evaluated.groups has 1 numbers"),
     ):
         with pytest.raises(FsclError, match=says):
             run_of(federation(**changes))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fscl.errors import FsclError
-from fscl.federated.methods.atoms import Atoms
+from fscl.federated.methods.atoms import COEFFICIENT_ROUNDS, NUM_ATOMS, Atoms
 
 __all__ = ["AtomClusters"]
 
@@ -32,8 +32,8 @@ class AtomClusters(Atoms):
     def __init__(
         self,
         clusters: int | None = None,
-        num_atoms: int = 9,
-        coefficient_rounds: int = 5,
+        num_atoms: int = NUM_ATOMS,
+        coefficient_rounds: int = COEFFICIENT_ROUNDS,
         also: Collection[str] = (),
         lr: float | None = None,
     ) -> None:

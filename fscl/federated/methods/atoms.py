@@ -13,10 +13,14 @@ from fscl.federated.client import Client
 from fscl.federated.groups import groups_of
 from fscl.federated.method import Update
 from fscl.federated.methods.mixture import Mixture
-from fscl.federated.mixing import mixing_weights
+from fscl.federated.mixing import NEAREST, SHARPNESS, mixing_weights
 from fscl.similarity import similarity_matrix
 
-__all__ = ["Atoms"]
+__all__ = ["COEFFICIENT_ROUNDS", "NUM_ATOMS", "Atoms"]
+
+# defaults of all methods with atoms
+NUM_ATOMS = 9
+COEFFICIENT_ROUNDS = 5
 
 SHARED = "shared"
 
@@ -62,12 +66,12 @@ class Atoms(Mixture):
 
     def __init__(
         self,
-        num_atoms: int = 9,
-        coefficient_rounds: int = 5,
+        num_atoms: int = NUM_ATOMS,
+        coefficient_rounds: int = COEFFICIENT_ROUNDS,
         also: Collection[str] = (),
         mix: str = "mean",
-        nearest: int = 5,
-        sharpness: float = 5.0,
+        nearest: int = NEAREST,
+        sharpness: float = SHARPNESS,
         lr: float | None = None,
     ) -> None:
         if coefficient_rounds < 0:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from fscl.atoms.bank import AtomBank
 from fscl.errors import FsclError
 from fscl.federated.client import Client
 from fscl.federated.method import Method, Update, weighted_mean
@@ -47,18 +48,17 @@ class HeadFirst(Method):
         self.method, self.rounds = method, rounds
         self.stays, self.bits = method.stays, method.bits
 
-    def __getattr__(self, name: str) -> Any:
-        """What the other method has more, such as its network, its bank and its groups."""
-        if name == "method":  # while a copy of this object is made
-            raise AttributeError(name)
-        return getattr(self.method, name)
+    @property
+    def mean(self) -> dict[str, Tensor]:  # type: ignore[override]
+        return self.method.mean
 
     def prepare(self, model: nn.Module) -> nn.Module:
         return self.method.prepare(model)
 
     def begin(self, model: nn.Module, clients: int) -> None:
         self.method.begin(model, clients)
-        if HEAD not in self.method.packing.entries:
+        self.model, self.packing = self.method.model, self.method.packing
+        if HEAD not in self.packing.entries:
             raise FsclError(f"head_rounds is {self.rounds}, but {type(model).__name__} has no head")
 
     def introduced(self, client: int, fingerprint: str) -> None:
@@ -69,12 +69,12 @@ class HeadFirst(Method):
 
     def parts_for(self, client: int, round: int) -> dict[str, Tensor]:
         if round <= self.rounds:
-            return {HEAD: self.method.mean[HEAD]}
+            return {HEAD: self.mean[HEAD]}
         return self.method.parts_for(client, round - self.rounds)
 
     def combine(self, round: int, updates: Sequence[Update]) -> None:
         if round <= self.rounds:
-            self.method.mean |= weighted_mean(updates)
+            self.mean.update(weighted_mean(updates))
         else:
             self.method.combine(round - self.rounds, updates)
 
@@ -84,6 +84,18 @@ class HeadFirst(Method):
 
     def forget(self, client: int) -> None:
         self.method.forget(client)
+
+    def groups(self) -> dict[int, int]:
+        return self.method.groups()
+
+    def compared(self) -> list[int]:
+        return self.method.compared()
+
+    def similarity(self) -> Tensor:
+        return self.method.similarity()
+
+    def bank(self) -> AtomBank | None:
+        return self.method.bank()
 
     def state_dict(self) -> dict[str, Any]:
         return self.method.state_dict()

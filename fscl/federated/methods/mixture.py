@@ -27,6 +27,9 @@ class Mixture(Method):
         """Whether what clients send in a round, from 1, is mixed later."""
         return True
 
+    def compared(self) -> list[int]:
+        return list(self.latest)
+
     @abstractmethod
     def similarity(self) -> Tensor:
         """Similarity of the clients in :attr:`latest`, in their order: (n, n)."""

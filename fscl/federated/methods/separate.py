@@ -3,6 +3,7 @@
 from torch import nn
 
 from fscl.atoms import decompose
+from fscl.federated.methods.atoms import NUM_ATOMS
 from fscl.federated.methods.fedavg import FedAvg
 
 __all__ = ["SeparateAveraging"]
@@ -27,7 +28,7 @@ class SeparateAveraging(FedAvg):
         ['0.atoms', '0.coefficients']
     """
 
-    def __init__(self, num_atoms: int = 9) -> None:
+    def __init__(self, num_atoms: int = NUM_ATOMS) -> None:
         self.num_atoms = num_atoms
 
     def prepare(self, model: nn.Module) -> nn.Module:

@@ -36,6 +36,7 @@ class FederatedMeasures:
         client_spread: standard deviation of the accuracy over clients. They are all clients, not a sample.
         bytes_in_all: bytes sent in both directions for training, with Flower's headers.
         bytes_per_client_round: the same of the last round, for each client that was asked.
+        evaluation_bytes: bytes sent in both directions for evaluations, which no other measure counts.
         rand_index: agreement of the groups found with the known ones, see :func:`rand_index`.
         train_seconds: training time of all rounds.
     """
@@ -45,6 +46,7 @@ class FederatedMeasures:
     client_spread: float | None = None
     bytes_in_all: float | None = None
     bytes_per_client_round: float | None = None
+    evaluation_bytes: float | None = None
     rand_index: float | None = None
     train_seconds: float | None = None
 
@@ -61,6 +63,7 @@ def federated_measures(run: FederatedRecord) -> FederatedMeasures:
         client_spread=float(tested.std()) if len(tested) else None,
         bytes_in_all=float(run.bytes_until(last.number)) if last else None,
         bytes_per_client_round=(last.sent + last.received) / len(last.chosen) if last and last.chosen else None,
+        evaluation_bytes=float(run.evaluation_bytes),
         rand_index=rand_index(run),
         train_seconds=run.train_seconds if run.rounds else None,
     )

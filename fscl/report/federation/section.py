@@ -70,6 +70,7 @@ class FederationSection:
     groups: list[MethodRuns]
     rows: list[FederationRow]
     reference: str
+    evaluation: str
     best: str
     bounds: frozenset[str]
     split: list[Picture]
@@ -121,6 +122,7 @@ def build_federation(name: str, runs: Sequence[FederatedRecord]) -> FederationSe
         groups=groups,
         rows=rows,
         reference=_reference(reference),
+        evaluation=_evaluation(groups),
         best=next((row.label for row in rows if row.bound is None and row.accuracy), ""),
         bounds=frozenset(row.label for row in rows if row.bound),
         split=split_picture(name, [run for group in groups for run in group.runs]),
@@ -180,6 +182,15 @@ def _bytes(rows: Sequence[FederationRow], reference: MethodRuns | None) -> str:
         f"{least} sent {human_bytes(reached[least])} until it was as accurate as {_reference(reference)}, is at its "
         f"end; {reference.label} itself sent {own}."
     )
+
+
+def _evaluation(groups: Sequence[MethodRuns]) -> str:
+    """A sentence on the bytes of evaluation, which the columns of bytes leave out."""
+    sent = sorted(run.evaluation_bytes for group in groups for run in group.runs)
+    if not sent:
+        return ""
+    ends = " to ".join(dict.fromkeys((human_bytes(sent[0]), human_bytes(sent[-1]))))
+    return f"Evaluation sent another {ends} a run, which is not counted above."
 
 
 def _groups(rows: Sequence[FederationRow]) -> str:

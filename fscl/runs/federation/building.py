@@ -1,5 +1,6 @@
 """Builds the clients and the server of a federation from its recipes."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from fscl.data.datasets import load_images
 from fscl.data.images import ImageSet
 from fscl.data.transforms import ImageTransform, channel_statistics
 from fscl.errors import FsclError
-from fscl.factories import NotTrustedError, check_network, import_named, in_words
+from fscl.factories import NotTrustedError, import_named, in_words, is_within
 from fscl.federated import FederatedStrategy, Federation, HeadFirst, LabelledImages, Method
 from fscl.federated.wire import BITS
 from fscl.networks import make_network
@@ -21,6 +22,7 @@ from fscl.runs.recipe import FEDERATED, load_benchmark
 from fscl.runs.resume import line
 from fscl.runs.schema import ClientsRecipe, FederationRecipe, StrategyRecipe
 from fscl.runs.spec import WEIGHTS, RunSpec, digest_of_start, file_of_start
+from fscl.runs.trust import check_names
 from fscl.text import brief
 
 __all__ = ["build_clients", "build_method", "build_server", "check_federation", "images_of", "split_of"]
@@ -78,8 +80,9 @@ def build_clients(spec: RunSpec, folder: Path | None = None) -> Federation:
     """The clients of a federation. They keep what stays at them in a folder, or else in Flower's contexts.
 
     Raises:
-        FsclError: the data, the method or the network cannot be had.
+        FsclError: the data, the method or the network cannot be had, or a file that is not trusted names them.
     """
+    check_names(spec, _check_method)
     recipe = recipe_of(spec)
     train, test = images_of(recipe.data.name, spec.data, recipe.data.image_size)
     split = split_of(spec)
@@ -110,8 +113,9 @@ def build_server(spec: RunSpec) -> FederatedStrategy:
     """The server of a federation.
 
     Raises:
-        FsclError: the method or the network cannot be built.
+        FsclError: the method or the network cannot be built, or a file that is not trusted names them.
     """
+    check_names(spec, _check_method)
     clients = recipe_of(spec).federation
     return FederatedStrategy(
         build_method(spec.strategy),
@@ -120,8 +124,19 @@ def build_server(spec: RunSpec) -> FederatedStrategy:
         fraction=clients.fraction,
         least=clients.least,
         evaluate_every=clients.evaluate_every,
+        most_images=clients.most_images,
         seed=spec.seed,
     )
+
+
+def _check_method(class_path: str, arguments: Mapping[str, Any]) -> None:
+    """Refuses a method that is not fscl's, before it is imported.
+
+    Raises:
+        NotTrustedError: it is not.
+    """
+    if not is_within(class_path, (FEDERATED,)):
+        raise NotTrustedError(f"class = {class_path!r}: a recipe may name methods of {FEDERATED}")
 
 
 def build_method(strategy: StrategyRecipe) -> Method:
@@ -131,11 +146,6 @@ def build_method(strategy: StrategyRecipe) -> Method:
         FsclError: the class is unknown, is no method, or does not take the arguments.
     """
     module, _, name = strategy.class_path.rpartition(".")
-    if strategy._stranger and module != FEDERATED and not module.startswith(f"{FEDERATED}."):
-        raise FsclError(
-            f"{strategy._stranger}: class = {strategy.class_path!r}: a recipe may name methods of "
-            f"{FEDERATED}; if you trust the file, --trust lets it run any code"
-        )
     kind = import_named(module, name, f"class {strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise FsclError(f"class = {strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do")
@@ -208,13 +218,6 @@ def check_federation(spec: RunSpec) -> None:
         FsclError: it cannot.
     """
     recipe = recipe_of(spec)
-    if recipe._stranger:
-        try:
-            check_network(recipe.model.name, recipe.model.args)
-        except NotTrustedError as error:
-            raise FsclError(
-                f"{recipe._stranger}: {error}; if you trust the file, --trust lets it run any code"
-            ) from error
     if recipe.training.precision == "float16" or recipe.training.compile:
         raise FsclError(
             "clients train in float32 or bfloat16, not compiled; set training.precision=auto, training.compile=false"

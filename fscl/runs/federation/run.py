@@ -138,8 +138,8 @@ def train(
         if last:
             _finish(record, server)
         with written_together():
-            if last and hasattr(server.method, "bank"):
-                server.method.bank().save(folder / BANK)
+            if last and (bank := server.method.bank()) is not None:
+                bank.save(folder / BANK)
             if weights or not last:
                 write_checkpoint(folder / (SERVER if last else CHECKPOINT), record, server.state_dict())
             record.write(folder / "run.json")
@@ -161,7 +161,7 @@ def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
     history: History = server.history
     record.rounds = [*record.rounds, *map(_round, history.rounds[len(record.rounds) :])]
     for evaluation in history.evaluations[len(record.evaluated) :]:
-        groups: dict[int, int] = getattr(server.method, "groups", dict)()
+        groups = server.method.groups()
         row = np.full(record.clients, np.nan)
         for client, accuracy in evaluation.accuracy.items():
             row[client] = accuracy
@@ -170,6 +170,8 @@ def _take(record: FederatedRecord, server: FederatedStrategy) -> None:
             *record.evaluated,
             Evaluated(
                 round=evaluation.round,
+                sent=evaluation.sent,
+                received=evaluation.received,
                 seconds=evaluation.seconds,
                 groups=[groups.get(client, -1) for client in range(record.clients)] if groups else [],
                 failed=_by_name(evaluation.failed),
@@ -189,11 +191,9 @@ def _by_name(reasons: dict[int, str]) -> dict[str, str]:
 def _finish(record: FederatedRecord, server: FederatedStrategy) -> None:
     record.status = "finished"
     record.travels = list(server.method.travels(server.round))
-    latest = getattr(server.method, "latest", {})
-    if latest:
+    if compared := server.method.compared():
         matrix = np.full((record.clients, record.clients), np.nan)
-        clients = list(latest)
-        matrix[np.ix_(clients, clients)] = server.method.similarity().double().numpy()  # type: ignore[attr-defined]
+        matrix[np.ix_(compared, compared)] = server.method.similarity().double().numpy()
         record.similarity = matrix
 
 

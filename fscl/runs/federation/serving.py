@@ -58,16 +58,20 @@ class ClientNetwork(nn.Module):
         return self(self.transform(images)).float().softmax(1)
 
 
-def load_client(record: FederatedRecord, folder: Path, client: int, data: str | None = None) -> ClientNetwork:
+def load_client(
+    record: FederatedRecord, folder: Path, client: int, trust: bool, data: str | None = None
+) -> ClientNetwork:
     """The network that answers for a client. Methods that fine-tune before they answer do so now, on its images.
 
     Args:
         record, folder: of the finished run.
         client: the number of the client, from 0.
+        trust: as for :func:`fscl.load_network`.
         data: the data folder, as for :class:`fscl.runs.spec.RunSpec`.
 
     Raises:
-        FsclError: there is no such client, the run kept no weights, or its data is missing.
+        FsclError: there is no such client, the run kept no weights, its data is missing, or its recipes are not trusted
+            and name code of others.
     """
     if not 0 <= client < record.clients:
         raise FsclError(f"{folder}: no client {client}; there are clients 0 to {record.clients - 1}")
@@ -92,7 +96,7 @@ def open_federation(
     """
     if not (folder / SERVER).is_file():
         raise FsclError(f"{folder}: no {SERVER} in it; the run is unfinished, or was made with --no-weights")
-    spec = spec_of_record(record, data)
+    spec = spec_of_record(record, trust, data)
     _, state = read_checkpoint(folder / SERVER, spec)
     server, clients = build_server(spec), build_clients(spec, folder / KEPT)
     server.load_state_dict(state)

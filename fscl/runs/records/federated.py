@@ -39,12 +39,15 @@ class Evaluated(Part):
 
     Attributes:
         round: its number.
+        sent, received: bytes from the server to clients and back, with Flower's headers.
         seconds: that the evaluation took.
         groups: the group that the method finds for each client, -1 if it knows none; empty if it looks for none.
         failed: why clients were not tested.
     """
 
     round: Number
+    sent: Number
+    received: Number
     seconds: Annotated[float, Field(ge=0)]
     groups: list[Annotated[int, Field(ge=-1)]] = []
     failed: dict[Label, Words] = {}
@@ -117,6 +120,11 @@ class FederatedRecord(Record):
     def bytes_until(self, round: int) -> int:
         """Bytes sent in both directions up to a round, for training, with Flower's headers."""
         return sum(r.sent + r.received for r in self.rounds if r.number <= round)
+
+    @property
+    def evaluation_bytes(self) -> int:
+        """Bytes sent in both directions for all evaluations, with Flower's headers."""
+        return sum(evaluation.sent + evaluation.received for evaluation in self.evaluated)
 
     @property
     def train_seconds(self) -> float:

@@ -9,6 +9,7 @@ from fscl.errors import FsclError
 from fscl.runs.resume import line
 from fscl.runs.schema import BenchmarkRecipe, SplitRecipe
 from fscl.runs.spec import Progress, RunSpec
+from fscl.runs.trust import check_names
 from fscl.text import brief
 
 __all__ = ["build_trainer", "check_runnable", "check_trusted", "load_stream"]
@@ -46,28 +47,14 @@ def load_stream(spec: RunSpec) -> Any:
 
 
 def check_trusted(spec: RunSpec) -> None:
-    """Checks, before anything is imported, that a recipe file that is not trusted names only what it may name.
+    """Checks a recipe file that is not trusted, see :func:`fscl.runs.trust.check_names`.
 
     Raises:
-        FsclError: such a file names a network or learner that is not on the list, see
-            :func:`fscl.runs.recipe.load_benchmark`.
+        FsclError: it names a network or a learner that it may not name.
     """
     from fscl.continual.learner import check_learner
-    from fscl.factories import NotTrustedError, check_network
 
-    model, learner = spec.benchmark.model, spec.strategy
-    checks = (
-        (spec.benchmark._stranger, check_network, model.name, model.args),
-        (spec.strategy._stranger, check_learner, learner.class_path, learner.args),
-    )
-    for file, check, name, arguments in checks:
-        try:
-            if file:
-                check(name, arguments)
-        except NotTrustedError as error:
-            raise FsclError(f"{file}: {error}; if you trust the file, --trust lets it run any code") from error
-        except FsclError as error:
-            raise FsclError(f"{file}: {error}") from error
+    check_names(spec, check_learner)
 
 
 def check_runnable(spec: RunSpec, stream: Any) -> None:

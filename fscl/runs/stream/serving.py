@@ -25,10 +25,7 @@ __all__ = ["load_task"]
 def load_task(folder: Path, task: int | str | None, device: str | torch.device, trust: bool) -> TaskNetwork:
     """The network of a task, see :func:`fscl.load_network`."""
     record, number, classes = find_task(folder, task)
-    spec = _spec(record, find_device(str(device)))
-    if not trust:
-        for recipe in (spec.benchmark, spec.strategy):
-            recipe._stranger = str(folder / "run.json")
+    spec = _spec(record, find_device(str(device)), trust)
     check_trusted(spec)
     saved = read_weights(folder / WEIGHTS)
     try:
@@ -41,13 +38,13 @@ def load_task(folder: Path, task: int | str | None, device: str | torch.device, 
         raise FsclError(f"{folder}: made by fscl {made}, it cannot be built by this one: {line(error)}") from error
 
 
-def _spec(record: RunRecord, device: str) -> RunSpec:
+def _spec(record: RunRecord, device: str, trust: bool) -> RunSpec:
     """The specification of a recorded run.
 
     Raises:
         FsclError: with the record's recipes, this version of fscl would do another run.
     """
-    recorded = spec_of_record(record)
+    recorded = spec_of_record(record, trust)
     benchmark = recorded.benchmark
     # what has no use in evaluation, and does not fit a black image of each class
     training = benchmark.training.model_copy(update={"drop_last": False, "compile": False})

@@ -121,6 +121,12 @@ def test_the_recipes_network_fits_and_every_client_has_images(name: str, start: 
     assert min(map(len, split.test)) > 0
 
 
+def test_the_server_refuses_more_images_than_the_recipe_gives_to_a_client() -> None:
+    from fscl.runs.federation.building import build_server
+
+    assert build_server(spec_of("federated_digits", "atoms", "federation.most_images=7")).most_images == 7
+
+
 def test_a_method_is_refused_on_a_stream_and_a_learner_in_a_federation(fscl) -> None:
     ended = fscl("run", "split_digits", "-s", "atoms")
     assert ended.code == 2

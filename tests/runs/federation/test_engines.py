@@ -40,7 +40,8 @@ def numbers(folder: Path) -> dict[str, Any]:
     """All that a run measured, but for seconds."""
     record = load_run(folder / "run.json").to_json()
     measured = {key: record.get(key) for key in MEASURED}
-    return measured | {"rounds": [r | {"seconds": 0} for r in record["rounds"]]}
+    steps = {key: [step | {"seconds": 0} for step in record[key]] for key in ("rounds", "evaluated")}
+    return measured | steps
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def noisy_app(project: SimpleNamespace, mod: Any) -> ClientApp:
 
     @app.query()
     def query(message: Message, context: Context) -> Message:
-        return introduce(message, context, network_with_frozen_coefficients(project))
+        return introduce(message, context, network_with_frozen_coefficients(project), num_examples=1000)
 
     @app.train(mods=[mod])
     def fit(message: Message, context: Context) -> Message:
