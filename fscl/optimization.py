@@ -1,15 +1,15 @@
-"""The optimizer that a recipe names, the schedule of its learning rate, and the precision of its products."""
+"""How a network is trained: optimizer, schedule of the learning rate, precision of products, layout of images."""
 
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler, OneCycleLR
 
 from fscl.settings import Precision, Training
 
-__all__ = ["PRECISIONS", "build_optimizer", "build_schedule", "resolved_precision"]
+__all__ = ["PRECISIONS", "build_optimizer", "build_schedule", "channels_last", "resolved_precision"]
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -99,3 +99,14 @@ def resolved_precision(precision: Precision, device: torch.device) -> str:
         torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
     )
     return "bfloat16" if capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") else "float32"
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Images (N, C, H, W) laid out with channels last.
+
+    With one channel both layouts are the same memory, and only the strides tell a convolution which one is meant. So
+    the strides are set in that case.
+    """
+    if x.shape[1] > 1 or not x.is_contiguous():
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))

@@ -13,10 +13,11 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
 from fscl.atoms import AtomBank, decompose
-from fscl.continual.training.acceleration import Acceleration, channels_last
+from fscl.continual.training.acceleration import Acceleration
 from fscl.data.datasets import ImageSet, load_images
 from fscl.errors import FsclError
 from fscl.networks import ConvNet
+from fscl.optimization import channels_last
 
 __all__ = [
     "ARCHITECTURES",

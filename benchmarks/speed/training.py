@@ -21,10 +21,10 @@ from fscl.continual import Acceleration, build_network, load_images, split_class
 from fscl.continual.learner import Learner
 from fscl.continual.loader import InMemoryBatches
 from fscl.continual.stream import Stream, labelled
-from fscl.continual.training.acceleration import channels_last
 from fscl.continual.training.trainer import Trainer
 from fscl.data.datasets import ImageSet
 from fscl.data.places import find_data
+from fscl.optimization import channels_last
 from fscl.runs.recipe import BenchmarkRecipe, load_benchmark, load_strategy, with_overrides
 
 __all__ = ["measure"]

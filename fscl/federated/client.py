@@ -14,7 +14,7 @@ from fscl.atoms.packing import Packing
 from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.modes import evaluating
-from fscl.optimization import PRECISIONS, build_optimizer, build_schedule, resolved_precision
+from fscl.optimization import PRECISIONS, build_optimizer, build_schedule, channels_last, resolved_precision
 from fscl.settings import Training
 
 __all__ = ["Client", "LabelledImages"]
@@ -167,7 +167,7 @@ class Client:
     def _outputs(self, images: Tensor) -> Tensor:
         """The network's outputs in float32, with the layout and the precision of the training."""
         if self.training.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+            images = channels_last(images)
         precision = resolved_precision(self.training.precision, images.device)
         with torch.autocast(images.device.type, PRECISIONS[precision], enabled=precision != "float32"):
             return self.network(images).float()

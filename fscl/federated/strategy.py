@@ -259,7 +259,7 @@ class FederatedStrategy(Strategy):
             node: where it is.
             classes: with which it introduces itself, see :func:`introduce`: it may not have done so yet.
         """
-        self._introduced(Introduction(client, "", classes))
+        self._introduced(Introduction(client, "", 1, classes))  # an evaluation weighs no images
         return self._message(client, node, self.round, "evaluate")
 
     def _mean(self) -> ArrayRecord:

@@ -122,7 +122,7 @@ def test_similarity_is_the_mean_cosine_of_the_changes_of_each_layer_of_which_lat
     changes = torch.zeros(3, method.packing.size("atoms"))
     for number, round in enumerate((2, 3), start=1):
         updates = answers(method, round)
-        changes += torch.stack([update.parts["atoms"] - update.sent["atoms"] for update in updates]) / number
+        changes += torch.stack([update.parts["atoms"] - update.sent["atoms"] for update in updates]) / number**2
         method.combine(round, updates)
     sizes = [a.numel() for a in method.packing.atoms(changes[0]).values()]
     assert len(sizes) == 2

@@ -240,6 +240,17 @@ def test_fine_tuning_changes_the_answers(small):
     assert torch.allclose(client.probabilities().sum(1), torch.ones(len(client.test)), atol=1e-5)
 
 
+def test_fine_tuning_of_atoms_changes_the_answers_and_no_coefficient(small):
+    client = small(lambda: Atoms(num_atoms=4, coefficient_rounds=0)).client()
+    before, parts = client.probabilities(), client.packing.packed(client.network)
+    Atoms(num_atoms=4, coefficient_rounds=0).prepare_answers(client)
+    assert torch.equal(client.probabilities(), before)
+    Atoms(num_atoms=4, coefficient_rounds=0, tuning_epochs=2, tuning_lr=0.01).prepare_answers(client)
+    assert not torch.allclose(client.probabilities(), before)
+    after = client.packing.packed(client.network)
+    assert {part for part in parts if torch.equal(parts[part], after[part])} == {"shared"}
+
+
 def test_a_part_that_the_network_lacks_cannot_be_trained(small):
     client = small(FedAvg).client()
     with pytest.raises(FsclError, match="no parameters in atoms; its parts: normalisation, head, other, shared"):
@@ -349,3 +360,13 @@ def test_cfl_waits_for_the_first_round_and_for_every_client_of_a_cluster(network
 def test_wrong_arguments_are_refused_with_their_value(make, message):
     with pytest.raises(FsclError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("channels_last", "stride"), [(True, 1), (False, 64)])
+def test_images_of_one_channel_are_laid_out_with_channels_last_too(small, channels_last, stride):
+    """Pooling is ten times slower without."""
+    federation = small(FedAvg, training={"channels_last": channels_last})
+    strides = []
+    federation.federation.network[0].register_forward_hook(lambda _, inputs, output: strides.append(output.stride(1)))
+    federation.run(1)
+    assert set(strides) == {stride}

@@ -85,7 +85,7 @@ def answers_of(record: FederatedRecord, probe: int, seed: int, data: str | None 
     Raises:
         FsclError: the run kept no weights, its data is missing, or its network has no convolution.
     """
-    server, federation = open_federation(record, record.path.parent, data)
+    server, federation = open_federation(record, record.path.parent, data=data)
     tested, probed = _tested(federation), _probe(federation, probe, seed)
     _, channels, height, width = federation.test[0].images.shape
     batches = federation.plain(probed.load()[0]).split(AT_ONCE)

@@ -18,7 +18,7 @@ from benchmarks.similarity.measures import COMPARED, VARIANTS
 from benchmarks.similarity.units import Context
 from fscl.atoms import AtomBank
 from fscl.compare import READINGS, moment_similarity, response_features, tangent_similarity
-from fscl.continual.training.acceleration import channels_last
+from fscl.optimization import channels_last
 from fscl.similarity import dead_leaves, probing_matrix, recall_images, similarity_matrix
 
 __all__ = [

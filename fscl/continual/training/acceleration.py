@@ -11,12 +11,12 @@ from avalanche.models.dynamic_modules import DynamicModule
 from torch import Tensor, nn
 
 from fscl.continual.avalanche_private import skip_next_step, use_backward, use_own_backward
-from fscl.continual.training.memory_layout import Layout, channels_last
+from fscl.continual.training.memory_layout import Layout
 from fscl.errors import FsclError
 from fscl.optimization import PRECISIONS, resolved_precision
 from fscl.settings import Precision, Training
 
-__all__ = ["Acceleration", "channels_last"]
+__all__ = ["Acceleration"]
 
 RECIPE = Training()  # the settings of a recipe that gives none
 

@@ -12,7 +12,9 @@ import torch
 from avalanche.models import avalanche_forward
 from torch import Tensor, nn
 
-__all__ = ["Layout", "channels_last"]
+from fscl.optimization import channels_last
+
+__all__ = ["Layout"]
 
 
 class Layout:
@@ -67,34 +69,23 @@ class Layout:
                 )
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """Images (N, C, H, W) laid out with channels last.
-
-    With one channel both layouts are the same memory, and only the strides tell a convolution which one is meant. So
-    the strides are set in that case.
-    """
-    if x.shape[1] > 1 or not x.is_contiguous():
-        return x.contiguous(memory_format=torch.channels_last)
-    return x.as_strided(x.shape, (x.shape[2] * x.shape[3], 1, x.shape[3], 1))
-
-
 def _failure_of_layout(model: nn.Module, images: Tensor, tasks: Tensor, tolerance: float) -> str:
     """How a network fails with channels last, in words; empty if it computes the same in both layouts."""
     layout = Layout.of(model)
     assert layout is not None
     answers: dict[bool, Any] = {}
     for training in (False, True):
-        for channels_last in (True, False):
-            layout.channels_last = channels_last
+        for chosen in (True, False):
+            layout.channels_last = chosen
             model.train(training)
             _seed(images.device)
             try:
                 with torch.set_grad_enabled(training):
-                    answers[channels_last] = avalanche_forward(model, images, tasks)
-                    if training and isinstance(answers[channels_last], Tensor):
-                        answers[channels_last].float().square().sum().backward()
+                    answers[chosen] = avalanche_forward(model, images, tasks)
+                    if training and isinstance(answers[chosen], Tensor):
+                        answers[chosen].float().square().sum().backward()
             except Exception as error:
-                answers[channels_last] = error
+                answers[chosen] = error
             if training and not isinstance(answers[True], Exception):
                 break  # it did not fail, so the other layout need not be tried
         answer = answers[True]

@@ -44,6 +44,9 @@ class Atoms(Mixture):
             the same direction; no client's data is needed.
         nearest, sharpness: of the mix.
         lr: learning rate of the rounds in which only atoms travel; by default that of all rounds.
+        tuning_epochs: epochs in which a client trains all but the coefficients on its own images before it answers, as
+            in :class:`~fscl.federated.FedAvgFineTuned`. The result is not kept.
+        tuning_lr: their learning rate; by default that of all rounds.
 
     Raises:
         FsclError: an argument has an unknown value.
@@ -73,14 +76,19 @@ class Atoms(Mixture):
         nearest: int = NEAREST,
         sharpness: float = SHARPNESS,
         lr: float | None = None,
+        tuning_epochs: int = 0,
+        tuning_lr: float | None = None,
     ) -> None:
         if coefficient_rounds < 0:
             raise FsclError(f"coefficient_rounds is {coefficient_rounds}; it must be at least 0")
+        if tuning_epochs < 0:
+            raise FsclError(f"tuning_epochs is {tuning_epochs}; it must be at least 0")
         if isinstance(also, str) or (unknown := sorted(set(also) - {"normalisation", "head"})):
             raise FsclError(f"also is {also if isinstance(also, str) else unknown[0]!r}; "
                             "a list of parts of normalisation, head would do")  # fmt: skip
         mixing_weights(torch.ones(1, 1), torch.ones(1), mix, nearest=nearest)
         self.num_atoms, self.coefficient_rounds, self.lr = num_atoms, coefficient_rounds, lr
+        self.tuning_epochs, self.tuning_lr = tuning_epochs, tuning_lr
         self.mix, self.nearest, self.sharpness = mix, nearest, sharpness
         self.stays = tuple(part for part in ("normalisation", "head") if part not in also)
         self.travels_until = {SHARED: coefficient_rounds}
@@ -96,7 +104,7 @@ class Atoms(Mixture):
     def begin(self, model: nn.Module, clients: int) -> None:
         super().begin(model, clients)
         self.holders: set[int] = set()  # clients that hold the frozen coefficients
-        self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms, each divided by its number
+        self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms, the k-th over k * k
         self.trained: dict[int, int] = {}  # how many changes that are
 
     def introduced(self, client: int, fingerprint: str) -> None:
@@ -117,9 +125,10 @@ class Atoms(Mixture):
         if self.mixes(round):
             for update in updates:
                 self.holders.add(update.client)
-                # once the atoms that a client receives suit it, its changes are mostly noise: later ones count less
+                # once the atoms that a client receives suit it, its changes are mostly noise. With weights 1 / k, four
+                # known groups of Fashion-MNIST fell apart after 20 rounds; with 1 / k^2 they do not within 40
                 number = self.trained[update.client] = self.trained.get(update.client, 0) + 1
-                self.changes[update.client] = update.change("atoms") / number + self.changes.get(update.client, 0)
+                self.changes[update.client] = update.change("atoms") / number**2 + self.changes.get(update.client, 0)
         elif round == self.coefficient_rounds:
             self.packing.unpack(self.model, self.mean)
             freeze_coefficients(self.model, self.scale)
@@ -132,7 +141,7 @@ class Atoms(Mixture):
     def similarity(self) -> Tensor:
         """Similarity of the clients in :attr:`latest`, in their order, by their changes of atoms: (n, n).
 
-        The mean over layers of the cosine. A client's k-th change counts 1 / k. The atoms themselves would tell less: a
+        The mean over layers of the cosine. A client's k-th change counts 1 / k^2. The atoms themselves would tell less: a
         client's atoms are near those that it received, whoever it is.
         """
         layers = [self.packing.atoms(self.changes[client]) for client in self.latest]
@@ -175,4 +184,13 @@ class Atoms(Mixture):
     def train(self, client: Client) -> float:
         if client.round <= self.coefficient_rounds:
             return client.fit()
-        return client.fit([part for part in client.packing.entries if part != SHARED], lr=self.lr)
+        return client.fit(_own(client), lr=self.lr)
+
+    def prepare_answers(self, client: Client) -> None:
+        if self.tuning_epochs:
+            client.fit(_own(client), epochs=self.tuning_epochs, lr=self.tuning_lr)
+
+
+def _own(client: Client) -> list[str]:
+    """The parts that are a client's own: all but the coefficients."""
+    return [part for part in client.packing.entries if part != SHARED]

@@ -75,24 +75,24 @@ def load_client(
     """
     if not 0 <= client < record.clients:
         raise FsclError(f"{folder}: no client {client}; there are clients 0 to {record.clients - 1}")
-    server, clients = open_federation(record, folder, data)
+    server, clients = open_federation(record, folder, trust, data)
     _, channels, height, width = clients.test[0].images.shape
     network = clients.answering_now(client, server.question).network
     return ClientNetwork(client, network, list(record.classes), (channels, height, width), clients.plain)
 
 
 def open_federation(
-    record: FederatedRecord, folder: Path, data: str | None = None
+    record: FederatedRecord, folder: Path, trust: bool = False, data: str | None = None
 ) -> tuple[FederatedStrategy, Federation]:
     """The server and the clients of a finished federation, as they were after its last round.
 
     ``clients.answering_now(client, server.question)`` is a client with the network that answers for it.
 
     Args:
-        record, folder, data: as for :func:`load_client`.
+        record, folder, trust, data: as for :func:`load_client`.
 
     Raises:
-        FsclError: the run kept no weights, or its data is missing.
+        FsclError: as for :func:`load_client`.
     """
     if not (folder / SERVER).is_file():
         raise FsclError(f"{folder}: no {SERVER} in it; the run is unfinished, or was made with --no-weights")
