@@ -141,8 +141,8 @@ class Atoms(Mixture):
     def similarity(self) -> Tensor:
         """Similarity of the clients in :attr:`latest`, in their order, by their changes of atoms: (n, n).
 
-        The mean over layers of the cosine. A client's k-th change counts 1 / k^2. The atoms themselves would tell less: a
-        client's atoms are near those that it received, whoever it is.
+        The mean over layers of the cosine. A client's k-th change counts 1 / k^2. The atoms themselves would tell less:
+        a client's atoms are near those that it received, whoever it is.
         """
         layers = [self.packing.atoms(self.changes[client]) for client in self.latest]
         return similarity_matrix(
