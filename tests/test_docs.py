@@ -66,6 +66,19 @@ def test_the_python_code_of_a_page_runs(
     exec(compile(code, name(page), "exec"), of_a_user() if page.name == "README.md" else {})
 
 
+# python code in docs/ with a block of text directly below, which is what it prints
+PRINTS = re.compile(r"^```python\n(.*?)^```\n\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PRINTING = {page: PRINTS.findall(page.read_text(encoding="utf-8")) for page in PAGES[1:]}
+
+
+@pytest.mark.parametrize("page", [page for page, pairs in PRINTING.items() if pairs], ids=name)
+def test_the_text_below_the_code_of_a_page_is_what_it_prints(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for code, text in PRINTING[page]:
+        capsys.readouterr()
+        exec(compile(code, name(page), "exec"), {})
+        assert capsys.readouterr().out == text
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_command_line_of_a_page_is_valid(page: Path) -> None:
     shown = "\n".join(blocks(page, "", "sh")).replace("\\\n", " ")

@@ -1,12 +1,13 @@
 """Random damage of the bytes of a file, and of the values of plain data."""
 
 import copy
+import json
 import math
 from collections.abc import Callable
 from random import Random
 from typing import Any
 
-__all__ = ["mutate_bytes", "mutate_values"]
+__all__ = ["as_json", "flip_bit", "mutate_bytes", "mutate_values"]
 
 
 def mutate_bytes(data: bytes, rng: Random) -> bytes:
@@ -20,6 +21,13 @@ def mutate_bytes(data: bytes, rng: Random) -> bytes:
         if mutated != data:
             return bytes(mutated)
     return bytes(data) + b"\0"
+
+
+def flip_bit(data: bytes, rng: Random) -> bytes:
+    """``data`` with one bit flipped."""
+    flipped = bytearray(data)
+    flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
+    return bytes(flipped)
 
 
 def _flip(data: bytearray, rng: Random) -> bytearray:
@@ -95,6 +103,14 @@ def mutate_values(tree: Any, rng: Random) -> Any:
         else:
             owner.insert(key, _strange(rng, owner[key]))
     return tree.get("")
+
+
+def as_json(value: Any) -> bytes:
+    """Plain data as the bytes of a JSON file; bytes that are refused if they cannot be written."""
+    try:
+        return json.dumps(value).encode()
+    except (RecursionError, ValueError):  # nested too deep or too many digits for the JSON writer
+        return b"[" * 200_000
 
 
 def _places(tree: Any) -> Any:

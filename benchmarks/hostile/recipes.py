@@ -128,7 +128,7 @@ def kept_inside(folder: Path, benchmark: str, strategy: str) -> bool:
 
 def refused_network(folder: Path, name: str) -> bool:
     """Tries a recipe with this name. Returns False if it is accepted, and raises if planted code was run."""
-    marker = _planted(folder)
+    marker = planted(folder)
     try:
         built(folder, _with_model({"name": name}), STRATEGY)
     finally:
@@ -139,7 +139,7 @@ def refused_network(folder: Path, name: str) -> bool:
 
 def refused_class(folder: Path, class_path: str) -> bool:
     """Tries a recipe with this name. Returns False if it is accepted, and raises if planted code was run."""
-    marker = _planted(folder)
+    marker = planted(folder)
     try:
         built(folder, BENCHMARK, {"class": class_path})
     finally:
@@ -203,7 +203,7 @@ def _with_model(model: dict[str, Any]) -> dict[str, Any]:
     return {**BENCHMARK, "model": model}
 
 
-def _planted(folder: Path) -> Path:
+def planted(folder: Path) -> Path:
     """Puts a module into the current folder, as beside a downloaded recipe. Returns the file that it writes if run."""
     marker = folder / f"code_ran_{os.getpid()}"
     (folder / "planted.py").write_text(f"open({str(marker)!r}, 'w').close()\nnet = Net = dict\n")

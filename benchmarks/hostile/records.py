@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.hostile.mutations import mutate_bytes, mutate_values
+from benchmarks.hostile.mutations import as_json, flip_bit, mutate_bytes, mutate_values
 from benchmarks.hostile.trial import Trial
 from fscl.report.provenance import SETTINGS, memory_columns, provenance
 from fscl.report.runs import load_runs
@@ -56,27 +56,27 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
     record = _finished()
     whole = json.dumps(record).encode()
     for key, value in CHANGES:
-        text = _json({**record, key: value})
+        text = as_json({**record, key: value})
         yield Trial(f"a record's {key}", lambda text=text: told(folder, text))
     for text in TEXTS:
         yield Trial("a record of odd text", lambda text=text: told(folder, text))
     for _ in range(count):
-        text = _json(mutate_values(record, rng))
+        text = as_json(mutate_values(record, rng))
         yield Trial("a record of any values", lambda text=text: told(folder, text))
     for _ in range(count):
         damaged = mutate_bytes(whole, rng)
         yield Trial("random damage of a record", lambda damaged=damaged: told(folder, damaged))
     for _ in range(count // 4):
         damaged = mutate_bytes(whole, rng)
-        beside = partial(others_shown, folder, damaged, _json({**record, "seed": 99}))
+        beside = partial(others_shown, folder, damaged, as_json({**record, "seed": 99}))
         yield Trial("a damaged record among others", beside, may_refuse=False)
     for _ in range(count // 4):
-        report = _json(mutate_values([1.5, 123], rng))
+        report = as_json(mutate_values([1.5, 123], rng))
         yield Trial("what a worker reports", lambda report=report: watched(folder, report), may_refuse=False)
     checkpoint, spec = unfinished(folder)
     content = checkpoint.read_bytes()
     for number in range(count):
-        damaged = _flipped(content, rng) if number % 2 else mutate_bytes(content, rng)
+        damaged = flip_bit(content, rng) if number % 2 else mutate_bytes(content, rng)
         yield Trial("damage of a checkpoint", lambda damaged=damaged: _taken_up(folder, damaged, spec))
 
 
@@ -120,7 +120,7 @@ def watched(folder: Path, report: bytes) -> bool:
     grid = Grid([spec], out, False, 0.0)
     begun = {"recipe_hash": spec.hash, "status": "running", "accuracy": [[1.0, *[None] * 4]]}
     begun["seconds"] = {"train": [1.0], "evaluate": [1.0]}
-    (spec.folder(out) / "run.json").write_bytes(_json({**_finished(), **begun}))
+    (spec.folder(out) / "run.json").write_bytes(as_json({**_finished(), **begun}))
     (spec.folder(out) / "progress").write_bytes(report)
     grid.look(1.0)
     return all(0 <= row.done <= 1 for row in grid.rows())
@@ -148,21 +148,8 @@ def _taken_up(folder: Path, damaged: bytes, spec: RunSpec) -> bool:
     return False  # a damaged checkpoint must be refused
 
 
-def _flipped(content: bytes, rng: Random) -> bytes:
-    flipped = bytearray(content)
-    flipped[rng.randrange(len(flipped))] ^= 1 << rng.randrange(8)
-    return bytes(flipped)
-
-
 def _finished() -> dict[str, Any]:
     """A finished record from a committed report."""
     kept = Path(__file__).parents[2] / "reports/split_digits/runs.json"
     runs = json.loads(kept.read_text(encoding="utf-8"))["runs"]
     return next(run for run in runs if run["strategy"]["name"] == "atom_swapping")
-
-
-def _json(value: Any) -> bytes:
-    try:
-        return json.dumps(value).encode()
-    except (RecursionError, ValueError):  # nested too deep or too many digits for the JSON writer
-        return b"[" * 200_000

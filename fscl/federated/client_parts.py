@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from fscl.atoms.bank_file import write_safetensors
+from fscl.atoms.entries import digest_of, fingerprint_of
 from fscl.atoms.learning import train_only
 from fscl.atoms.packing import Packing
 from fscl.federated.messages import LOST, METRICS, SHORT, WISH, LostError, answer, parts_in, requested
 from fscl.federated.wire import Wire
-from fscl.files import write_atomically
 
 __all__ = ["ClientParts", "lost_parts_mod", "tested"]
 
@@ -117,8 +118,7 @@ class ClientParts:
         needed = (round, self._wish["kept_in"])
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
-            tensors = dict(parts) or {"": torch.empty(0)}  # a file without tensors cannot be told from a torn one
-            write_atomically(self._file(round), lambda temporary: save_file(tensors, temporary))
+            write_safetensors(self._file(round), dict(parts), {"digest": self._digest(round, parts)})
             for file in self._folder.glob("round_*.safetensors"):
                 if file not in map(self._file, needed):
                     file.unlink()
@@ -130,12 +130,31 @@ class ClientParts:
                 del state[name]
 
     def _load(self, round: int) -> dict[str, Tensor]:
-        if self._folder is not None and self._file(round).is_file():
-            return {name: values for name, values in load_file(self._file(round)).items() if name}
+        if self._folder is not None and (parts := self._read(round)) is not None:
+            return parts
         if self._folder is None and (name := f"{KEPT}{round}") in self._context.state:
             kept = self._context.state.array_records[name]
             return {part: torch.from_numpy(array.numpy().copy()) for part, array in kept.items()}
-        raise LostError(f"what this client kept in round {round} is lost; it begins anew")
+        place = "" if self._folder is None else f" ({self._file(round)})"
+        raise LostError(f"what this client kept in round {round} is lost or damaged{place}; it begins anew")
+
+    def _read(self, round: int) -> dict[str, Tensor] | None:
+        """What a file holds; None if there is none, or if it is damaged or another client's."""
+        try:
+            if not self._file(round).is_file():
+                return None
+            with safe_open(self._file(round), framework="pt", device="cpu") as file:
+                digest = (file.metadata() or {}).get("digest")
+                # copied, because safetensors maps the file, which could be cut short later
+                parts = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+        except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, OSError):  # any bytes may be in it
+            return None
+        return parts if digest == self._digest(round, parts) else None
+
+    def _digest(self, round: int, parts: Mapping[str, Tensor]) -> str:
+        """Tells what this client kept in a round from damaged parts, and from those of other clients and rounds."""
+        owner = f"client {self._context.node_config.get('partition-id')}, round {round}"
+        return digest_of(owner.encode(), fingerprint_of(dict(sorted(parts.items()))).encode())
 
     def _file(self, round: int) -> Path:
         assert self._folder is not None

@@ -88,13 +88,13 @@ def read_checkpoint(path: Path, spec: RunSpec) -> tuple[Record, dict[str, Any]]:
     return record, state
 
 
-def load_into(target: Any, state: dict[str, Any], folder: Path, of: str) -> None:
+def load_into(target: Any, state: dict[str, Any], file: Path, of: str) -> None:
     """Loads the state of a checkpoint into what goes on from it.
 
     Args:
         target: has a method ``load_state_dict``.
         state: what :func:`read_checkpoint` returned.
-        folder: the run's folder.
+        file: the checkpoint.
         of: what the state must fit, in a word.
 
     Raises:
@@ -104,7 +104,7 @@ def load_into(target: Any, state: dict[str, Any], folder: Path, of: str) -> None
         target.load_state_dict(state)
     except Exception as error:  # another version of a learner or method, or of torch, may raise anything
         raise FsclError(
-            f"{folder / CHECKPOINT}: undamaged, but it does not fit this version of its {of} ({line(error)}); go on "
+            f"{file}: undamaged, but it does not fit this version of its {of} ({line(error)}); go on "
             "with the versions in the run.json beside it"
         ) from error
 

@@ -9,13 +9,14 @@ from pydantic import ValidationError
 
 from fscl.choices import LOGS, Log
 from fscl.errors import FsclError
-from fscl.plain import name_fault
+from fscl.plain import check_size, name_fault
 from fscl.runs.recipe import BenchmarkRecipe, FederationRecipe, StrategyRecipe, recipe_hash
 from fscl.runs.records.record import Record
 from fscl.text import brief
 
 __all__ = ["WEIGHTS", "Progress", "RunSpec", "digest_of_start", "file_of_start", "spec_of_record"]
 
+MOST_BYTES = 8 * 2**30  # of a start; the networks of federations take megabytes
 WEIGHTS = "weights.safetensors"  # the networks of a finished run on a stream
 
 Progress = Callable[[int, int, int], None]  # called with the experience, the epoch and the number of epochs
@@ -97,8 +98,18 @@ def file_of_start(start: str) -> Path:
 
 
 def digest_of_start(start: str) -> str:
-    """What ``federation.start_digest`` says of this start."""
-    return hashlib.sha256(file_of_start(start).read_bytes()).hexdigest()[:16]
+    """What ``federation.start_digest`` says of this start.
+
+    Raises:
+        FsclError: there is no such file, or it cannot be read, or is too large.
+    """
+    path = file_of_start(start)
+    check_size(path, MOST_BYTES)
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise FsclError(f"federation.start = {brief(start)}: {path} cannot be read ({error.strerror})") from error
 
 
 def _with_digest(benchmark: FederationRecipe) -> FederationRecipe:

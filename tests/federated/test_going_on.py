@@ -33,6 +33,28 @@ def test_a_client_that_lost_what_it_kept_begins_anew(small, tmp_path, in_folder)
     assert server.history.rounds[3].answered == [0, 1, 2]
 
 
+@pytest.mark.parametrize("damage", ["one bit", "cut short", "no bytes", "another client's", "another round's"])
+def test_a_client_with_a_damaged_file_begins_anew(small, tmp_path, damage):
+    """Its round is left out by name, and no mean ever holds what was damaged."""
+    federation = small(FedPer, folder=tmp_path)
+    server = federation.server()
+    server.start(federation.grid, num_rounds=2)
+    file = tmp_path / "client_0001/round_000002.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-4] ^= 1
+    damaged = {
+        "one bit": bytes(content),
+        "cut short": bytes(content[:-40]),
+        "no bytes": b"",
+        "another client's": (tmp_path / "client_0000" / file.name).read_bytes(),
+        "another round's": file.with_stem("round_000001").read_bytes(),
+    }
+    file.write_bytes(damaged[damage])
+    server.start(federation.grid, num_rounds=4)
+    assert server.history.rounds[2].left_out == {1: "it had lost what it kept, and begins anew the next time"}
+    assert server.history.rounds[3].answered == [0, 1, 2]
+
+
 def test_a_client_that_lost_the_frozen_coefficients_receives_them_again(small):
     federation = small(lambda: Atoms(coefficient_rounds=1))
     server = federation.server()

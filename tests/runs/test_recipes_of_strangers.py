@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.hostile import recipes, records
-from benchmarks.hostile.mutations import mutate_bytes, mutate_values
+from benchmarks.hostile.mutations import as_json, mutate_bytes, mutate_values
 from fscl.errors import FsclError
 from fscl.factories import check_network, network_factory
 from fscl.runs.recipe import load_benchmark, load_strategy, with_overrides
@@ -289,7 +289,7 @@ def _recipe_of(folder: Path, good: dict[str, Any], load: Any, random: Random) ->
 
 @pytest.mark.parametrize(("key", "value"), records.CHANGES, ids=lambda x: ascii(x)[:40] if isinstance(x, str) else "")
 def test_a_record_with_a_wrong_value_is_refused_or_shown_right(tmp_path: Path, key: str, value: Any) -> None:
-    text = records._json({**records._finished(), key: value})
+    text = as_json({**records._finished(), key: value})
     try:
         assert records.told(tmp_path, text)
     except FsclError as error:
@@ -311,7 +311,7 @@ RECORD = records._finished()
 def test_a_record_with_random_values_is_refused_or_shown_right(
     tmp_path_factory: pytest.TempPathFactory, random: Random
 ) -> None:
-    text = records._json(mutate_values(RECORD, random))
+    text = as_json(mutate_values(RECORD, random))
     if random.random() < 0.3:
         text = mutate_bytes(text, random)
     try:
@@ -324,7 +324,7 @@ def test_a_hostile_record_is_named_and_the_other_runs_are_reported(fscl: Fscl, t
     good = tmp_path / "runs/good/run.json"
     good.parent.mkdir(parents=True)
     good.write_text(json.dumps(RECORD))
-    bad = [b"{", b"[" * 100_000, records._json({**RECORD, "accuracy": [[7]]}), records._json({**RECORD, "seconds": 3})]
+    bad = [b"{", b"[" * 100_000, as_json({**RECORD, "accuracy": [[7]]}), as_json({**RECORD, "seconds": 3})]
     for number, text in enumerate(bad):
         (tmp_path / f"runs/bad{number}").mkdir()
         (tmp_path / f"runs/bad{number}/run.json").write_bytes(text)

@@ -8,21 +8,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
-from flwr.app import Context, Message
+from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 
 from fscl.federated.engines.grid import RunGrid
 from fscl.federated.engines.server_app import server_app
-from fscl.federated.flower_private import SERVER, use_identity
+from fscl.federated.flower_private import CLIENT_CRASHED, SERVER, use_identity
 
 __all__ = ["simulate"]
 
 PAUSE = 0.05  # seconds between two looks for replies
+RAY_LOST_IT = "<class 'ray.exceptions.Actor"  # begins Flower's reason for the failure of a client whose process died
+DIED = "its process died, or was not back yet"
 
 
 def simulate(server: Callable[[Grid], object], app: ClientApp, clients: int, workers: int = 1) -> None:
     """Calls ``server`` with a grid of simulated clients. What it raises is raised here.
+
+    A process that dies is started again, which takes seconds. Clients whose messages come to it meanwhile fail.
 
     Args:
         server: what the server does, such as ``lambda grid: strategy.start(grid, num_rounds=3)``.
@@ -43,7 +47,8 @@ def simulate(server: Callable[[Grid], object], app: ClientApp, clients: int, wor
         except BaseException as error:  # Flower would lose an interrupt
             failures.append(error)
 
-    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {
+    # Flower hands client_resources to Ray as options of its actors, and never replaces one that died
+    resources = {"client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1}, "init_args": {
         "address": "local", "num_cpus": workers, "log_to_driver": False, "logging_level": logging.ERROR,
     }}  # fmt: skip
     with _quiet():
@@ -70,7 +75,7 @@ class _StoppableGrid(RunGrid):
             if self._stopped.wait(PAUSE):
                 raise InterruptedError("the simulation has ended")
             arrived = list(self._grid.pull_messages(waiting))
-            replies += arrived
+            replies += map(_in_words, arrived)
             waiting -= {reply.metadata.reply_to_message_id for reply in arrived}
         return replies
 
@@ -86,6 +91,13 @@ class _StoppableGrid(RunGrid):
     @property
     def run(self) -> object:  # type: ignore[override]
         return self._grid.run
+
+
+def _in_words(reply: Message) -> Message:
+    """The reply, with a short reason in the place of a page of Ray's if the client's process died."""
+    if reply.has_error() and (reply.error.reason or "").startswith(RAY_LOST_IT):
+        reply.error = Error(CLIENT_CRASHED, DIED)
+    return reply
 
 
 @contextlib.contextmanager

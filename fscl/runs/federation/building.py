@@ -1,11 +1,14 @@
 """Builds the clients and the server of a federation from its recipes."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
 from torch import Tensor, nn
 
 from fscl.data.class_split import Groups
@@ -149,8 +152,9 @@ def build_method(strategy: StrategyRecipe) -> Method:
     kind = import_named(module, name, f"class {strategy.class_path!r}", f"methods of {FEDERATED}", (FEDERATED,))
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise FsclError(f"class = {strategy.class_path!r} is no method of federations; a class of {FEDERATED} would do")
+    own = {name: value for name, value in strategy.args.items() if name not in OF_ALL_METHODS}
+    _check_types(kind, own)
     try:
-        own = {name: value for name, value in strategy.args.items() if name not in OF_ALL_METHODS}
         method = kind(**own)
     except TypeError as error:
         raise FsclError(f"{strategy.name}: {in_words(error)}") from error
@@ -161,6 +165,22 @@ def build_method(strategy: StrategyRecipe) -> Method:
     if type(rounds) is not int or rounds < 0:
         raise FsclError(f"args.head_rounds is {brief(rounds)}; a number of rounds would do")
     return HeadFirst(method, rounds) if rounds else method
+
+
+def _check_types(kind: type[Method], arguments: Mapping[str, Any]) -> None:
+    """Checks arguments of a method by their types. Some are used only in a late round, or by clients.
+
+    Raises:
+        FsclError: an argument has another type.
+    """
+    types = get_type_hints(kind.__init__)
+    for name, value in arguments.items():
+        with suppress(PydanticSchemaGenerationError):  # a type of a user's own method, or Collection
+            try:
+                TypeAdapter(types.get(name, Any), config=ConfigDict(strict=True)).validate_python(value)
+            except ValidationError as error:
+                fault = error.errors()[0]["msg"].replace("Input should be", "it must be")
+                raise FsclError(f"args.{name} is {brief(value)}; {fault}") from error
 
 
 def build_network(spec: RunSpec) -> nn.Module:
@@ -231,3 +251,4 @@ def check_federation(spec: RunSpec) -> None:
         raise FsclError(
             f"network {recipe.model.name!r} does not take images of shape {tuple(images.shape[1:])}: {line(error)}"
         ) from error
+    build_server(spec)

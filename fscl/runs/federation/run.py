@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fscl.errors import FsclError
 from fscl.federated import FederatedStrategy, LocalGrid, PooledGrid, client_app, simulate
 from fscl.federated.history import History, Round
 from fscl.files import written_together
@@ -25,7 +26,7 @@ from fscl.runs.resume import CHECKPOINT, load_into, write_checkpoint
 from fscl.runs.spec import Progress, RunSpec
 from fscl.runs.with_ray import import_ray
 
-__all__ = ["KEPT", "SERVER", "begin", "clients_on", "new_record", "train"]
+__all__ = ["KEPT", "SERVER", "begin", "check_images", "clients_on", "new_record", "train"]
 
 BANK = "bank.safetensors"
 SERVER = "server.pt"  # the server of a finished run
@@ -82,19 +83,34 @@ class Work:
 
 def new_record(spec: RunSpec, facts: dict[str, Any]) -> FederatedRecord:
     """The record of a federation before its first round."""
+    return FederatedRecord(**facts, **_divided(spec), rounds=[], evaluated=[], accuracy=np.empty((0, 0)))
+
+
+def _divided(spec: RunSpec) -> dict[str, Any]:
+    """What a record says of the clients' images."""
     recipe = recipe_of(spec)
     train, _ = images_of(recipe.data.name, spec.data, recipe.data.image_size)
     split = split_of(spec)
-    return FederatedRecord(
-        **facts,
-        classes=list(train.classes),
-        counts=split.counts(train.labels.numpy()).astype(float),
-        tested=[len(indices) for indices in split.test],
-        groups=list(split.groups),
-        rounds=[],
-        evaluated=[],
-        accuracy=np.empty((0, 0)),
-    )
+    return {
+        "classes": list(train.classes),
+        "counts": split.counts(train.labels.numpy()).astype(float),
+        "tested": [len(indices) for indices in split.test],
+        "groups": list(split.groups),
+    }
+
+
+def check_images(record: FederatedRecord, spec: RunSpec, folder: Path) -> None:
+    """Checks that the clients have the images with which a run in a folder began, as far as its record tells.
+
+    Raises:
+        FsclError: they have other images.
+    """
+    for key, values in _divided(spec).items():
+        if not np.array_equal(values, getattr(record, key)):
+            raise FsclError(
+                f"{folder}: the {key} of its clients are not those of the images that are there now; give the data "
+                "folder with which the run was made"
+            )
 
 
 def begin(
@@ -110,7 +126,8 @@ def begin(
         record.sizes = {part: 4 * packing.size(part) for part in packing.entries}
         record.stays = [part for part in packing.entries if part in method.stays]
     else:
-        load_into(server, state, folder, "method")
+        check_images(record, spec, folder)
+        load_into(server, state, folder / CHECKPOINT, "method")
         record.resumed = [*record.resumed, Resumed(after=server.round, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run

@@ -9,9 +9,9 @@ from fscl.data.transforms import ImageTransform
 from fscl.errors import FsclError
 from fscl.federated import FederatedStrategy, Federation
 from fscl.runs.federation.building import build_clients, build_server
-from fscl.runs.federation.run import KEPT, SERVER
+from fscl.runs.federation.run import KEPT, SERVER, check_images
 from fscl.runs.records.federated import FederatedRecord
-from fscl.runs.resume import read_checkpoint
+from fscl.runs.resume import line, load_into, read_checkpoint
 from fscl.runs.spec import spec_of_record
 
 __all__ = ["ClientNetwork", "load_client", "open_federation"]
@@ -77,7 +77,12 @@ def load_client(
         raise FsclError(f"{folder}: no client {client}; there are clients 0 to {record.clients - 1}")
     server, clients = open_federation(record, folder, trust, data)
     _, channels, height, width = clients.test[0].images.shape
-    network = clients.answering_now(client, server.question).network
+    try:
+        network = clients.answering_now(client, server.question).network
+    except FsclError as error:
+        raise FsclError(f"{folder}: {error}") from error
+    except Exception as error:  # the state may be that of another version
+        raise FsclError(f"{folder}: client {client} cannot be served from its {SERVER}: {line(error)}") from error
     return ClientNetwork(client, network, list(record.classes), (channels, height, width), clients.plain)
 
 
@@ -98,6 +103,7 @@ def open_federation(
         raise FsclError(f"{folder}: no {SERVER} in it; the run is unfinished, or was made with --no-weights")
     spec = spec_of_record(record, trust, data)
     _, state = read_checkpoint(folder / SERVER, spec)
+    check_images(record, spec, folder)
     server, clients = build_server(spec), build_clients(spec, folder / KEPT)
-    server.load_state_dict(state)
+    load_into(server, state, folder / SERVER, "method")
     return server, clients

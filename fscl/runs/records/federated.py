@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from fscl.runs.records.parts import Array, Label, Part, ShareRows, Words, array_field, check_shape
 from fscl.runs.records.record import Record
-from fscl.text import points
+from fscl.text import brief, points
 
 __all__ = ["ARRAYS", "Evaluated", "FederatedRecord", "RoundRecord"]
 
@@ -86,6 +86,9 @@ class FederatedRecord(Record):
     def _fits(self) -> FederatedRecord:
         """Checks that the shapes of arrays match the numbers of clients and evaluations."""
         clients = len(self.tested)
+        rounds = self.benchmark.federation.get("rounds")
+        if type(rounds) is not int or rounds < 1:
+            raise ValueError(f"benchmark.federation.rounds is {brief(rounds)}; a number of at least 1 would do")
         if not clients or len(self.counts) != clients:
             raise ValueError(f"counts has {len(self.counts)} rows for {clients} clients; there must be a client")
         check_shape("counts", self.counts, (clients, len(self.classes)))

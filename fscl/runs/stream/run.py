@@ -57,7 +57,7 @@ def begin(
         record.machine = here
         record.untrained = np.array(trainer.untrained())
     else:
-        load_into(trainer, state, folder, "learner")
+        load_into(trainer, state, folder / CHECKPOINT, "learner")
         record.resumed = [*record.resumed, Resumed(after=trainer.done, versions=versions(), machine=here)]
     record.write(folder / "run.json")
     if state is None:  # files of an overwritten run; they are deleted only now, after the new record is on disk

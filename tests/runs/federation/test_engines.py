@@ -163,6 +163,41 @@ def test_a_client_that_raises_in_a_simulation_is_named(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.slow
+def test_a_process_of_a_simulation_that_is_killed_comes_back(tmp_path: Path) -> None:
+    """Flower itself would give it messages for ever, each of which fails."""
+    pytest.importorskip("ray", reason="Ray is not installed: it comes with fscl[ray]")
+    from flwr.app import Message, RecordDict
+    from flwr.clientapp import ClientApp
+
+    from fscl.federated import simulate
+
+    app, killed = ClientApp(), tmp_path / "killed"
+
+    @app.query()
+    def die_once(message: Message, context: Any) -> Message:
+        if not killed.exists():
+            killed.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return Message(RecordDict(), reply_to=message)
+
+    rounds: list[list[str]] = []
+
+    def serve(grid: Any) -> None:
+        while len(nodes := list(grid.get_node_ids())) < 2:
+            time.sleep(0.05)
+        while len(rounds) < 30 and (not rounds or rounds[-1]):
+            asked = [Message(RecordDict(), node, "query") for node in nodes]
+            replies = grid.send_and_receive(asked, timeout=60)
+            rounds.append([reply.error.reason for reply in replies if reply.has_error()])
+            time.sleep(0.5)
+
+    simulate(serve, app, 2)
+    assert rounds[0]
+    assert {reason for reasons in rounds for reason in reasons} == {"its process died, or was not back yet"}
+    assert rounds[-1] == []
+
+
 def test_what_a_simulation_does_not_take_is_refused_at_once(fscl: Any) -> None:
     for option, value in (("--address", "host:6379"), ("--gpus-per-run", "0.5"), ("--jobs", "2")):
         ended = fscl("run", "federated_digits", "--engine", "ray", option, value)

@@ -1,6 +1,7 @@
 """Recipes and records of federations that are not trusted run no code of a stranger."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ rounds = 1
 most_images = 20
 most_test_images = 10
 [model]
-name = "net_of_them:net"
+name = "strange_net:net"
 [training]
 epochs = 1
 """
@@ -37,21 +38,23 @@ def net(num_classes):
 
 
 @pytest.fixture
-def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def stranger(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A recipe in the current folder, beside a network and a method that leave a file when they are imported."""
     monkeypatch.chdir(tmp_path)
-    for module in ("net_of_them", "method_of_them"):
-        monkeypatch.delitem(sys.modules, module, raising=False)
+    modules = ("strange_net", "strange_method")
+    for module in modules:
         (tmp_path / f"{module}.py").write_text(f"{NET}\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    (tmp_path / "method.toml").write_text('class = "method_of_them.net"')
+    (tmp_path / "method.toml").write_text('class = "strange_method.net"')
     (tmp_path / "theirs.toml").write_text(RECIPE)
-    return tmp_path / "theirs.toml"
+    yield tmp_path / "theirs.toml"
+    for module in modules:
+        sys.modules.pop(module, None)
 
 
 def test_the_command_line_refuses_networks_and_methods_of_a_stranger(fscl, stranger: Path) -> None:
     for arguments, error in (
-        (("theirs.toml", "-s", "fedavg"), "theirs.toml: model.name = 'net_of_them:net': a recipe may name convnet, "),
-        (("federated_digits", "-s", "method.toml"), "method.toml: class = 'method_of_them.net': a recipe may name "),
+        (("theirs.toml", "-s", "fedavg"), "theirs.toml: model.name = 'strange_net:net': a recipe may name convnet, "),
+        (("federated_digits", "-s", "method.toml"), "method.toml: class = 'strange_method.net': a recipe may name "),
     ):
         ended = fscl("run", *arguments)
         assert (ended.code, ended.err.count("\n")) == (2, 1)
@@ -63,7 +66,7 @@ def test_the_command_line_refuses_networks_and_methods_of_a_stranger(fscl, stran
 def test_a_run_and_an_app_of_flower_refuse_a_strangers_network(stranger: Path) -> None:
     recipes = with_overrides(load_any_benchmark(stranger), load_strategy("fedavg"))
     for spec in (RunSpec(*recipes, 0), spec_of({"benchmark": str(stranger), "strategy": "fedavg"})):
-        with pytest.raises(FsclError, match=r"theirs.toml: model.name = 'net_of_them:net': .*--trust"):
+        with pytest.raises(FsclError, match=r"theirs.toml: model.name = 'strange_net:net': .*--trust"):
             run_one(spec, stranger.parent / "out")
     assert not (stranger.parent / "ran").exists()
 
@@ -72,8 +75,8 @@ def test_the_record_of_a_strangers_run_is_served_only_with_trust(stranger: Path)
     recipes = with_overrides(load_any_benchmark(stranger, trust=True), load_strategy("fedavg"))
     folder = run_one(RunSpec(*recipes, 0), stranger.parent / "out")
     (stranger.parent / "ran").unlink()
-    del sys.modules["net_of_them"]
-    with pytest.raises(FsclError, match=r"run.json: model.name = 'net_of_them:net': .*--trust"):
+    del sys.modules["strange_net"]
+    with pytest.raises(FsclError, match=r"run.json: model.name = 'strange_net:net': .*--trust"):
         load_network(folder, 0)
     assert not (stranger.parent / "ran").exists()
     assert len(load_network(folder, 0, trust=True).classes) == 10
