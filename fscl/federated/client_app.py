@@ -199,7 +199,9 @@ def number_of(context: Context, clients: int | None = None) -> int:
 def _seeded(*numbers: int) -> Iterator[None]:
     """Within the block torch's generator has a seed of its own; afterwards it goes on as before."""
     state = torch.random.get_rng_state()
-    torch.manual_seed(seed_of(*numbers))
+    # where there is no GPU, torch.manual_seed keeps a traceback for each kind of GPU at each call, for ever
+    generator = torch if torch.accelerator.is_available() else torch.random.default_generator
+    generator.manual_seed(seed_of(*numbers))
     try:
         yield
     finally:

@@ -32,6 +32,8 @@ from fscl.compare.checkpoints import load_checkpoints
 from fscl.compare.comparison import compare, write_comparison
 from fscl.compare.comparison_text import lines
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Fscl = Callable[..., Any]  # the fixture, see conftest.py
 
 LEFT_OUT = ["another.pt", "cut.pt", "evil.pt", "evil_too.bin"]
@@ -69,6 +71,7 @@ def test_a_full_disk_leaves_all_files_of_a_comparison_or_none(
     assert os.listdir(tmp_path / "out") == []
 
 
+@pytest.mark.usefixtures("drawn")
 def test_a_folder_of_checkpoints_is_compared_and_its_files_read_back(
     fscl: Fscl, folder: Path, tmp_path: Path, fine_tuned: dict[str, nn.Module]
 ) -> None:
@@ -131,6 +134,7 @@ def test_checkpoints_are_compared_in_the_order_given(fscl: Fscl, folder: Path, t
     assert (matrix == matrix.T).all()
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_with_commas_and_quotes_read_back(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
     for old, new in (("start0_task0", 'apple, "pear"'), ("start0_task1", "a $x_1$ b")):
         (folder / f"{old}.pt").rename(tmp_path / f"{new}.pt")
@@ -141,6 +145,7 @@ def test_names_with_commas_and_quotes_read_back(fscl: Fscl, folder: Path, tmp_pa
 NAMES = ["a\nb", "a\tb", "\x1b[31mred", "na\udcefve", "=cmd|' C'!A0", "+1", "-1", "@sum", "$\\frac{a$", "花"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_file_names_of_any_bytes_are_escaped_in_tables(fscl: Fscl, folder: Path, tmp_path: Path) -> None:
     content = (folder / "start0_task0.pt").read_bytes()
     (tmp_path / "odd").mkdir()
@@ -208,6 +213,7 @@ def test_pruned_networks_are_compared_by_their_remaining_weights(
     )
 
 
+@pytest.mark.usefixtures("drawn")
 def test_comparing_a_thousand_networks_takes_little_memory(tmp_path: Path) -> None:
     (tmp_path / "nets").mkdir()
     start = nn.Conv2d(3, 8, 3).state_dict()

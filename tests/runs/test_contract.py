@@ -68,6 +68,10 @@ def ended() -> list[Path]:
     return []
 
 
+def stop_in_the_first(*_: int) -> None:
+    raise KeyboardInterrupt
+
+
 def stop_in_the_second(experience: int, *_: int) -> None:
     if experience == 1:
         raise KeyboardInterrupt
@@ -122,17 +126,19 @@ def test_a_benchmark_is_learned_and_resumed(
     monkeypatch.setattr("fscl.data.datasets.load_images", lambda *_: (images, images))
     learner = "atom_swapping" if benchmark.split.scenario == "task" else "atom_selection"
     settings = ["training.epochs=2", "training.epochs_next=1", "training.batch_size=4"]
-    spec = RunSpec(*with_overrides(benchmark, load_strategy(learner), settings), 0, first=2)
+    spec = RunSpec(*with_overrides(benchmark, load_strategy(learner), settings), 0)
+    count = min(2, len(load_stream(spec).tasks))
+    spec = replace(spec, first=count)
 
     with pytest.raises(KeyboardInterrupt):
-        run_one(spec, tmp_path / "interrupted", progress=stop_in_the_second)
+        run_one(spec, tmp_path / "interrupted", progress=stop_in_the_first if count == 1 else stop_in_the_second)
     folders = [run_one(spec, tmp_path / out) for out in ("interrupted", "whole")]
     resumed, whole = (json.loads((folder / "run.json").read_text()) for folder in folders)
-    assert [again["after"] for again in resumed["resumed"]] == [1]
+    assert [again["after"] for again in resumed["resumed"]] == ([1] if count == 2 else [])
     assert not whole["resumed"]
     for key in ("tasks", "accuracy", "transfer", "untrained", "start", "memory", "similarity"):
         assert resumed[key] == whole[key], key
-    assert len(whole["tasks"]) == len(whole["accuracy"]) == 2
+    assert len(whole["tasks"]) == len(whole["accuracy"]) == count
     ended.append(folders[0])
 
 

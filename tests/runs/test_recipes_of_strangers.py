@@ -21,6 +21,7 @@ from fscl.runs.spec import RunSpec
 from fscl.runs.stream.building import check_trusted
 
 Fscl = Any  # the fixture, see conftest.py
+pytestmark = pytest.mark.usefixtures("undrawn")
 RANDOM = st.randoms(use_true_random=False)
 FUZZ = settings(
     max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -204,7 +205,9 @@ def test_run_one_refuses_an_untrusted_recipe_unless_it_is_loaded_with_trust(
 def test_a_network_of_a_local_module_runs_if_a_setting_names_it(fscl: Fscl, tmp_path: Path) -> None:
     (tmp_path / "nets").mkdir()
     (tmp_path / "nets/of_mine.py").write_text(NET)
-    short = ["run", "-s", "naive", "--seeds", 1, "--jobs", 1, "--set", "training.epochs=1", "--set", "model.args={}"]
+    short = ["run", "-s", "naive", "--seeds", 1, "--jobs", 1]
+    for setting in ("training.epochs=1", "split.tasks=2", "model.args={}"):
+        short += ["--set", setting]
     before = list(sys.path)
     for name in ("nets.of_mine:net", "nets/of_mine.py:net"):
         ended = fscl(*short, "--set", f"model.name={name}", "--out", name.replace("/", "_"))
@@ -341,6 +344,7 @@ def test_a_hostile_record_is_named_and_the_other_runs_are_reported(fscl: Fscl, t
     assert ended.err.splitlines()[-1].startswith("error: no run.json can be read (runs)")
 
 
+@pytest.mark.usefixtures("drawn")
 def test_names_with_markup_are_escaped_on_the_page(fscl: Fscl, tmp_path: Path) -> None:
     name = "<script>alert(1)</script>|*b*"
     tasks = [{"name": f"{name} {n}", "classes": [name]} for n, _ in enumerate(RECORD["tasks"])]

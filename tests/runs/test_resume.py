@@ -49,6 +49,12 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    """The numbers of a run that was not stopped."""
+    return numbers(run_one(make_spec(), tmp_path_factory.mktemp("whole")))
+
+
 def numbers(folder: Path) -> list[Any]:
     record = json.loads((folder / "run.json").read_text())
     return [record[key] for key in ("accuracy", "transfer", "start", "similarity", "memory", "status")]
@@ -156,14 +162,16 @@ def test_a_checkpoint_of_another_version_is_not_called_damaged(
 
 
 @pytest.mark.parametrize("damage", ["{", "", '{"format": 1}', "[" * 5000, '{"format": 1, "seed": "x"}'])
-def test_a_damaged_record_beside_a_good_checkpoint_is_restored(out: Path, tmp_path: Path, damage: str) -> None:
+def test_a_damaged_record_beside_a_good_checkpoint_is_restored(
+    out: Path, whole: list[Any], tmp_path: Path, damage: str
+) -> None:
     shutil.copytree(out, tmp_path / "runs")
     folder = make_spec().folder(tmp_path / "runs")
     (folder / "run.json").write_text(damage)
     seen: list[int] = []
     run_one(make_spec(), tmp_path / "runs", progress=lambda experience, *_: seen.append(experience))
     assert seen == [1, 2, 3, 4], "the first task is not learned again"
-    assert numbers(folder) == numbers(run_one(make_spec(), tmp_path / "whole"))
+    assert numbers(folder) == whole
 
 
 def test_a_run_does_not_resume_on_changed_tasks(out: Path, tmp_path: Path) -> None:

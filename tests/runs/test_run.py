@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,12 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The folder of one uninterrupted run for each learner. Tests must not change them."""
     out = tmp_path_factory.mktemp("finished")
     return {learner: run_one(make_spec(learner), out) for learner in LEARNERS}
+
+
+@pytest.fixture(scope="module")
+def two_tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two tasks. Tests must not change it."""
+    return run_one(make_spec("naive", settings=("split.tasks=2",)), tmp_path_factory.mktemp("two"))
 
 
 @pytest.mark.parametrize("learner", LEARNERS)
@@ -252,10 +259,10 @@ DELETE = "delete this file, and only this run begins anew"
     ],
 )
 def test_a_damaged_record_is_refused_and_other_runs_are_unchanged(
-    tmp_path: Path, damage: str | dict[str, Any], says: str
+    tmp_path: Path, two_tasks: Path, damage: str | dict[str, Any], says: str
 ) -> None:
     spec = make_spec("naive", settings=("split.tasks=2",))
-    folder = run_one(spec, tmp_path)
+    folder = Path(shutil.copytree(two_tasks, spec.folder(tmp_path)))
     good = numbers(folder)
     damage = damage if isinstance(damage, str) else json.dumps(record(folder) | damage)
     (folder / "run.json").write_text(damage)

@@ -42,7 +42,7 @@ def test_the_death_of_a_worker_is_told_although_its_child_lives() -> None:
 
 
 def test_a_script_without_a_guard_is_not_run_again_in_its_workers() -> None:
-    script = "print('once')\nimport os\nfrom fscl.runs import workers\nworkers.PRELOADED = []\n"
+    script = "print('once')\nimport os\nfrom fscl.runs import workers\nworkers.warm_up([])\n"
     script += "print(len(list(workers.each_in_a_worker(os.getenv, ['HOME', 'PATH'], 2))))"
     ended = subprocess.run([sys.executable, "-"], input=script, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "once\n2\n", "")
@@ -50,7 +50,7 @@ def test_a_script_without_a_guard_is_not_run_again_in_its_workers() -> None:
 
 def test_ctrl_c_while_the_server_imports_prints_no_traceback() -> None:
     code = "import signal, time\nfrom fscl.runs import workers\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    code += "workers.PRELOADED = ['torch']\nworkers.warm_up()\nprint('begun', flush=True)\ntime.sleep(1.5)"
+    code += "workers.warm_up(['torch'])\nprint('begun', flush=True)\ntime.sleep(1.5)"
     process = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

@@ -9,7 +9,6 @@ import torch
 from benchmarks.similarity import lab
 from benchmarks.similarity.blocks import Part, Picture, Table
 from fscl.data.datasets import ImageSet
-from fscl.plots.figures import save_png
 
 SHAPES = {"fmnist": (10, 1, 28), "cifar100": (30, 3, 32)}  # classes, channels, side
 
@@ -47,7 +46,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load_small: Callable[.
 
 
 @pytest.fixture
-def rendered(tmp_path: Path) -> Callable[[Part], str]:
+def rendered() -> Callable[[Part], str]:
     """All text of a section, after its tables were found whole and its figures were drawn."""
 
     def read(part: Part) -> str:
@@ -60,7 +59,7 @@ def rendered(tmp_path: Path) -> Callable[[Part], str]:
                 assert all(isinstance(cell, str) and cell for row in block.rows for cell in row)
                 texts += [block.caption, *(cell for row in block.rows for cell in row)]
             elif isinstance(block, Picture):
-                save_png(block.figure, tmp_path / f"{block.slug}.png", dpi=40)
+                block.figure.draw_without_rendering()
                 texts += [block.title, block.caption]
             else:
                 texts.append(block)

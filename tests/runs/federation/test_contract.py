@@ -98,11 +98,14 @@ def check_contract(spec: RunSpec, folder: Path) -> None:
     json.loads((folder / "report" / "runs.json").read_text())
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_learns_resumes_and_reports(name: str, tmp_path: Path) -> None:
-    check_contract(spec_of("federated_digits", name, "federation.clients=3", "federation.fraction=0.7"), tmp_path)
+    small = ["federation.clients=3", "federation.fraction=0.7", "federation.most_images=60"]
+    check_contract(spec_of("federated_digits", name, *small), tmp_path)
 
 
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("name", FEDERATIONS)
 def test_a_federation_is_learned_and_resumed(name: str, tmp_path: Path, start: str) -> None:
     small = ["federation.clients=4", "federation.fraction=0.5", "federation.most_images=10"]

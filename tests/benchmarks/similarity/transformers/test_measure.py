@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory, load_small: Callable[...,
     """The results of all units of the quick mode, by name."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lab, "load_images", load_small)
-        patch.setattr(module, "QUICK", TINY)
+        patch.setattr(module, "QUICK", replace(TINY, images=48, batch=8))
         patch.setattr(module, "QUICK_PROBE", 40)
         patch.setattr(module, "STIMULI", 16)
         patch.setattr(module, "QUICK_RESAMPLES", 19)
