@@ -21,12 +21,12 @@ from fscl.plots.figures import (
     INK,
     MARKERS,
     LearnerStyle,
-    abbreviate,
     learner_styles,
     mark_learner,
     new_axes,
     new_figure,
     quiet_grid,
+    shortened,
     some_of,
     style,
 )
@@ -71,7 +71,7 @@ def memory_against_accuracy(
             )  # fmt: skip
             mark_learner(dot, label)
             if label in named:
-                texts.append(axes.text(x, y, abbreviate(label, 30), fontsize=8, color="grey" if hollow else INK))
+                texts.append(axes.text(x, y, shortened(label), fontsize=8, color="grey" if hollow else INK))
                 mark_learner(texts[-1], label)
         if min(xs, default=0) > 0 and max(xs) > 8 * min(xs):
             axes.set_xscale("log")
@@ -140,7 +140,7 @@ def correlation_forest(answers: Mapping[str, Mapping[str, Mapping[str, Answer]]]
             axes.set_xticks([-1, -0.5, 0, 0.5, 1], ["−1", "", "0", "", "1"])
             axes.set_ylim(len(learners) - 0.4, -0.6)
             named = some_of(len(learners), math.ceil(TALLEST / rows / 0.13))
-            axes.set_yticks(named, [abbreviate(learners[place], 30) for place in named])
+            axes.set_yticks(named, [shortened(learners[place]) for place in named])
             axes.grid(axis="x", color=(0.5, 0.5, 0.5, 0.22), linewidth=0.6)
             axes.set_axisbelow(True)
             axes.tick_params(length=2.5)

@@ -14,11 +14,11 @@ from numpy.typing import ArrayLike, NDArray
 from fscl.plots.figures import (
     INK,
     LearnerStyle,
-    abbreviate,
     learner_styles,
     mark_learner,
     new_axes,
     quiet_grid,
+    shortened,
     some_of,
     style,
 )
@@ -115,7 +115,7 @@ def accuracy_over_cost(
         ranked = [label for _, label in ends if label in by_name]
         if ranked:
             legend = axes.legend(
-                [by_name[label] for label in ranked], [abbreviate(label, 30) for label in ranked],
+                [by_name[label] for label in ranked], [shortened(label) for label in ranked],
                 loc="center left", bbox_to_anchor=(1.01, 0.5), handlelength=2.6,
             )  # fmt: skip
             for text, label in zip(legend.get_texts(), ranked, strict=True):
@@ -187,7 +187,7 @@ def _name_ends(axes: Axes, ends: list[tuple[float, str]], x: int, styles: Mappin
     for (value, label), place in zip(ordered, places, strict=True):
         # names have the ink of all texts: not every colour has the contrast that letters need
         name = axes.annotate(
-            abbreviate(label, 30), (x, value), xytext=(1.09, place), textcoords=axes.get_yaxis_transform(),
+            shortened(label), (x, value), xytext=(1.09, place), textcoords=axes.get_yaxis_transform(),
             va="center", fontsize=8, annotation_clip=False, color=INK,
             arrowprops={
                 "arrowstyle": "-", "color": styles[label].colour, "linestyle": styles[label].line, "linewidth": 1.2,

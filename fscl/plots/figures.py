@@ -50,6 +50,7 @@ __all__ = [
     "palette",
     "quiet_grid",
     "save_png",
+    "shortened",
     "some_of",
     "style",
 ]
@@ -160,6 +161,16 @@ def _say_unknown(letters: str) -> None:
             letters[:8],
             " ..." * (len(letters) > 8),
         )
+
+
+def shortened(label: str, width: int = 36) -> str:
+    """Shortens the label of a learner or method at its end.
+
+    >>> shortened("Atoms and head in clusters, 8 bits", 28)
+    'Atoms and head in clusters,…'
+    """
+    label = printable(label)
+    return label if len(label) <= width else f"{label[: width - 1].rstrip()}…"
 
 
 def abbreviate(name: str, width: int = 18) -> str:

@@ -17,12 +17,12 @@ from fscl.errors import FsclError
 from fscl.plots.figures import (
     MARKERS,
     LearnerStyle,
-    abbreviate,
     learner_styles,
     mark_learner,
     new_axes,
     new_figure,
     quiet_grid,
+    shortened,
     style,
 )
 
@@ -64,7 +64,7 @@ def scatter_correlation(
             chosen = group_numbers % len(MARKERS) == turn
             axes.scatter(
                 first[chosen], second[chosen], s=13, color=np.array(shades)[group_numbers[chosen]], alpha=0.7,
-                linewidths=0, rasterized=True, label=abbreviate(labels[turn], 30), marker=MARKERS[turn],
+                linewidths=0, rasterized=True, label=shortened(labels[turn]), marker=MARKERS[turn],
             )  # fmt: skip
         axes.set_xlabel(xlabel)
         axes.set_ylabel(ylabel)
@@ -100,7 +100,7 @@ def scatter_panels(
             colour = styles[label].colour
             scatter_correlation(x, y, groups=groups, xlabel="", ylabel="", colour=colour, legend=False, ax=axes)
             mark_learner(axes, label)
-            axes.set_title(abbreviate(label, 26), fontsize=9)
+            axes.set_title(shortened(label, 26), fontsize=9)
         for axes in panels[count:]:
             axes.set_visible(False)
         for axes in panels[max(0, count - columns) : count]:  # the lowest panel of each column
