@@ -153,7 +153,7 @@ def _split(answers):
     from fscl.runs.federation.building import split_of
     from fscl.runs.spec import spec_of_record
 
-    return split_of(spec_of_record(answers.record))
+    return split_of(spec_of_record(answers.record, trust=False))
 
 
 def test_atoms_are_those_of_the_layers_or_of_a_joint_decomposition(answers):

@@ -79,7 +79,7 @@ def study(
         rows.append(row)
         results = settings | {"date": datetime.date.today().isoformat(), "runs": rows}
         write_text_atomically(file, json.dumps(results, indent=1) + "\n")
-    network = build_network(spec_of_record(records[0], data))
+    network = build_network(spec_of_record(records[0], trust=False, data=data))
     results["cost"] = cost_of(rows, network)
     write_text_atomically(file, json.dumps(results, indent=1) + "\n")
     write_text_atomically(out / "README.md", page(results))

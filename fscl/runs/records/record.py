@@ -156,6 +156,11 @@ class RunRecord(Record):
         for name, values in (("train", self.seconds.train), ("evaluate", self.seconds.evaluate)):
             if np.isnan(values).any():
                 raise ValueError(f"seconds.{name} has a null; each task that was learned has its seconds")
+        if len(self.seconds.train) != len(self.seconds.evaluate):
+            raise ValueError(
+                f"seconds.train has {len(self.seconds.train)} tasks and seconds.evaluate has "
+                f"{len(self.seconds.evaluate)}; each task that was learned has both"
+            )
         if self.similarity is not None:
             shape = self.similarity.matrix.shape
             if shape[0] != len(self.similarity.layers) or shape[1] != shape[2] or shape[1] > count:
