@@ -40,6 +40,7 @@ CHANGES: tuple[tuple[str, Any], ...] = (
     ("accuracy", None), ("accuracy", "0.9"), ("accuracy", [["0.9"]]), ("accuracy", [[10**400]]), ("accuracy", [[9]]),
     ("accuracy", {"0": 1}), ("accuracy", [0.9]), ("transfer", [[True]]), ("transfer", [[1], [1, 2]]), ("start", [[]]),
     ("untrained", 3), ("untrained", [0.5]), ("seconds", 3), ("seconds", {"train": ["x"]}), ("seconds", {"train": [-1]}),
+    ("seconds", {"train": [1.0]}), ("seconds", {"train": [1.0], "evaluate": [1.0, 2.0]}),
     ("seconds", {"train": [1e308, 1e308]}), ("memory", []), ("memory", {"per_task": {"a": "b"}}), ("first", 0),
     ("memory", {"per_task": {"a": -1}}), ("memory", {"shared": 3}), ("similarity", []), ("similarity", {"layers": 3}),
     ("similarity", {"metric": "cosine", "layers": ["a"], "matrix": [[["x"]]]}), ("similarity", 7), ("validation", "x"),
