@@ -4,6 +4,7 @@ import json
 import os
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -24,9 +25,15 @@ __all__ = [
     "TEXTS",
     "as_bytes",
     "built",
+    "load_pair",
+    "mutated",
+    "no_code",
     "read",
     "trials",
 ]
+
+Load = Callable[[Path], Any]
+Pair = tuple[dict[str, Any], dict[str, Any]]  # a benchmark and a strategy
 
 BENCHMARK: dict[str, Any] = {
     "title": "Mine",
@@ -111,8 +118,9 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
         yield Trial("a file of odd text", lambda text=text: read(folder, text.encode(), load_benchmark))
     for _ in range(count):
         seed = rng.random()
-        yield Trial("a benchmark of any values", lambda seed=seed: _mutated(folder, seed, strategy=False))
-        yield Trial("a strategy of any values", lambda seed=seed: _mutated(folder, seed, strategy=True))
+        for place, (what, load) in enumerate((("benchmark", load_benchmark), ("strategy", load_strategy))):
+            act = partial(mutated, folder, seed, (BENCHMARK, STRATEGY), place, load, built)
+            yield Trial(f"a {what} of any values", act)
     for _ in range(count):
         damaged = mutate_bytes(as_bytes(BENCHMARK), rng)
         yield Trial("random damage of the file", lambda damaged=damaged: read(folder, damaged, load_benchmark))
@@ -120,28 +128,25 @@ def trials(folder: Path, rng: Random, count: int) -> Iterator[Trial]:
 
 def kept_inside(folder: Path, benchmark: str, strategy: str) -> bool:
     """Whether a run with these names has a folder three levels below the output folder: benchmark, strategy, seed."""
-    b, s = _load(folder, {**BENCHMARK, "name": benchmark}, {**STRATEGY, "name": strategy})
+    b, s = load_pair(folder, {**BENCHMARK, "name": benchmark}, {**STRATEGY, "name": strategy})
     out = folder / "out"
     place = Path(os.path.normpath(RunSpec(b, s, 0).folder(out)))
     return len(place.relative_to(out).parts) == 3
 
 
 def refused_network(folder: Path, name: str) -> bool:
-    """Tries a recipe with this name. Returns False if it is accepted, and raises if planted code was run."""
-    marker = planted(folder)
-    try:
-        built(folder, _with_model({"name": name}), STRATEGY)
-    finally:
-        if marker.exists():
-            raise RuntimeError("code ran")
-    return False
+    return no_code(folder, lambda: built(folder, _with_model({"name": name}), STRATEGY))
 
 
 def refused_class(folder: Path, class_path: str) -> bool:
-    """Tries a recipe with this name. Returns False if it is accepted, and raises if planted code was run."""
-    marker = planted(folder)
+    return no_code(folder, lambda: built(folder, BENCHMARK, {"class": class_path}))
+
+
+def no_code(folder: Path, build: Callable[[], object]) -> bool:
+    """Tries to build a recipe. Returns False if it is accepted, and raises if planted code was run."""
+    marker = _planted(folder)
     try:
-        built(folder, BENCHMARK, {"class": class_path})
+        build()
     finally:
         if marker.exists():
             raise RuntimeError("code ran")
@@ -150,12 +155,12 @@ def refused_class(folder: Path, class_path: str) -> bool:
 
 def built(folder: Path, benchmark: dict[str, Any], strategy: dict[str, Any]) -> bool:
     """Builds everything that a run of the recipes needs before training. True if nothing was refused."""
-    spec = RunSpec(*_load(folder, benchmark, strategy), 0)
+    spec = RunSpec(*load_pair(folder, benchmark, strategy), 0)
     check_runnable(spec, load_stream(spec))
     return True
 
 
-def read(folder: Path, text: bytes, load: Callable[[Path], Any]) -> bool:
+def read(folder: Path, text: bytes, load: Load) -> bool:
     """Whether a recipe is loaded with exactly the contents that a TOML reader finds in the file."""
     path = folder / f"recipe{os.getpid()}.toml"
     path.write_bytes(text)
@@ -185,25 +190,30 @@ def as_bytes(value: Any) -> bytes:
         return f"a = {'[' * 5000}{']' * 5000}".encode()
 
 
-def _mutated(folder: Path, seed: float, strategy: bool) -> bool:
-    text = as_bytes(mutate_values(STRATEGY if strategy else BENCHMARK, Random(seed)))
-    right = read(folder, text, load_strategy if strategy else load_benchmark)
-    data = tomllib.loads(text.decode())
-    return built(folder, *((BENCHMARK, data) if strategy else (data, STRATEGY))) and right
+def mutated(folder: Path, seed: float, pair: Pair, place: int, load: Load, build: Callable[..., bool]) -> bool:
+    """Builds a benchmark and a strategy of which one, at a place, has any values. Whether it was also read right."""
+    text = as_bytes(mutate_values(pair[place], Random(seed)))
+    right = read(folder, text, load)
+    changed = list(pair)
+    changed[place] = tomllib.loads(text.decode())
+    return build(folder, *changed) and right
 
 
-def _load(folder: Path, benchmark: dict[str, Any], strategy: dict[str, Any]) -> tuple[Any, Any]:
+def load_pair(
+    folder: Path, benchmark: dict[str, Any], strategy: dict[str, Any], load: Load = load_benchmark
+) -> tuple[Any, Any]:
+    """The recipes of a run, by way of files."""
     paths = [folder / f"{kind}{os.getpid()}.toml" for kind in ("b", "s")]
     for path, data in zip(paths, (benchmark, strategy), strict=True):
         path.write_bytes(as_bytes(data))
-    return with_overrides(load_benchmark(paths[0]), load_strategy(paths[1]))
+    return with_overrides(load(paths[0]), load_strategy(paths[1]))
 
 
 def _with_model(model: dict[str, Any]) -> dict[str, Any]:
     return {**BENCHMARK, "model": model}
 
 
-def planted(folder: Path) -> Path:
+def _planted(folder: Path) -> Path:
     """Puts a module into the current folder, as beside a downloaded recipe. Returns the file that it writes if run."""
     marker = folder / f"code_ran_{os.getpid()}"
     (folder / "planted.py").write_text(f"open({str(marker)!r}, 'w').close()\nnet = Net = dict\n")
