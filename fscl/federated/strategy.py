@@ -257,9 +257,10 @@ class FederatedStrategy(Strategy):
         Args:
             client: its number.
             node: where it is.
-            classes: with which it introduces itself, see :func:`introduce`: it may not have done so yet.
+            classes: with which it would introduce itself, see :func:`introduce`, if it has not done so yet.
         """
-        self._introduced(Introduction(client, "", 1, classes))  # an evaluation weighs no images
+        if client not in self._wires:
+            self._wires[client] = self._wire(classes)
         return self._message(client, node, self.round, "evaluate")
 
     def _mean(self) -> ArrayRecord:
@@ -280,10 +281,17 @@ class FederatedStrategy(Strategy):
         images, classes = introduction.images, introduction.classes
         if self.most_images is not None and images > self.most_images:
             raise FsclError(f"says that it has {images} training images; most_images is {self.most_images}")
-        rows = None if classes is None else self.method.packing.rows(classes)
-        self._wires[introduction.client] = Wire(self.method.bits, rows)
+        self._wires[introduction.client] = self._wire(classes)
         self._images[introduction.client] = images
         self.method.introduced(introduction.client, introduction.fingerprint)
+
+    def _wire(self, classes: list[int] | None) -> Wire:
+        """How parts travel to and from a client with these classes.
+
+        Raises:
+            FsclError: they are no rows of the head.
+        """
+        return Wire(self.method.bits, None if classes is None else self.method.packing.rows(classes))
 
     def _message(self, client: int, node: int, round: int, kind: str) -> Message:
         """A message to a client. What it will read from it is noted in ``_sent``, in training."""

@@ -246,3 +246,12 @@ def test_arguments_of_start_that_would_have_no_effect_are_refused(small):
     federation = small(FedAvg)
     with pytest.raises(FsclError, match="initial_arrays is not used by FederatedStrategy; leave it out"):
         federation.server().start(federation.grid, ArrayRecord(), num_rounds=1)
+
+
+def test_a_question_changes_nothing_that_a_client_said_of_itself(small):
+    federation = small(FedAvg)
+    server = federation.run(1)
+    server.question(0, node=2)
+    server.start(federation.grid, num_rounds=2)
+    assert server.history.rounds[-1].answered == [0, 1, 2]
+    assert server.history.rounds[-1].left_out == {}
