@@ -25,7 +25,7 @@ from fscl.atoms.tasks import FiledTask, Stack, Task, TaskFile
 from fscl.errors import FsclError
 from fscl.files import write_atomically
 
-__all__ = ["read_bank", "write_bank", "write_safetensors"]
+__all__ = ["copied_tensors", "read_bank", "write_bank", "write_safetensors"]
 
 FORMAT = 3
 
@@ -98,6 +98,11 @@ def write_safetensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], 
             raise OSError(None, str(error)) from error
 
     write_atomically(path, write)
+
+
+def copied_tensors(file: Any) -> dict[str, Tensor]:
+    """All tensors of a file that ``safe_open`` opened. They are copied: it maps the file, which could be cut short."""
+    return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
 
 
 def read_bank(path: str | os.PathLike[str], device: str | torch.device) -> tuple[Ownership, dict[int, Task]]:

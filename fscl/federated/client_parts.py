@@ -8,7 +8,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fscl.atoms.bank_file import write_safetensors
+from fscl.atoms.bank_file import copied_tensors, write_safetensors
 from fscl.atoms.entries import digest_of, fingerprint_of
 from fscl.atoms.learning import train_only
 from fscl.atoms.packing import Packing
@@ -145,8 +145,7 @@ class ClientParts:
                 return None
             with safe_open(self._file(round), framework="pt", device="cpu") as file:
                 digest = (file.metadata() or {}).get("digest")
-                # copied, because safetensors maps the file, which could be cut short later
-                parts = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+                parts = copied_tensors(file)
         except (SafetensorError, LookupError, ValueError, TypeError, RuntimeError, OSError):  # any bytes may be in it
             return None
         return parts if digest == self._digest(round, parts) else None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from fscl.atoms.bank_file import write_safetensors
+from fscl.atoms.bank_file import copied_tensors, write_safetensors
 from fscl.atoms.entries import bytes_of, digest_of
 from fscl.errors import FsclError
 
@@ -67,8 +67,7 @@ def read_weights(path: Path) -> dict[str, Any]:
                     f"{path}: format {header.get('version', '')[:20]}, and this fscl reads format {FORMAT}; use the "
                     "fscl that wrote it, or do the run again"
                 )
-            # copied, because safetensors maps the file, which could be cut short later
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = copied_tensors(file)
         if digest_of(header["state"].encode()) != header["digest"]:
             raise ValueError("its description differs from what was saved")
         if changed := next((name for name, tensor in tensors.items() if _name(tensor) != name), None):
