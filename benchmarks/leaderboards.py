@@ -98,7 +98,7 @@ def leaderboard(benchmark: str) -> str:
         f"- **Budget** of most {learner}s: {_usual_budget(benchmark)}",
         f"- **Settings**: {_tuned(benchmark)}",
         f"- **Machine**: {runs[0].machine['threads']} thread of {processor}",
-        f"- **Time**: {human_seconds(sum(map(_seconds, runs)))} for all runs, added up",
+        f"- **Time**: {human_seconds(sum(sum(run.step_seconds) for run in runs))} for all runs, added up",
         f"- **More**: the [report]({FROM_PAGES}/{benchmark}/README.md) has each {learner}'s settings and budget, "
         f"{'bytes by part' if federated else 'transfer'}, curves and every seed",
         "",
@@ -290,10 +290,6 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], texts: int) -> li
     """A Markdown table. The first ``texts`` columns are aligned as text, the other columns as numbers."""
     lines = [head, [":--"] * texts + ["--:"] * (len(head) - texts), *([escape_markdown(c) for c in r] for r in rows)]
     return [f"| {' | '.join(line)} |" for line in lines]
-
-
-def _seconds(run: Any) -> float:
-    return run.train_seconds if isinstance(run, FederatedRecord) else run.seconds.total
 
 
 def _usual_budget(benchmark: str) -> str:
