@@ -117,14 +117,14 @@ def _rivals(quick: bool) -> dict[int, list[dict[str, Any]]]:
         seconds = alternately({"one": partial(compare, 1), "k": partial(compare, k)}, rounds, warmup=0)
         flops = {name: counted_flops(partial(compare, networks)) for name, networks in (("one", 1), ("k", k))}
         for n, rows_of_n in rows.items():
-            scaled = n != k
+            extrapolated = n != k
             times = [_all_pairs(*round_, k, n) for round_ in zip(seconds["one"], seconds["k"], strict=True)]
             work = _all_pairs(flops["one"], flops["k"], k, n)
             if method == "svcca":
                 work += n * (6 * SAMPLES * FEATURES**2 + 20 * FEATURES**3) + n * (n - 1) / 2 * 8 / 3 * FEATURES**3
-            how = "formula" if scaled or method == "svcca" else "counted"
-            row = _row(method, n, quartiles(times), work, how) | {"extrapolated": scaled}
-            if scaled:
+            how = "formula" if extrapolated or method == "svcca" else "counted"
+            row = _row(method, n, quartiles(times), work, how) | {"extrapolated": extrapolated}
+            if extrapolated:
                 row["measured_on"] = f"measured on {k * (k - 1) // 2} of the {row['pairs']} pairs, scaled"
             rows_of_n.append(row)
     return rows

@@ -126,7 +126,7 @@ class Atoms(Mixture):
             for update in updates:
                 self.holders.add(update.client)
                 # once the atoms that a client receives suit it, its changes are mostly noise. With weights 1 / k, four
-                # known groups of Fashion-MNIST fell apart after 20 rounds; with 1 / k^2 they do not within 40
+                # known groups of Fashion-MNIST fell apart after 20 rounds; with 1 / k^2 on one of three seeds
                 number = self.trained[update.client] = self.trained.get(update.client, 0) + 1
                 self.changes[update.client] = update.change("atoms") / number**2 + self.changes.get(update.client, 0)
         elif round == self.coefficient_rounds:

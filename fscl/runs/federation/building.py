@@ -24,7 +24,7 @@ from fscl.networks import make_network
 from fscl.runs.recipe import FEDERATED, load_benchmark
 from fscl.runs.resume import line
 from fscl.runs.schema import ClientsRecipe, FederationRecipe, StrategyRecipe
-from fscl.runs.spec import WEIGHTS, RunSpec, digest_of_start, file_of_start
+from fscl.runs.spec import RunSpec, digest_of_start, file_of_start
 from fscl.runs.trust import check_names
 from fscl.text import brief
 
@@ -215,7 +215,7 @@ def _put_start(network: nn.Module, federation: ClientsRecipe) -> None:
             "the file, or remove the run's folder"
         )
     saved: dict[str, Tensor]
-    if file.name == WEIGHTS and Path(federation.start).is_dir():
+    if Path(federation.start).is_dir():  # of a run
         # Avalanche's networks with a head for each task keep the network itself under this name
         saved = {name.removeprefix("model."): values for name, values in read_weights(file)["learner"]["model"].items()}
     else:
