@@ -85,7 +85,5 @@ def _know(method: Atoms, networks: dict[int, nn.Module], images: Sequence[int]) 
         for (task, network), number in zip(networks.items(), images, strict=True)
     ]
     method.mean |= weighted_mean(known)
-    if len(known) > 1:  # one client alone is the mean, and has no direction
-        for update in known:
-            method.latest[update.client] = update
-            method.changes[update.client] = update.parts["atoms"] - method.mean["atoms"]
+    method.latest |= {update.client: update for update in known}
+    method.compare(known)

@@ -121,6 +121,7 @@ class Federation:
             LostError: the client has lost what it kept.
         """
         client, _ = self.client(message, context)
+        client.training = self.training  # what prepares answers is not part of a round, whose rate may be near zero
         with _seeded(self.seed, client.round, client.number, 1):
             self.method.prepare_answers(client)
         return client

@@ -117,19 +117,71 @@ def test_a_client_that_forgot_receives_the_coefficients_again(network):
     assert "shared" not in method.parts_for(0, 3)
 
 
-def test_similarity_is_the_mean_cosine_of_the_changes_of_each_layer_of_which_later_ones_count_less(network):
-    method = after(begun(network), 1)
-    changes = torch.zeros(3, method.packing.size("atoms"))
-    for number, round in enumerate((2, 3), start=1):
+def test_clients_are_compared_by_their_changes_of_filters_less_those_of_the_other_clients(network):
+    method, unfrozen = begun(network, coefficient_rounds=1), begun(network, coefficient_rounds=2)
+    updates = answers(method, 1)
+    for m in (method, unfrozen):
+        m.combine(1, updates)
+    changes = torch.stack([update.parts["atoms"] - update.sent["atoms"] for update in updates])
+    changes = torch.stack([changes[i] - changes[[j for j in range(3) if j != i]].mean(0) for i in range(3)])
+    cosines = []
+    for name, coefficients in unfrozen.packing.entries_of({"shared": unfrozen.mean["shared"]}).items():
+        if name.endswith("coefficients"):
+            atoms = [unfrozen.packing.atoms(change)[name.removesuffix(".coefficients")] for change in changes]
+            filters = torch.stack([torch.einsum("oim,mhw->oihw", coefficients, a).flatten() for a in atoms])
+            cosines.append(torch.nn.functional.cosine_similarity(filters[:, None], filters[None], dim=2))
+    assert len(cosines) == 2
+    later = answers(method, 2)
+    for update in later:
+        update.parts["atoms"] = update.sent["atoms"]  # who is compared has sent atoms after the freeze
+    method.combine(2, later)
+    assert torch.allclose(method.similarity(), torch.stack(cosines).mean(0), atol=1e-4)
+
+
+def test_what_all_clients_of_a_round_have_in_common_is_not_compared(network):
+    method, moved = after(begun(network), 1), after(begun(network), 1)
+    for round in (2, 3):
         updates = answers(method, round)
-        changes += torch.stack([update.parts["atoms"] - update.sent["atoms"] for update in updates]) / number**2
         method.combine(round, updates)
-    sizes = [a.numel() for a in method.packing.atoms(changes[0]).values()]
-    assert len(sizes) == 2
-    expected = torch.stack(
-        [torch.nn.functional.cosine_similarity(c[:, None], c[None], dim=2) for c in changes.split(sizes, dim=1)]
-    ).mean(0)
-    assert torch.allclose(method.similarity(), expected, atol=1e-5)
+        for update in updates:
+            update.parts["atoms"] += 5
+        moved.combine(round, updates)
+    assert torch.allclose(method.similarity(), moved.similarity(), atol=1e-3)
+
+
+def test_coefficients_in_eight_bits_arrive_as_the_server_has_them(small):
+    def method():
+        chosen = Atoms(coefficient_rounds=1, also=["normalisation", "head"])
+        chosen.bits = 8
+        return chosen
+
+    federation = small(method)
+    server = federation.run(3)
+    assert all(not r.left_out for r in server.history.rounds)
+    frozen = [brought["shared"] for round, _, brought, _ in federation.sent() if round == 2]
+    assert frozen
+    assert all(torch.equal(values, server.method.mean["shared"]) for values in frozen)
+    size = server.method.packing.size("shared")
+    assert server.history.rounds[1].sent < 3 * (size + 2 * -(-size // 64) + 2000)
+
+
+def test_a_bank_of_rounded_coefficients_has_the_clients_networks(network):
+    method = begun(network)
+    method.bits = 8
+    after(method, 2)
+    model, images = method.prepare(network()), torch.randn(5, 1, 8, 8)
+    bank = method.bank()
+    for client, update in method.latest.items():
+        method.packing.unpack(model, method.mean | update.parts)
+        answered = model.eval()(images)
+        assert torch.allclose(bank.network(model, client).eval()(images), answered, atol=1e-5)
+
+
+def test_rounds_of_coefficients_may_have_more_epochs(small, equal_parts):
+    longer = small(lambda: Atoms(coefficient_rounds=1, coefficient_epochs=3))
+    usual = small(lambda: Atoms(coefficient_rounds=1), training={"epochs": 3})
+    assert equal_parts(longer.run(1).method.mean, usual.run(1).method.mean)
+    assert not equal_parts(longer.run(2).method.mean, usual.run(2).method.mean)
 
 
 def test_a_mix_is_sent_to_its_client_and_the_mean_to_all_others(network):

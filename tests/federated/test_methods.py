@@ -240,17 +240,6 @@ def test_fine_tuning_changes_the_answers(small):
     assert torch.allclose(client.probabilities().sum(1), torch.ones(len(client.test)), atol=1e-5)
 
 
-def test_fine_tuning_of_atoms_changes_the_answers_and_no_coefficient(small):
-    client = small(lambda: Atoms(num_atoms=4, coefficient_rounds=0)).client()
-    before, parts = client.probabilities(), client.packing.packed(client.network)
-    Atoms(num_atoms=4, coefficient_rounds=0).prepare_answers(client)
-    assert torch.equal(client.probabilities(), before)
-    Atoms(num_atoms=4, coefficient_rounds=0, tuning_epochs=2, tuning_lr=0.01).prepare_answers(client)
-    assert not torch.allclose(client.probabilities(), before)
-    after = client.packing.packed(client.network)
-    assert {part for part in parts if torch.equal(parts[part], after[part])} == {"shared"}
-
-
 def test_a_part_that_the_network_lacks_cannot_be_trained(small):
     client = small(FedAvg).client()
     with pytest.raises(FsclError, match="no parameters in atoms; its parts: normalisation, head, other, shared"):
@@ -352,6 +341,7 @@ def test_cfl_waits_for_the_first_round_and_for_every_client_of_a_cluster(network
         (lambda: CFL(first_round=0), "first_round is 0"),
         (lambda: AtomClusters(0), "clusters is 0; it must be at least 1"),
         (lambda: Atoms(coefficient_rounds=-1), "coefficient_rounds is -1"),
+        (lambda: Atoms(coefficient_epochs=0), "coefficient_epochs is 0; it must be at least 1"),
         (lambda: Atoms(also="head"), "also is 'head'; a list"),
         (lambda: Atoms(also=["shared"]), "also is 'shared'; a list"),
         (lambda: Atoms(mix="median"), "mix is 'median'; known: mean"),

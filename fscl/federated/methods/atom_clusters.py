@@ -19,7 +19,7 @@ class AtomClusters(Atoms):
     Args:
         clusters: number of clusters; None takes the number with the largest silhouette, see
             :func:`fscl.federated.groups_of`.
-        num_atoms, coefficient_rounds, also, lr, tuning_epochs, tuning_lr: as for :class:`Atoms`.
+        num_atoms, coefficient_rounds, also, lr, coefficient_epochs: as for :class:`Atoms`.
 
     Raises:
         FsclError: an argument has an unknown value.
@@ -36,10 +36,9 @@ class AtomClusters(Atoms):
         coefficient_rounds: int = COEFFICIENT_ROUNDS,
         also: Collection[str] = (),
         lr: float | None = None,
-        tuning_epochs: int = 0,
-        tuning_lr: float | None = None,
+        coefficient_epochs: int | None = None,
     ) -> None:
-        super().__init__(num_atoms, coefficient_rounds, also, lr=lr, tuning_epochs=tuning_epochs, tuning_lr=tuning_lr)
+        super().__init__(num_atoms, coefficient_rounds, also, lr=lr, coefficient_epochs=coefficient_epochs)
         if clusters is not None and clusters < 1:
             raise FsclError(f"clusters is {clusters}; it must be at least 1")
         self.clusters = clusters

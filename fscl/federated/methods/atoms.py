@@ -14,6 +14,7 @@ from fscl.federated.groups import groups_of
 from fscl.federated.method import Update
 from fscl.federated.methods.mixture import Mixture
 from fscl.federated.mixing import NEAREST, SHARPNESS, mixing_weights
+from fscl.federated.wire import decoded, encoded
 from fscl.similarity import similarity_matrix
 
 __all__ = ["COEFFICIENT_ROUNDS", "NUM_ATOMS", "Atoms"]
@@ -38,15 +39,13 @@ class Atoms(Mixture):
     Args:
         num_atoms: atoms of each layer; for networks that have no atom layers yet.
         coefficient_rounds: rounds in which the coefficients travel, too; 0 keeps those of the network from the start.
+        coefficient_epochs: local epochs of these rounds; by default those of all rounds. These rounds are few, and most
+            of the bytes are theirs, so that more epochs of them are cheap.
         also: parts that travel beside the atoms, of ``normalisation`` and ``head``.
         mix: how atoms are mixed for each client, see :func:`fscl.federated.mixing.mixing_weights`: ``mean``,
-            ``nearest``, ``soft`` or ``graph``. Two clients are similar if they change the atoms that they receive in
-            the same direction; no client's data is needed.
+            ``nearest``, ``soft`` or ``graph``; see :meth:`similarity`. No client's data is needed.
         nearest, sharpness: of the mix.
         lr: learning rate of the rounds in which only atoms travel; by default that of all rounds.
-        tuning_epochs: epochs in which a client trains all but the coefficients on its own images before it answers, as
-            in :class:`~fscl.federated.FedAvgFineTuned`. The result is not kept.
-        tuning_lr: their learning rate; by default that of all rounds.
 
     Raises:
         FsclError: an argument has an unknown value.
@@ -76,19 +75,18 @@ class Atoms(Mixture):
         nearest: int = NEAREST,
         sharpness: float = SHARPNESS,
         lr: float | None = None,
-        tuning_epochs: int = 0,
-        tuning_lr: float | None = None,
+        coefficient_epochs: int | None = None,
     ) -> None:
         if coefficient_rounds < 0:
             raise FsclError(f"coefficient_rounds is {coefficient_rounds}; it must be at least 0")
-        if tuning_epochs < 0:
-            raise FsclError(f"tuning_epochs is {tuning_epochs}; it must be at least 0")
+        if coefficient_epochs is not None and coefficient_epochs < 1:
+            raise FsclError(f"coefficient_epochs is {coefficient_epochs}; it must be at least 1")
         if isinstance(also, str) or (unknown := sorted(set(also) - {"normalisation", "head"})):
             raise FsclError(f"also is {also if isinstance(also, str) else unknown[0]!r}; "
                             "a list of parts of normalisation, head would do")  # fmt: skip
         mixing_weights(torch.ones(1, 1), torch.ones(1), mix, nearest=nearest)
-        self.num_atoms, self.coefficient_rounds, self.lr = num_atoms, coefficient_rounds, lr
-        self.tuning_epochs, self.tuning_lr = tuning_epochs, tuning_lr
+        self.num_atoms, self.lr = num_atoms, lr
+        self.coefficient_rounds, self.coefficient_epochs = coefficient_rounds, coefficient_epochs
         self.mix, self.nearest, self.sharpness = mix, nearest, sharpness
         self.stays = tuple(part for part in ("normalisation", "head") if part not in also)
         self.travels_until = {SHARED: coefficient_rounds}
@@ -104,8 +102,7 @@ class Atoms(Mixture):
     def begin(self, model: nn.Module, clients: int) -> None:
         super().begin(model, clients)
         self.holders: set[int] = set()  # clients that hold the frozen coefficients
-        self.changes: dict[int, Tensor] = {}  # the sum of each client's changes of atoms, the k-th over k * k
-        self.trained: dict[int, int] = {}  # how many changes that are
+        self.differences: dict[int, Tensor] = {}  # of each client's atoms from those of others, added up over rounds
 
     def introduced(self, client: int, fingerprint: str) -> None:
         if not self.coefficient_rounds and fingerprint and self.fingerprint(1).startswith(fingerprint):
@@ -122,31 +119,49 @@ class Atoms(Mixture):
 
     def combine(self, round: int, updates: Sequence[Update]) -> None:
         super().combine(round, updates)
+        self.compare(updates)
         if self.mixes(round):
-            for update in updates:
-                self.holders.add(update.client)
-                # once the atoms that a client receives suit it, its changes are mostly noise. With weights 1 / k, four
-                # known groups of Fashion-MNIST fell apart after 20 rounds; with 1 / k^2 on one of three seeds
-                number = self.trained[update.client] = self.trained.get(update.client, 0) + 1
-                self.changes[update.client] = update.change("atoms") / number**2 + self.changes.get(update.client, 0)
+            self.holders.update(update.client for update in updates)
         elif round == self.coefficient_rounds:
-            self.packing.unpack(self.model, self.mean)
+            self._freeze()
+
+    def compare(self, updates: Sequence[Update]) -> None:
+        """Notes by how much each client's atoms differ from those of the round's other clients."""
+        atoms = {update.client: update.parts["atoms"] for update in updates}
+        total = torch.stack(list(atoms.values())).sum(0)
+        for client, own in atoms.items():
+            others = (total - own) / (len(atoms) - 1) if len(atoms) > 1 else own
+            self.differences[client] = own - others + self.differences.get(client, 0)
+
+    def _freeze(self) -> None:
+        """Freezes the mean coefficients, over which the differences of atoms are expressed from now on."""
+        mean = self.mean
+
+        def frozen(atoms: Tensor) -> dict[str, Tensor]:
+            self.packing.unpack(self.model, mean | {"atoms": atoms})
             freeze_coefficients(self.model, self.scale)
-            self.mean = self.packing.packed(self.model)
+            return self.packing.packed(self.model)
+
+        self.differences = {client: frozen(atoms)["atoms"] for client, atoms in self.differences.items()}
+        self.mean = frozen(mean["atoms"])
+        # each client receives them once; rounded as numbers travel, they need no more bits than other parts
+        written = encoded(self.mean[SHARED], self.bits)
+        self.mean[SHARED] = decoded(written).to(self.mean[SHARED].dtype)
 
     def forget(self, client: int) -> None:
         super().forget(client)
         self.holders.discard(client)
 
     def similarity(self) -> Tensor:
-        """Similarity of the clients in :attr:`latest`, in their order, by their changes of atoms: (n, n).
+        """Similarity of the clients in :attr:`latest`, in their order, by their atoms: (n, n).
 
-        The mean over layers of the cosine. A client's k-th change counts 1 / k^2. The atoms themselves would tell less:
-        a client's atoms are near those that it received, whoever it is.
+        The mean over layers of the cosine of their differences: a client's atoms less the mean of those that the other
+        clients sent in the same round, added up over rounds. What all have in common tells none of them from the
+        others, and makes the plain cosine of any two clients nearly 1.
         """
-        layers = [self.packing.atoms(self.changes[client]) for client in self.latest]
+        layers = [self.packing.atoms(self.differences[client]) for client in self.latest]
         return similarity_matrix(
-            {name: torch.stack([changes[name] for changes in layers]) for name in layers[0]}, aggregate="mean"
+            {name: torch.stack([atoms[name] for atoms in layers]) for name in layers[0]}, aggregate="mean"
         )
 
     def weights(self) -> Tensor | None:
@@ -162,35 +177,28 @@ class Atoms(Mixture):
 
     def bank(self) -> AtomBank:
         """A bank with a task for each client that has sent atoms; what it did not send is the server's."""
-        model = self.model
-        self.packing.unpack(model, self.mean)
-        bank = AtomBank(model)
+
+        def holding(parts: Mapping[str, Tensor]) -> nn.Module:
+            self.packing.unpack(self.model, self.mean | parts)
+            freeze_coefficients(self.model, self.scale)  # rounded ones are not quite orthogonal
+            return self.model
+
+        bank = AtomBank(holding({}))
         for client, update in sorted(self.latest.items()):
-            self.packing.unpack(model, update.parts)
-            bank.store(model, client, name=f"client {client}")
+            bank.store(holding(update.parts), client, name=f"client {client}")
         return bank
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {"holders": sorted(self.holders), "changes": dict(self.changes), "trained": dict(self.trained)}
+        kept = {"holders": sorted(self.holders), "differences": dict(self.differences)}
         return super().state_dict() | kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.holders, self.changes = set(state["holders"]), dict(state["changes"])
-        self.trained = dict(state["trained"])
+        self.holders, self.differences = set(state["holders"]), dict(state["differences"])
 
     # at a client
 
     def train(self, client: Client) -> float:
         if client.round <= self.coefficient_rounds:
-            return client.fit()
-        return client.fit(_own(client), lr=self.lr)
-
-    def prepare_answers(self, client: Client) -> None:
-        if self.tuning_epochs:
-            client.fit(_own(client), epochs=self.tuning_epochs, lr=self.tuning_lr)
-
-
-def _own(client: Client) -> list[str]:
-    """The parts that are a client's own: all but the coefficients."""
-    return [part for part in client.packing.entries if part != SHARED]
+            return client.fit(epochs=self.coefficient_epochs)
+        return client.fit([part for part in client.packing.entries if part != SHARED], lr=self.lr)
