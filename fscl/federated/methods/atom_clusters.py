@@ -14,7 +14,7 @@ __all__ = ["AtomClusters"]
 class AtomClusters(Atoms):
     """:class:`Atoms` that are averaged within clusters of clients. The server finds the clusters from atoms alone.
 
-    Clusters are found anew in each round, from the directions in which clients change the atoms that they receive.
+    Clusters are found anew in each round, from :meth:`Atoms.similarity`.
 
     Args:
         clusters: number of clusters; None takes the number with the largest silhouette, see

@@ -178,7 +178,7 @@ class Atoms(Mixture):
     def bank(self) -> AtomBank:
         """A bank with a task for each client that has sent atoms; what it did not send is the server's."""
 
-        def holding(parts: Mapping[str, Tensor]) -> nn.Module:
+        def holding(parts: dict[str, Tensor]) -> nn.Module:
             self.packing.unpack(self.model, self.mean | parts)
             freeze_coefficients(self.model, self.scale)  # rounded ones are not quite orthogonal
             return self.model

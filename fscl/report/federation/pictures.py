@@ -192,7 +192,7 @@ def gain_pictures(name: str, answers: Sequence[Relation], styles: Mapping[str, L
             xlabel, ylabel = "similarity of labels (cosine of images by class)", "similarity of clients"
             shown = (
                 "A dot is a pair of clients: the cosine of their numbers of images by class, and their similarity by "
-                "the changes of atoms, or of networks that have none."
+                "atoms, or by the changes of networks that have none."
             )
         else:
             xlabel, ylabel = "mean similarity with other clients", "gain over training alone (points)"
