@@ -1,6 +1,7 @@
 """The strategy for a Flower project of one's own: clients share coefficients and exchange atoms."""
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -86,4 +87,4 @@ def _know(method: Atoms, networks: dict[int, nn.Module], images: Sequence[int]) 
     ]
     method.mean |= weighted_mean(known)
     method.latest |= {update.client: update for update in known}
-    method.compare(known)
+    method.compare([replace(update, sent=method.mean) for update in known])

@@ -102,7 +102,10 @@ class Atoms(Mixture):
     def begin(self, model: nn.Module, clients: int) -> None:
         super().begin(model, clients)
         self.holders: set[int] = set()  # clients that hold the frozen coefficients
-        self.differences: dict[int, Tensor] = {}  # of each client's atoms from those of others, added up over rounds
+        # of each client, less the mean of the others of its round, see similarity
+        self.received: dict[int, Tensor] = {}
+        self.changes: dict[int, Tensor] = {}
+        self.trained: dict[int, int] = {}  # in how many rounds
 
     def introduced(self, client: int, fingerprint: str) -> None:
         if not self.coefficient_rounds and fingerprint and self.fingerprint(1).startswith(fingerprint):
@@ -126,15 +129,17 @@ class Atoms(Mixture):
             self._freeze()
 
     def compare(self, updates: Sequence[Update]) -> None:
-        """Notes by how much each client's atoms differ from those of the round's other clients."""
-        atoms = {update.client: update.parts["atoms"] for update in updates}
-        total = torch.stack(list(atoms.values())).sum(0)
-        for client, own in atoms.items():
-            others = (total - own) / (len(atoms) - 1) if len(atoms) > 1 else own
-            self.differences[client] = own - others + self.differences.get(client, 0)
+        """Notes the atoms that clients received and how they changed them, less what the round's others did."""
+        received = _less_others([update.sent["atoms"] for update in updates])
+        changes = _less_others([update.change("atoms") for update in updates])
+        for update, own, change in zip(updates, received, changes, strict=True):
+            client = update.client
+            number = self.trained[client] = self.trained.get(client, 0) + 1
+            self.received[client] = own
+            self.changes[client] = change / number**0.5 + self.changes.get(client, 0)
 
     def _freeze(self) -> None:
-        """Freezes the mean coefficients, over which the differences of atoms are expressed from now on."""
+        """Freezes the mean coefficients, over which changes of atoms are expressed from now on."""
         mean = self.mean
 
         def frozen(atoms: Tensor) -> dict[str, Tensor]:
@@ -142,7 +147,7 @@ class Atoms(Mixture):
             freeze_coefficients(self.model, self.scale)
             return self.packing.packed(self.model)
 
-        self.differences = {client: frozen(atoms)["atoms"] for client, atoms in self.differences.items()}
+        self.changes = {client: frozen(change)["atoms"] for client, change in self.changes.items()}
         self.mean = frozen(mean["atoms"])
         # each client receives them once; rounded as numbers travel, they need no more bits than other parts
         written = encoded(self.mean[SHARED], self.bits)
@@ -155,11 +160,14 @@ class Atoms(Mixture):
     def similarity(self) -> Tensor:
         """Similarity of the clients in :attr:`latest`, in their order, by their atoms: (n, n).
 
-        The mean over layers of the cosine of their differences: a client's atoms less the mean of those that the other
-        clients sent in the same round, added up over rounds. What all have in common tells none of them from the
-        others, and makes the plain cosine of any two clients nearly 1.
+        The mean over layers of the cosine. Of a client count the atoms that it received last and the sum of its changes
+        of what it received, the k-th divided by the root of k. From both the mean of the round's other clients is
+        subtracted: what all have in common tells none of them from the others.
+
+        Once what a client receives suits it, its changes are mostly noise; a plain sum of them loses the groups again.
+        What it received would keep a wrong group for ever.
         """
-        layers = [self.packing.atoms(self.differences[client]) for client in self.latest]
+        layers = [self.packing.atoms(self.received[client] + self.changes[client]) for client in self.latest]
         return similarity_matrix(
             {name: torch.stack([atoms[name] for atoms in layers]) for name in layers[0]}, aggregate="mean"
         )
@@ -189,12 +197,16 @@ class Atoms(Mixture):
         return bank
 
     def state_dict(self) -> dict[str, Any]:
-        kept = {"holders": sorted(self.holders), "differences": dict(self.differences)}
+        kept = {
+            "holders": sorted(self.holders), "received": dict(self.received), "changes": dict(self.changes),
+            "trained": dict(self.trained),
+        }  # fmt: skip
         return super().state_dict() | kept
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
-        self.holders, self.differences = set(state["holders"]), dict(state["differences"])
+        self.holders, self.trained = set(state["holders"]), dict(state["trained"])
+        self.received, self.changes = dict(state["received"]), dict(state["changes"])
 
     # at a client
 
@@ -202,3 +214,9 @@ class Atoms(Mixture):
         if client.round <= self.coefficient_rounds:
             return client.fit(epochs=self.coefficient_epochs)
         return client.fit([part for part in client.packing.entries if part != SHARED], lr=self.lr)
+
+
+def _less_others(rows: Sequence[Tensor]) -> list[Tensor]:
+    """Each tensor less the mean of the others; zero if there are none."""
+    total = torch.stack(list(rows)).sum(0)
+    return [row - (total - row) / (len(rows) - 1) if len(rows) > 1 else torch.zeros_like(row) for row in rows]
