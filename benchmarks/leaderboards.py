@@ -131,7 +131,7 @@ def _cells(row: SummaryRow, columns: Sequence[str]) -> list[str]:
 
 def _tuned(benchmark: str) -> str:
     if (tuning := _tuning(benchmark)) is None:
-        return "as in the recipes; no strategy was tuned on this benchmark"
+        return "as in the recipes, without `fscl tune`"
     protocol = tuning["protocol"]
     percent = f"{100 * protocol['validation']:.0f} %"
     return (

@@ -121,17 +121,19 @@ def similarity_pictures(name: str, groups: Sequence[MethodRuns]) -> list[Picture
         names = [str(client) for client in chosen]
         low, high = similarity_limits(matrix)
         first = runs[0]
-        # what is compared, and over what it is a mean
-        changes, over = ("atoms", "mean over layers") if group.has_atoms else ("networks", "all layers together")
-        label = f"cosine of changes of {changes}, {over}"
+        compared = (
+            "cosine of atoms less the common part, mean over layers"
+            if group.has_atoms
+            else "cosine of changes of networks, all layers together"
+        )
         source = f"mean over {len(runs)} seeds" if len(runs) > 1 else f"seed {first.seed}"
         strips, agreement = _strips(runs, chosen)
-        figure = clustered_heatmap(matrix, names, beside=strips, label=label, most_names=NAMED)
+        figure = clustered_heatmap(matrix, names, beside=strips, label=compared, most_names=NAMED)
         left_out = first.clients - len(chosen)
         caption = (
-            f"{group.label}: cosine of the changes that clients made to their {changes}, {over}; {len(chosen)} "
-            f"clients, {source}. No data is used. Clients are ordered by clustering; the tree shows at which mean "
-            f"similarity clusters join. Colours span {decimal(low)} to {decimal(high)}.{agreement}"
+            f"{group.label}: {compared}; {len(chosen)} clients, {source}. No data is used. Clients are ordered by "
+            "clustering; the tree shows at which mean similarity clusters join. Colours span "
+            f"{decimal(low)} to {decimal(high)}.{agreement}"
         )
         if left_out:
             caption += f" {left_out} clients are left out: the server has nothing of theirs to compare."
