@@ -85,13 +85,14 @@ def _setting(results: dict[str, Any], by_method: dict[str, list[dict[str, Any]]]
         )
         + "\n- *Less their mean over clients*: the same for what is left of the atoms without their mean over all "
         "clients. Networks of one start have a large part in common, which tells nothing."
-        "\n- *Changes*: what the server of some methods compares, the changes that clients sent (the run's record)."
+        "\n- *As the server compares them*: the similarity in the run's record, which the server of some methods "
+        "uses: of atoms less what the clients of a round have in common, or of changes of whole networks."
         f"\n- **CKA and SVCCA** compare the output of the last convolution (`{first['layer']}`), as means over "
         f"positions, {first['channels']} features, for {first['probed']:,} training images of all clients. A real "
         "server has no such images. CKA is unbiased, in batches of at most 256; SVCCA keeps 99 % of the variance."
         f"\n- **Random** members, and those from a group, are means over {DRAWS} draws. Equal similarities are decided "
         "by lot."
-        "\n- **Oracles** know what no server knows: labels compare the clients' shares of classes.",
+        "\n- **Oracles** know what no server knows: labels compare the clients' numbers of images by class.",
     ]
     agree = (
         "The accuracies of clients' own networks are those of the runs' records, to the last image."

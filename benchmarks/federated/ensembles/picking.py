@@ -5,9 +5,10 @@ from torch import Tensor
 
 from benchmarks.federated.ensembles.networks import Answers
 from fscl.errors import FsclError
+from fscl.report.federation.relations import label_similarity
 from fscl.similarity import probing_matrix, similarity_matrix
 
-__all__ = ["BY_ATOMS", "DRAWS", "PICKINGS", "ensemble_accuracies", "label_overlap", "members_by", "picked"]
+__all__ = ["BY_ATOMS", "DRAWS", "PICKINGS", "ensemble_accuracies", "members_by", "picked"]
 
 DRAWS = 50  # random ensembles of each client
 PICKINGS = {
@@ -15,7 +16,7 @@ PICKINGS = {
     "random": "at random",
     "atoms": "most similar atoms",
     "centred": "most similar atoms, less their mean over clients",
-    "changes": "most similar changes (at the server)",
+    "changes": "most similar as the server compares them",
     "least": "least similar atoms",
     "cka": "most similar features, CKA (probe)",
     "svcca": "most similar features, SVCCA (probe)",
@@ -61,7 +62,7 @@ def picked(answers: Answers, members: int, seed: int) -> dict[str, Tensor]:
     features = list(answers.features)
     similarity["cka"] = probing_matrix(features, "minibatch_cka")
     similarity["svcca"] = probing_matrix(features, "svcca")
-    similarity["labels"] = label_overlap(torch.from_numpy(record.counts))
+    similarity["labels"] = torch.from_numpy(label_similarity(record.counts))
     result = {name: members_by(matrix, members, lot)[None] for name, matrix in similarity.items()}
     result["base"], result["all"] = torch.eye(n, dtype=torch.bool)[None], torch.ones(1, n, n, dtype=torch.bool)
     result["random"] = torch.stack([members_by(torch.zeros(n, n), members, lot) for _ in range(DRAWS)])
@@ -91,17 +92,6 @@ def members_by(similarity: Tensor, members: int, lot: torch.Generator) -> Tensor
     order = values.gather(1, shuffled).argsort(dim=1, descending=True, stable=True)
     chosen = shuffled.gather(1, order)[:, :members]
     return torch.zeros(values.shape, dtype=torch.bool).scatter(1, chosen, True)
-
-
-def label_overlap(counts: Tensor) -> Tensor:
-    """How alike the labels of clients are: the sum over classes of the smaller share, from (N, classes): (N, N).
-
-    >>> label_overlap(torch.tensor([[4.0, 0.0], [1.0, 3.0]]))
-    tensor([[1.0000, 0.2500],
-            [0.2500, 1.0000]])
-    """
-    shares = counts / counts.sum(1, keepdim=True)
-    return torch.minimum(shares[:, None], shares).sum(2)
 
 
 def ensemble_accuracies(answers: Answers, members: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ class ClientNetwork(nn.Module):
         image_shape: (C, H, W) of an image.
         transform: what must be applied to uint8 images before they are passed.
         network: the client's network.
+        own: numbers of the classes among which the client chooses; None: among all.
     """
 
     def __init__(
@@ -35,15 +36,18 @@ class ClientNetwork(nn.Module):
         classes: list[str],
         shape: tuple[int, int, int],
         transform: ImageTransform,
+        own: list[int] | None = None,
     ) -> None:
         super().__init__()
         self.task, self.classes, self.image_shape, self.transform = client, classes, shape, transform
-        self.network = network
+        self.network, self.own = network, own
         self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         """The outputs of every class, (N, classes), for transformed images (N, C, H, W).
+
+        The outputs of classes that the client does not choose are minus infinity.
 
         Raises:
             FsclError: images of another shape.
@@ -51,7 +55,12 @@ class ClientNetwork(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             shape = "x".join(map(str, images.shape))
             raise FsclError(f"images are {shape}; the network takes N x {' x '.join(map(str, self.image_shape))}")
-        return self.network(images)
+        outputs = self.network(images)
+        if self.own is None:
+            return outputs
+        return torch.full_like(outputs, -torch.inf).index_copy(
+            1, torch.tensor(self.own, device=outputs.device), outputs[:, self.own]
+        )
 
     def probabilities(self, images: Tensor) -> Tensor:
         """(N, classes), the softmax of the outputs for uint8 images (N, C, H, W) that are not transformed."""
@@ -78,12 +87,13 @@ def load_client(
     server, clients = open_federation(record, folder, trust, data)
     _, channels, height, width = clients.test[0].images.shape
     try:
-        network = clients.answering_now(client, server.question).network
+        answering = clients.answering_now(client, server.question)
     except FsclError as error:
         raise FsclError(f"{folder}: {error}") from error
     except Exception as error:  # the state may be that of another version
         raise FsclError(f"{folder}: client {client} cannot be served from its {SERVER}: {line(error)}") from error
-    return ClientNetwork(client, network, list(record.classes), (channels, height, width), clients.plain)
+    shape = channels, height, width
+    return ClientNetwork(client, answering.network, list(record.classes), shape, clients.plain, answering.classes)
 
 
 def open_federation(
