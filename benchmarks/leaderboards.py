@@ -310,6 +310,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "goals": partial(quoted, "similarity", "| goal | cosine of atoms"),
     "transformers": partial(quoted, "similarity", "| method | needs | each from one start: linear CKA |"),
     "misleads": partial(quoted, "similarity", "- **Unrelated starts.**"),
+    "ensembles": partial(quoted, "federated_ensembles", "- Atoms and head in clusters"),
     "speed": partial(quoted, "speed", "| network and learner |"),
 }
 MARKED = re.compile(r"<!-- (\w+) -->\n.*?<!-- /\1 -->", re.DOTALL)
