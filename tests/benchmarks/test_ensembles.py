@@ -15,7 +15,7 @@ from benchmarks.federated.ensembles.__main__ import finished, study
 from benchmarks.federated.ensembles.cost import atom_flops, joint_flops, minibatch_flops
 from benchmarks.federated.ensembles.networks import answers_of, client_atoms
 from benchmarks.federated.ensembles.picking import DRAWS, PICKINGS, ensemble_accuracies, members_by, picked
-from benchmarks.federated.ensembles.summary import Difference, difference, finding, outcomes
+from benchmarks.federated.ensembles.summary import Difference, Outcome, difference, finding, outcomes, over_draws
 from benchmarks.speed.similarity import counted_flops
 from fscl import load_network, load_runs
 from fscl.errors import FsclError
@@ -23,7 +23,7 @@ from fscl.runs.federation.building import images_of
 from fscl.runs.recipe import load_any_benchmark, load_strategy, with_overrides
 from fscl.runs.run import run_one
 from fscl.runs.spec import RunSpec
-from fscl.similarity import minibatch_cka, similarity_matrix
+from fscl.similarity import minibatch_cka, seed_interval, similarity_matrix
 
 CLIENTS, MEMBERS, PROBE = 7, 3, 100
 SMALL = [
@@ -99,7 +99,7 @@ def test_ensembles_hold_the_client_itself_and_distinct_members(answers, case):
     assert not (members["group_some"] & ~same_group).any()
     by_atoms = {"atoms", "centred", "least"}
     assert by_atoms & set(members) == (set() if case == "equal filters" else by_atoms)
-    assert ("changes" in members) == (case == "atom layers")
+    assert ("server" in members) == (case == "atom layers")
 
 
 def test_random_members_are_all_other_clients_equally_often():
@@ -206,7 +206,7 @@ def runs_with(gains, clients=20):
         base = numbers.uniform(0.4, 0.6, clients)
         runs.append({"base": [base - 0.1], "random": [base - 0.01, base + 0.01], "atoms": [base + gain],
                      "all": [base + 0.1]})  # fmt: skip
-    return [{name: [list(map(float, row)) for row in draws] for name, draws in run.items()} for run in runs]
+    return [{name: over_draws(np.array(draws)) for name, draws in run.items()} for run in runs]
 
 
 def test_differences_are_paired_by_client_and_seed():
@@ -217,7 +217,7 @@ def test_differences_are_paired_by_client_and_seed():
     assert (over_seeds.low, over_seeds.high) == pytest.approx((0.02 - half, 0.02 + half), abs=1e-7)
     (one,) = runs_with([0.0])
     noise = np.random.default_rng(1).normal(0.05, 0.1, 20)
-    one["atoms"][0] = [value + more for value, more in zip(one["atoms"][0], noise, strict=True)]
+    one["atoms"]["accuracy"] = (np.array(one["atoms"]["accuracy"]) + noise).tolist()
     over_clients = difference([one], "atoms", "random")
     assert (over_clients.over, over_clients.n) == ("clients", 20)
     assert over_clients.mean == pytest.approx(noise.mean())
@@ -247,10 +247,15 @@ def test_the_share_of_the_gain_of_all_is_undefined_without_such_a_gain():
     ],
 )  # fmt: skip
 def test_the_finding_follows_from_the_intervals(intervals, expected):
-    differences = [Difference((low + high) / 2, low, high, 3, "seeds") for low, high in intervals]
-    found = finding(differences, [0.01, -0.02][: len(intervals)])
-    assert found.startswith(f"Members picked by atoms {expected}, and ")
-    assert found.endswith("+1.00 over the client alone" if len(intervals) == 1 else "−0.50 over the client alone")
+    accuracy = seed_interval([0.5])
+    by_method = [
+        {"atoms": Outcome(accuracy, accuracy, gain, Difference((low + high) / 2, low, high, 3, "seeds"), share=None)}
+        for (low, high), gain in zip(intervals, (0.01, -0.02, -0.02), strict=False)
+    ]
+    gain = {1: "+1.00", 2: "−0.50", 3: "−1.00"}[len(intervals)]
+    assert finding("atoms", by_method) == (
+        f"Members with the most similar atoms {expected}, and {gain} over the client alone"
+    )
 
 
 def test_the_study_goes_on_where_it_stopped_and_states_its_finding_first(answers, tmp_path, monkeypatch, capsys):
@@ -264,10 +269,8 @@ def test_the_study_goes_on_where_it_stopped_and_states_its_finding_first(answers
     results = study(runs, out, members=MEMBERS, probe=PROBE)
     text = (out / "README.md").read_text(encoding="utf-8")
     by_method = {row["method"]: row for row in results["runs"]}
-    own = [by_method[name]["accuracy"] for name in ("atoms_graph", "local")]
-    differences = [difference([run], "atoms", "random") for run in own]
-    gains = [float(np.mean(run["atoms"]) - np.mean(run["base"])) for run in own]
-    assert text.startswith(f"# {finding(differences, gains)}\n")
+    own = [outcomes([by_method[name]["pickings"]]) for name in ("atoms_graph", "local")]
+    assert text.startswith(f"# {finding('centred', own)}\n\n{finding('atoms', own)}. ")
     assert all(title in text for title in PICKINGS.values())
     assert "FedAvg: all clients have the same filters" in text
     assert "those of the runs' records, to the last image" in text

@@ -23,6 +23,7 @@ from benchmarks.federated.ensembles.cost import measure
 from benchmarks.federated.ensembles.networks import Answers, answers_of
 from benchmarks.federated.ensembles.page import page
 from benchmarks.federated.ensembles.picking import ensemble_accuracies, picked
+from benchmarks.federated.ensembles.summary import over_draws
 from fscl.errors import FsclError
 from fscl.files import write_text_atomically
 from fscl.runs.environment import machine, versions
@@ -78,10 +79,10 @@ def study(
             print(f"{record} ({human_seconds(time.perf_counter() - began)})", file=sys.stderr, flush=True)
         rows.append(row)
         results = settings | {"date": datetime.date.today().isoformat(), "runs": rows}
-        write_text_atomically(file, json.dumps(results, indent=1) + "\n")
+        write_text_atomically(file, json.dumps(results) + "\n")
     network = build_network(spec_of_record(records[0], trust=False, data=data))
     results["cost"] = cost_of(rows, network)
-    write_text_atomically(file, json.dumps(results, indent=1) + "\n")
+    write_text_atomically(file, json.dumps(results) + "\n")
     write_text_atomically(out / "README.md", page(results))
     return results
 
@@ -133,7 +134,7 @@ def measured_row(answers: Answers, members: int, seed: int) -> dict[str, Any]:
         "channels": answers.features.shape[2],
         "off_record": float((accuracies["base"][0] - recorded).abs().nan_to_num(0).max()),
         "made_with": record.versions,
-        "accuracy": {name: draws.tolist() for name, draws in accuracies.items()},
+        "pickings": {name: over_draws(draws.numpy()) for name, draws in accuracies.items()},
     }
 
 

@@ -16,7 +16,7 @@ PICKINGS = {
     "random": "at random",
     "atoms": "most similar atoms",
     "centred": "most similar atoms, less their mean over clients",
-    "changes": "most similar as the server compares them",
+    "server": "most similar as the server compares them",
     "least": "least similar atoms",
     "cka": "most similar features, CKA (probe)",
     "svcca": "most similar features, SVCCA (probe)",
@@ -58,7 +58,7 @@ def picked(answers: Answers, members: int, seed: int) -> dict[str, Tensor]:
         similarity["centred"] = similarity_matrix(centred, "filter", "mean", grams=grams)
         similarity["least"] = -similarity["atoms"]
     if len(record.similarity):
-        similarity["changes"] = torch.from_numpy(record.similarity)
+        similarity["server"] = torch.from_numpy(record.similarity)
     features = list(answers.features)
     similarity["cka"] = probing_matrix(features, "minibatch_cka")
     similarity["svcca"] = probing_matrix(features, "svcca")

@@ -1,7 +1,8 @@
 """Accuracies of ensembles over seeds: means, paired differences, and whether similarity picks better than chance."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,13 +12,26 @@ from fscl.report.federation.measures import worst_tenth
 from fscl.similarity import Estimate, seed_interval
 from fscl.text import points
 
-__all__ = ["Difference", "Outcome", "difference", "finding", "measured", "outcomes"]
+__all__ = ["Difference", "Outcome", "Run", "difference", "finding", "outcomes", "over_draws"]
 
 RESAMPLES = 10_000
+DECIMALS = 6  # of an accuracy in the results
 ENOUGH = 0.0005  # gain of all members, a fraction; a share of less is a share of noise
 
-Run = dict[str, list[list[float]]]  # of one seed: accuracies (draws, clients) by picking
-Array = NDArray[np.float64]
+
+class OfPicking(TypedDict):
+    """What one picking gives with one method and seed, as means over draws.
+
+    Attributes:
+        accuracy: of each client.
+        worst_tenth: mean of the worst tenth of the clients of a draw.
+    """
+
+    accuracy: list[float]
+    worst_tenth: float
+
+
+Run = dict[str, OfPicking]  # of one method and seed, by picking
 
 
 @dataclass(frozen=True)
@@ -55,10 +69,12 @@ class Outcome:
     share: float | None
 
 
-def measured(run: Run, picking: str) -> tuple[float, float]:
-    """The mean accuracy over clients, and that of the worst tenth; means over the draws."""
-    draws = np.array(run[picking])
-    return float(np.nanmean(draws)), float(np.mean([worst_tenth(row) for row in draws]))
+def over_draws(draws: NDArray[np.float64]) -> OfPicking:
+    """What is kept of the accuracies of a picking: (draws, clients)."""
+    return {
+        "accuracy": draws.mean(0).round(DECIMALS).tolist(),
+        "worst_tenth": float(np.mean([worst_tenth(row) for row in draws])),
+    }
 
 
 def outcomes(runs: Sequence[Run]) -> dict[str, Outcome]:
@@ -67,24 +83,23 @@ def outcomes(runs: Sequence[Run]) -> dict[str, Outcome]:
     Only pickings that all seeds have are compared.
     """
     common = [name for name in PICKINGS if all(name in run for run in runs)]
-    values = {name: [measured(run, name) for run in runs] for name in common}
-    mean = {name: float(np.mean([accuracy for accuracy, _ in pairs])) for name, pairs in values.items()}
-    of_all = mean["all"] - mean["base"]
+    accuracy = {name: seed_interval(float(np.nanmean(run[name]["accuracy"])) for run in runs) for name in common}
+    gain = {name: accuracy[name].mean - accuracy["base"].mean for name in common}
     return {
         name: Outcome(
-            seed_interval(accuracy for accuracy, _ in pairs),
-            seed_interval(worst for _, worst in pairs),
-            mean[name] - mean["base"],
+            accuracy[name],
+            seed_interval(run[name]["worst_tenth"] for run in runs),
+            gain[name],
             difference(runs, name, "random"),
-            (mean[name] - mean["base"]) / of_all if of_all > ENOUGH else None,
+            gain[name] / gain["all"] if gain["all"] > ENOUGH else None,
         )
-        for name, pairs in values.items()
+        for name in common
     }
 
 
 def difference(runs: Sequence[Run], first: str, second: str) -> Difference:
     """The mean accuracy with one picking less that with another, on the same clients and seeds."""
-    by_client = [np.nanmean(run[first], axis=0) - np.nanmean(run[second], axis=0) for run in runs]
+    by_client = [np.array(run[first]["accuracy"]) - np.array(run[second]["accuracy"]) for run in runs]
     if len(runs) > 1:
         over_seeds = seed_interval(float(np.nanmean(one)) for one in by_client)
         return Difference(over_seeds.mean, over_seeds.low, over_seeds.high, over_seeds.n, "seeds")
@@ -94,18 +109,19 @@ def difference(runs: Sequence[Run], first: str, second: str) -> Difference:
     return Difference(float(values.mean()), float(low), float(high), len(values), "clients")
 
 
-def finding(differences: Sequence[Difference], gains: Sequence[float]) -> str:
-    """The answer in one line, from the differences ``atoms - random`` of the methods and the gains by atoms.
+def finding(picking: str, outcomes: Sequence[Mapping[str, Outcome]]) -> str:
+    """What a picking gives beside random members, in one line, from the outcomes of several methods.
 
-    >>> better, unclear = Difference(0.02, 0.01, 0.03, 3, "seeds"), Difference(0.01, -0.01, 0.03, 3, "seeds")
-    >>> print(finding([better, unclear], [0.01, -0.02]))
-    Members picked by atoms are better than random ones with 1 of 2 methods: +1.50 points on average, and −0.50 over the
-    client alone
+    >>> def outcome(low, high):
+    ...     alone, less = seed_interval([0.5]), Difference((low + high) / 2, low, high, 3, "seeds")
+    ...     return {"atoms": Outcome(alone, alone, gain=-0.02, minus_random=less, share=None)}
+    >>> print(finding("atoms", [outcome(0.01, 0.03), outcome(-0.01, 0.03)]))
+    Members with the most similar atoms are better than random ones with 1 of 2 methods: +1.50 points on average, and
+    −2.00 over the client alone
     """
-    count = len(differences)
+    count = len(outcomes)
+    differences = [outcome[picking].minus_random for outcome in outcomes]
     better, worse = (sum(sign * d.low > 0 and sign * d.high > 0 for d in differences) for sign in (1, -1))
-    if not count:
-        return "No members can be picked by atoms: with every method all clients have the same filters"
     if worse > better:
         verdict, number = "are worse than random ones", worse
     elif better:
@@ -115,8 +131,9 @@ def finding(differences: Sequence[Difference], gains: Sequence[float]) -> str:
     methods = "the one method" if count == 1 else f"{'all ' if number == count else f'{number} of '}{count} methods"
     otherwise = min(better, worse)
     methods += f", but {'worse' if better >= worse else 'better'} with {otherwise}" if otherwise else ""
-    less_random, gain = (points(float(np.mean(values)), sign=True) for values in ([d.mean for d in differences], gains))
+    less_random = points(float(np.mean([d.mean for d in differences])), sign=True)
+    gain = points(float(np.mean([outcome[picking].gain for outcome in outcomes])), sign=True)
     return (
-        f"Members picked by atoms {verdict} with {methods}: {less_random} points on average, and {gain} over the "
-        "client alone"
+        f"Members with the {PICKINGS[picking]} {verdict} with {methods}: {less_random} points on average, and {gain} "
+        "over the client alone"
     )
