@@ -1,5 +1,7 @@
 """Finds groups of clients from their similarity."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -9,9 +11,15 @@ from fscl.errors import FsclError
 __all__ = ["groups_of"]
 
 NO_STRUCTURE = 0.25  # largest silhouette of a division that says nothing
+# by how much the silhouette of a new division must be larger to replace the one before. Clients of one group receive
+# the same, so that a division holds itself up. On federated Fashion-MNIST two of four known groups became one with a
+# silhouette 0.04 above that of four, and stayed so for 16 rounds; it was 0.05 to 0.08 above by then
+CLEARLY_BETTER = 0.05
 
 
-def groups_of(similarity: Tensor, number: int | None = None, linkage: str = "average") -> list[int]:
+def groups_of(
+    similarity: Tensor, number: int | None = None, linkage: str = "average", before: Sequence[int] | None = None
+) -> list[int]:
     """The group of each client, by agglomerative clustering of ``1 - similarity``.
 
     Args:
@@ -19,6 +27,8 @@ def groups_of(similarity: Tensor, number: int | None = None, linkage: str = "ave
         number: number of groups, of which there are at most n. None takes the number from 2 to n - 1 with the largest
             silhouette, or one group if no silhouette is above 0.25.
         linkage: of the clustering, see :func:`scipy.cluster.hierarchy.linkage`.
+        before: the groups that the clients are in so far, -1 for new clients. A new client joins the group to which it
+            is most similar on average. These groups stay, unless the silhouette of new ones is larger by 0.05.
 
     Returns:
         Groups count from 0 in the order of their first clients.
@@ -37,7 +47,6 @@ def groups_of(similarity: Tensor, number: int | None = None, linkage: str = "ave
     """
     from scipy.cluster import hierarchy
     from scipy.spatial.distance import squareform
-    from sklearn.metrics import silhouette_score  # takes a second to import
 
     if number is not None and number < 1:
         raise FsclError(f"the number of groups is {number}; it must be at least 1")
@@ -48,12 +57,34 @@ def groups_of(similarity: Tensor, number: int | None = None, linkage: str = "ave
     distances = np.clip((distances + distances.T) / 2, 0, None)
     np.fill_diagonal(distances, 0)
     tree = hierarchy.linkage(squareform(distances), linkage)
-    if number is not None:
-        return _counted(hierarchy.cut_tree(tree, min(number, clients))[:, 0])
-    divisions = hierarchy.cut_tree(tree, range(2, clients)).T
-    silhouettes = [silhouette_score(distances, groups, metric="precomputed") for groups in divisions]
+    counts = range(2, clients) if number is None else [min(number, clients)]
+    divisions = list(hierarchy.cut_tree(tree, counts).T)
+    if number is None:
+        divisions.append(np.zeros(clients, dtype=int))
+    silhouettes = [_silhouette(distances, groups) for groups in divisions]
+    best = int(np.argmax(silhouettes))
+    if before is not None and max(before, default=-1) >= 0:
+        joined = _joined(distances, np.array(before))
+        if silhouettes[best] < _silhouette(distances, joined) + CLEARLY_BETTER:
+            return _counted(joined)
+    return _counted(divisions[best])
+
+
+def _silhouette(distances: NDArray[np.float64], groups: NDArray[np.integer]) -> float:
+    """The mean silhouette; of a single group, or of groups of one client each, the value that says nothing."""
+    from sklearn.metrics import silhouette_score  # takes a second to import
+
+    if not 1 < len(np.unique(groups)) < len(groups):
+        return NO_STRUCTURE
     # on digits: at most 0.11 for clients with images of all classes, 0.55 for those of three known groups
-    return _counted(divisions[np.argmax(silhouettes)]) if max(silhouettes) > NO_STRUCTURE else [0] * clients
+    return float(silhouette_score(distances, groups, metric="precomputed"))
+
+
+def _joined(distances: NDArray[np.float64], groups: NDArray[np.integer]) -> NDArray[np.integer]:
+    """The groups, with each client that has none in the nearest one on average."""
+    known = np.unique(groups[groups >= 0])
+    to_groups = np.stack([distances[:, groups == group].mean(1) for group in known], 1)
+    return np.where(groups >= 0, groups, known[to_groups.argmin(1)])
 
 
 def _counted(labels: NDArray[np.integer]) -> list[int]:

@@ -1,11 +1,14 @@
 """One set of atoms for each cluster of clients, over coefficients that all clients share."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fscl.errors import FsclError
+from fscl.federated.groups import groups_of
+from fscl.federated.method import Update
 from fscl.federated.methods.atoms import COEFFICIENT_ROUNDS, NUM_ATOMS, Atoms
 
 __all__ = ["AtomClusters"]
@@ -14,7 +17,8 @@ __all__ = ["AtomClusters"]
 class AtomClusters(Atoms):
     """:class:`Atoms` that are averaged within clusters of clients. The server finds the clusters from atoms alone.
 
-    Clusters are found anew in each round, from :meth:`Atoms.similarity`.
+    Clusters are found after each round, from :meth:`Atoms.similarity`. They stay unless others are clearly better, see
+    :func:`fscl.federated.groups_of`.
 
     Args:
         clusters: number of clusters; None takes the number with the largest silhouette, see
@@ -43,10 +47,28 @@ class AtomClusters(Atoms):
             raise FsclError(f"clusters is {clusters}; it must be at least 1")
         self.clusters = clusters
 
+    def begin(self, model: nn.Module, clients: int) -> None:
+        super().begin(model, clients)
+        self.cluster_of: dict[int, int] = {}
+
+    def combine(self, round: int, updates: Sequence[Update]) -> None:
+        super().combine(round, updates)
+        if self.latest:
+            before = [self.cluster_of.get(client, -1) for client in self.latest]
+            found = groups_of(self.similarity(), self.clusters, before=before)
+            self.cluster_of = dict(zip(self.latest, found, strict=True))
+
     def weights(self) -> Tensor:
-        groups = torch.tensor(list(self.groups(self.clusters).values()))
-        weights = (groups[:, None] == groups) * self.images()
+        clusters = torch.tensor(list(self.cluster_of.values()))
+        weights = (clusters[:, None] == clusters) * self.images()
         return weights / weights.sum(1, keepdim=True)
 
-    def groups(self, number: int | None = None) -> dict[int, int]:
-        return super().groups(number or self.clusters)
+    def groups(self) -> dict[int, int]:
+        return dict(self.cluster_of)
+
+    def state_dict(self) -> dict[str, Any]:
+        return super().state_dict() | {"cluster_of": dict(self.cluster_of)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.cluster_of = dict(state["cluster_of"])

@@ -179,9 +179,9 @@ class Atoms(Mixture):
             self.similarity(), self.images(), self.mix, nearest=self.nearest, sharpness=self.sharpness
         )
 
-    def groups(self, number: int | None = None) -> dict[int, int]:
+    def groups(self) -> dict[int, int]:
         """The group of each client that has sent atoms, from the similarity, see :func:`fscl.federated.groups_of`."""
-        return dict(zip(self.latest, groups_of(self.similarity(), number), strict=True)) if self.latest else {}
+        return dict(zip(self.latest, groups_of(self.similarity()), strict=True)) if self.latest else {}
 
     def bank(self) -> AtomBank:
         """A bank with a task for each client that has sent atoms; what it did not send is the server's."""
