@@ -45,29 +45,24 @@ def test_the_order_of_clients_does_not_matter():
     assert adjusted_rand_score([first[i] for i in order], permuted) == 1
 
 
-def test_groups_stay_unless_others_are_clearly_better():
-    two, three = [0] * 6 + [1] * 3, [0] * 3 + [1] * 3 + [2] * 3
-    similarity = directions(three, 0.3)
-    assert groups_of(similarity, before=two) == three  # far better
-    wrong = [0, 1, 2] * 3
-    assert groups_of(similarity, before=wrong) == three
-    # no division is clearly better than another: whichever came first stays
-    flat = directions([0] * 9, 3.0)
+def test_the_number_of_groups_stays_unless_another_is_clearly_better():
+    three = [0, 1, 2] * 3
+    clear, flat = directions(three, 0.3), directions([0] * 9, 3.0)
+    for before in range(1, 9):
+        assert groups_of(clear, before=before) == three  # far better than any other
     assert groups_of(flat) == [0] * 9
-    split = groups_of(flat, 2)
-    assert groups_of(flat, 2, before=wrong) in (split, wrong)
-    near = torch.eye(9) + 0.1 * (1 - torch.eye(9))
-    assert groups_of(near, 3, before=wrong) == wrong
-    assert groups_of(near, 3, before=three) == three
-
-
-def test_a_new_client_joins_the_most_similar_group():
-    groups = [0, 0, 1, 1, 2, 2, 1, 0]
-    similarity = directions(groups, 0.5)
-    assert groups_of(similarity, before=[0, 0, 1, 1, 2, 2, -1, -1]) == groups
-    assert groups_of(similarity, before=[-1] * 8) == groups_of(similarity)  # nobody was in a group yet
-    # numbers need not follow on one another, and count anew in what is returned
-    assert groups_of(similarity, before=[7, 7, 3, 3, 5, 5, -1, -1]) == groups
+    assert {before: len(set(groups_of(flat, before=before))) for before in (1, 12)} == {1: 1, 12: 1}
+    # four groups, two of which are near each other: no number is clearly better than the other
+    similarity = torch.eye(8)
+    for first in range(0, 8, 2):
+        similarity[first, first + 1] = similarity[first + 1, first] = 0.6
+    similarity[4:6, 6:] = similarity[6:, 4:6] = 0.29
+    fresh = groups_of(similarity)
+    assert len(set(fresh)) == 4
+    assert groups_of(similarity, before=4) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert groups_of(similarity, before=3) == [0, 0, 1, 1, 2, 2, 2, 2]
+    similarity[4:6, 6:] = similarity[6:, 4:6] = 0
+    assert groups_of(similarity, before=3) == fresh
 
 
 def test_few_clients_have_groups_too():

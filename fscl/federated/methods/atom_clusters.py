@@ -17,8 +17,8 @@ __all__ = ["AtomClusters"]
 class AtomClusters(Atoms):
     """:class:`Atoms` that are averaged within clusters of clients. The server finds the clusters from atoms alone.
 
-    Clusters are found after each round, from :meth:`Atoms.similarity`. They stay unless others are clearly better, see
-    :func:`fscl.federated.groups_of`.
+    Clusters are found anew after each round, from :meth:`Atoms.similarity`. Their number stays unless another is
+    clearly better, see :func:`fscl.federated.groups_of`.
 
     Args:
         clusters: number of clusters; None takes the number with the largest silhouette, see
@@ -54,7 +54,7 @@ class AtomClusters(Atoms):
     def combine(self, round: int, updates: Sequence[Update]) -> None:
         super().combine(round, updates)
         if self.latest:
-            before = [self.cluster_of.get(client, -1) for client in self.latest]
+            before = len(set(self.cluster_of.values())) or None
             found = groups_of(self.similarity(), self.clusters, before=before)
             self.cluster_of = dict(zip(self.latest, found, strict=True))
 
