@@ -14,7 +14,9 @@ from pydantic import BaseModel, ValidationError
 from fscl.errors import FsclError
 from fscl.plain import check_plain, check_size, name_fault
 from fscl.runs.schema import (
+    SPLITS,
     TAGS,
+    WAYS,
     WRONG_SPLIT,
     BenchmarkRecipe,
     FederationRecipe,
@@ -152,7 +154,8 @@ def with_overrides(benchmark: B, strategy: StrategyRecipe, settings: Sequence[st
 
     Later sources win: the benchmark's training, the strategy's training, the benchmark's table for this strategy, then
     ``key=value`` settings (``training.epochs=2``, ``args.ewc_lambda=10``, ``split.tasks=2``). Settings come from the
-    user, so a network that a setting names may be of any module.
+    user, so a network that a setting names may be of any module. A setting of one way to divide images, such as
+    ``federation.dirichlet=0.1``, takes the place of the recipe's way.
 
     Raises:
         FsclError: a setting is not of the form ``key=value``, or has a wrong key or value.
@@ -178,6 +181,10 @@ def with_overrides(benchmark: B, strategy: StrategyRecipe, settings: Sequence[st
                 raise FsclError(f"--set {setting}: unknown section {'.'.join(path)!r}; known sections: {known}")
             target = target[part]
         target[leaf] = _value(text)
+    named = {setting.partition("=")[0].strip() for setting in settings}
+    for section, ways in (("split", WAYS), ("federation", SPLITS)):
+        if chosen := [way for way in ways if f"{section}.{way}" in named]:  # TOML has no value that takes one back
+            benchmark_data[section] |= dict.fromkeys(set(ways) - set(chosen))
     merged = _validate("--set", benchmark_data, type(benchmark))
     learner = _validate("--set", strategy_data, StrategyRecipe)
     if not any(setting.partition("=")[0].strip() == "model.name" for setting in settings):

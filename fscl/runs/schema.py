@@ -17,7 +17,9 @@ from fscl.plain import name_fault
 from fscl.settings import Network, Settings, Text, Training
 
 __all__ = [
+    "SPLITS",
     "TAGS",
+    "WAYS",
     "WRONG_SPLIT",
     "BenchmarkRecipe",
     "ClientsRecipe",

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from fscl.errors import FsclError
-from fscl.runs.recipe import find_recipes, load_benchmark, load_strategy, recipe_hash, with_overrides
+from fscl.runs.recipe import (
+    find_recipes,
+    load_any_benchmark,
+    load_benchmark,
+    load_strategy,
+    recipe_hash,
+    with_overrides,
+)
 
 GOOD = """
 title = "Mine"
@@ -222,6 +229,32 @@ def test_the_scenario_can_be_changed_by_a_setting() -> None:
     assert list(b.split.tasks) == list(named.split.tasks)
     b, _ = with_overrides(named, load_strategy("ewc"), ["split.tasks=20"])
     assert b.split.tasks == 20
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "strategy", "setting", "gone"),
+    [
+        ("federated_cifar100", "fedavg", "federation.dirichlet=0.1", "classes_per_client"),
+        ("federated_cifar100", "fedavg", "federation.groups='split_cifar100_superclass'", "classes_per_client"),
+        ("federated_digits", "fedavg", "federation.classes_per_client=2", "groups"),
+        ("split_digits", "ewc", "split.permutations=3", "tasks"),
+        ("rotated_fmnist", "ewc", "split.tasks=5", "rotations"),
+    ],
+)
+def test_a_setting_of_one_way_to_divide_images_takes_the_place_of_the_recipes_way(benchmark, strategy, setting, gone):
+    scenario = ["split.scenario='task'"] if setting.startswith("split.") else []
+    before, learner = load_any_benchmark(benchmark), load_strategy(strategy)
+    b, _ = with_overrides(before, learner, [setting, *scenario])
+    section, name = setting.partition("=")[0].split(".")
+    assert getattr(getattr(b, section), name) is not None
+    assert getattr(getattr(before, section), gone) is not None
+    assert getattr(getattr(b, section), gone) is None
+
+
+def test_settings_of_two_ways_to_divide_images_are_refused():
+    recipes = load_any_benchmark("federated_cifar100"), load_strategy("fedavg")
+    with pytest.raises(FsclError, match=r"federation.dirichlet and federation.groups exclude each other"):
+        with_overrides(*recipes, ["federation.groups=4", "federation.dirichlet=0.1"])
 
 
 def test_overrides_of_another_strategy_do_not_change_the_recipe_hash(tmp_path: Path) -> None:
