@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "reports"
 FROM_PAGES = "../../reports"  # path of the reports, seen from docs/results/
 BENCHMARKS = ("split_cifar100", "split_fmnist", "split_digits", "rotated_fmnist", "split_digits_class")
-FEDERATIONS = ("federated_fmnist",)
+FEDERATIONS = ("federated_fmnist", "federated_cifar100_pretrained")
 MAIN = BENCHMARKS[0]  # the README shows some of its rows, and papers report accuracies on it
 LEVEL = 0.05  # of significance
 # columns of the summary table

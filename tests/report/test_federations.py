@@ -22,6 +22,7 @@ from sklearn.metrics import adjusted_rand_score
 
 from fscl import FsclError, load_runs
 from fscl.report.federation.measures import bytes_to_reach, federated_measures, worst_tenths
+from fscl.report.federation.provenance import federated_budget
 from fscl.report.federation.relations import GAIN, LABELS, relations
 from fscl.report.federation.summary import FederationRow, federation_rows, group_federations, reference_of
 from fscl.report.federation.table import FEDERATION_COLUMNS, federation_table
@@ -337,6 +338,14 @@ def test_bytes_of_evaluation_are_counted_apart_and_said_once(federation: Make, t
     assert "another 200 B a run" in pages(tmp_path / "equal", data[0])[1]
     assert "Evaluation sent" not in pages(tmp_path / "none", federation(status="failed"))[1]
     assert Runs(map(run_of, data)).to_dataframe("federations")["evaluation_bytes"].tolist() == [200, 3_500_100, 200]
+
+
+def test_the_budget_says_that_the_learning_rate_falls_over_the_rounds(federation: Make) -> None:
+    data = federation()
+    data["benchmark"]["training"] |= {"lr": 0.02}
+    assert "cosine" not in federated_budget(run_of(data))
+    data["benchmark"]["federation"]["schedule"] = "cosine"
+    assert "learning rate 0.02, falling over the rounds along a cosine" in federated_budget(run_of(data))
 
 
 def test_an_evaluation_without_its_bytes_is_refused(federation: Make) -> None:

@@ -45,7 +45,8 @@ def federated_budget(run: FederatedRecord) -> str:
     parts = [rounds, f"{epochs} local epoch{'s' * (epochs != 1)} a round" if epochs is not None else ""]
     if every := federation.get("evaluate_every"):
         parts.append(f"all clients tested {f'every {every} rounds' if every != 1 else 'after each round'}")
-    return ", ".join(part for part in (*parts, *optimizer_words(training)) if part)
+    falls = [("lr", "falling over the rounds along a cosine")] if federation.get("schedule") == "cosine" else []
+    return ", ".join(part for part in (*parts, *optimizer_words(training, falls)) if part)
 
 
 def _clients(runs: Sequence[FederatedRecord]) -> str:
