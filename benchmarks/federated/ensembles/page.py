@@ -38,7 +38,7 @@ def page(results: dict[str, Any]) -> str:
         *_without_atoms(by_method, found),
     ]
     if by_atoms:
-        head = ["less their mean over clients, less", *(PICKINGS[name] for name in RIVALS)]
+        head = ["atoms less their mean, minus", *(PICKINGS[name] for name in RIVALS)]
         cells = [
             [title, *(_difference(difference(runs[title], "centred", name)) for name in RIVALS)] for title in by_atoms
         ]
@@ -52,7 +52,7 @@ def page(results: dict[str, Any]) -> str:
 
 
 def _answers(by_atoms: dict[str, dict[str, Outcome]]) -> list[str]:
-    """The two findings, what they are worth, and the gains by method."""
+    """The two findings, and the gains by method."""
     if not by_atoms:
         return ["# No members can be picked by atoms: with every method all clients have the same filters"]
     centred, plain = (finding(picking, list(by_atoms.values())) for picking in ("centred", "atoms"))
